@@ -1,0 +1,76 @@
+"""`medkit plugins`: what is installed, what is broken, and the beginning of a new one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from medkit.plugins import Plugin, Registry, registry
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("-v", "--verbose", is_flag=True, help="Also import times, targets and tracebacks.")
+@click.pass_context
+def plugins(ctx: click.Context, as_json: bool, verbose: bool) -> None:
+    """List the plugins and what they bring; `medkit plugins new NAME` begins a new one."""
+    if ctx.invoked_subcommand:
+        return
+    found = registry()
+    if as_json:
+        click.echo(json.dumps(as_data(found), indent=1))
+        return
+    for line in _lines(found, verbose):
+        click.echo(line)
+
+
+def as_data(found: Registry) -> dict[str, Any]:
+    """The registry as JSON data."""
+    return {
+        "plugins": [asdict(p) | {"bundles": [asdict(b) | {"root": str(b.root)} for b in p.bundles]} for p in found.plugins],
+        "conflicts": conflicts(found),
+    }
+
+
+def conflicts(found: Registry) -> list[str]:
+    """One sentence per name that more than one party offers, core commands included."""
+    from medkit.cli import core_command_names
+
+    taken = [
+        f"command {name} of {offers[0].plugin.distribution} (plugin {offers[0].plugin.name}) is not used: medkit has a command of that name"
+        for name, offers in found.commands.items()
+        if name in core_command_names()
+    ]
+    return found.conflicts() + taken
+
+
+def _lines(found: Registry, verbose: bool) -> Iterator[str]:
+    if not found.plugins:
+        yield "no plugins (MEDKIT_PLUGINS restricts them, if it is set)"
+    for plugin in found.plugins:
+        yield f"{plugin.name}  {plugin.distribution} {plugin.version}  {_offers(plugin)}"
+        if verbose:
+            yield from _details(plugin)
+    for sentence in conflicts(found):
+        yield f"conflict: {sentence}"
+
+
+def _offers(plugin: Plugin) -> str:
+    if plugin.error:
+        return f"BROKEN: {plugin.error}"
+    groups = (("task", plugin.tasks), ("command", plugin.commands), ("bundle", plugin.bundles))
+    return ", ".join(f"{what} {spec.name}" for what, specs in groups for spec in specs) or "nothing"
+
+
+def _details(plugin: Plugin) -> Iterator[str]:
+    yield f"    {plugin.module}, imported in {plugin.import_ms:.1f} ms"
+    for spec in (*plugin.tasks, *plugin.commands):
+        yield f"    {spec.name}: {spec.target}  {spec.help}"
+    for bundle in plugin.bundles:
+        yield f"    {bundle.name}: {bundle.root}"
+    for line in (plugin.traceback or "").splitlines():
+        yield f"    {line}"

@@ -1,0 +1,96 @@
+"""`medkit show`: where a file comes from, as a tree."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medkit.errors import InputError
+from medkit.records import Record, absolute, describe_programs, record_of
+from medkit.specs import KINDS
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the tree as JSON.")
+def show(file: Path, as_json: bool) -> None:
+    """Show where FILE comes from: the commands, versions and warnings that led to it, back to the first scans."""
+    path = absolute(file)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    record = record_of(path)
+    if as_json:
+        click.echo(json.dumps(tree(record, ()), indent=1))
+        return
+    for line in _lines(record, (), "", ""):
+        click.echo(line)
+
+
+def tree(record: Record, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The record's JSON object, its sources replaced by theirs."""
+    out = record.to_json()
+    out["Sources"] = [tree(record_of(p), (*above, record.path)) for p in record.sources if p not in above]
+    return out
+
+
+def _lines(record: Record, above: tuple[Path, ...], lead: str, indent: str) -> Iterator[str]:
+    yield f"{lead}{record.path if not above else _beside(record.path, above[-1])}  ({record.kind}{_state(record)})"
+    sources = [p for p in record.sources if p not in above]
+    bar = "│ " if sources else "  "
+    for fact in _facts(record):
+        yield f"{indent}{bar}  {fact}"
+    for number, source in enumerate(sources, start=1):
+        last = number == len(sources)
+        yield from _lines(
+            record_of(source),
+            (*above, record.path),
+            indent + ("└─ " if last else "├─ "),
+            indent + ("   " if last else "│  "),
+        )
+
+
+def _beside(path: Path, child: Path) -> str:
+    """A source's name alone where it lies in its result's folder."""
+    return path.name if path.parent == child.parent else str(path)
+
+
+def _state(record: Record) -> str:
+    return "" if record.path.exists() else ", missing"
+
+
+def _facts(record: Record) -> Iterator[str]:
+    """What is known about how a file was made."""
+    if not record.medkit:
+        return
+    yield command_line(record)
+    yield f"{describe_programs(record.generated_by)}, {record.medkit.get('seconds', '?')} s"
+    for warning in record.medkit.get("warnings", ()):
+        yield f"warning: {warning}"
+
+
+def command_line(record: Record) -> str:
+    """The command that makes such a result again, from what the sidecar keeps."""
+    task = str(record.medkit.get("task", "?"))
+    own = str(record.sources[0]) if record.sources else ""
+    files = {
+        role: str(entry.get("path"))
+        for role, entry in record.medkit.get("inputs", {}).items()
+        if entry.get("path") != own and role not in KINDS
+    }
+    settings = {name: value for name, value in record.medkit.get("arguments", {}).items() if name not in files}
+    words = [word for name, value in (settings | files).items() for word in _option(name, value)]
+    return shlex.join(["medkit", *(task.split() if " " in task else ["run", task]), *words, own])
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """`["--name", "value"]`; numbered roles (`transform_2`) are one option given several times."""
+    option = "--" + re.sub(r"_\d+$", "", name).replace("_", "-")
+    if value is True:
+        return [option]
+    return [] if value in (False, None) else [option, str(value)]

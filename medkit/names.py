@@ -1,0 +1,117 @@
+"""Names of files: stems, output names beside plain and BIDS-named inputs, folders that are mirrored.
+
+Only strings and paths: nothing here touches a disk except to ask whether a folder is one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".dcm", ".ima")
+"""Image files medkit can be given, longest first where one ends in another."""
+WRITABLE_IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
+"""The image files medkit writes: one file each, so that it can be put in place by one rename."""
+TRANSFORM_SUFFIXES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")
+TABLE_SUFFIXES = (".tsv", ".csv")
+KNOWN_SUFFIXES = IMAGE_SUFFIXES + TRANSFORM_SUFFIXES + TABLE_SUFFIXES
+
+_BIDS_ORDER = (
+    "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi from to mode "
+    "space split recording chunk seg res den label desc"
+).split()
+_ENTITY = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+")
+
+
+def suffix_of(path: Path) -> str:
+    """The known suffix of a file's name (`.nii.gz`, `.tfm`, ...), or an empty string.
+
+    >>> suffix_of(Path("a/sub.01.NII.gz"))
+    '.NII.gz'
+    """
+    name = path.name
+    return next((name[-len(s) :] for s in KNOWN_SUFFIXES if name.lower().endswith(s) and len(name) > len(s)), "")
+
+
+def stem(path: Path) -> str:
+    """A name without its known suffix; anything else is kept, so that different names rarely become equal.
+
+    >>> stem(Path("a/sub.01.nii.gz")), stem(Path("b/series_3"))
+    ('sub.01', 'series_3')
+    """
+    suffix = suffix_of(path)
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def sidecar_path(path: Path) -> Path:
+    """`x.nii.gz` -> `x.json`: where the main output's record lies."""
+    return path.with_name(stem(path) + ".json")
+
+
+def is_bids(path: Path) -> bool:
+    """Whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
+    *entities, suffix = stem(path).split("_")
+    return (
+        bool(entities)
+        and entities[0].startswith("sub-")
+        and suffix.isalnum()
+        and all(map(_ENTITY.fullmatch, entities))
+    )
+
+
+def split_bids(path: Path) -> tuple[dict[str, str], str]:
+    """The entities and the suffix of a BIDS name.
+
+    >>> split_bids(Path("sub-01_ses-2_T1w.nii.gz"))
+    ({'sub': '01', 'ses': '2'}, 'T1w')
+    """
+    *entities, suffix = stem(path).split("_")
+    return dict(e.split("-", 1) for e in entities), suffix  # type: ignore[misc]
+
+
+def join_bids(entities: Mapping[str, str], suffix: str) -> str:
+    """A BIDS stem, its entities in the order of the specification (BIDS 1.10, appendix Entity table)."""
+    known = [k for k in _BIDS_ORDER if k in entities]
+    unknown = [k for k in entities if k not in _BIDS_ORDER]
+    return "_".join([f"{k}-{entities[k]}" for k in known + unknown] + [suffix])
+
+
+def space_label(reference: Path, moving: Path | None = None) -> str:
+    """The `space-` or `to-` label for a reference image.
+
+    The template's name for `tpl-X`, the image type (`T1w`) for another scan of the moving image's own subject,
+    else the letters and digits of the reference's stem.
+    """
+    if is_bids(reference):
+        entities, suffix = split_bids(reference)
+        if moving is not None and is_bids(moving) and _subject(moving) == _subject(reference):
+            return suffix
+    first = reference.name.split("_")[0]
+    if first.startswith("tpl-"):
+        return first[4:]
+    return re.sub(r"[^A-Za-z0-9]", "", stem(reference)) or "reference"
+
+
+def _subject(path: Path) -> tuple[str | None, str | None]:
+    entities, _ = split_bids(path)
+    return entities.get("sub"), entities.get("ses")
+
+
+def bids_root(path: Path) -> Path | None:
+    """The dataset's folder of a BIDS file that lies below its `sub-<label>` folder; None for a file that does not."""
+    subject = f"sub-{split_bids(path)[0]['sub']}"
+    return next((folder.parent for folder in path.parents if folder.name == subject), None)
+
+
+def kind_of_name(path: Path) -> str:
+    """The kind of file that a name alone speaks for, for files without a sidecar."""
+    suffix = suffix_of(path).lower()
+    if suffix in TRANSFORM_SUFFIXES:
+        return "transform"
+    if suffix in TABLE_SUFFIXES:
+        return "table"
+    last = stem(path).rsplit("_", 1)[-1].lower()
+    return {"dseg": "labels", "labels": "labels", "mask": "mask", "xfm": "transform", "transform": "transform"}.get(
+        last, "image"
+    )

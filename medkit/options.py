@@ -1,0 +1,181 @@
+"""The options that every task has, as values: declared once, validated in callbacks, handed over as `RunOptions`."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from medkit import __version__, pipe
+from medkit.errors import UsageError
+from medkit.files import is_file_name
+from medkit.records import absolute
+
+PROGRAM = {"Name": "medkit", "Version": __version__}
+PLUGIN_KEY = "medkit.plugin"
+"""Where `medkit run` leaves, in click's `ctx.meta`, the plugin that the called task comes from."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the user asked for with the options that all tasks share; see `medkit run TASK --help`."""
+
+    inputs: tuple[str, ...] = ()
+    list: Path | None = None
+    output: Path | None = None
+    keep_tree: Path | None = None
+    overwrite: bool = False
+    skip_existing: bool = False
+    json: bool = False
+    null: bool = False
+    failed: Path | None = None
+    fail_fast: bool = False
+    shard: tuple[int, int] | None = None
+    workers: int = 0
+    timeout_per_case: float | None = None
+    device: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    frame: int | None = None
+    series: str | None = None
+    group_by: tuple[str, ...] = ()
+    qc: Path | None = None
+    dry_run: bool = False
+    verbosity: int = 0
+    progress: bool = True
+    programs: tuple[Mapping[str, str], ...] = (PROGRAM,)
+    """The programs that make the results: medkit, and the plugin's distribution where that is another."""
+
+
+def granted_threads(environ: Mapping[str, str] = os.environ) -> int:
+    """The processors this run may use: what the scheduler or OMP_NUM_THREADS grants, else the CPU affinity.
+
+    A container's CPU quota (cgroup v2) counts as well: more threads than that only wait for each other.
+    """
+    for variable in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
+        value = environ.get(variable, "").split(",")[0]
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return cores
+
+
+def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    return None if value is None else absolute(value)
+
+
+def _output(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    path = None if value is None else absolute(value)
+    from_variable = ctx.get_parameter_source("output") is click.core.ParameterSource.ENVIRONMENT
+    if path is not None and from_variable and is_file_name(path):
+        raise click.BadParameter(f"MEDKIT_OUTPUT={value}: the variable reaches every command of a pipe: name a folder")
+    return path
+
+
+def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    try:
+        return None if value is None else pipe.shard_of(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    name, _, number = value.partition(":")
+    if name not in ("auto", "cpu", "cuda", "mps") or (number and not (name == "cuda" and number.isdigit())):
+        raise click.BadParameter(f"{value}: expected auto, cpu, cuda, cuda:N or mps")
+    return value
+
+
+def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(w for w in (value or "").split(",") if w)
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _option(*names: str, variable: bool = True, **settings: Any) -> Callable[[_F], _F]:
+    """An option that can also be set by MEDKIT_<OPTION>."""
+    long = next(n for n in names if n.startswith("--")).split("/")[0]
+    if variable:
+        settings |= {"envvar": "MEDKIT_" + long[2:].replace("-", "_").upper(), "show_envvar": False}
+    return click.option(*names, **settings)
+
+
+_FILE = click.Path(dir_okay=False)
+
+_OPTIONS = (
+    click.argument("inputs", nargs=-1, metavar="[INPUT]..."),
+    _option("-o", "--output", callback=_output, metavar="PATH", help="File or folder.  [default: the input's folder]"),
+    _option("--json", is_flag=True, help="Print records (JSON, one per line) instead of paths."),
+    _option("-0", "--null", is_flag=True, help="Lines in and out end in NUL instead of newline."),
+    _option("--list", variable=False, callback=_path, type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+            help="Read the inputs from FILE, as from stdin."),
+    _option("--overwrite", is_flag=True, help="Replace existing results."),
+    _option("--skip-existing", is_flag=True, help="Keep existing results that are whole and up to date."),
+    _option("--keep-tree", callback=_path, metavar="ROOT", help="Mirror the inputs' folders below ROOT in the output."),
+    _option("--failed", callback=_path, type=_FILE, metavar="FILE", help="Write the paths of failed inputs to FILE."),
+    _option("--fail-fast", is_flag=True, help="Stop at the first failure."),
+    _option("--shard", variable=False, callback=_shard, metavar="K/N|auto",
+            help="Work on the K-th of N parts of the sorted inputs; auto: this job's rank in its array."),
+    _option("--workers", type=click.IntRange(min=0), default=0, metavar="N",
+            help="Work in N child processes.  [default: 0, in this process]"),
+    _option("--timeout-per-case", type=click.FloatRange(min=0, min_open=True), metavar="S",
+            help="Give up on a case after S seconds."),
+    _option("--device", default="auto", callback=_device, metavar="auto|cpu|cuda[:N]|mps", help="Where to compute."),
+    _option("--threads", type=click.IntRange(min=1), metavar="N",
+            help="Threads.  [default: what the scheduler or the CPU affinity grants]"),
+    _option("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]"),
+    _option("--frame", type=click.IntRange(min=0), metavar="N", help="The frame of images that hold several, from 0."),
+    _option("--series", metavar="UID|NUMBER", help="The series of a DICOM folder that holds several."),
+    _option("--qc", callback=_path, type=click.Path(file_okay=False), metavar="DIR",
+            help="Write a picture per case into DIR."),
+    _option("--dry-run", is_flag=True, help="Say what would run and the memory it needs, and stop."),
+    _option("-q", "--quiet", is_flag=True, help="Only errors on stderr."),
+    _option("-v", "--verbose", is_flag=True, help="Tracebacks and timings on stderr."),
+    _option("--progress/--no-progress", default=True, help="A line per finished case on stderr.  [default: on]"),
+)  # fmt: skip
+
+group_by_option = _option(
+    "--group-by", callback=_words, metavar="ENTITY,...", help="One case per group of BIDS names, such as sub,ses."
+)
+"""For tasks that take all lines as one case (`arity="all"`)."""
+
+
+def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that all tasks share; the function gets them as its argument `options` (a `RunOptions`)."""
+
+    @functools.wraps(function)
+    def with_run_options(*args: Any, **given: Any) -> Any:
+        own = {f.name for f in fields(RunOptions)} | {"quiet", "verbose"}
+        common = {name: given.pop(name) for name in own & set(given)}
+        return function(*args, options=_run_options(**common), **given)
+
+    for decorate in reversed(_OPTIONS):
+        with_run_options = decorate(with_run_options)
+    return with_run_options
+
+
+def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
+    """Checks what no single option can. Raises UsageError."""
+    options = RunOptions(verbosity=verbose - quiet, programs=_programs(), **common)
+    if options.overwrite and options.skip_existing:
+        raise UsageError("--overwrite and --skip-existing contradict each other")
+    if options.keep_tree and (options.output is None or is_file_name(options.output)):
+        raise UsageError("--keep-tree needs a folder as --output")
+    return options
+
+
+def _programs() -> tuple[Mapping[str, str], ...]:
+    plugin = click.get_current_context().meta.get(PLUGIN_KEY)
+    if plugin is None or plugin.distribution == "medkit":
+        return (PROGRAM,)
+    return (PROGRAM, {"Name": plugin.distribution, "Version": plugin.version})

@@ -1,0 +1,201 @@
+"""Finding plugins: what is installed, what it offers, what is broken, and which names collide.
+
+pluggy's own `load_setuptools_entrypoints` neither survives an import error nor reports two plugins that offer the same
+name, so the discovery is done here and pluggy keeps what it is good at: hooks and their validation.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+import pluggy
+
+from medkit import hookspecs, pipe
+from medkit.errors import PluginError, UsageError, listed
+from medkit.specs import BundleSpec, CommandSpec, TaskSpec
+
+GROUP = "medkit"
+"""The entry-point group in which distributions name their plugin packages."""
+
+_HOOKS: Mapping[str, type] = {"medkit_tasks": TaskSpec, "medkit_bundles": BundleSpec, "medkit_commands": CommandSpec}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One installed plugin and what it offers."""
+
+    name: str
+    """Its entry point's name."""
+    module: str
+    """The package that the entry point names."""
+    distribution: str
+    """The installed distribution that brings it."""
+    version: str
+    """The distribution's version."""
+    import_ms: float = 0.0
+    """Milliseconds that importing the package took."""
+    tasks: tuple[TaskSpec, ...] = ()
+    bundles: tuple[BundleSpec, ...] = ()
+    commands: tuple[CommandSpec, ...] = ()
+    error: str | None = None
+    """Why it is not usable, in one line; None where it is."""
+    traceback: str | None = None
+    """The whole story of the error, for `medkit plugins --verbose`."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A task or command and the plugin that brings it."""
+
+    spec: TaskSpec | CommandSpec
+    plugin: Plugin
+
+    def load(self) -> Any:
+        """The object that the spec's target names. Raises PluginError."""
+        module, _, attribute = self.spec.target.partition(":")
+        try:
+            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except Exception as error:
+            raise PluginError(
+                f"{self.spec.name}: plugin {self.plugin.name} ({self.plugin.distribution} {self.plugin.version}) "
+                f"could not load {self.spec.target}: {_one_line(error)}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All plugins, and what can be called."""
+
+    plugins: tuple[Plugin, ...]
+    tasks: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
+    """Task name -> its offers; more than one is a conflict and none of them runs."""
+    commands: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> tuple[Plugin, ...]:
+        """The plugins that could not be used."""
+        return tuple(p for p in self.plugins if p.error)
+
+    def conflicts(self) -> list[str]:
+        """One sentence for each name that several plugins offer."""
+        groups = (("task", self.tasks), ("command", self.commands))
+        return [conflict(what, offers) for what, names in groups for offers in names.values() if len(offers) > 1]
+
+
+def conflict(what: str, offers: Iterable[Offer]) -> str:
+    """The sentence about a name that several distributions offer."""
+    offers = tuple(offers)
+    sources = listed([f"{o.plugin.distribution} (plugin {o.plugin.name})" for o in offers])
+    return (
+        f"{what} {offers[0].spec.name} is offered by {sources}: none of them runs; uninstall one, "
+        f"or choose with MEDKIT_PLUGINS"
+    )
+
+
+def choose(what: str, name: str, offers: tuple[Offer, ...]) -> Offer:
+    """The one offer of a name. Raises PluginError where several plugins make it."""
+    if len(offers) > 1:
+        raise PluginError(conflict(what, offers))
+    return offers[0]
+
+
+@functools.lru_cache(maxsize=1)
+def registry() -> Registry:
+    """What is installed here, restricted by MEDKIT_PLUGINS; found once per process."""
+    return discover(entry_points(group=GROUP), os.environ.get("MEDKIT_PLUGINS"))
+
+
+def discover(found: Iterable[EntryPoint], wanted: str | None = None) -> Registry:
+    """Loads the plugins of `found` whose names `wanted` lists (all where None, none where empty).
+
+    `wanted` holds entry-point or distribution names, separated by commas. Raises UsageError for one that is not
+    installed.
+    """
+    found = sorted(found, key=lambda e: (e.name, _distribution(e)[0]))
+    if wanted is not None:
+        names = {n.strip() for n in wanted.split(",") if n.strip()}
+        _refuse_unknown(names, found)
+        found = [e for e in found if e.name in names or _distribution(e)[0] in names]
+    with pipe.guarded_stdout():  # a plugin that prints while it is imported must not spoil the pipe
+        plugins = tuple(_load(entry) for entry in found)
+    return Registry(
+        plugins,
+        _collect((Offer(spec, p) for p in plugins for spec in p.tasks)),
+        _collect((Offer(spec, p) for p in plugins for spec in p.commands)),
+    )
+
+
+def _refuse_unknown(names: set[str], found: Iterable[EntryPoint]) -> None:
+    installed = {e.name for e in found} | {_distribution(e)[0] for e in found}
+    if unknown := sorted(names - installed):
+        raise UsageError(
+            f"MEDKIT_PLUGINS names {listed(unknown)}, which is not installed; there is "
+            f"{', '.join(sorted({e.name for e in found})) or 'no plugin'}"
+        )
+
+
+def _collect(offers: Iterable[Offer]) -> dict[str, tuple[Offer, ...]]:
+    names: dict[str, tuple[Offer, ...]] = {}
+    for offer in offers:
+        names[offer.spec.name] = (*names.get(offer.spec.name, ()), offer)
+    return dict(sorted(names.items()))
+
+
+def _distribution(entry: EntryPoint) -> tuple[str, str]:
+    return (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "?")
+
+
+def _load(entry: EntryPoint) -> Plugin:
+    """Imports one plugin and asks its hooks; whatever goes wrong is written down, never raised."""
+    plugin = Plugin(entry.name, entry.value, *_distribution(entry))
+    start = time.perf_counter()
+    try:
+        module = entry.load()
+        plugin = replace(plugin, import_ms=(time.perf_counter() - start) * 1000)
+        return _ask(plugin, module)
+    except (Exception, SystemExit) as error:
+        return replace(plugin, error=_one_line(error), traceback=traceback.format_exc())
+
+
+def _ask(plugin: Plugin, module: Any) -> Plugin:
+    """The plugin with its hooks' answers. Raises PluginError and whatever the plugin raises."""
+    version = getattr(module, "HOOK_API", hookspecs.HOOK_API)
+    if version != hookspecs.HOOK_API:
+        raise PluginError(f"written for hook API {version}, this medkit speaks {hookspecs.HOOK_API}")
+    manager = pluggy.PluginManager("medkit")
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name=plugin.name)
+    manager.check_pending()  # a misspelt hook would otherwise be silently ignored
+    answers = {hook: _answers(getattr(manager.hook, hook), kind, hook) for hook, kind in _HOOKS.items()}
+    if not any(manager.get_hookcallers(module) or ()):
+        raise PluginError("implements no hook of medkit (is @medkit.hookimpl missing?)")
+    return replace(
+        plugin,
+        tasks=answers["medkit_tasks"],
+        bundles=answers["medkit_bundles"],
+        commands=answers["medkit_commands"],
+    )
+
+
+_Spec = TypeVar("_Spec")
+
+
+def _answers(hook: Callable[[], list[Any]], kind: type[_Spec], name: str) -> tuple[_Spec, ...]:
+    """What one hook of one plugin returned, checked. Raises PluginError."""
+    answers = [spec for returned in hook() for spec in returned]
+    for spec in answers:
+        if not isinstance(spec, kind):
+            raise PluginError(f"{name} returned {spec!r}, expected {kind.__name__} values")
+    return tuple(answers)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

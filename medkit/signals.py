@@ -1,0 +1,67 @@
+"""Stopping politely: what SIGTERM, SIGUSR1 and a case's time limit do to a run.
+
+Schedulers send SIGTERM or SIGUSR1 some time before they kill. The first one lets the case at hand finish; a second one
+drops it. A run that waits for input has nothing to finish and stops at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from medkit.errors import CaseTimeout, Stopped
+
+
+class StopRequest:
+    """Whether the scheduler asked this run to stop; install it with `with StopRequest() as stop:`."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._working = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.received = self.received, True
+        if again or not self._working:
+            raise Stopped(signal.Signals(number).name)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """While a case is worked on, the first signal only sets `received`."""
+        self._working = True
+        try:
+            yield
+        finally:
+            self._working = False
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises CaseTimeout inside the block once `seconds` have passed (None: never). Main thread only."""
+    if seconds is None:
+        yield
+        return
+
+    def expire(number: int, frame: FrameType | None) -> None:
+        raise CaseTimeout
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

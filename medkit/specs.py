@@ -1,0 +1,49 @@
+"""What plugins hand to medkit: plain frozen values, returned by the hooks, never mutated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = ("image", "labels", "mask", "points", "transform", "table")
+"""What a file can be, as records and sidecars name it."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task: adds `medkit run <name>`."""
+
+    name: str
+    """The word after `medkit run`: a verb or the task's noun, such as `register`."""
+    help: str
+    """One line for `medkit run --help`, shown without importing the target."""
+    target: str
+    """`"package.module:attribute"` of a click command; imported only when the task is called."""
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """A command beside the tasks: adds `medkit <name>`."""
+
+    name: str
+    """The word after `medkit`."""
+    help: str
+    """One line for `medkit --help`, shown without importing the target."""
+    target: str
+    """`"package.module:attribute"` of a click command or group; imported only when the command is called."""
+
+
+@dataclass(frozen=True)
+class BundleSpec:
+    """A MONAI bundle for a task: the plugin's own task or another plugin's."""
+
+    task: str
+    """The task that can run it, such as `segment`."""
+    name: str
+    """Its name for `--bundle`, such as `brain_mri_segmentation`."""
+    root: Path
+    """Its folder, with `configs/metadata.json` in it."""
+    kinds: tuple[str, ...] = ("image",)
+    """The kinds of file it takes (see `KINDS`)."""
+    modality: str | None = None
+    """`MR`, `CT`, `CR` and so on as in DICOM's Modality; None where it takes any."""
