@@ -172,9 +172,7 @@ class CaseWorker:
         process = self._set_up()
         try:
             with Claim(plan.targets) as claim:
-                claim.check(
-                    fingerprint, overwrite=self.options.overwrite, skip_existing=self.options.skip_existing
-                )
+                claim.check(fingerprint, overwrite=self.options.overwrite, skip_existing=self.options.skip_existing)
                 return self._work(plan, process, claim, fingerprint, start)
         except (Exception, CaseTimeout) as error:
             return self._failed(plan, error)
@@ -313,9 +311,7 @@ class CaseWorker:
 def _check_roles(task: Task, result: Result) -> None:
     declared = {o.role for o in task.outputs}
     if set(result.outputs) != declared:
-        raise MedkitError(
-            f"task {task.name} declares the outputs {sorted(declared)} but gave {sorted(result.outputs)}"
-        )
+        raise MedkitError(f"task {task.name} declares the outputs {sorted(declared)} but gave {sorted(result.outputs)}")
 
 
 def failed_record(record: Record, task: str, message: str, error: BaseException) -> Record:
@@ -360,4 +356,3 @@ def digest(path: Path) -> str:
 @functools.lru_cache(maxsize=64)
 def _digest(path: Path, modified: int, size: int) -> str:
     return sha256_of(path)
-

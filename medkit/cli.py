@@ -14,6 +14,7 @@ import click
 from medkit import __version__, plugins
 from medkit.errors import MedkitError, PluginError
 from medkit.options import PLUGIN_KEY
+from medkit.pipe import guarded_stdout
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec
 
@@ -50,7 +51,7 @@ class LazyGroup(click.Group):
             return eager
         if offers := self.offers().get(cmd_name):
             offer = plugins.choose(self.what, cmd_name, offers)
-            with plugins.pipe.guarded_stdout():
+            with guarded_stdout():
                 command: click.Command = offer.load()
             ctx.meta[PLUGIN_KEY] = offer.plugin
             return command

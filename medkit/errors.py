@@ -43,13 +43,13 @@ class PluginError(MedkitError):
     exit_code = 5
 
 
-class Stopped(BaseException):  # noqa: N818 - like KeyboardInterrupt: it must pass every `except Exception`
+class Stopped(BaseException):
     """The scheduler asked this run to stop (SIGTERM, SIGUSR1)."""
 
     exit_code = 75
 
 
-class CaseTimeout(BaseException):  # noqa: N818 - it must pass the plugin's own `except Exception`
+class CaseTimeout(BaseException):
     """A case took longer than --timeout-per-case."""
 
 

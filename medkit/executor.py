@@ -29,9 +29,7 @@ def serial(items: Iterable[Item], task: Task, options: RunOptions) -> Iterator[R
         yield item if isinstance(item, Record) else work(item)
 
 
-def in_workers(
-    items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]
-) -> Iterator[Record]:
+def in_workers(items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]) -> Iterator[Record]:
     """Works on cases in `options.workers` child processes; records come as they are finished.
 
     A child that dies fails its case and is replaced. Once `stopped()`, no new case is begun.
@@ -50,9 +48,7 @@ _Done = Record | BaseException | None
 class _Crew:
     """A thread that plans cases, and one thread per child process that hands them over."""
 
-    def __init__(
-        self, items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]
-    ) -> None:
+    def __init__(self, items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]) -> None:
         self._items, self._task, self._options, self._stopped = items, task, options, stopped
         self._waiting: queue.Queue[Item | None] = queue.Queue(maxsize=options.workers)
         self._finished: queue.Queue[_Done] = queue.Queue()

@@ -264,7 +264,7 @@ class Claim:
         with contextlib.suppress(FileNotFoundError):
             os.replace(targets.sidecar, self.part / _REPLACED)
         _sync(self.part)
-        for path in (*reversed(targets.outputs.values()), targets.sidecar):
+        for path in (*reversed(list(targets.outputs.values())), targets.sidecar):
             os.replace(self.part / path.name, path)
         _sync(targets.main.parent)
 

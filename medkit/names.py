@@ -18,9 +18,9 @@ TABLE_SUFFIXES = (".tsv", ".csv")
 KNOWN_SUFFIXES = IMAGE_SUFFIXES + TRANSFORM_SUFFIXES + TABLE_SUFFIXES
 
 _BIDS_ORDER = (
-    "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi from to mode "
-    "space split recording chunk seg res den label desc"
-).split()
+    "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi from to "
+    "mode space split recording chunk seg res den label desc"
+)
 _ENTITY = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+")
 
 
@@ -53,10 +53,7 @@ def is_bids(path: Path) -> bool:
     """Whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
     *entities, suffix = stem(path).split("_")
     return (
-        bool(entities)
-        and entities[0].startswith("sub-")
-        and suffix.isalnum()
-        and all(map(_ENTITY.fullmatch, entities))
+        bool(entities) and entities[0].startswith("sub-") and suffix.isalnum() and all(map(_ENTITY.fullmatch, entities))
     )
 
 
@@ -67,13 +64,15 @@ def split_bids(path: Path) -> tuple[dict[str, str], str]:
     ({'sub': '01', 'ses': '2'}, 'T1w')
     """
     *entities, suffix = stem(path).split("_")
-    return dict(e.split("-", 1) for e in entities), suffix  # type: ignore[misc]
+    pairs = (entity.partition("-") for entity in entities)
+    return {key: value for key, _, value in pairs}, suffix
 
 
 def join_bids(entities: Mapping[str, str], suffix: str) -> str:
     """A BIDS stem, its entities in the order of the specification (BIDS 1.10, appendix Entity table)."""
-    known = [k for k in _BIDS_ORDER if k in entities]
-    unknown = [k for k in entities if k not in _BIDS_ORDER]
+    order = _BIDS_ORDER.split()
+    known = [k for k in order if k in entities]
+    unknown = [k for k in entities if k not in order]
     return "_".join([f"{k}-{entities[k]}" for k in known + unknown] + [suffix])
 
 
@@ -83,10 +82,8 @@ def space_label(reference: Path, moving: Path | None = None) -> str:
     The template's name for `tpl-X`, the image type (`T1w`) for another scan of the moving image's own subject,
     else the letters and digits of the reference's stem.
     """
-    if is_bids(reference):
-        entities, suffix = split_bids(reference)
-        if moving is not None and is_bids(moving) and _subject(moving) == _subject(reference):
-            return suffix
+    if moving and is_bids(moving) and is_bids(reference) and _subject(moving) == _subject(reference):
+        return split_bids(reference)[1]
     first = reference.name.split("_")[0]
     if first.startswith("tpl-"):
         return first[4:]

@@ -11,7 +11,7 @@ import importlib
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -24,8 +24,6 @@ from medkit.specs import BundleSpec, CommandSpec, TaskSpec
 
 GROUP = "medkit"
 """The entry-point group in which distributions name their plugin packages."""
-
-_HOOKS: Mapping[str, type] = {"medkit_tasks": TaskSpec, "medkit_bundles": BundleSpec, "medkit_commands": CommandSpec}
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,8 @@ def discover(found: Iterable[EntryPoint], wanted: str | None = None) -> Registry
         plugins = tuple(_load(entry) for entry in found)
     return Registry(
         plugins,
-        _collect((Offer(spec, p) for p in plugins for spec in p.tasks)),
-        _collect((Offer(spec, p) for p in plugins for spec in p.commands)),
+        _collect(Offer(spec, p) for p in plugins for spec in p.tasks),
+        _collect(Offer(spec, p) for p in plugins for spec in p.commands),
     )
 
 
@@ -174,26 +172,25 @@ def _ask(plugin: Plugin, module: Any) -> Plugin:
     manager.add_hookspecs(hookspecs)
     manager.register(module, name=plugin.name)
     manager.check_pending()  # a misspelt hook would otherwise be silently ignored
-    answers = {hook: _answers(getattr(manager.hook, hook), kind, hook) for hook, kind in _HOOKS.items()}
     if not any(manager.get_hookcallers(module) or ()):
         raise PluginError("implements no hook of medkit (is @medkit.hookimpl missing?)")
     return replace(
         plugin,
-        tasks=answers["medkit_tasks"],
-        bundles=answers["medkit_bundles"],
-        commands=answers["medkit_commands"],
+        tasks=_answers(manager.hook.medkit_tasks, TaskSpec),
+        bundles=_answers(manager.hook.medkit_bundles, BundleSpec),
+        commands=_answers(manager.hook.medkit_commands, CommandSpec),
     )
 
 
 _Spec = TypeVar("_Spec")
 
 
-def _answers(hook: Callable[[], list[Any]], kind: type[_Spec], name: str) -> tuple[_Spec, ...]:
+def _answers(hook: pluggy.HookCaller, kind: type[_Spec]) -> tuple[_Spec, ...]:
     """What one hook of one plugin returned, checked. Raises PluginError."""
     answers = [spec for returned in hook() for spec in returned]
     for spec in answers:
         if not isinstance(spec, kind):
-            raise PluginError(f"{name} returned {spec!r}, expected {kind.__name__} values")
+            raise PluginError(f"{hook.name} returned {spec!r}, expected {kind.__name__} values")
     return tuple(answers)
 
 

@@ -140,9 +140,7 @@ class _Run:
         entities = split_bids(record.path)[0] if is_bids(record.path) else {}
         return tuple(entities.get(e, "") for e in self.options.group_by)
 
-    def _planned(
-        self, record: Record, members: tuple[Record, ...] = (), group: tuple[str, ...] = ()
-    ) -> executor.Item:
+    def _planned(self, record: Record, members: tuple[Record, ...] = (), group: tuple[str, ...] = ()) -> executor.Item:
         """A case ready to be worked on, or the failed record of one that cannot be."""
         try:
             return self._plan(record, members, group)
@@ -172,7 +170,9 @@ class _Run:
         unknown = set(record.inputs) - {self.task.role, *self.task.accepts}
         if unknown:
             known = ", ".join([self.task.role, *self.task.accepts])
-            raise InputError(f"{record.path}: unknown input {', '.join(sorted(unknown))}; {self.task.name} knows {known}")
+            raise InputError(
+                f"{record.path}: unknown input {', '.join(sorted(unknown))}; {self.task.name} knows {known}"
+            )
         found = find_kind(record, self.task.takes)
         if not found.path.exists():
             raise InputError(f"{found.path}: no such file, though {record.path.name} names it as its source")
@@ -231,7 +231,8 @@ class _Run:
         return InputError.exit_code if self.counts["refused"] == self.counts.total() else 1
 
     def _stopped(self, reason: str) -> int:
-        log.error("%s: stopped by %s after %d cases; run again with --skip-existing", self.task.name, reason, self.counts.total())
+        done = self.counts.total()
+        log.error("%s: stopped by %s after %d cases; run again with --skip-existing", self.task.name, reason, done)
         return Stopped.exit_code
 
     def _report(self) -> None:

@@ -1,0 +1,289 @@
+"""Transform files: ITK text written and read here, other ITK forms through itk, displacement fields as NIfTI.
+
+ITK's writer takes nine seconds to load for ten lines of text, so the text form of affine transforms is our own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkit import nifti
+from medkit.errors import InputError, OutputError
+from medkit.space import (
+    RAS_TO_LPS,
+    TRANSFORM_SUFFIXES,
+    AffineTransform,
+    Composite,
+    DisplacementField,
+    Grid,
+    Transform,
+    chain,
+    lps_affine,
+    three_axes,
+)
+
+_MAGIC = "#Insight Transform File V1.0"
+_DIGESTS = re.compile(r"medkit from=(\w+) to=(\w+)")
+_LINEAR = ("AffineTransform", "MatrixOffsetTransformBase", "TranslationTransform", "IdentityTransform")
+"""ITK's types whose text form is read here: parameters are the matrix and the translation, or a part of them."""
+
+
+def read_transform_file(path: Path) -> Transform:
+    """See `medkit.space.read_transform`."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such transform file")
+    if path.name.endswith((".nii", ".nii.gz")):
+        return _read_field_nifti(path)
+    if path.suffix in (".mha", ".mhd", ".nrrd", ".nhdr"):
+        return _read_field_itk(path)
+    if path.suffix in (".tfm", ".txt"):
+        return _read_text(path)
+    if path.suffix == ".xfm":
+        return _read_minc(path)
+    if path.suffix in (".mat", ".h5", ".hdf5"):
+        return chain(_read_itk(path))
+    raise InputError(f"{path}: expected a transform that ends in {', '.join(TRANSFORM_SUFFIXES)}")
+
+
+def write_affine(path: Path, transform: AffineTransform) -> None:
+    """Write an ITK transform in LPS: text for `.tfm` and `.txt`, through itk for `.mat`, `.h5` and `.hdf5`."""
+    if path.suffix in (".tfm", ".txt"):
+        path.write_text(_text(transform), encoding="ascii")
+    elif path.suffix in (".mat", ".h5", ".hdf5"):
+        _write_itk(path, transform)
+    else:
+        raise OutputError(f"{path}: expected the name of an affine transform to end in .tfm, .txt, .mat, .h5 or .hdf5")
+
+
+def write_field(path: Path, transform: DisplacementField) -> None:
+    """Write (I, J, K, 1, 3), for a field of the plane (I, J, 1, 1, 2): vector intent, LPS mm, float32."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise OutputError(f"{path}: expected the name of a displacement field to end in .nii or .nii.gz")
+    grid = transform.grid
+    header = nifti.header_for(grid.header, grid.affine, grid.spacing)
+    header["intent_code"] = 1007  # NIFTI_INTENT_VECTOR; 1006 would make ITK turn the vectors from RAS
+    header["descrip"] = f"medkit from={transform.from_grid} to={transform.to_grid}".encode()
+    header["pixdim"][4:6] = 1
+    flips = np.diag(RAS_TO_LPS)[: grid.dims]
+    vectors = transform.field[..., : grid.dims] * flips.astype(np.float32)
+    nifti.write(path, vectors[:, :, :, None], header)
+
+
+def _text(transform: AffineTransform) -> str:
+    dims = transform.dims
+    matrix, offset = _lps_parts(transform.matrix, dims)
+    return (
+        f"{_MAGIC}\n# medkit from={transform.from_grid} to={transform.to_grid}\n#Transform 0\n"
+        f"Transform: AffineTransform_double_{dims}_{dims}\n"
+        f"Parameters: {_numbers([*matrix.ravel(), *offset])}\nFixedParameters: {_numbers([0.0] * dims)}\n"
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(repr(float(value)) for value in values)
+
+
+def _lps_parts(matrix: np.ndarray, dims: int) -> tuple[np.ndarray, np.ndarray]:
+    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
+    return lps[:dims, :dims], lps[:dims, 3]
+
+
+def _from_lps(matrix: np.ndarray, offset: np.ndarray) -> AffineTransform:
+    """From ITK's (n, n) matrix and (n,) offset, n = 2 or 3."""
+    dims = len(offset)
+    lps = np.eye(4)
+    lps[:dims, :dims], lps[:dims, 3] = matrix, offset
+    return AffineTransform(RAS_TO_LPS @ lps @ RAS_TO_LPS, dims=dims)
+
+
+def _read_text(path: Path) -> Transform:
+    try:
+        text = path.read_text(encoding="ascii")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: expected an ITK transform in text form, got something else") from error
+    if not text.startswith("#Insight Transform File"):
+        raise InputError(f"{path}: expected an ITK transform in text form ({_MAGIC!r} in its first line)")
+    try:
+        blocks = list(_blocks(text))
+        parts = [_linear_block(*block) for block in blocks if not block[0].startswith("CompositeTransform")]
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ITK transform: {error}") from error
+    if not parts:
+        raise InputError(f"{path}: no transform in it")
+    if len(parts) > 1 and len(parts) == len(blocks):
+        raise InputError(f"{path}: expected one transform or a CompositeTransform, got {len(parts)} transforms")
+    known = [part for part in parts if part is not None]
+    return _with_digests(chain(known if len(known) == len(parts) else _read_itk(path)), text)
+
+
+def _blocks(text: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Type, parameters and fixed parameters of each transform in the text."""
+    for block in re.split(r"^Transform:", text, flags=re.MULTILINE)[1:]:
+        name = block.split(maxsplit=1)[0]
+        values = dict(re.findall(r"^(Parameters|FixedParameters):(.*)$", block, flags=re.MULTILINE))
+        yield name, _floats(values.get("Parameters", "")), _floats(values.get("FixedParameters", ""))
+
+
+def _floats(text: str) -> np.ndarray:
+    return np.array([float(word) for word in text.split()])
+
+
+def _linear_block(name: str, parameters: np.ndarray, fixed: np.ndarray) -> AffineTransform | None:
+    """The transform of one block of text; None for a type that is left to itk."""
+    kind, *sizes = name.split("_")
+    if kind not in _LINEAR or sizes[-1:] not in (["2"], ["3"]):
+        return None
+    dims = int(sizes[-1])
+    matrix, offset, centre = np.eye(dims), np.zeros(dims), np.zeros(dims)
+    if kind in _LINEAR[:2]:
+        if len(parameters) != dims * (dims + 1) or len(fixed) not in (0, dims):
+            raise ValueError(f"expected {dims * (dims + 1)} parameters of {kind}, got {len(parameters)}")
+        matrix, offset = parameters[: dims * dims].reshape(dims, dims), parameters[dims * dims :]
+        centre = fixed if len(fixed) else centre
+    elif kind == "TranslationTransform":
+        if len(parameters) != dims:
+            raise ValueError(f"expected {dims} parameters of {kind}, got {len(parameters)}")
+        offset = parameters
+    return _checked(_from_lps(matrix, offset + centre - matrix @ centre))
+
+
+def _checked(transform: AffineTransform) -> AffineTransform:
+    if not np.isfinite(transform.matrix).all() or abs(np.linalg.det(transform.matrix)) < 1e-9:
+        raise ValueError("its matrix cannot be inverted")
+    return transform
+
+
+def _with_digests(transform: Transform, text: str) -> Transform:
+    found = _DIGESTS.search(text)
+    if not found:
+        return transform
+    from_grid, to_grid = (None if digest == "None" else digest for digest in found.groups())
+    if isinstance(transform, Composite):
+        *first, last = transform.transforms
+        parts = (_named(first[0], None, to_grid), *first[1:], _named(last, from_grid, None))
+        return Composite(parts)
+    return _named(transform, from_grid, to_grid)
+
+
+def _named(transform: Any, from_grid: str | None, to_grid: str | None) -> Any:
+    from dataclasses import replace
+
+    return replace(transform, from_grid=from_grid, to_grid=to_grid)
+
+
+def _read_minc(path: Path) -> Transform:
+    """A linear MNI `.xfm`, RAS+ mm.
+
+    Its matrix takes points of the source (moving) to the target (fixed), as `mincresample` and FreeSurfer use it: the
+    opposite of ITK, so it is inverted. itk's wheels have no reader for it.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"Linear_Transform\s*=\s*([^;]*);", text)
+    numbers = _floats(found.group(1)) if found else np.empty(0)
+    if not text.startswith("MNI Transform File") or len(numbers) != 12 or "Grid_Transform" in text:
+        raise InputError(f"{path}: expected a linear MNI transform of three rows, got something else")
+    try:
+        return _checked(AffineTransform(np.vstack([numbers.reshape(3, 4), [0, 0, 0, 1]]))).inverse()
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _read_field_nifti(path: Path) -> DisplacementField:
+    from medkit.images import check_grid
+
+    header, voxels = nifti.read(path)
+    vectors = voxels.ndim == 5 and voxels.shape[3] == 1 and voxels.shape[4] in (2, 3)
+    if not vectors or voxels.dtype.kind != "f":
+        raise InputError(
+            f"{path}: expected a displacement field (I, J, K, 1, 3) of floats, got {voxels.shape} {voxels.dtype}"
+        )
+    affine, _ = nifti.affine_of(path, header)
+    dims = voxels.shape[4]
+    grid = Grid(voxels.shape[:3], affine, dims, nifti.geometry_fields(header))
+    check_grid(path, grid)
+    flips = np.diag(RAS_TO_LPS)[:dims] if int(header["intent_code"]) != 1006 else np.ones(dims)
+    field = _field_of(path, voxels[:, :, :, 0], flips)
+    return _with_digests(DisplacementField(field, grid), bytes(header["descrip"]).decode("latin-1"))  # type: ignore[return-value]
+
+
+def _field_of(path: Path, vectors: np.ndarray, flips: np.ndarray) -> np.ndarray:
+    """(I, J, K, 2 or 3) of any frame -> (I, J, K, 3) float32 RAS+ mm."""
+    field = np.zeros((*vectors.shape[:3], 3), np.float32)
+    np.multiply(vectors, flips, out=field[..., : vectors.shape[3]], casting="same_kind")
+    if not np.isfinite(field).all():
+        raise InputError(f"{path}: expected finite displacements, got NaN or infinity")
+    return field
+
+
+def _read_field_itk(path: Path) -> DisplacementField:
+    from medkit.itk_files import grid_of, read_header, read_voxels
+
+    reader = read_header(path)
+    grid = grid_of(path, reader)
+    voxels = read_voxels(path, reader)
+    if voxels.shape[3:] != (1, grid.dims) or voxels.dtype.kind != "f":
+        raise InputError(f"{path}: expected a displacement field of floats, got {voxels.shape} {voxels.dtype}")
+    return DisplacementField(_field_of(path, voxels[:, :, :, 0], np.diag(RAS_TO_LPS)[: grid.dims]), grid)
+
+
+def _read_itk(path: Path) -> list[Transform]:
+    import itk
+
+    try:
+        transforms = itk.transformread(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: itk cannot read a transform from it") from error
+    if len(transforms) != 1:
+        raise InputError(f"{path}: expected one transform or a CompositeTransform, got {len(transforms)} transforms")
+    return list(_parts_of(path, transforms[0]))
+
+
+def _parts_of(path: Path, transform: Any) -> Iterator[Transform]:
+    """ITK's transform as ours, a composite one in its stored order, which is image order."""
+    import itk
+
+    transform = itk.down_cast(transform)
+    kind = transform.GetTransformTypeAsString().split("_")[0]
+    dims = transform.GetInputSpaceDimension()
+    if kind == "CompositeTransform":
+        for number in range(transform.GetNumberOfTransforms()):
+            yield from _parts_of(path, transform.GetNthTransform(number))
+    elif kind == "DisplacementFieldTransform":
+        yield _field_from_itk(path, transform, dims)
+    elif transform.IsLinear() and dims in (2, 3):
+        corners = [np.array(transform.TransformPoint([float(n) for n in row])) for row in np.eye(dims + 1, dims, -1)]
+        yield _from_lps(np.array(corners[1:]).T - corners[0][:, None], corners[0])
+    else:
+        raise InputError(f"{path}: expected affine transforms and displacement fields, got {kind} of {dims} dimensions")
+
+
+def _field_from_itk(path: Path, transform: Any, dims: int) -> DisplacementField:
+    import itk
+
+    image = transform.GetDisplacementField()
+    vectors = itk.array_from_image(image)  # (K, J, I, dims), without K in the plane
+    shape = three_axes([int(count) for count in vectors.shape[dims - 1 :: -1]])
+    origin, spacing = (
+        np.array([float(value) for value in values]) for values in (image.GetOrigin(), image.GetSpacing())
+    )
+    affine = lps_affine(itk.array_from_matrix(image.GetDirection()), spacing, origin)
+    vectors = vectors.reshape(*shape[::-1], dims).transpose(2, 1, 0, 3)
+    return DisplacementField(_field_of(path, vectors, np.diag(RAS_TO_LPS)[:dims]), Grid(shape, affine, dims))
+
+
+def _write_itk(path: Path, transform: AffineTransform) -> None:
+    import itk
+
+    matrix, offset = _lps_parts(transform.matrix, transform.dims)
+    result = itk.AffineTransform[itk.D, transform.dims].New()
+    values = [*matrix.ravel(), *offset]
+    parameters = itk.OptimizerParameters[itk.D](len(values))
+    for number, value in enumerate(values):
+        parameters.SetElement(number, float(value))
+    result.SetParameters(parameters)
+    itk.transformwrite([result], str(path))

@@ -1,0 +1,198 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real scans beside the checkout; tests that need it are skipped where it is absent."""
+    folder = TESTS.parents[1] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real scans are not at {folder}")
+    return folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of a command gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of stdout."""
+        return self.out.splitlines()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The lines of stdout as paths."""
+        return [Path(line) for line in self.lines]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of stdout as JSON."""
+        return [json.loads(line) for line in self.lines]
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of medkit or of a scheduler, whatever runs the tests."""
+    for name in list(os.environ):
+        if name.startswith(("MEDKIT_", "SLURM_", "SGE_", "LSB_", "PBS_", "OMP_NUM", "TOY_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def toy(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs `medkit` with the plugin of `toy.py` in this process: toy("run", "double", path, input="...", env={})."""
+    import toy as plugin
+
+    from medkit import plugins
+    from medkit.commands import plugins as listing
+
+    for module in (plugins, listing):  # toy.main replaces them
+        monkeypatch.setattr(module, "registry", plugins.registry)
+
+    def run(*arguments: object, input: str | bytes = "", env: dict[str, str] | None = None, **extra: Any) -> Outcome:
+        with CliRunner().isolation(input=input, env=env) as (out, err, _), _LoggingTo(sys.stderr):
+            try:
+                plugin.main([str(a) for a in arguments], **extra)
+                code = 0
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            return Outcome(code, os.fsdecode(out.getvalue()), os.fsdecode(err.getvalue()))
+
+    return run
+
+
+class _LoggingTo:
+    """Log lines go to `stream`, as outside pytest, which has its own handlers."""
+
+    def __init__(self, stream: Any) -> None:
+        self._handler = logging.StreamHandler(stream)
+        self._handler.setFormatter(logging.Formatter("medkit: %(message)s"))
+
+    def __enter__(self) -> None:
+        logging.getLogger("medkit").addHandler(self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("medkit").removeHandler(self._handler)
+
+
+@pytest.fixture(scope="session")
+def toy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `medkit` script that has the toy plugin."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "medkit"
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m toy "$@"\n')
+    script.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def shell_environment(clean_environment: None, toy_path: Path) -> dict[str, str]:
+    """The environment of real shells: `medkit` has the toy plugin."""
+    folders = [str(TESTS), str(TESTS.parent), str(TESTS.parent / "plugins")]
+    return {
+        **os.environ,
+        "PATH": f"{toy_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(folders),
+        "PYTHONWARNINGS": "error",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+@pytest.fixture
+def shell(shell_environment: dict[str, str], tmp_path: Path) -> Callable[..., Outcome]:
+    """Runs a line of bash with pipefail in `tmp_path`: shell("ls *.nii.gz | medkit run double")."""
+
+    def run(line: str, *, env: dict[str, str] | None = None, **settings: Any) -> Outcome:
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line],
+            cwd=tmp_path,
+            env=shell_environment | (env or {}),
+            capture_output=True,
+            timeout=120,
+            stdin=settings.pop("stdin", subprocess.DEVNULL),
+            **settings,
+        )
+        return Outcome(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
+
+    return run
+
+
+@pytest.fixture
+def start(shell_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `medkit ARGUMENTS` in `tmp_path` and leaves it running, its three streams piped."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "toy", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=shell_environment,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            bufsize=1,
+            start_new_session=True,  # so that a signal can go to it and all its children, as from a terminal
+        )
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small image: scan("a/T1.nii.gz", seed=1)."""
+    from medkit.testing import make_image
+
+    def write(name: str, *, seed: int = 0, **settings: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return make_image(path, (18, 16, 12), (4.0, 4.5, 6.0), seed=seed, **settings)
+
+    return write
+
+
+@pytest.fixture
+def blob(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file for tasks that only copy bytes: blob("a.nii.gz"); its content depends on its name."""
+
+    def write(name: str, content: str | None = None) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.fsencode(name if content is None else content))
+        return path
+
+    return write
