@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import resource
 import sys
 import time
@@ -13,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from medkit.errors import CaseTimeout, InputError, MedkitError
-from medkit.files import Claim, Fingerprint, Output, Targets, describe_dataset, is_whole
+from medkit.files import (
+    Claim,
+    Fingerprint,
+    Output,
+    Targets,
+    check_existing,
+    describe_dataset,
+    is_whole,
+    remove_leftovers,
+)
 from medkit.names import is_bids, stem
 from medkit.options import RunOptions, granted_threads
 from medkit.records import Record, read_sidecar, sha256_of
@@ -42,8 +52,8 @@ class Text:
     content: str
 
     def write(self, path: Path) -> None:
-        """Writes the text as UTF-8."""
-        path.write_text(self.content, encoding="utf-8")
+        """Writes the text as UTF-8; file names in it that are not UTF-8 keep their bytes."""
+        path.write_text(self.content, encoding="utf-8", errors="surrogateescape")
 
 
 @dataclass(frozen=True)
@@ -166,16 +176,35 @@ class CaseWorker:
         try:
             fingerprint = self._fingerprint(plan)
             if done := self._existing(plan, fingerprint):
+                remove_leftovers(plan.targets)
                 return done
         except (MedkitError, OSError) as error:
             return self._failed(plan, error)
         process = self._set_up()
         try:
             with Claim(plan.targets) as claim:
-                claim.check(fingerprint, overwrite=self.options.overwrite, skip_existing=self.options.skip_existing)
+                self._check(plan, fingerprint)
                 return self._work(plan, process, claim, fingerprint, start)
-        except (Exception, CaseTimeout) as error:
+        except (Exception, SystemExit, CaseTimeout) as error:  # a library's exit() ends its case, not the run
             return self._failed(plan, error)
+
+    def foreseen(self, plan: Plan) -> Record | None:
+        """What can be known of a case without working on it: a result that is kept, a failure, or None."""
+        if not any(os.path.lexists(path) for path in plan.targets.names):
+            return None
+        try:
+            fingerprint = self._fingerprint(plan)
+            if done := self._existing(plan, fingerprint):
+                return done
+            self._check(plan, fingerprint)
+        except (MedkitError, OSError) as error:
+            return self._failed(plan, error)
+        return None
+
+    def _check(self, plan: Plan, fingerprint: Fingerprint) -> None:
+        check_existing(
+            plan.targets, fingerprint, overwrite=self.options.overwrite, skip_existing=self.options.skip_existing
+        )
 
     def _failed(self, plan: Plan, error: BaseException) -> Record:
         return failed_record(plan.record, self.task.name, explain(error, self.options), error)
@@ -196,6 +225,9 @@ class CaseWorker:
     def _set_up(self) -> Callable[[Case], Result]:
         if self._process is None:
             if self.task.uses_torch:
+                # Threads that wait by spinning take the processor from the other stages of a pipe: two registrations
+                # side by side on two cores took 18 s with torch's default and 6 s so. Read when torch is loaded.
+                os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
                 import torch
 
                 torch.set_num_threads(self.runtime.threads)
@@ -241,7 +273,7 @@ class CaseWorker:
                 value.write(claim.part / plan.targets.outputs[role].name)
         record = self._record(plan, case, result, claim, fingerprint, start)
         if self.options.qc:
-            self._draw(case, plan, result, self.options.qc)
+            self._draw(case, plan, result, picture_path(self.options.qc, plan.targets.main, self.options.output))
         claim.commit(record)
         if is_bids(plan.record.path) and self.options.output and self.options.output.is_dir():
             describe_dataset(self.options.output)
@@ -283,15 +315,15 @@ class CaseWorker:
             medkit=block | dict(result.details),
         )
 
-    def _draw(self, case: Case, plan: Plan, result: Result, folder: Path) -> None:
+    def _draw(self, case: Case, plan: Plan, result: Result, path: Path) -> None:
         """Writes the picture of a case; one that cannot be drawn is a warning, not a failure of the case."""
         from medkit.figures import write_png
 
         try:
             picture = result.figure() if result.figure else self._default_figure(case, result)
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             if picture is not None:
-                write_png(picture, folder / f"{stem(plan.targets.main)}.png")
+                write_png(picture, path)
         except Exception as error:
             log.warning("%s: no picture: %s", plan.record.path.name, error)
             log.debug("", exc_info=True)
@@ -306,6 +338,12 @@ class CaseWorker:
             return None
         drawn: Literal["labels", "image"] = "labels" if kind in ("labels", "mask") else "image"
         return overlay_mosaic(case.image(), value, kind=drawn, title=f"{self.task.name}  {case.path.name}")
+
+
+def picture_path(folder: Path, main: Path, output: Path | None) -> Path:
+    """Where the picture of a result goes: below `folder` as the result lies below `output`, for names may be equal."""
+    below = main.parent.relative_to(output) if output and main.is_relative_to(output) and main != output else Path()
+    return folder / below / f"{stem(main)}.png"
 
 
 def _check_roles(task: Task, result: Result) -> None:

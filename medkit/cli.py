@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import sys
@@ -25,7 +26,6 @@ _CORE_COMMANDS = (
     CommandSpec("transform", "Apply spatial transforms.", "medkit.commands.transform:transform"),
     CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),
 )
-_BROKEN_HELP = "(broken: see medkit plugins --verbose)"
 
 
 class LazyGroup(click.Group):
@@ -40,10 +40,10 @@ class LazyGroup(click.Group):
         raise NotImplementedError
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *self.offers(), *(p.name for p in self._broken())})
+        return sorted({*super().list_commands(ctx), *self.offers()})
 
     def _broken(self) -> Sequence[Plugin]:
-        """Plugins that cannot say what they would have offered; shown under their own names."""
+        """Plugins that cannot say what they would have offered."""
         return plugins.registry().broken
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -61,47 +61,53 @@ class LazyGroup(click.Group):
                     f"{cmd_name}: plugin {plugin.name} ({plugin.distribution} {plugin.version}) is broken: "
                     f"{plugin.error} (medkit plugins --verbose shows the traceback)"
                 )
+        if broken := self._broken():
+            # a broken plugin cannot say which names it would have brought; a job script must not take it for a typo
+            names = ", ".join(f"{p.name} of {p.distribution}" for p in broken)
+            raise PluginError(
+                f"no {self.what} {cmd_name} among the plugins that work; broken: {names} (see medkit plugins --verbose)"
+            )
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands with their one-line helps, without importing any."""
         offers = self.offers()
-        rows = [(name, _help(offers.get(name, ())) or self._eager_help(name)) for name in self.list_commands(ctx)]
+        rows = [(name, self._help(name, offers.get(name, ()))) for name in self.list_commands(ctx)]
         if rows:
             with formatter.section("Tasks" if self.what == "task" else "Commands"):
                 formatter.write_dl(rows)
-        if hints := plugins.registry().conflicts():
-            with formatter.section("Conflicts"):
-                formatter.write_dl([("!", hint) for hint in hints])
+        found = plugins.registry()
+        troubles = [(p.name, f"{p.distribution} is broken: {p.error}") for p in found.broken]
+        troubles += [("conflict", sentence) for sentence in found.conflicts()]
+        if troubles:
+            with formatter.section("Plugins in trouble (see medkit plugins --verbose)"):
+                formatter.write_dl(troubles)
 
-    def _eager_help(self, name: str) -> str:
-        return self.commands[name].get_short_help_str(80) if name in self.commands else _BROKEN_HELP
-
-
-def _help(offers: tuple[Offer, ...]) -> str:
-    if len(offers) > 1:
-        return "(offered by several plugins: none runs)"
-    return offers[0].spec.help if offers else ""
+    def _help(self, name: str, offers: tuple[Offer, ...]) -> str:
+        if len(offers) > 1:
+            return "(offered by several plugins: none runs)"
+        return offers[0].spec.help if offers else self.commands[name].get_short_help_str(80)
 
 
 class _Commands(LazyGroup):
+    """The core's commands and the plugins'."""
+
     def offers(self) -> Mapping[str, tuple[Offer, ...]]:
         core = {spec.name: (Offer(spec, _CORE),) for spec in _CORE_COMMANDS}
         ours = {*core, *self.commands}
         # a plugin cannot take the name of a core command; `medkit plugins` reports that it tried
         return core | {n: o for n, o in plugins.registry().commands.items() if n not in ours}
 
-    def _broken(self) -> Sequence[Plugin]:
-        return ()
-
 
 class _Tasks(LazyGroup):
+    """The plugins' tasks."""
+
     def offers(self) -> Mapping[str, tuple[Offer, ...]]:
         return plugins.registry().tasks
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MEDKIT"})
-@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s", allow_from_autoenv=False)
 def cli() -> None:
     """Small commands for medical images that chain through shell pipes.
 
@@ -123,13 +129,16 @@ def core_command_names() -> frozenset[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `medkit` script: runs a command and exits with the code that PROTOCOL's table names."""
     logging.basicConfig(format="medkit: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
     sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _exit_code(arguments: list[str]) -> int:
     try:
         result = cli.main(arguments, prog_name="medkit", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: started with a closed stdout
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code

@@ -7,14 +7,14 @@ import multiprocessing
 import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any
 
 from medkit.case import CaseWorker, Plan, Task, failed_record
-from medkit.errors import MedkitError, OutputError
+from medkit.errors import MedkitError, OutputError, Stopped
 from medkit.options import RunOptions
 from medkit.records import Record
 
@@ -99,6 +99,9 @@ class _Crew:
             if isinstance(item, Plan) and not (child and child.alive()):
                 child = _Child(self._task, self._options)
                 self._children.append(child)
+                if self._dismissed:  # while it was starting: `dismiss` may not have seen it
+                    child.dismiss()
+                    return
             self._finished.put(child.work(item) if child and isinstance(item, Plan) else item)  # type: ignore[arg-type]
         if child:
             child.close()
@@ -109,7 +112,7 @@ class _Crew:
             try:
                 done = self._finished.get(timeout=_TICK)  # short, so that a signal's handler gets to run
             except queue.Empty:
-                if self._stopped() and not any(t.is_alive() for t in self._servers):
+                if self._stopped() and not any(t.is_alive() for t in self._servers) and self._finished.empty():
                     return  # the feeder may wait for a stdin that says nothing more
                 continue
             if isinstance(done, BaseException):
@@ -185,16 +188,18 @@ def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions) -> 
     # a Ctrl-C reaches all processes of a terminal, a scheduler's signal all of a job; the parent decides what they mean
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGUSR2, _drop_the_case)
     work = CaseWorker(task, options)
-    while True:
-        try:
+    with contextlib.suppress(EOFError, Stopped):
+        while True:
             plan = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send(work(plan))
-        except MedkitError as error:
-            pipe.send(error)
-        except Exception as error:
-            pipe.send(MedkitError(f"{type(error).__name__}: {error}"))
+            try:
+                pipe.send(work(plan))
+            except MedkitError as error:
+                pipe.send(error)
+            except Exception as error:
+                pipe.send(MedkitError(f"{type(error).__name__}: {error}"))
+
+
+def _drop_the_case(number: int, frame: FrameType | None) -> None:
+    raise Stopped

@@ -187,6 +187,19 @@ def _has_digest(path: Path, digest: str | None) -> bool:
         return False
 
 
+def check_existing(targets: Targets, fingerprint: Fingerprint, *, overwrite: bool, skip_existing: bool) -> None:
+    """Raises OutputError where a final name is taken by something that a case must not replace."""
+    existing = [p for p in targets.names if os.path.lexists(p)]
+    if not existing or overwrite:
+        return
+    record = read_sidecar(targets.sidecar)
+    ours = record is not None and fingerprint.made(record)
+    listed = {Path(e["path"]) for e in record.medkit.get("outputs", {}).values()} if record and ours else set()
+    for path in existing:
+        if not (skip_existing and ours and (path in listed or path == targets.sidecar)):
+            raise OutputError(_refusal(path, record, ours))
+
+
 class Claim:
     """The exclusive right to write one case's files, and the folder they are made in.
 
@@ -198,7 +211,7 @@ class Claim:
         self.targets = targets
         main = targets.main
         self.part = main.with_name(f".{main.name}.{socket.gethostname()}.{os.getpid()}.part")
-        self._path = main.with_name(f".{main.name}.claim")
+        self.path = main.with_name(f".{main.name}.claim")
 
     def __enter__(self) -> Claim:
         self.targets.main.parent.mkdir(parents=True, exist_ok=True)
@@ -208,20 +221,20 @@ class Claim:
             _undo(leftover, self.targets)
         # from now on the claim says where the files of this process are to be found, should it be killed
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, self.part.name.encode(), 0)
+        os.pwrite(self._descriptor, os.fsencode(self.part.name), 0)
         self.part.mkdir(exist_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.part, ignore_errors=True)
+        _undo(self.part, self.targets)  # a Ctrl-C or a full disk may have come in the middle of `commit`
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            self.path.unlink()
         os.close(self._descriptor)  # releases the lock
 
     def _lock(self) -> tuple[int, bool]:
         """A descriptor of the claim file, and whether it is locked: some network file systems know no locks."""
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             locked = True
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -231,28 +244,16 @@ class Claim:
                     os.close(descriptor)
                     raise OutputError(f"{self.targets.main}: another process is writing it") from None
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), self._path.stat()):
+                if os.path.samestat(os.fstat(descriptor), self.path.stat()):
                     return descriptor, locked
             os.close(descriptor)  # its former holder removed it between our two calls: once more
 
     def _leftover(self) -> Path | None:
         """The folder of the process that held this name before and was killed."""
-        name = os.pread(self._descriptor, 4096, 0).decode(errors="replace")
+        name = os.fsdecode(os.pread(self._descriptor, 4096, 0))
         main = self.targets.main
         plausible = name.startswith(f".{main.name}.") and name.endswith(".part") and "/" not in name
         return main.with_name(name) if plausible and main.with_name(name).is_dir() else None
-
-    def check(self, fingerprint: Fingerprint, *, overwrite: bool, skip_existing: bool) -> None:
-        """Raises OutputError where a final name is taken by something this case must not replace."""
-        existing = [p for p in self.targets.names if os.path.lexists(p)]
-        if not existing or overwrite:
-            return
-        record = read_sidecar(self.targets.sidecar)
-        ours = record is not None and fingerprint.made(record)
-        listed = {Path(e["path"]) for e in record.medkit.get("outputs", {}).values()} if record and ours else set()
-        for path in existing:
-            if not (skip_existing and ours and (path in listed or path == self.targets.sidecar)):
-                raise OutputError(_refusal(path, record, ours))
 
     def commit(self, record: Record) -> None:
         """Puts the files made in `part` under their final names, the sidecar last."""
@@ -272,8 +273,15 @@ class Claim:
 _REPLACED = ".replaced.json"
 
 
+def remove_leftovers(targets: Targets) -> None:
+    """Removes what a run left behind that was killed when this case was already done."""
+    if Claim(targets).path.exists():
+        with contextlib.suppress(OutputError, OSError), Claim(targets):
+            pass
+
+
 def _undo(leftover: Path, targets: Targets) -> None:
-    """Takes back what a run that was killed during `commit` had already put in place.
+    """Takes back what a run that was stopped during `commit` had already put in place, and removes the folder.
 
     The new sidecar still lies in the leftover folder exactly if that commit did not end; the files it lists by digest
     are removed, and the sidecar of an earlier result that was being replaced returns to its place.
@@ -355,5 +363,11 @@ def refuse_inputs(targets: Targets, inputs: Iterator[Path] | Sequence[Path]) -> 
     """Raises OutputError where a result would replace one of its own inputs; not even --overwrite may do that."""
     for path in inputs:
         for target in targets.names:
-            if target == path or (target.exists() and path.exists() and target.samefile(path)):
+            if target == path or _same_file(target, path):
                 raise OutputError(f"{target}: is an input of this case; choose another -o")
+            if _same_file(target, sidecar_path(path)):
+                raise OutputError(f"{target}: is the sidecar of {path.name}, an input of this case; choose another -o")
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)

@@ -79,11 +79,13 @@ def join_bids(entities: Mapping[str, str], suffix: str) -> str:
 def space_label(reference: Path, moving: Path | None = None) -> str:
     """The `space-` or `to-` label for a reference image.
 
-    The template's name for `tpl-X`, the image type (`T1w`) for another scan of the moving image's own subject,
-    else the letters and digits of the reference's stem.
+    The template's name for `tpl-X`, the image type (`T1w`) for another type of scan of the moving image's own subject,
+    else the letters and digits of the reference's stem: two runs of one type must not both be `T1w`.
     """
     if moving and is_bids(moving) and is_bids(reference) and _subject(moving) == _subject(reference):
-        return split_bids(reference)[1]
+        label = split_bids(reference)[1]
+        if label != split_bids(moving)[1]:
+            return label
     first = reference.name.split("_")[0]
     if first.startswith("tpl-"):
         return first[4:]

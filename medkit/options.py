@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,7 +107,7 @@ def _option(*names: str, variable: bool = True, **settings: Any) -> Callable[[_F
     long = next(n for n in names if n.startswith("--")).split("/")[0]
     if variable:
         settings |= {"envvar": "MEDKIT_" + long[2:].replace("-", "_").upper(), "show_envvar": False}
-    return click.option(*names, **settings)
+    return click.option(*names, allow_from_autoenv=variable, **settings)
 
 
 _FILE = click.Path(dir_okay=False)
@@ -141,7 +141,8 @@ _OPTIONS = (
     _option("--dry-run", is_flag=True, help="Say what would run and the memory it needs, and stop."),
     _option("-q", "--quiet", is_flag=True, help="Only errors on stderr."),
     _option("-v", "--verbose", is_flag=True, help="Tracebacks and timings on stderr."),
-    _option("--progress/--no-progress", default=True, help="A line per finished case on stderr.  [default: on]"),
+    _option("--progress/--no-progress", default=lambda: not os.environ.get("MEDKIT_NO_PROGRESS"),
+            help="A line per finished case on stderr.  [default: on]"),
 )  # fmt: skip
 
 group_by_option = _option(
@@ -166,12 +167,20 @@ def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
     """Checks what no single option can. Raises UsageError."""
+    _let_options_outrank_variables(common, ("overwrite", "skip_existing"))
     options = RunOptions(verbosity=verbose - quiet, programs=_programs(), **common)
     if options.overwrite and options.skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other")
     if options.keep_tree and (options.output is None or is_file_name(options.output)):
         raise UsageError("--keep-tree needs a folder as --output")
     return options
+
+
+def _let_options_outrank_variables(common: dict[str, Any], opposites: Sequence[str]) -> None:
+    """Of flags that contradict each other, one given as an option turns off those that come from variables."""
+    source = click.get_current_context().get_parameter_source
+    if any(source(name) is click.core.ParameterSource.COMMANDLINE for name in opposites):
+        common |= {n: False for n in opposites if source(n) is not click.core.ParameterSource.COMMANDLINE}
 
 
 def _programs() -> tuple[Mapping[str, str], ...]:

@@ -37,7 +37,7 @@ def input_lines(arguments: Sequence[str], list_file: Path | None, null: bool) ->
     for argument in arguments or ["-"]:
         if argument == "-":
             yield from _stdin_lines(null)
-        else:
+        elif argument.strip():
             yield argument
 
 
@@ -89,22 +89,29 @@ def _scheduler_shard(environ: Mapping[str, str]) -> tuple[int, int]:
         ("LSB_JOBINDEX", None, "LSB_JOBINDEX_END", None),
     )
     for task, first, last, count in arrays:
-        # SGE says "undefined", LSF 0, outside an array
-        if not environ.get(task, "").isdigit() or environ[task] == "0":
+        # outside an array SGE says "undefined" and LSF 0, which is an ordinary rank for SLURM
+        if not environ.get(task, "").isdigit() or (task == "LSB_JOBINDEX" and environ[task] == "0"):
             continue
-        lowest = int(environ[first]) if first else 1
-        size = int(environ[last]) - lowest + 1 if environ.get(last, "").isdigit() else 0
+        lowest = _number(environ, first) if first else 1
+        highest = _number(environ, last)
+        size = 0 if lowest is None or highest is None else highest - lowest + 1
         holes = count is not None and environ.get(count) != str(size)
         stepped = any(environ.get(v, "1") not in ("1", "") for v in ("SGE_TASK_STEPSIZE", "LSB_JOBINDEX_STEP"))
-        if size < 1 or holes or stepped:
+        if lowest is None or size < 1 or holes or stepped:
             raise UsageError(
                 f"--shard auto: the job array ({task}={environ[task]}) has holes or an unknown size, so its ranks "
                 f'would not cover all inputs; use an array 1-N and --shard "${task}/N"'
             )
         return int(environ[task]) - lowest + 1, size
-    if environ.get("PBS_ARRAY_INDEX"):
-        raise UsageError('--shard auto: PBS does not tell the array\'s size; use --shard "$PBS_ARRAY_INDEX/N"')
+    for task in ("PBS_ARRAY_INDEX", "PBS_ARRAYID"):
+        if environ.get(task):
+            raise UsageError(f'--shard auto: PBS does not tell the array\'s size; use --shard "${task}/N"')
     raise UsageError("--shard auto: no job array found (SLURM, SGE and LSF set one); use --shard K/N")
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    value = environ.get(name, "")
+    return int(value) if value.isdigit() else None
 
 
 def take_shard(lines: Iterable[str], shard: tuple[int, int]) -> list[str]:
@@ -185,7 +192,10 @@ def _duplicate(descriptor: int) -> int:
     try:
         return os.dup(descriptor)
     except OSError:  # started with a closed stdout (`>&-`): the lines go nowhere
-        return os.open(os.devnull, os.O_WRONLY)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        while nowhere <= 2:  # fills the standard descriptors, so that no file of ours is taken for one of them
+            nowhere = os.dup(nowhere)
+        return nowhere
 
 
 def _point_at_stderr(descriptor: int) -> None:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pluggy
 
 from medkit import hookspecs, pipe
 from medkit.errors import PluginError, UsageError, listed
-from medkit.specs import BundleSpec, CommandSpec, TaskSpec
+from medkit.specs import KINDS, BundleSpec, CommandSpec, TaskSpec
 
 GROUP = "medkit"
 """The entry-point group in which distributions name their plugin packages."""
@@ -60,8 +63,11 @@ class Offer:
         """The object that the spec's target names. Raises PluginError."""
         module, _, attribute = self.spec.target.partition(":")
         try:
-            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-        except Exception as error:
+            loaded = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+            if not hasattr(loaded, "make_context"):
+                raise TypeError(f"expected a click command, got {loaded!r}")
+            return loaded
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.spec.name}: plugin {self.plugin.name} ({self.plugin.distribution} {self.plugin.version}) "
                 f"could not load {self.spec.target}: {_one_line(error)}"
@@ -187,11 +193,35 @@ _Spec = TypeVar("_Spec")
 
 def _answers(hook: pluggy.HookCaller, kind: type[_Spec]) -> tuple[_Spec, ...]:
     """What one hook of one plugin returned, checked. Raises PluginError."""
-    answers = [spec for returned in hook() for spec in returned]
+    answers: list[Any] = []
+    for returned in hook():
+        if not isinstance(returned, Iterable):
+            raise PluginError(f"{hook.name} returned {returned!r}, expected a list of {kind.__name__} values")
+        answers.extend(returned)
     for spec in answers:
         if not isinstance(spec, kind):
             raise PluginError(f"{hook.name} returned {spec!r}, expected {kind.__name__} values")
+        _check(spec)
+    if twice := sorted(name for name, times in Counter(spec.name for spec in answers).items() if times > 1):
+        raise PluginError(f"{hook.name} returned several {kind.__name__} values named {listed(twice)}")
     return tuple(answers)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def _check(spec: Any) -> None:
+    """Raises PluginError for a spec with a field that would make the command line fall over later."""
+    expected = {
+        "name": ("a word of letters, digits, '-', '_' and '.'", lambda v: isinstance(v, str) and _NAME.fullmatch(v)),
+        "help": ("one line of text", lambda v: isinstance(v, str)),
+        "target": ('"package.module:attribute"', lambda v: isinstance(v, str) and all(v.partition(":"))),
+        "root": ("a Path", lambda v: isinstance(v, Path)),
+        "kinds": (f"some of {listed(KINDS)}", lambda v: isinstance(v, tuple) and set(v) <= set(KINDS)),
+    }
+    for key, (what, holds) in expected.items():
+        if hasattr(spec, key) and not holds(getattr(spec, key)):
+            raise PluginError(f"{spec!r}: expected {what} as its {key}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,7 +68,7 @@ class Record:
         if self.inputs:
             out["inputs"] = {role: shown(p) for role, p in self.inputs.items()}
         if self.medkit:
-            out["medkit"] = _map_paths(self.medkit, lambda p: shown(Path(p)))
+            out["medkit"] = _plain(_map_paths(self.medkit, lambda p: shown(Path(p))))
         return out | dict(self.extra)
 
     def line(self) -> str:
@@ -79,12 +80,20 @@ def _map_paths(block: Mapping[str, Any], change: Callable[[str], str]) -> dict[s
     """The `medkit` block with `change` applied to the paths in its outputs and inputs."""
     out = dict(block)
     for key in ("outputs", "inputs"):
-        if isinstance(out.get(key), Mapping):
-            out[key] = {
-                role: dict(entry) | {"path": change(entry["path"])} if isinstance(entry, Mapping) else entry
-                for role, entry in out[key].items()
-            }
+        if key in out:
+            out[key] = {role: dict(entry) | {"path": change(entry["path"])} for role, entry in out[key].items()}
     return out
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it: numpy's numbers as Python's, and null for the numbers that JSON has no word for."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def absolute(path: str | Path, base: Path | None = None) -> Path:
@@ -108,7 +117,7 @@ def record_from_json(data: Any, base: Path | None = None) -> Record:
         ("kind", data.get("kind", "image") in KINDS, "one of " + ", ".join(KINDS)),
         ("Sources", _strings(data.get("Sources", [])), "a list of paths"),
         ("inputs", isinstance(inputs, Mapping) and _strings(list(inputs.values())), "an object of paths"),
-        ("medkit", isinstance(data.get("medkit", {}), Mapping), "an object"),
+        ("medkit", _block(data.get("medkit", {})), "an object whose outputs and inputs have paths"),
     )
     for key, holds, what in expected:
         if not holds:
@@ -129,6 +138,17 @@ def record_from_json(data: Any, base: Path | None = None) -> Record:
 
 def _strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _block(value: Any) -> bool:
+    """Whether a `medkit` block has what medkit relies on."""
+    if not isinstance(value, Mapping):
+        return False
+    files = [value.get(key, {}) for key in ("outputs", "inputs")]
+    if not all(isinstance(f, Mapping) for f in files):
+        return False
+    entries = [entry for f in files for entry in f.values()]
+    return all(isinstance(e, Mapping) and isinstance(e.get("path"), str) for e in entries)
 
 
 def read_sidecar(path: Path) -> Record | None:
@@ -154,6 +174,8 @@ def record_from_line(line: str) -> Record:
 
     A JSON object that says no more than a path is completed from the file's sidecar. Raises MedkitError.
     """
+    if "\0" in line:
+        raise MedkitError("expected one name per line, got names separated by NUL: use -0")
     if not line.startswith("{"):
         return record_of(absolute(line))
     try:
@@ -189,7 +211,7 @@ def find_kind(record: Record, kinds: Sequence[str]) -> Record:
     for candidate in lineage(record):
         if candidate.kind in kinds:
             return candidate
-    wanted = " or ".join(f"{'an' if k[0] in 'aeiou' else 'a'} {k}" if k != "labels" else k for k in kinds)
+    wanted = " or ".join(f"{'an' if k[0] in 'aeiou' else 'a'} {k}" if k[-1] != "s" else k for k in kinds)
     origin = "none of its sources is one" if record.sources else "it names no source"
     raise InputError(f"expected {wanted}, got {record.kind} {record.path.name} and {origin}")
 
@@ -203,16 +225,10 @@ def sha256_of(path: Path) -> str:
         digests = sorted(sha256_of(p) for p in path.iterdir() if p.is_file())
         return hashlib.sha256("".join(digests).encode()).hexdigest()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _chunked(file)
-
-
-def _chunked(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_programs(generated_by: Sequence[Mapping[str, str]]) -> str:
     """`medkit 0.1.0 and medkit-threshold 2.0`, for people."""
-    return listed([f"{g.get('Name', '?')} {g.get('Version', '')}".strip() for g in generated_by])
+    names = [f"{g.get('Name', '?')} {g.get('Version', '')}".strip() for g in generated_by]
+    return listed(names) if names else "an unnamed program"

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medkit import executor, pipe
-from medkit.case import Case, Plan, Result, Runtime, Task, Text, explain, failed_record
-from medkit.errors import InputError, MedkitError, OutputError, Stopped
+from medkit.case import Case, CaseWorker, Plan, Result, Runtime, Task, Text, explain, failed_record
+from medkit.errors import InputError, MedkitError, OutputError, Stopped, UsageError
 from medkit.files import Output, is_file_name, refuse_inputs, targets_of, write_atomically
 from medkit.names import is_bids, join_bids, split_bids, suffix_of
 from medkit.options import RunOptions
-from medkit.records import Record, absolute, find_kind, record_from_line
+from medkit.records import Record, absolute, find_kind, record_from_line, record_of
 from medkit.signals import StopRequest
 
 __all__ = ["Case", "Output", "Result", "Runtime", "Task", "Text", "run_task"]
@@ -54,6 +54,10 @@ class _Run:
     """Final name -> the input it was claimed for."""
     failures: list[Record] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    arrived: bool = False
+    """Whether there was any line of input."""
+    passed_on: set[int] = field(default_factory=set)
+    """`id` of the records that an earlier stage failed on; an executor hands them back as they are."""
     slices: Counter[Path] = field(default_factory=Counter)
     """Folder -> single DICOM files that came from it."""
 
@@ -71,19 +75,25 @@ class _Run:
     def _loop(self) -> int:
         items = self._items()
         if self.options.dry_run:
-            return self._dry_run(items)
-        for record in self._executed(items):
-            self._finish(record)
-            if self.options.fail_fast and record.failed:
-                break
-            if self.stop.received and self._work_left(items):
-                return self._stopped("a signal")
-            if self.emitter.reader_gone():
-                break
-        if not self.counts and self.options.shard is None:
+            self._dry_run(items)
+        elif self._stopped_early(items):
+            return self._stopped("a signal")
+        if not self.arrived:
             log.error("%s: no input arrived", self.task.name)
             return 1
         return self._exit_code()
+
+    def _stopped_early(self, items: Iterator[executor.Item]) -> bool:
+        """Works until nothing is left or nobody wants more; whether a signal ended it before that."""
+        for record in self._executed(items):
+            self._finish(record)
+            if self.options.fail_fast and record.failed:
+                return False
+            if self.stop.received and not self.options.workers and self._work_left(items):
+                return True
+            if self.emitter.reader_gone():
+                return False
+        return self.stop.received and self.options.workers > 0  # they finish the cases at hand and begin no other
 
     def _executed(self, items: Iterator[executor.Item]) -> Iterator[Record]:
         if self.options.workers:
@@ -101,29 +111,36 @@ class _Run:
     def _work_left(self, items: Iterator[executor.Item]) -> bool:
         """Whether cases are left after a signal; of a pipe that may yet send some, yes."""
         streaming = not self.options.shard and (not self.options.inputs or "-" in self.options.inputs)
-        if self.options.workers or (streaming and not self.options.list):
+        if streaming and not self.options.list:
             return True
         return next(items, None) is not None
 
     # ---- cases in
 
     def _items(self) -> Iterator[executor.Item]:
-        lines: Iterable[str] = pipe.input_lines(self.options.inputs, self.options.list, self.options.null)
+        lines = self._arriving(pipe.input_lines(self.options.inputs, self.options.list, self.options.null))
         if self.options.shard:
-            lines = pipe.take_shard(lines, self.options.shard)
+            lines = iter(pipe.take_shard(lines, self.options.shard))
         if self.task.arity == "all":
             yield from self._groups([self._parsed(line) for line in lines])
             return
-        for line in lines:
-            record = self._parsed(line)
+        for record in map(self._parsed, lines):
             yield record if record.failed else self._planned(record)
+
+    def _arriving(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self.arrived = True
+            yield line
 
     def _parsed(self, line: str) -> Record:
         try:
-            return record_from_line(line)
+            record = record_from_line(line)
         except MedkitError as error:
             shown = line if len(line) < 200 else line[:200] + "..."
             return self._refused(Record(Path(shown)), error)
+        if record.failed:
+            self.passed_on.add(id(record))
+        return record
 
     def _groups(self, records: list[Record]) -> Iterator[executor.Item]:
         """All records as one case, or one case per `--group-by` group of BIDS names; failed ones are passed on."""
@@ -144,6 +161,8 @@ class _Run:
         """A case ready to be worked on, or the failed record of one that cannot be."""
         try:
             return self._plan(record, members, group)
+        except UsageError:  # true of every case
+            raise
         except (MedkitError, OSError) as error:
             return self._refused(record, error)
 
@@ -153,7 +172,7 @@ class _Run:
     def _plan(self, record: Record, members: tuple[Record, ...], group: tuple[str, ...]) -> Plan:
         own = record.inputs.get(self.task.role, record.path)
         if own != record.path:
-            record = replace(record, path=own)
+            record = replace(record_of(own), inputs=record.inputs, extra=record.extra)
         if not own.exists():
             raise InputError(f"{own}: no such file")
         inputs = self._inputs(record, members)
@@ -193,7 +212,9 @@ class _Run:
     def _claim(self, names: Iterable[Path], source: Path) -> None:
         """Raises OutputError for a name that another case of this run has, finished or not."""
         names = list(names)
-        for path in names:
+        for number, path in enumerate(names):
+            if path in names[:number]:
+                raise OutputError(f"{source}: two of its results would be called {path.name}")
             if path in self.claimed:
                 several = is_file_name(self.options.output) if self.options.output else False
                 advice = "name a folder as --output" if several else "--keep-tree ROOT mirrors the inputs' folders"
@@ -215,7 +236,7 @@ class _Run:
         status = "skipped" if record.medkit.get("skipped") else str(record.medkit.get("status"))
         if record.failed:
             self.failures.append(record)
-            if record.medkit.get("task") == self.task.name:  # else an earlier stage has said so already
+            if id(record) not in self.passed_on:  # else an earlier stage has said so already
                 status = "refused" if record.medkit.get("refused") else status
                 log.error("%s: %s", self.task.name, _with_name(record))
         self.counts[status] += 1
@@ -241,20 +262,26 @@ class _Run:
             _say(f"medkit: {self.task.name}: {len(self.failures)} of {self.counts.total()} failed:")
             for record in self.failures:
                 _say(f"  {_with_name(record)}")
-        if self.options.failed:
+        if self.options.failed and not self.options.dry_run:
             end = b"\0" if self.options.null else b"\n"
             write_atomically(self.options.failed, b"".join(os.fsencode(r.path) + end for r in self.failures))
 
-    def _dry_run(self, items: Iterable[executor.Item]) -> int:
+    def _dry_run(self, items: Iterable[executor.Item]) -> None:
+        """Says what would happen to each case; the sanity check of its voxels is not part of it."""
+        worker = CaseWorker(self.task, self.options)
         for item in items:
-            if isinstance(item, Record):
-                self.failures.append(item)
-                self.counts["refused" if item.medkit.get("refused") else "failed"] += 1
-                continue
-            self.counts["ok"] += 1
-            outputs = ", ".join(str(p) for p in item.targets.outputs.values())
-            _say(f"would run {self.task.name} on {item.inputs[self.task.role]} -> {outputs}{self._memory(item)}")
-        return self._exit_code()
+            found = item if isinstance(item, Record) else worker.foreseen(item)
+            if found is not None and found.failed:
+                self.failures.append(found)
+                self.counts["refused" if found.medkit.get("refused") else "failed"] += 1
+                _say(f"would fail: {_with_name(found)}")
+            elif isinstance(item, Plan):
+                self.counts["ok"] += 1
+                outputs = ", ".join(str(p) for p in item.targets.outputs.values())
+                if found is not None:
+                    _say(f"would keep {outputs}")
+                    continue
+                _say(f"would run {self.task.name} on {item.inputs[self.task.role]} -> {outputs}{self._memory(item)}")
 
     def _memory(self, plan: Plan) -> str:
         if self.task.memory is None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from medkit.commands.plugins_new import new
 from medkit.plugins import Plugin, Registry, registry
+from medkit.specs import CommandSpec, TaskSpec
 
 
 @click.group(invoke_without_command=True)
@@ -28,10 +30,15 @@ def plugins(ctx: click.Context, as_json: bool, verbose: bool) -> None:
         click.echo(line)
 
 
+plugins.add_command(new)
+
+
 def as_data(found: Registry) -> dict[str, Any]:
     """The registry as JSON data."""
     return {
-        "plugins": [asdict(p) | {"bundles": [asdict(b) | {"root": str(b.root)} for b in p.bundles]} for p in found.plugins],
+        "plugins": [
+            asdict(p) | {"bundles": [asdict(b) | {"root": str(b.root)} for b in p.bundles]} for p in found.plugins
+        ],
         "conflicts": conflicts(found),
     }
 
@@ -41,7 +48,8 @@ def conflicts(found: Registry) -> list[str]:
     from medkit.cli import core_command_names
 
     taken = [
-        f"command {name} of {offers[0].plugin.distribution} (plugin {offers[0].plugin.name}) is not used: medkit has a command of that name"
+        f"command {name} of {offers[0].plugin.distribution} (plugin {offers[0].plugin.name}) is not used: "
+        f"medkit has a command of that name"
         for name, offers in found.commands.items()
         if name in core_command_names()
     ]
@@ -62,14 +70,16 @@ def _lines(found: Registry, verbose: bool) -> Iterator[str]:
 def _offers(plugin: Plugin) -> str:
     if plugin.error:
         return f"BROKEN: {plugin.error}"
-    groups = (("task", plugin.tasks), ("command", plugin.commands), ("bundle", plugin.bundles))
-    return ", ".join(f"{what} {spec.name}" for what, specs in groups for spec in specs) or "nothing"
+    offers = [f"task {t.name}" for t in plugin.tasks]
+    offers += [f"command {c.name}" for c in plugin.commands]
+    offers += [f"bundle {b.name}" for b in plugin.bundles]
+    return ", ".join(offers) or "nothing"
 
 
 def _details(plugin: Plugin) -> Iterator[str]:
     yield f"    {plugin.module}, imported in {plugin.import_ms:.1f} ms"
-    for spec in (*plugin.tasks, *plugin.commands):
-        yield f"    {spec.name}: {spec.target}  {spec.help}"
+    specs: list[TaskSpec | CommandSpec] = [*plugin.tasks, *plugin.commands]
+    yield from (f"    {spec.name}: {spec.target}  {spec.help}" for spec in specs)
     for bundle in plugin.bundles:
         yield f"    {bundle.name}: {bundle.root}"
     for line in (plugin.traceback or "").splitlines():

@@ -70,7 +70,7 @@ def _facts(record: Record) -> Iterator[str]:
         return
     yield command_line(record)
     yield f"{describe_programs(record.generated_by)}, {record.medkit.get('seconds', '?')} s"
-    for warning in record.medkit.get("warnings", ()):
+    for warning in record.medkit.get("warnings") or ():
         yield f"warning: {warning}"
 
 
@@ -83,7 +83,7 @@ def command_line(record: Record) -> str:
         for role, entry in record.medkit.get("inputs", {}).items()
         if entry.get("path") != own and role not in KINDS
     }
-    settings = {name: value for name, value in record.medkit.get("arguments", {}).items() if name not in files}
+    settings = {name: value for name, value in (record.medkit.get("arguments") or {}).items() if name not in files}
     words = [word for name, value in (settings | files).items() for word in _option(name, value)]
     return shlex.join(["medkit", *(task.split() if " " in task else ["run", task]), *words, own])
 

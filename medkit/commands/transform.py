@@ -25,11 +25,22 @@ def transform() -> None:
 
 @transform.command()
 @click.option("--reference", type=_FILE, required=True, help="The image whose grid the result lies on.")
-@click.option("--transform", "transforms", type=_FILE, multiple=True, metavar="FILE",
-              help="A transform, such as ITK's and ANTs' .tfm, .mat, .h5 or a displacement field. Several apply in the "
-                   "order given, the first one first. None: the scans' world coordinates alone.")
-@click.option("--interpolation", type=click.Choice(["auto", "linear", "nearest", "label"]), default="auto", show_default=True,
-              help="label: the label with the largest weight around; auto: label for label images, else linear.")
+@click.option(
+    "--transform",
+    "transforms",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="A transform, such as ITK's and ANTs' .tfm, .mat, .h5 or a displacement field. Several apply in the "
+    "order given, the first one first. None: the scans' world coordinates alone.",
+)
+@click.option(
+    "--interpolation",
+    type=click.Choice(["auto", "linear", "nearest", "label"]),
+    default="auto",
+    show_default=True,
+    help="label: the label with the largest weight around; auto: label for label images, else linear.",
+)
 @task_options
 def apply(options: RunOptions, reference: Path, transforms: tuple[Path, ...], interpolation: str) -> None:
     """Resample images onto a reference's grid through one or more transforms.

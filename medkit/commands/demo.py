@@ -1,0 +1,180 @@
+"""`medkit demo`: brains with a known transform, aligned in a real shell pipe, and the error that is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from medkit.errors import MedkitError, UsageError
+from medkit.records import absolute
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from medkit.images import Image
+    from medkit.space import Grid
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A made-up scan of the template's brain: how the head lies, and how the scanner stores it."""
+
+    name: str
+    angles: tuple[float, float, float]
+    """Rotation about x, y and z, degrees."""
+    shift: tuple[float, float, float]
+    """Translation, mm."""
+    scale: tuple[float, float, float]
+    """How much larger the head is along x, y and z."""
+    axes: str
+    """The order and direction in which voxels are stored, such as `PIR`."""
+    spacing: tuple[float, float, float]
+    """Voxel size along the stored axes, mm."""
+    gamma: float
+    """Contrast: intensities to this power."""
+
+
+_SUBJECTS = (
+    Subject("anna", (4, -6, 12), (8, -5, 11), (1.04, 0.97, 1.02), "LAS", (1.0, 1.0, 1.0), 1.0),
+    Subject("ben", (-9, 5, -15), (-12, 9, 4), (0.95, 1.03, 0.98), "PIR", (1.2, 1.2, 2.0), 0.7),
+)
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("medkit-demo"), show_default=True,
+              help="A new folder for everything the demo makes.")  # fmt: skip
+def demo(output: Path) -> None:
+    """See medkit work, on brains with a known transform.
+
+    Makes two scans from the MNI152 template, each turned, shifted, scaled, noisy and stored in an order of its own,
+    aligns them with the template in a shell pipe, and prints how far that is from the truth.
+    """
+    folder = absolute(output)
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder}: exists already; remove it, or choose another -o")
+    fixed, truths = make_subjects(folder)
+    click.echo(f"$ cd {shlex.quote(os.path.relpath(folder))}")
+    lines = _shell(
+        f"ls scans/*.nii.gz | medkit run register --fixed {fixed.name} --json --qc pictures -o aligned", folder
+    )
+    for record in map(json.loads, lines.splitlines()):
+        name = Path(record["Sources"][0]).name.removesuffix(".nii.gz")
+        before, after = _errors(fixed, Path(record["medkit"]["outputs"]["transform"]["path"]), truths[name])
+        click.echo(f"{name}: {before:.1f} mm from the truth before, {after:.2f} mm after (mean over the brain)")
+    click.echo(_shell(f"medkit show aligned/{_SUBJECTS[0].name}_registered.nii.gz", folder), nl=False)
+    click.echo(f"pictures: {os.path.relpath(folder / 'pictures')}")
+
+
+def _shell(command: str, folder: Path) -> str:
+    """Runs a command in `folder` as a user would, and gives what it printed. Raises MedkitError where it fails."""
+    click.echo(f"$ {command}")
+    here = Path(sys.executable).parent  # where the medkit of this environment lies, be it activated or not
+    environment = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(shell, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise MedkitError(f"the command ended with {done.returncode}: {command}")
+    return done.stdout
+
+
+def make_subjects(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Writes the template and the scans below `folder`.
+
+    Returns the template's path, and for each subject the true matrix (4, 4): template points -> scan points, RAS+ mm.
+    """
+    template = _template()
+    (folder / "scans").mkdir(parents=True)
+    template.write(folder / "mni152_t1.nii.gz")
+    truths = {}
+    for number, subject in enumerate(_SUBJECTS):
+        image, truth = make_scan(template, subject, seed=number)
+        image.write(folder / "scans" / f"{subject.name}.nii.gz")
+        truths[subject.name] = truth
+    return folder / "mni152_t1.nii.gz", truths
+
+
+def _template() -> Image:
+    """The MNI152 T1 template, skull-stripped, 1 mm, as 0..1000."""
+    import numpy as np
+
+    from medkit.images import Image
+    from medkit.space import Grid
+
+    try:
+        from nilearn.datasets import load_mni152_template
+    except ImportError:
+        raise MedkitError('the demo needs the template that nilearn carries: pip install "medkit[demo]"') from None
+    loaded = load_mni152_template(resolution=1)
+    data = np.asarray(loaded.dataobj, dtype=np.float32)
+    data = np.rint(1000 * data / data.max()).astype(np.int16)
+    return Image(data[None], Grid(data.shape, np.asarray(loaded.affine)), dtype=np.dtype(np.int16))
+
+
+def make_scan(template: Image, subject: Subject, seed: int) -> tuple[Image, np.ndarray]:
+    """A scan of the template's brain as `subject` describes it, and the true matrix, template -> scan points."""
+    import numpy as np
+
+    from medkit.resample import resample
+    from medkit.space import AffineTransform
+
+    truth = pose(subject, template.grid.centre)
+    image = resample(template, _scanner_grid(template.grid, subject), AffineTransform(np.linalg.inv(truth)))
+    bright = 1000 * (image.data / 1000.0) ** subject.gamma
+    noisy = np.abs(bright + np.random.default_rng(seed).normal(0, 15, bright.shape))
+    return image.with_data(np.rint(noisy).astype(np.int16)), truth
+
+
+def pose(subject: Subject, centre: np.ndarray) -> np.ndarray:
+    """The subject's matrix (4, 4), RAS+ mm: scaled and turned about `centre`, then shifted."""
+    import numpy as np
+
+    matrix = np.diag([*subject.scale, 1.0])
+    for axis, angle in enumerate(np.deg2rad(subject.angles)):
+        turn = np.eye(4)
+        i, j = [k for k in range(3) if k != axis]
+        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        matrix = turn @ matrix
+    matrix[:3, 3] = centre - matrix[:3, :3] @ centre + subject.shift
+    return matrix
+
+
+def _scanner_grid(template: Grid, subject: Subject) -> Grid:
+    """A grid about the shifted head, stored in the subject's axes."""
+    import numpy as np
+
+    from medkit.space import Grid
+
+    affine = np.eye(4)
+    extent = np.asarray(template.shape) * template.spacing
+    shape = []
+    for column, (axis, spacing) in enumerate(zip(subject.axes, subject.spacing, strict=True)):
+        world = "RLAPSI".index(axis) // 2
+        affine[:3, column] = 0
+        affine[world, column] = spacing if axis in "RAS" else -spacing
+        shape.append(round(float(extent[world]) * 1.1 / spacing))
+    middle = template.centre + subject.shift
+    affine[:3, 3] = middle - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def _errors(fixed: Path, transform: Path, truth: np.ndarray) -> tuple[float, float]:
+    """Mean distance from the truth over the brain, mm: of doing nothing, and of the transform found."""
+    import numpy as np
+
+    from medkit.images import read_image
+    from medkit.space import apply_affine, read_transform
+
+    image = read_image(fixed)
+    points = apply_affine(image.grid.affine, np.argwhere(image.data[0] > 0)[::97].astype(float))
+    true = apply_affine(truth, points)
+    found = read_transform(transform).map_points(points)
+    before, after = (np.linalg.norm(p - true, axis=1).mean() for p in (points, found))
+    return float(before), float(after)

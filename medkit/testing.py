@@ -1,0 +1,465 @@
+"""Contract tests and helpers for the authors of plugins.
+
+A plugin's test is three lines, and pytest does the rest:
+
+    from medkit.testing import PluginContract
+
+    class TestContract(PluginContract):
+        distribution = "medkit-threshold"
+
+Importing this module needs neither pytest nor anything heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from medkit.names import sidecar_path
+from medkit.plugins import Offer, Plugin, registry
+from medkit.records import read_sidecar, record_from_json, sha256_of
+
+if TYPE_CHECKING:
+    import click
+    import numpy as np
+
+HEAVY = ("torch", "monai", "numpy", "nibabel", "itk", "SimpleITK")
+"""What importing a plugin package must not import: `medkit --help` asks every plugin."""
+
+Arguments = Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The voxels of a generated image and their place in the body."""
+
+    name: str
+    """The file's stem."""
+    shape: tuple[int, ...]
+    """Voxels along each axis of the file: three, or two for a 2D image."""
+    spacing: tuple[float, ...]
+    """mm, along the same axes."""
+    orientation: str = "RAS"
+    """Where each axis of the file points to: `LIA` is left, inferior, anterior."""
+    oblique_degrees: float = 0.0
+    """Turn of the whole grid about the world's z and then x axis."""
+
+
+GEOMETRIES = (
+    Geometry("anisotropic", (48, 52, 20), (3.0, 3.0, 7.0)),
+    Geometry("oblique", (40, 44, 36), (3.5, 3.5, 4.0), "LPS", 15.0),
+    Geometry("flipped", (38, 32, 46), (4.0, 4.5, 3.2), "LIA"),
+    Geometry("planar", (64, 72), (2.2, 2.0)),
+)
+"""What the contract runs every task on; each holds the same anatomy."""
+
+
+# ---- helpers
+
+
+def make_image(
+    path: Path,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    orientation: str = "RAS",
+    oblique_degrees: float = 0.0,
+    seed: int = 0,
+    kind: Literal["blobs", "labels"] = "blobs",
+) -> Path:
+    """Writes a NIfTI of a body with blobs in it (int16), or of the labels 0 to 3 of the same anatomy (uint8).
+
+    `shape` (two or three axes), `spacing` (mm) and `orientation` belong to the axes of the file. The anatomy fills the
+    field of view and depends on `seed` alone, so that files of one seed show the same in any orientation.
+    """
+    import nibabel
+    import numpy as np
+
+    sizes = np.array([*shape, 1][:3])
+    steps = _directions(orientation) * [*spacing, 1.0][:3]
+    points = (np.indices(tuple(sizes)).reshape(3, -1).T - (sizes - 1) / 2) @ steps.T
+    values = _anatomy(points / (np.abs(steps) @ sizes / 2), seed)
+    if kind == "labels":
+        data = np.digitize(values, [150, 400, 700]).astype(np.uint8)
+    else:
+        data = (values + np.random.default_rng(seed).normal(0, 5, values.shape)).round().astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3] = _turn(oblique_degrees) @ steps
+    affine[:3, 3] = [4.0, -7.0, 11.0] - affine[:3, :3] @ ((sizes - 1) / 2)
+    image = nibabel.Nifti1Image(data.reshape(tuple(shape)), affine)
+    for set_form in (image.set_sform, image.set_qform):
+        set_form(affine, 1)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.to_filename(path)
+    return path
+
+
+def _directions(orientation: str) -> np.ndarray:
+    """(3, 3): column a is the RAS+ direction of the file's axis a."""
+    import numpy as np
+
+    out = np.zeros((3, 3))
+    for axis, letter in enumerate(orientation):
+        world, sign = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}[letter]
+        out[world, axis] = sign
+    return out
+
+
+def _turn(degrees: float) -> np.ndarray:
+    """(3, 3) rotation about z, then x."""
+    import numpy as np
+
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+def _anatomy(points: np.ndarray, seed: int) -> np.ndarray:
+    """Values at (N, 3) points, -1 to 1 over the field of view: a soft-edged ellipsoid with blobs in it."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    values = 300 / (1 + np.exp(12 * (np.linalg.norm(points / 0.8, axis=1) - 1)))
+    for _ in range(8):
+        centre, width, height = random.uniform(-0.5, 0.5, 3), random.uniform(0.1, 0.25), random.uniform(200, 600)
+        values += height * np.exp(-((points - centre) ** 2).sum(axis=1) / (2 * width**2))
+    return values
+
+
+def assert_same_grid(a: Path, b: Path) -> None:
+    """Raises AssertionError unless two image files have the same shape, axes, affine (1e-4 mm) and NIfTI form codes."""
+    import numpy as np
+
+    from medkit.images import read_grid
+
+    first, second = read_grid(Path(a)), read_grid(Path(b))
+    for what in ("shape", "dims"):
+        one, other = getattr(first, what), getattr(second, what)
+        assert one == other, f"{a} has the {what} {one}, {b} has {other}"
+    off = float(np.abs(first.affine - second.affine).max())
+    assert off <= 1e-4, f"the affines of {a} and {b} differ by up to {off:g} mm:\n{first.affine}\n{second.affine}"
+    if first.header and second.header:
+        codes = [[int(h[c]) for c in ("qform_code", "sform_code")] for h in (first.header, second.header)]
+        assert codes[0] == codes[1], f"{a} has the qform and sform codes {codes[0]}, {b} has {codes[1]}"
+
+
+def run_medkit(
+    arguments: Arguments, stdin: str | None = None, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `medkit` in a process of its own, `stdin` piped in; `env` adds variables.
+
+    MEDKIT_* variables of this process do not reach it.
+    """
+    command = [sys.executable, "-m", "medkit", *map(str, arguments)]
+    return _process(command, input=stdin or "", cwd=cwd, env=_environment(env or {}))
+
+
+def pipe_medkit(paths: Iterable[Path], arguments: Arguments) -> subprocess.CompletedProcess[str]:
+    """Runs `printf ... | medkit ... | cat` in `bash -o pipefail`: the exit code is medkit's, stdout what it printed."""
+    medkit = shlex.join([sys.executable, "-m", "medkit", *map(str, arguments)])
+    script = f"""printf '%s\\n' "$@" | {medkit} | cat"""
+    command = ["bash", "-o", "pipefail", "-c", script, "bash", *map(str, paths)]
+    return _process(command, env=_environment({}))
+
+
+def _process(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, **settings)
+
+
+def _environment(added: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("MEDKIT_")} | dict(added)
+
+
+def records(stdout: str) -> list[dict[str, Any]]:
+    """The records that `--json` printed. Raises ValueError for a line that is none."""
+    return [json.loads(line) for line in stdout.splitlines()]
+
+
+# ---- what the contract asks of records, options and bundles: each gives the problems it finds, in sentences
+
+
+def record_problems(record: Mapping[str, Any], task: str) -> Iterator[str]:
+    """What keeps a record from being the whole story of a case that went well."""
+    parsed = record_from_json(record)
+    block = parsed.medkit
+    if (block.get("status"), block.get("task")) != ("ok", task):
+        came = f"{block.get('status')} of {block.get('task')}"
+        yield f"expected status ok of task {task}, got {came}: {block.get('error')}"
+        return
+    if not any(g.get("Name") == "medkit" for g in parsed.generated_by):
+        yield f"GeneratedBy does not name medkit: {list(parsed.generated_by)}"
+    outputs = {role: Path(entry["path"]) for role, entry in block["outputs"].items()}
+    if parsed.path not in outputs.values():
+        yield f"{parsed.path} is not among its outputs {list(outputs.values())}"
+    for role, path in outputs.items():
+        if not path.is_file():
+            yield f"output {role}: {path} does not exist"
+        elif sha256_of(path) != block["outputs"][role]["sha256"]:
+            yield f"output {role}: {path} has not the sha256 that the record says"
+    sidecar = read_sidecar(sidecar_path(parsed.path))
+    if sidecar is None or sidecar.to_json() != parsed.to_json():
+        yield f"the sidecar of {parsed.path} is not the record"
+
+
+def options_without_help(command: click.Command) -> list[str]:
+    """The options of a click command, and of the commands of a group, that `--help` says nothing about."""
+    options = [p for p in command.params if p.param_type_name == "option" and not getattr(p, "hidden", False)]
+    bare = [p.opts[0] for p in options if not getattr(p, "help", None)]
+    for name, sub in getattr(command, "commands", {}).items():
+        bare += [f"{name} {option}" for option in options_without_help(sub)]
+    return bare
+
+
+METADATA_KEYS = (
+    "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright",
+    "network_data_format",
+)  # fmt: skip
+"""Keys of a bundle's `configs/metadata.json` (MONAI Bundle Specification)."""
+TENSOR_KEYS = (
+    "type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def",
+)  # fmt: skip
+"""Keys of every tensor in `network_data_format`."""
+_ABSOLUTE_PATH = re.compile(r"""(?:^|(?<!\+)(?<!\+\s)['"])(?:/\w[\w.-]*(?:/|$)|~/|[A-Za-z]:\\)""")
+"""A path of one machine; `@bundle_root + '/models/model.pt'` is none, since its quote follows a plus."""
+
+
+def bundle_problems(root: Path) -> Iterator[str]:
+    """What a MONAI bundle lacks: files, metadata keys, configs that parse, paths that work on another machine."""
+    for name in ("LICENSE", "docs/README.md", "configs/metadata.json"):
+        if not (root / name).is_file():
+            yield f"{root}: no {name}"
+    if not [p for p in root.glob("configs/inference.*") if p.suffix in (".json", ".yaml", ".yml")]:
+        yield f"{root}: no configs/inference.json (or .yaml)"
+    for path in sorted(root.glob("configs/*.json")):
+        try:
+            config = json.loads(path.read_bytes())
+        except ValueError as error:
+            yield f"{path}: no JSON: {error}"
+            continue
+        yield from (f"{path}: absolute path in {text!r}" for text in _texts(config) if _ABSOLUTE_PATH.search(text))
+        if path.name == "metadata.json":
+            yield from (f"{path}: {problem}" for problem in _metadata_problems(config))
+
+
+def _metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"no key {key}" for key in METADATA_KEYS if key not in metadata)
+    if not {"required_packages_version", "optional_packages_version"} & set(metadata):
+        yield "no key required_packages_version"
+    tensors = metadata.get("network_data_format", {})
+    for side in ("inputs", "outputs"):
+        if not tensors.get(side):
+            yield f"network_data_format has no {side}"
+        for name, tensor in tensors.get(side, {}).items():
+            yield from (f"network_data_format: {side} {name} has no {key}" for key in TENSOR_KEYS if key not in tensor)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+# ---- the contract
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """What two runs of a task gave: the tests look at these rather than each running it again."""
+
+    inputs: list[Path]
+    """One image per geometry."""
+    first: subprocess.CompletedProcess[str]
+    """The run over `inputs`, printing paths."""
+    added: list[Path]
+    """A truncated image, and a good one after it."""
+    again: subprocess.CompletedProcess[str]
+    """The run over `inputs` and `added` with `--json --skip-existing`."""
+
+    def record_of(self, source: Path) -> dict[str, Any]:
+        """The record that the second run gave for an input."""
+        for record in records(self.again.stdout):
+            if str(source) in (record["path"], *record.get("Sources", [])[:1]):
+                return record
+        raise AssertionError(f"no record for {source}\n{self.again.stdout}\n{self.again.stderr}")
+
+
+_RUNS: dict[tuple[type, str], _Runs] = {}
+
+
+class PluginContract:
+    """What medkit asks of every plugin; subclass it as `TestContract` and name the distribution."""
+
+    distribution: str = ""
+    """The installed distribution, such as `medkit-threshold`."""
+    plugin: str = ""
+    """One of its entry points, where it has several; empty: all of them."""
+    tasks: Sequence[str] = ()
+    """The tasks to run; empty: all that it offers."""
+    dims: Sequence[int] = (3,)
+    """The images its tasks take: 3 for volumes, 2 for planar images."""
+    grid: Literal["input", "reference", "free"] = "input"
+    """Where a task's output lies: on its input's grid, on that of the sidecar's SpatialReference (for tasks such as
+    registration), or anywhere, for tasks whose purpose is to change the grid."""
+    arity: Literal["each", "all"] = "each"
+    """As the task declares: whether every line is a case, or all lines are one."""
+
+    def arguments(self, task: str, folder: Path) -> Arguments:
+        """Arguments that a task cannot do without, such as `--fixed FILE`; files for them go into `folder`."""
+        return ()
+
+    def make_input(self, task: str, folder: Path, geometry: Geometry) -> Path:
+        """Writes an input for a task; override it for tasks that take labels or need other images."""
+        g = geometry
+        return make_image(folder / f"{g.name}.nii.gz", g.shape, g.spacing, g.orientation, g.oblique_degrees)
+
+    # ---- machinery
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Gives pytest one test per task."""
+        if "task" in metafunc.fixturenames:
+            metafunc.parametrize("task", self.tasks or [o.spec.name for o in self._offers("tasks")])
+
+    def _plugins(self) -> list[Plugin]:
+        own = _normal(self.distribution)
+        return [p for p in registry().plugins if _normal(p.distribution) == own and self.plugin in ("", p.name)]
+
+    def _offers(self, *kinds: str) -> list[Offer]:
+        return [Offer(spec, plugin) for plugin in self._plugins() for kind in kinds for spec in getattr(plugin, kind)]
+
+    def _runs(self, task: str, folders: Any) -> _Runs:
+        key = (type(self), task)
+        if key not in _RUNS:
+            _RUNS[key] = self._run(task, folders.mktemp(task))
+        return _RUNS[key]
+
+    def _run(self, task: str, folder: Path) -> _Runs:
+        chosen = [g for g in GEOMETRIES if len(g.shape) in self.dims]
+        inputs = [self.make_input(task, folder, g) for g in chosen]
+        command = ["run", task, *self.arguments(task, folder), "-o", folder / "out"]
+        first = pipe_medkit(inputs, command)
+        added = []
+        if self.arity == "each":
+            added = [self.make_input(task, folder, replace(chosen[0], name=name)) for name in ("broken", "fresh")]
+            added[0].write_bytes(added[0].read_bytes()[: added[0].stat().st_size // 2])
+        again = pipe_medkit([*inputs, *added], [*command, "--json", "--skip-existing"])
+        return _Runs(inputs, first, added, again)
+
+    # ---- tests of the plugin
+
+    def test_is_installed_whole(self) -> None:
+        """Its distribution is found, nothing about it is broken, and no other plugin takes its names."""
+        found = self._plugins()
+        names = [p.distribution for p in registry().plugins]
+        assert found, f"no plugin {self.plugin} of {self.distribution!r} is installed; there is {names}"
+        for plugin in found:
+            assert plugin.error is None, f"{plugin.name}: {plugin.error}\n{plugin.traceback}"
+            assert plugin.tasks or plugin.commands or plugin.bundles, f"{plugin.name} offers nothing"
+        clashes = [c for c in registry().conflicts() if any(p.distribution in c for p in found)]
+        assert not clashes, clashes
+
+    def test_import_is_light(self, record_property: Any) -> None:
+        """Importing it and asking its hooks imports nothing heavy; the milliseconds go into the test report."""
+        script = (
+            "import json, sys; from medkit.plugins import registry; "
+            "ms = {p.name: p.import_ms for p in registry().plugins}; "
+            f"print(json.dumps([ms, [m for m in {HEAVY!r} if m in sys.modules]]))"
+        )
+        chosen = _environment({"MEDKIT_PLUGINS": ",".join(p.name for p in self._plugins())})
+        done = _process([sys.executable, "-c", script], env=chosen)
+        assert done.returncode == 0, done.stderr
+        milliseconds, heavy = json.loads(done.stdout)
+        record_property("import_ms", milliseconds)
+        assert not heavy, f"importing the plugin imports {heavy}: move that into the functions that need it"
+
+    def test_targets_load(self) -> None:
+        """What its specs name can be imported and is a click command."""
+        import click
+
+        for offer in self._offers("tasks", "commands"):
+            assert isinstance(offer.load(), click.Command), f"{offer.spec.target} is no click command"
+
+    def test_help_is_whole(self) -> None:
+        """`--help` works for every task and command, and says something about every option."""
+        for kind, words in (("tasks", ["run"]), ("commands", [])):
+            for offer in self._offers(kind):
+                done = run_medkit([*words, offer.spec.name, "--help"])
+                assert done.returncode == 0, done.stderr
+                assert offer.spec.help, f"{offer.spec.name}: its spec has no help"
+                bare = options_without_help(offer.load())
+                assert not bare, f"{offer.spec.name}: options without help: {bare}"
+
+    def test_bundles_are_whole(self) -> None:
+        """Its bundles have a licence, whole metadata, configs that parse, and no path of one machine."""
+        bundles = [b for plugin in self._plugins() for b in plugin.bundles]
+        problems = [problem for b in bundles for problem in bundle_problems(b.root)]
+        assert not problems, "\n".join(problems)
+
+    # ---- tests of each task
+
+    def test_prints_only_paths(self, task: str, tmp_path_factory: Any) -> None:
+        """In a shell pipe it exits 0 and prints one absolute path of an existing file per case, and nothing else."""
+        runs = self._runs(task, tmp_path_factory)
+        assert runs.first.returncode == 0, runs.first.stderr
+        lines = runs.first.stdout.splitlines()
+        wrong = [line for line in lines if not (os.path.isabs(line) and Path(line).is_file())]  # noqa: PTH117
+        assert not wrong, f"lines on stdout that are no paths of results: {wrong}"
+        expected = len(runs.inputs) if self.arity == "each" else 1
+        assert len(lines) == expected, f"{expected} lines expected, got {lines}"
+
+    def test_records_are_whole(self, task: str, tmp_path_factory: Any) -> None:
+        """`--json` gives a record per case whose outputs exist with their digests, equal to the sidecar."""
+        runs = self._runs(task, tmp_path_factory)
+        found = [r for r in records(runs.again.stdout) if r["medkit"].get("status") != "failed"]
+        assert found, runs.again.stderr
+        problems = [problem for record in found for problem in record_problems(_as_made(record), task)]
+        assert not problems, "\n".join(problems)
+
+    def test_lies_on_its_grid(self, task: str, tmp_path_factory: Any) -> None:
+        """An image or label output lies on the grid that `grid` says."""
+        runs = self._runs(task, tmp_path_factory)
+        for source in runs.inputs[: None if self.arity == "each" else 1]:
+            record = runs.record_of(source)
+            if self.grid != "free" and record["kind"] in ("image", "labels", "mask"):
+                reference = source if self.grid == "input" else Path(record["SpatialReference"])
+                assert_same_grid(Path(record["path"]), reference)
+
+    def test_skips_what_exists(self, task: str, tmp_path_factory: Any) -> None:
+        """`--skip-existing` makes nothing again: results and settings are the same from run to run."""
+        runs = self._runs(task, tmp_path_factory)
+        for source in runs.inputs[: None if self.arity == "each" else 1]:
+            record = runs.record_of(source)
+            assert record["medkit"].get("skipped") is True, f"{source} was worked on again: {record}"
+
+    def test_broken_input_fails_alone(self, task: str, tmp_path_factory: Any) -> None:
+        """A truncated image among good ones fails with a reason and exit 1; the good one after it is worked on."""
+        if self.arity == "all":
+            import pytest
+
+            pytest.skip("all lines are one case")
+        runs = self._runs(task, tmp_path_factory)
+        broken, fresh = (runs.record_of(path)["medkit"] for path in runs.added)
+        assert runs.again.returncode == 1, f"exit {runs.again.returncode}\n{runs.again.stderr}"
+        assert broken["status"] == "failed", broken
+        assert broken["error"], "the record of the broken input gives no reason"
+        assert "Traceback" not in runs.again.stderr, runs.again.stderr
+        assert fresh["status"] == "ok", runs.again.stderr
+        assert not fresh["skipped"], "the good image after the broken one was not worked on"
+
+
+def _normal(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _as_made(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as it was when the case was made, which is what the sidecar keeps."""
+    return {**record, "medkit": {**record["medkit"], "skipped": False}}

@@ -1,0 +1,126 @@
+"""The command line as a whole: start-up without heavy imports, help everywhere, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+import pytest
+
+from medkit.cli import cli
+
+Run = Callable[..., "Outcome"]  # noqa: F821
+HEAVY = ("torch", "monai", "numpy", "nibabel", "itk", "SimpleITK", "scipy", "matplotlib", "PIL", "dask")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["plugins"],
+        ["plugins", "--json"],
+        ["show", "--help"],
+        ["transform", "--help"],
+        ["transform", "apply", "--help"],
+        ["run", "no-such-task"],
+    ],
+    ids=" ".join,
+)
+def test_what_medkit_can_do_is_answered_without_heavy_imports(arguments: list[str]) -> None:
+    """With the plugins that are installed here."""
+    script = (
+        "import sys, medkit.cli\n"
+        "try: medkit.cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == "HEAVY []"
+    assert done.stdout or "no-such-task" in done.stderr
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """All commands below a group, with the words that call them."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield " ".join((*path, name)), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def test_every_command_and_option_says_what_it_is_for() -> None:
+    seen = dict(commands(cli))
+    assert {"run", "show", "plugins", "transform", "transform apply", "run register"} <= set(seen)
+    for words, command in seen.items():
+        assert command.get_short_help_str(), words
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{words} {parameter.name}"
+                assert parameter.help[0].isupper() or parameter.help.split(":")[0].isidentifier(), parameter.help
+
+
+def test_the_listed_help_is_the_commands_own() -> None:
+    """What `medkit --help` says of a command without importing it is its docstring's first sentence."""
+    from medkit.cli import _CORE_COMMANDS
+    from medkit.plugins import registry
+
+    seen = dict(commands(cli))
+    listed = {spec.name: spec.help for spec in _CORE_COMMANDS}
+    listed |= {f"run {name}": offers[0].spec.help for name, offers in registry().tasks.items()}
+    for words, text in listed.items():
+        assert text.endswith("."), words
+        assert words in seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["-h"], 0),
+        (["-V"], 0),
+        (["nonsense"], 2),
+        (["run", "nonsense"], 2),
+        (["run", "pair", "--nonsense"], 2),
+        (["run", "pair", "x", "--workers", "-1"], 2),
+        (["run", "pair", "x", "--threads", "0"], 2),
+        (["run", "pair", "x", "--timeout-per-case", "0"], 2),
+        (["run", "pair", "x", "--device", "tpu"], 2),
+        (["run", "pair", "x", "--device", "cpu:1"], 2),
+        (["run", "pair", "x", "--shard", "3/2"], 2),
+        (["run", "pair", "--list", "no such list"], 2),
+        (["run", "pair", "no such file"], 3),
+        (["show", "no such file"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_exit_codes(toy: Run, arguments: list[str], code: int) -> None:
+    done = toy(*arguments)
+    assert done.code == code
+    assert bool(done.err) is (code > 0)
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("variable", ["MEDKIT_VERSION", "MEDKIT_HELP", "MEDKIT_RUN_HELP", "MEDKIT_RUN_PAIR_HELP"])
+@pytest.mark.parametrize("value", ["1", "0.3.1"])
+def test_variables_that_images_and_ci_set_do_no_harm(
+    toy: Run, blob: Callable[..., object], variable: str, value: str
+) -> None:
+    done = toy("run", "pair", blob("a.nii.gz"), env={variable: value})
+    assert done.code == 0, done.err
+    assert done.out.endswith("a_copy.nii.gz\n")
+
+
+def test_the_common_options_are_those_of_the_contract() -> None:
+    (register,) = [c for words, c in commands(cli) if words == "run register"]
+    names = {name for p in register.params for name in (*p.opts, *p.secondary_opts)}
+    contract = (
+        "-o --output --device --threads --json -0 --list --overwrite --skip-existing --keep-tree --fail-fast --failed "
+        "--shard --workers --timeout-per-case --qc --seed --dry-run -q -v --no-progress --series --frame"
+    )
+    assert set(contract.split()) <= names
