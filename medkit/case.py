@@ -341,8 +341,12 @@ class CaseWorker:
 
 
 def picture_path(folder: Path, main: Path, output: Path | None) -> Path:
-    """Where the picture of a result goes: below `folder` as the result lies below `output`, for names may be equal."""
-    below = main.parent.relative_to(output) if output and main.is_relative_to(output) and main != output else Path()
+    """Where the picture of a result goes, for names may be equal.
+
+    Below `folder` as the result lies below `output`, or below the working directory where there is none.
+    """
+    root = output or Path.cwd()
+    below = main.parent.relative_to(root) if main.is_relative_to(root) and main != root else Path()
     return folder / below / f"{stem(main)}.png"
 
 

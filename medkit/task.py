@@ -50,6 +50,8 @@ class _Run:
     options: RunOptions
     emitter: pipe.Emitter
     stop: StopRequest
+    given: set[Path] = field(default_factory=set)
+    """The inputs known so far: all where they are arguments, those that have arrived where they are piped in."""
     claimed: dict[Path, Path] = field(default_factory=dict)
     """Final name -> the input it was claimed for."""
     failures: list[Record] = field(default_factory=list)
@@ -181,6 +183,7 @@ class _Run:
         refuse_inputs(targets, list(inputs.values()))
         for path in targets.names:
             self.emitter.check_name(path)
+        self._spare_inputs(targets.names, own)
         self._claim(targets.names, own)
         self._count_slices(own)
         return Plan(record, inputs, targets, members)
@@ -208,6 +211,17 @@ class _Run:
             return first
         entities = {k: v for k, v in zip(self.options.group_by, group, strict=True) if v}
         return first.with_name(join_bids(entities, split_bids(first)[1]) + suffix_of(first))
+
+    def _spare_inputs(self, names: Iterable[Path], source: Path) -> None:
+        """Raises OutputError where a result would replace another case's input."""
+        if not self.given:
+            self.given.update(absolute(line) for line in self.options.inputs)
+        self.given.add(source)
+        for path in names:
+            if path in self.given:
+                raise OutputError(
+                    f"{source}: its result {path.name} would replace an input of this run; choose another -o"
+                )
 
     def _claim(self, names: Iterable[Path], source: Path) -> None:
         """Raises OutputError for a name that another case of this run has, finished or not."""

@@ -725,3 +725,22 @@ def test_leftovers_of_other_names_stay(toy: Run, blob: Make, tmp_path: Path) -> 
     assert toy("run", "pair", blob("a.nii.gz")).code == 0
     assert {".other_copy.nii.gz.claim", ".other_copy.nii.gz.host.1.part"} <= {p.name for p in tmp_path.iterdir()}
     shutil.rmtree(tmp_path / ".other_copy.nii.gz.host.1.part")
+
+
+def test_a_result_never_replaces_another_cases_input(toy: Run, blob: Make, tmp_path: Path) -> None:
+    first, second = blob("a.nii.gz"), blob("a_copy.nii.gz")
+    before = second.read_bytes()
+    done = toy("run", "pair", first, second, "--overwrite", "--json")
+    assert [r["medkit"]["status"] for r in done.records] == ["failed", "ok"]
+    assert "would replace an input" in done.err
+    assert second.read_bytes() == before
+
+
+def test_pictures_of_equal_names_without_an_output_folder(
+    toy: Run, blob: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "xy":
+        blob(f"{name}/a.nii.gz")
+    assert toy("run", "pair", "x/a.nii.gz", "y/a.nii.gz", "--qc", "qc").code == 0
+    assert names(tmp_path / "qc") == ["x/a_copy.png", "y/a_copy.png"]

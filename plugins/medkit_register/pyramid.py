@@ -1,0 +1,284 @@
+"""Images at several resolutions, on grids that do not depend on how the file stores its voxels.
+
+Every volume is first turned to closest-RAS axes; a level is that array smoothed and sampled on a lattice of one
+spacing (mm) about the centre of the field of view. The same scan stored LAS, LPI or PIR gives the same levels, number
+by number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medkit.errors import MedkitError
+
+if TYPE_CHECKING:
+    import torch
+
+MARGIN = 3
+"""Voxels by which a level reaches past the scan where nothing but background touches its border."""
+
+
+FILL = 3.0
+"""Reach, in lattice steps, of the continuation of an image outside its mask."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan as the engine takes it."""
+
+    data: torch.Tensor
+    """(I, J, K) intensities, float32; one axis with a single voxel makes it planar (2D)."""
+    affine: np.ndarray
+    """(4, 4) voxel index -> RAS+ mm."""
+    mask: torch.Tensor | None = None
+    """(I, J, K); the metric looks at voxels above 0 only. None: all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """A scan smoothed and sampled at one spacing."""
+
+    spacing: float
+    """mm between lattice points, the same along each axis (the planar axis keeps its own)."""
+    image: torch.Tensor
+    """(I, J, K) float32, robustly scaled so that background is near 0 and bright tissue near 1."""
+    mask: torch.Tensor | None
+    """(I, J, K) 0..1: the share of each point that the user's mask keeps."""
+    affine: np.ndarray
+    """(4, 4) lattice index -> RAS+ mm."""
+
+    @cached_property
+    def index_from_world(self) -> np.ndarray:
+        """(4, 4) RAS+ mm -> lattice index."""
+        return np.linalg.inv(self.affine)
+
+
+class Pyramid:
+    """A scan's levels, each computed when first asked for and then kept (a fixed image serves many moving ones)."""
+
+    def __init__(self, volume: Volume) -> None:
+        if volume.mask is not None and not bool((volume.mask > 0).any()):
+            raise MedkitError("the mask has no voxel above 0")
+        data, self.affine, mask = canonical(volume)
+        self.spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
+        self.size = np.asarray(data.shape)
+        self._low, self._high = intensity_range(data, mask)
+        self._data, self._mask = data, mask
+        self._levels: dict[float, Level] = {}
+        self.features: dict[tuple[object, ...], object] = {}
+
+    @cached_property
+    def planar_axis(self) -> int | None:
+        """The (closest-RAS) axis with one voxel, None for a volume."""
+        single = np.flatnonzero(self.size == 1)
+        return int(single[-1]) if single.size else None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the user gave a mask."""
+        return self._mask is not None
+
+    @cached_property
+    def extent(self) -> float:
+        """Size of the field of view in mm: geometric mean over its axes, the planar one left out."""
+        sides = [n * s for n, s in zip(self.size, self.spacing, strict=True) if n > 1]
+        return float(np.exp(np.mean(np.log(sides))))
+
+    @cached_property
+    def threshold(self) -> float:
+        """Intensity (scaled as in the levels) between background and object: Otsu (1979) on a coarse level."""
+        return otsu(self.level(self.extent / 40).image)
+
+    @cached_property
+    def closed(self) -> np.ndarray:
+        """(3, 2) bool: faces of the field of view (low, high) that only background touches."""
+        image = self.level(self.extent / 40, margin=False).image
+        faces = np.zeros((3, 2), bool)
+        for axis, end in itertools.product(range(3), range(2)):
+            face = image.select(axis, -end)
+            faces[axis, end] = float((face > self.threshold).float().mean()) < 0.02
+        if self.planar_axis is not None:
+            faces[self.planar_axis] = False
+        return faces
+
+    @cached_property
+    def middle(self) -> np.ndarray:
+        """(3,) RAS+ mm of the middle of the field of view."""
+        return (self.affine @ [*((self.size - 1) / 2), 1])[:3]
+
+    @cached_property
+    def _moments(self) -> tuple[np.ndarray, float]:
+        level = self.level(self.extent / 40)
+        weight = (level.image - 0.5 * self.threshold).clamp(0, 1)
+        return moments(weight if level.mask is None else weight * level.mask, level.affine)
+
+    @property
+    def centre(self) -> np.ndarray:
+        """(3,) RAS+ mm of the object's centre of mass."""
+        return self._moments[0]
+
+    @property
+    def radius(self) -> float:
+        """Root-mean-square distance of the object from its centre, mm."""
+        return self._moments[1]
+
+    def level(self, spacing: float, *, margin: bool = True) -> Level:
+        """The scan at `spacing` mm."""
+        key = spacing if margin else -spacing
+        if key not in self._levels:
+            self._levels[key] = self._make(spacing, margin and spacing < self.extent / 41)
+        return self._levels[key]
+
+    def _make(self, spacing: float, margin: bool) -> Level:
+        pads = self.closed * MARGIN if margin else np.zeros((3, 2), int)
+        axes = [lattice(n, s, spacing, pad) for n, s, pad in zip(self.size, self.spacing, pads, strict=True)]
+        step = np.array([a.step for a in axes])
+        index = np.diag([*step, 1.0])
+        index[:3, 3] = [a.first for a in axes]
+        operators = [a.operator for a in axes]
+        image = apply_along_axes(self._data, operators)
+        mask = None
+        if self._mask is not None:
+            mask = apply_along_axes(self._mask, operators)
+            image = filled(apply_along_axes(self._data * self._mask, operators), mask)
+        image = ((image - self._low) / (self._high - self._low)).clamp_(-0.5, 1.5)
+        return Level(spacing, image, mask, self.affine @ index)
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """Sampling positions along one axis."""
+
+    first: float
+    """Index (of the scan) of the first position."""
+    step: float
+    """Indices between positions."""
+    operator: np.ndarray
+    """(positions, voxels) smoothing and sampling in one matrix; rows sum to 1."""
+
+
+def lattice(size: int, spacing_in: float, spacing: float, pad: tuple[int, int] | np.ndarray = (0, 0)) -> Lattice:
+    """Positions `spacing` mm apart about the middle of an axis of `size` voxels, with `pad` more at either end."""
+    if size == 1:
+        return Lattice(0.0, 1.0, np.ones((1, 1), np.float32))
+    step = spacing / spacing_in
+    count = max(2, math.ceil(size / step - 1e-6))
+    first = (size - 1) / 2 - (count - 1) / 2 * step - int(pad[0]) * step
+    positions = first + step * np.arange(count + int(pad[0]) + int(pad[1]))
+    # half a step and half a voxel at least: enough against aliasing, and interpolation then blurs all phases alike
+    operator = gaussians(positions, size, 0.5 * max(step, 1.0))
+    return Lattice(float(first), step, operator)
+
+
+def gaussians(positions: np.ndarray, size: int, sigma: float) -> np.ndarray:
+    """(positions, size) matrix of Gaussians of `sigma` voxels; the border is repeated."""
+    reach = math.ceil(3 * sigma) + 1
+    centres = np.clip(positions, -0.5, size - 0.5)[:, None]  # further out it is the border all the same
+    taps = np.floor(centres) + np.arange(-reach, reach + 2)
+    weights = np.exp(-0.5 * ((centres - taps) / sigma) ** 2)
+    rows = np.broadcast_to(np.arange(len(positions))[:, None], taps.shape)
+    matrix = np.zeros((len(positions), size))
+    np.add.at(matrix, (rows, np.clip(taps, 0, size - 1).astype(int)), weights)
+    return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+
+
+def apply_along_axes(data: torch.Tensor, operators: list[np.ndarray]) -> torch.Tensor:
+    """`data` (I, J, K) multiplied by one (positions, voxels) matrix along each axis."""
+    import torch
+
+    i, j, k = (torch.from_numpy(operator) for operator in operators)
+    out = torch.matmul(j, data @ k.T)
+    return torch.matmul(i, out.reshape(out.shape[0], -1)).reshape(i.shape[0], *out.shape[1:])
+
+
+def smooth(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    """`image` (I, J, K) after a Gaussian of `sigma` voxels, the border repeated; a planar axis is left alone."""
+    one = np.ones((1, 1), np.float32)
+    return apply_along_axes(image, [gaussians(np.arange(n), n, sigma) if n > 1 else one for n in image.shape])
+
+
+def filled(masked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The image (I, J, K) inside the mask, continued smoothly outside it, from `masked`: image times mask, smoothed.
+
+    What a mask leaves out (a lesion) must neither seep in nor end in an edge of its own.
+    """
+    around = smooth(masked, FILL) / smooth(mask, FILL).clamp_min(1e-3)
+    return (masked / mask.clamp_min(0.3)).where(mask > 0.3, around)
+
+
+def canonical(volume: Volume) -> tuple[torch.Tensor, np.ndarray, torch.Tensor | None]:
+    """Data, affine and mask with axes permuted and flipped to closest RAS."""
+    order, flips = closest_axes(volume.affine)
+    shape = np.asarray(volume.data.shape)
+    turn = np.zeros((4, 4))
+    turn[3, 3] = 1
+    for new, old in enumerate(order):
+        turn[old, new] = -1 if flips[new] else 1
+        turn[old, 3] = shape[old] - 1 if flips[new] else 0
+    axes = [axis for axis in range(3) if flips[axis]]
+
+    def turned(data: torch.Tensor) -> torch.Tensor:
+        return data.permute(*order).flip(axes).contiguous().float()
+
+    mask = None if volume.mask is None else turned(volume.mask > 0)
+    return turned(volume.data), np.asarray(volume.affine, float) @ turn, mask
+
+
+def closest_axes(affine: np.ndarray) -> tuple[list[int], list[bool]]:
+    """For each RAS axis the voxel axis closest to it, and whether that one runs the other way."""
+    direction = np.asarray(affine, float)[:3, :3]
+    direction = direction / np.linalg.norm(direction, axis=0)
+    order = max(
+        itertools.permutations(range(3)),
+        key=lambda p: sum(abs(direction[world, axis]) for world, axis in enumerate(p)),
+    )
+    return list(order), [bool(direction[world, axis] < 0) for world, axis in enumerate(order)]
+
+
+def moments(weight: torch.Tensor, affine: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weighted centre (3,) in RAS+ mm and root-mean-square radius in mm; of the lattice where nothing has weight."""
+    import torch
+
+    if not float(weight.sum()) > 0:
+        weight = torch.ones_like(weight)
+    total = float(weight.sum())
+    mean, spread = [], []
+    for axis, size in enumerate(weight.shape):
+        along = weight.sum(dim=[d for d in range(3) if d != axis]).double()
+        steps = torch.arange(size, dtype=torch.float64)
+        mean.append(float(along @ steps) / total)
+        spread.append(float(along @ (steps - mean[-1]) ** 2) / total)
+    scale = np.linalg.norm(affine[:3, :3], axis=0)
+    return (affine @ [*mean, 1])[:3], float(np.sqrt(np.sum(np.asarray(spread) * scale**2)))
+
+
+def intensity_range(data: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[float, float]:
+    """The 0.5th percentile and, inside the mask, the 99.5th; the extremes where those two are equal."""
+    low = percentile(data.reshape(-1), 0.005)
+    high = percentile(data.reshape(-1) if mask is None else data[mask > 0], 0.995)
+    if high <= low:
+        low, high = float(data.min()), float(data.max())
+    return low, high if high > low else low + 1.0
+
+
+def percentile(values: torch.Tensor, share: float) -> float:
+    """The value (N,) that `share` of them do not exceed, from about 200 000 of them."""
+    sample = values[:: max(1, values.numel() // 200_000)]
+    return float(sample.kthvalue(1 + int(share * (sample.numel() - 1))).values)
+
+
+def otsu(image: torch.Tensor, bins: int = 128) -> float:
+    """The threshold that parts an image's intensities into two classes with the least spread (Otsu 1979)."""
+    values = np.asarray(image).ravel()
+    counts, edges = np.histogram(values, bins=bins)
+    centres = (edges[1:] + edges[:-1]) / 2
+    weight = np.cumsum(counts) / counts.sum()
+    mean = np.cumsum(counts * centres) / counts.sum()
+    between = (mean[-1] * weight - mean) ** 2 / np.maximum(weight * (1 - weight), 1e-9)
+    return float(centres[int(np.argmax(between[:-1]))])
