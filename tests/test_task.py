@@ -737,10 +737,10 @@ def test_a_result_never_replaces_another_cases_input(toy: Run, blob: Make, tmp_p
 
 
 def test_pictures_of_equal_names_without_an_output_folder(
-    toy: Run, blob: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Run, scan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in "xy":
-        blob(f"{name}/a.nii.gz")
-    assert toy("run", "pair", "x/a.nii.gz", "y/a.nii.gz", "--qc", "qc").code == 0
-    assert names(tmp_path / "qc") == ["x/a_copy.png", "y/a_copy.png"]
+        scan(f"{name}/a.nii.gz")
+    assert toy("run", "double", "x/a.nii.gz", "y/a.nii.gz", "--qc", "qc").code == 0
+    assert names(tmp_path / "qc") == ["x/a_double.png", "y/a_double.png"]
