@@ -114,6 +114,8 @@ class Task:
     """Whether every line is a case, or all lines (of a `--group-by` group) are one."""
     memory: Callable[[Grid], int] | None = None
     """Bytes needed for an input on this grid, for `--dry-run`."""
+    devices: Sequence[str] = ("cpu",)
+    """Where it can compute: `cpu`, `cuda`, `mps`; `--device auto` takes a GPU that is named here and present."""
     uses_torch: bool = True
     """Whether torch is to be given the threads before the first case (importing it takes over a second)."""
 
@@ -216,8 +218,10 @@ class CaseWorker:
         return Runtime(self._device(), threads, self.options.seed)
 
     def _device(self) -> str:
-        if self.options.device != "auto" or not self.task.uses_torch:
-            return "cpu" if self.options.device == "auto" else self.options.device
+        if self.options.device != "auto":
+            return self.options.device
+        if "cuda" not in self.task.devices:
+            return "cpu"
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -132,6 +132,10 @@ class _Crew:
 _TICK = 0.2
 
 
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""A Ctrl-C reaches all processes of a terminal, a scheduler's signal all of a job; the parent decides what is done."""
+
+
 class _Child:
     """A child process that works on plans sent through a pipe."""
 
@@ -139,7 +143,10 @@ class _Child:
         context = multiprocessing.get_context("spawn")  # torch's thread pools do not survive a fork
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_child_main, args=(theirs, task, options), daemon=True)
+        # blocked until the child can say what they mean: one that comes while Python starts would end in a traceback
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._task, self._options = task, options
 
@@ -185,10 +192,10 @@ def _end(exitcode: int | None) -> str:
 
 
 def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions) -> None:
-    # a Ctrl-C reaches all processes of a terminal, a scheduler's signal all of a job; the parent decides what they mean
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, _drop_the_case)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
     work = CaseWorker(task, options)
     with contextlib.suppress(EOFError, Stopped):
         while True:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from medkit import executor, pipe
 from medkit.case import Case, CaseWorker, Plan, Result, Runtime, Task, Text, explain, failed_record
-from medkit.errors import InputError, MedkitError, OutputError, Stopped, UsageError
+from medkit.errors import InputError, MedkitError, OutputError, Stopped, UsageError, listed
 from medkit.files import Output, is_file_name, refuse_inputs, targets_of, write_atomically
 from medkit.names import is_bids, join_bids, split_bids, suffix_of
 from medkit.options import RunOptions
@@ -34,6 +34,8 @@ def run_task(task: Task, options: RunOptions) -> None:
 
     Ends the process with PROTOCOL's exit code (by SystemExit) unless all went well.
     """
+    if options.device != "auto" and options.device.partition(":")[0] not in task.devices:
+        raise UsageError(f"--device {options.device}: {task.name} computes on {listed(task.devices)} only")
     log.setLevel({1: logging.DEBUG, -1: logging.ERROR}.get(options.verbosity, logging.WARNING))
     with pipe.guarded_stdout() as stdout, StopRequest() as stop:
         emitter = pipe.Emitter(stdout, json=options.json, null=options.null)
@@ -50,10 +52,10 @@ class _Run:
     options: RunOptions
     emitter: pipe.Emitter
     stop: StopRequest
-    given: set[Path] = field(default_factory=set)
+    given: set[str] = field(default_factory=set)
     """The inputs known so far: all where they are arguments, those that have arrived where they are piped in."""
-    claimed: dict[Path, Path] = field(default_factory=dict)
-    """Final name -> the input it was claimed for."""
+    claimed: dict[str, str] = field(default_factory=dict)
+    """Final name -> the input it was claimed for; strings, which are small: a run may have very many cases."""
     failures: list[Record] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     arrived: bool = False
@@ -215,10 +217,10 @@ class _Run:
     def _spare_inputs(self, names: Iterable[Path], source: Path) -> None:
         """Raises OutputError where a result would replace another case's input."""
         if not self.given:
-            self.given.update(absolute(line) for line in self.options.inputs)
-        self.given.add(source)
+            self.given.update(str(absolute(line)) for line in self.options.inputs)
+        self.given.add(str(source))
         for path in names:
-            if path in self.given:
+            if str(path) in self.given:
                 raise OutputError(
                     f"{source}: its result {path.name} would replace an input of this run; choose another -o"
                 )
@@ -229,13 +231,13 @@ class _Run:
         for number, path in enumerate(names):
             if path in names[:number]:
                 raise OutputError(f"{source}: two of its results would be called {path.name}")
-            if path in self.claimed:
+            if str(path) in self.claimed:
                 several = is_file_name(self.options.output) if self.options.output else False
                 advice = "name a folder as --output" if several else "--keep-tree ROOT mirrors the inputs' folders"
                 raise OutputError(
-                    f"{source}: its result {path.name} would replace that of {self.claimed[path]}; {advice}"
+                    f"{source}: its result {path.name} would replace that of {self.claimed[str(path)]}; {advice}"
                 )
-        self.claimed.update(dict.fromkeys(names, source))
+        self.claimed.update(dict.fromkeys(map(str, names), str(source)))
 
     def _count_slices(self, path: Path) -> None:
         if suffix_of(path).lower() not in (".dcm", ".ima") or path.is_dir():

@@ -744,3 +744,10 @@ def test_pictures_of_equal_names_without_an_output_folder(
         scan(f"{name}/a.nii.gz")
     assert toy("run", "double", "x/a.nii.gz", "y/a.nii.gz", "--qc", "qc").code == 0
     assert names(tmp_path / "qc") == ["x/a_double.png", "y/a_double.png"]
+
+
+def test_a_device_that_the_task_cannot_use_is_a_usage_error(toy: Run, blob: Make, tmp_path: Path) -> None:
+    done = toy("run", "pair", blob("a.nii.gz"), "--device", "cuda:1", "-o", tmp_path / "o")
+    assert done.code == 2
+    assert "computes on cpu only" in done.err
+    assert not (tmp_path / "o").exists()

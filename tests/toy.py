@@ -263,6 +263,9 @@ def main(arguments: Sequence[str] | None = None, extra: Sequence[EntryPoint] = (
     plugins.registry = functools.lru_cache(lambda: plugins.discover(found, wanted))  # type: ignore[assignment]
     if listing := sys.modules.get("medkit.commands.plugins"):  # imported by an earlier run in this process
         vars(listing)["registry"] = plugins.registry
+    if __name__ == "__main__":
+        # a shell starts what it puts in the background with Ctrl-C ignored, and so everything that the tests start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main(arguments)
 
 
