@@ -15,6 +15,7 @@ from medkit_register.frames import make_frames
 from medkit_register.optimise import Freedom, rigid_part, rotation
 from medkit_register.pyramid import Pyramid, lattice
 from medkit_register.similarity import MEASURES
+from medkit_register.start import search
 
 from medkit.errors import MedkitError
 
@@ -75,7 +76,7 @@ SHAPE = (58, 60, 56)
 UPRIGHT = grid_affine((2.1, 2.3, 2.0), SHAPE, np.eye(3))
 TILT = rotation(np.deg2rad([12.0, -9.0, 7.0]))
 SHEARED = np.array([[1.08, 0.06, -0.02], [-0.03, 0.94, 0.05], [0.04, 0.0, 1.05]])
-TURNED = about_centre(rotation(np.deg2rad([25.0, -20.0, 18.0])), (30.0, -50.0, 60.0))
+TURNED = about_centre(rotation(np.deg2rad([50.0, -40.0, 35.0])), (30.0, -50.0, 60.0))
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,16 @@ def test_rigid_is_an_exact_rotation_and_survives_a_large_one(fixed: Pyramid) -> 
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(turn) == pytest.approx(1.0, abs=1e-12)
     assert error_mm(result.matrix, TURNED) < 0.1
+
+
+def test_the_search_ranks_rotations(fixed: Pyramid) -> None:
+    """The best start after the header's lies near the true rotation, before any step of the optimiser."""
+    frames = make_frames(fixed, moving := prepare(make(SHAPE, far(TURNED, SHAPE, UPRIGHT), TURNED)))
+    run = engine.Run(fixed, moving, frames, Settings(type="rigid"))
+    starts = search(run.problem(run.plans[0], "mi"), frames, "auto", scaled=False, planar=False)
+    away = [np.arccos((np.trace(s[:, :3].T @ TURNED[:3, :3]) - 1) / 2) for s in starts]
+    assert np.rad2deg(away[1]) < 25
+    assert np.rad2deg(away[0]) > 50
 
 
 @pytest.mark.parametrize("metric", ["lncc", "mi", "mse"])

@@ -201,16 +201,41 @@ def make_samples(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray
 
 
 def reliable(pyramid: Pyramid, spacing: float, look: Look) -> torch.Tensor | None:
-    """(I, J, K) 0..1: how far each point's feature rests on voxels inside the mask; None without one.
+    """(I, J, K) 0..1: how far each point's feature rests on voxels inside the scan and its mask; None: all wholly.
 
-    A window of lncc that reaches out of the mask compares other tissue than its counterpart in the other scan.
+    A window of lncc that reaches out compares other tissue than its counterpart in the other scan.
     """
     from medkit_register.pyramid import smooth
 
-    mask = pyramid.level(spacing).mask
-    if mask is None or look.metric != "lncc":
-        return mask
-    return mask * ((smooth(mask, look.window) - 0.5) / 0.45).clamp_(0, 1)
+    level = pyramid.level(spacing)
+    if look.metric != "lncc":
+        return level.mask
+    inside = None
+    if level.mask is not None:
+        inside = level.mask * ramp(smooth(level.mask, look.window))
+    for axis, closed in enumerate(pyramid.closed):
+        if axis != pyramid.planar_axis and not closed.all():
+            along = from_borders(level.image.shape[axis], look.window, closed)
+            shape = [-1 if a == axis else 1 for a in range(3)]
+            inside = (level.image * 0 + 1 if inside is None else inside) * along.reshape(shape)
+    return inside
+
+
+def ramp(share: torch.Tensor) -> torch.Tensor:
+    """The weight of a window that lies inside by `share`: 0 for a half, 1 for nearly all."""
+    return ((share - 0.5) / 0.45).clamp(0, 1)
+
+
+def from_borders(size: int, window: float, closed: np.ndarray) -> torch.Tensor:
+    """(size,) weights along an axis that fall towards the ends (low, high) that are not closed."""
+    import torch
+
+    steps = torch.arange(size) + 0.5
+    ends = [
+        torch.ones(size) if shut else ramp(torch.special.ndtr(d / window))
+        for shut, d in zip(closed, (steps, steps.flip(0)), strict=True)
+    ]
+    return ends[0] * ends[1]
 
 
 def domain(pyramid: Pyramid, spacing: float, margin: float) -> torch.Tensor:
