@@ -174,7 +174,6 @@ class CaseWorker:
 
         Raises what the task's own set-up raises: nothing could be worked on then.
         """
-        start = time.perf_counter()
         try:
             fingerprint = self._fingerprint(plan)
             if done := self._existing(plan, fingerprint):
@@ -183,6 +182,7 @@ class CaseWorker:
         except (MedkitError, OSError) as error:
             return self._failed(plan, error)
         process = self._set_up()
+        start = time.perf_counter()
         try:
             with Claim(plan.targets) as claim:
                 self._check(plan, fingerprint)
