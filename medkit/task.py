@@ -277,7 +277,7 @@ class _Run:
         if self.failures and self.counts.total() > 1:
             _say(f"medkit: {self.task.name}: {len(self.failures)} of {self.counts.total()} failed:")
             for record in self.failures:
-                _say(f"  {_with_name(record)}")
+                _say(f"  {_with_name(record).splitlines()[0]}")
         if self.options.failed and not self.options.dry_run:
             end = b"\0" if self.options.null else b"\n"
             write_atomically(self.options.failed, b"".join(os.fsencode(r.path) + end for r in self.failures))
