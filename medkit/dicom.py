@@ -24,6 +24,8 @@ TILT_TOLERANCE = 0.5
 """Degrees between the stack and the slices' normal below which positions are taken as rounded, not as tilted."""
 SPACING_TOLERANCE = 0.05
 """Share of the usual step by which a step between slices may differ before it is called uneven."""
+MOST_NEW_SLICES = 4
+"""An uneven stack becomes at most this many times as many even ones."""
 _SERIES_UID, _SERIES_NUMBER, _DESCRIPTION = "0020|000e", "0020|0011", "0008|103e"
 _POSITION, _ORIENTATION, _PHOTOMETRIC = "0020|0032", "0020|0037", "0028|0004"
 _PLANE_POSITION = re.compile(
@@ -107,13 +109,15 @@ def read_dicom(path: Path, frame: int | None, series: str | None) -> tuple[np.nd
     if headers[0].inverted:
         found.append("MONOCHROME1: low values are bright in this image")
     dtype = np.result_type(*{header.dtype for header in headers})
-    voxels = np.empty(grid.shape, dtype if dtype.kind in "iu" else np.float32, order="F")
+    stack = (*grid.shape[:2], len(planes))
+    voxels = np.empty(stack, dtype if dtype.kind in "iu" else np.float32, order="F")
     pixels: tuple[Path | None, np.ndarray] = (None, voxels)
     for k, plane in enumerate(planes):
         if pixels[0] != plane.path:
             pixels = (plane.path, _pixels(plane.path))
         voxels[:, :, k] = pixels[1][:, :, plane.index]
-    return _narrow(voxels)[..., None], grid, warnings + found
+    voxels = _narrow(_at_even_steps(voxels, _heights(headers[0], planes), grid.shape[2]))
+    return voxels[..., None], grid, warnings + found
 
 
 def _narrow(voxels: np.ndarray) -> np.ndarray:
@@ -269,14 +273,15 @@ def _by_position(path: Path, planes: Sequence[Plane], normal: np.ndarray) -> lis
 def _grid(path: Path, header: Header, planes: Sequence[Plane]) -> tuple[Grid, list[str]]:
     """The grid of one volume, sheared where the gantry was tilted."""
     origins = np.array([plane.origin for plane in planes])
-    shape = (*header.shape, len(planes))
+    count = len(planes)
     directions, spacing, warnings = header.directions.copy(), header.spacing.copy(), []
     if not planes[0].placed:
         warnings.append("the file does not say where the image is: orientation and left/right are a guess")
     if len(planes) > 1:
         normal = directions[:, 2]
-        step = (origins[-1] - origins[0]) / (len(planes) - 1)
-        warnings += _uneven(path, origins @ normal)
+        count, uneven = _even_count(path, _heights(header, planes))
+        warnings += uneven
+        step = (origins[-1] - origins[0]) / (count - 1)
         tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
         if tilt > TILT_TOLERANCE:
             warnings.append(f"gantry tilt of {tilt:.1f} degrees: the grid is sheared")
@@ -284,29 +289,55 @@ def _grid(path: Path, header: Header, planes: Sequence[Plane]) -> tuple[Grid, li
             directions[:, 2] = step / spacing[2]
         else:
             spacing[2] = step @ normal
-    return Grid(shape, lps_affine(directions, spacing, origins[0])), warnings
+    return Grid((*header.shape, count), lps_affine(directions, spacing, origins[0])), warnings
 
 
-def _uneven(path: Path, heights: np.ndarray) -> list[str]:
-    """Refuse a stack with a hole, warn of one whose steps change."""
-    steps = np.diff(heights)
-    usual = float(np.median(steps))
-    even = np.abs(steps - usual) <= SPACING_TOLERANCE * usual
+def _heights(header: Header, planes: Sequence[Plane]) -> np.ndarray:
+    """(K,) mm: where the slices are along their normal."""
+    return np.array([plane.origin @ header.directions[:, 2] for plane in planes])
+
+
+def _even_count(path: Path, heights: np.ndarray) -> tuple[int, list[str]]:
+    """How many slices an even stack has in place of this one, and a warning where this one is uneven.
+
+    Raises InputError for a stack with a hole.
+    """
+    even = _even(heights)
     if even.all():
-        return []
-    times = steps / usual
+        return len(heights), []
+    steps = np.diff(heights)
+    times = steps / np.median(steps)
     hole = ~even & (np.rint(times) >= 2) & (np.abs(times - np.rint(times)) <= SPACING_TOLERANCE * times)
     if (hole | even).all() and hole.sum() < len(steps) / 4:
-        at = int(np.argmax(hole))
+        at = int(np.flatnonzero(hole)[0])
         raise InputError(
-            f"{path}: a slice is missing: expected a step of {usual:.3g} mm between slices, got {steps[at]:.3g} mm "
-            f"between slices {at} and {at + 1}"
+            f"{path}: a slice is missing: expected a step of {np.median(steps):.3g} mm between slices, "
+            f"got {steps[at]:.3g} mm between slices {at} and {at + 1}"
         )
-    off = float(np.abs(heights - np.linspace(heights[0], heights[-1], len(heights))).max())
-    return [
-        f"uneven slice spacing ({steps.min():.3g} to {steps.max():.3g} mm): the mean is used, "
-        f"which puts slices up to {off:.1f} mm off their place"
+    extent = float(heights[-1] - heights[0])
+    count = min(round(extent / float(steps.min())), MOST_NEW_SLICES * len(steps)) + 1
+    return count, [
+        f"uneven slice spacing ({steps.min():.3g} to {steps.max():.3g} mm): "
+        f"interpolated to {count} slices {extent / (count - 1):.3g} mm apart"
     ]
+
+
+def _even(heights: np.ndarray) -> np.ndarray:
+    """(K - 1,) bool: which steps between the heights (K,) are the usual one."""
+    steps = np.diff(heights)
+    usual = np.median(steps) if len(steps) else 0.0
+    return np.abs(steps - usual) <= SPACING_TOLERANCE * usual
+
+
+def _at_even_steps(voxels: np.ndarray, heights: np.ndarray, count: int) -> np.ndarray:
+    """The slices (I, J, K) at `heights`, interpolated linearly to `count` even steps where they are uneven."""
+    if _even(heights).all():
+        return voxels
+    wanted = np.linspace(heights[0], heights[-1], count)
+    below = np.clip(np.searchsorted(heights, wanted, side="right") - 1, 0, len(heights) - 2)
+    share = ((wanted - heights[below]) / (heights[below + 1] - heights[below])).astype(np.float32)
+    values = voxels[:, :, below] * (1 - share) + voxels[:, :, below + 1] * share
+    return np.rint(values).astype(voxels.dtype) if voxels.dtype.kind in "iu" else values
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -209,4 +210,6 @@ def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions) -> 
 
 
 def _drop_the_case(number: int, frame: FrameType | None) -> None:
+    # it may come between a file's opening and its guard; the process ends at once, and its files with it
+    warnings.simplefilter("ignore", ResourceWarning)
     raise Stopped

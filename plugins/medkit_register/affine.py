@@ -32,6 +32,8 @@ FINEST = 28.0
 """The object's root-mean-square radius over this is the finest spacing: 2 mm for a brain."""
 FINEST_PLANAR = 80
 """The same for planar images."""
+COARSEST_PLANAR = 5.0
+"""The radius over this is a planar image's coarsest spacing: a small one has too few points beyond."""
 ELONGATION = 4.0
 """Stretching one direction that much more than another is a collapse too."""
 ALIKE = 0.5
@@ -285,7 +287,10 @@ def make_plans(fixed: Pyramid, seed: int) -> Sequence[Plan]:
     planar = fixed.planar_axis is not None
     smallest = min(s for s, n in zip(fixed.spacing, fixed.size, strict=True) if n > 1)
     finest = max(float(smallest), fixed.radius / (FINEST_PLANAR if planar else FINEST))
-    factors = (8, 4, 2, 1) if planar else (4, 2, 1)
+    factors = [4, 2, 1]
+    if planar:
+        coarsest = fixed.radius / COARSEST_PLANAR / finest
+        factors = [f for f in (8, 4, 2, 1) if f <= max(coarsest, 2)]
     windows = (1.5, 2.0, 2.5, 2.5)
     return [
         Plan(f * finest, Sampling(margin=(2 + f) * finest * 0.8, limit=100_000, seed=seed), w)
