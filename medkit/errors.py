@@ -31,6 +31,14 @@ class OutputError(MedkitError):
     """A result could not be written under its name, or must not be."""
 
 
+class BundleError(MedkitError):
+    """A folder is no bundle, or a bundle's config cannot be used."""
+
+
+class TrainingError(MedkitError):
+    """A training cannot begin or go on."""
+
+
 class WeightsMissingError(MedkitError):
     """A bundle's weights are not where the bundle says."""
 

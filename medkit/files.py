@@ -21,7 +21,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from medkit import __version__
 from medkit.errors import MedkitError, OutputError, UsageError, listed
@@ -347,10 +347,17 @@ def describe_dataset(folder: Path) -> None:
 
 def write_atomically(path: Path, text: str | bytes) -> None:
     """Writes a small file whole or not at all."""
+    with whole(path) as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under `path` only when the block ends well, and then whole."""
     part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -88,7 +88,8 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
         raise click.BadParameter(str(error)) from None
 
 
-def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def valid_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Callback of `--device`: refuses what no command knows."""
     name, _, number = value.partition(":")
     if name not in ("auto", "cpu", "cuda", "mps") or (number and not (name == "cuda" and number.isdigit())):
         raise click.BadParameter(f"{value}: expected auto, cpu, cuda, cuda:N or mps")
@@ -102,7 +103,7 @@ def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _option(*names: str, variable: bool = True, **settings: Any) -> Callable[[_F], _F]:
+def option(*names: str, variable: bool = True, **settings: Any) -> Callable[[_F], _F]:
     """An option that can also be set by MEDKIT_<OPTION>."""
     long = next(n for n in names if n.startswith("--")).split("/")[0]
     if variable:
@@ -114,38 +115,39 @@ _FILE = click.Path(dir_okay=False)
 
 _OPTIONS = (
     click.argument("inputs", nargs=-1, metavar="[INPUT]..."),
-    _option("-o", "--output", callback=_output, metavar="PATH", help="File or folder.  [default: the input's folder]"),
-    _option("--json", is_flag=True, help="Print records (JSON, one per line) instead of paths."),
-    _option("-0", "--null", is_flag=True, help="Lines in and out end in NUL instead of newline."),
-    _option("--list", variable=False, callback=_path, type=click.Path(exists=True, dir_okay=False), metavar="FILE",
-            help="Read the inputs from FILE, as from stdin."),
-    _option("--overwrite", is_flag=True, help="Replace existing results."),
-    _option("--skip-existing", is_flag=True, help="Keep existing results that are whole and up to date."),
-    _option("--keep-tree", callback=_path, metavar="ROOT", help="Mirror the inputs' folders below ROOT in the output."),
-    _option("--failed", callback=_path, type=_FILE, metavar="FILE", help="Write the paths of failed inputs to FILE."),
-    _option("--fail-fast", is_flag=True, help="Stop at the first failure."),
-    _option("--shard", variable=False, callback=_shard, metavar="K/N|auto",
-            help="Work on the K-th of N parts of the sorted inputs; auto: this job's rank in its array."),
-    _option("--workers", type=click.IntRange(min=0), default=0, metavar="N",
-            help="Work in N child processes.  [default: 0, in this process]"),
-    _option("--timeout-per-case", type=click.FloatRange(min=0, min_open=True), metavar="S",
-            help="Give up on a case after S seconds."),
-    _option("--device", default="auto", callback=_device, metavar="auto|cpu|cuda[:N]|mps", help="Where to compute."),
-    _option("--threads", type=click.IntRange(min=1), metavar="N",
-            help="Threads.  [default: what the scheduler or the CPU affinity grants]"),
-    _option("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]"),
-    _option("--frame", type=click.IntRange(min=0), metavar="N", help="The frame of images that hold several, from 0."),
-    _option("--series", metavar="UID|NUMBER", help="The series of a DICOM folder that holds several."),
-    _option("--qc", callback=_path, type=click.Path(file_okay=False), metavar="DIR",
-            help="Write a picture per case into DIR."),
-    _option("--dry-run", is_flag=True, help="Say what would run and the memory it needs, and stop."),
-    _option("-q", "--quiet", is_flag=True, help="Only errors on stderr."),
-    _option("-v", "--verbose", is_flag=True, help="Tracebacks and timings on stderr."),
-    _option("--progress/--no-progress", default=lambda: not os.environ.get("MEDKIT_NO_PROGRESS"),
-            help="A line per finished case on stderr.  [default: on]"),
+    option("-o", "--output", callback=_output, metavar="PATH", help="File or folder.  [default: the input's folder]"),
+    option("--json", is_flag=True, help="Print records (JSON, one per line) instead of paths."),
+    option("-0", "--null", is_flag=True, help="Lines in and out end in NUL instead of newline."),
+    option("--list", variable=False, callback=_path, type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+           help="Read the inputs from FILE, as from stdin."),
+    option("--overwrite", is_flag=True, help="Replace existing results."),
+    option("--skip-existing", is_flag=True, help="Keep existing results that are whole and up to date."),
+    option("--keep-tree", callback=_path, metavar="ROOT", help="Mirror the inputs' folders below ROOT in the output."),
+    option("--failed", callback=_path, type=_FILE, metavar="FILE", help="Write the paths of failed inputs to FILE."),
+    option("--fail-fast", is_flag=True, help="Stop at the first failure."),
+    option("--shard", variable=False, callback=_shard, metavar="K/N|auto",
+           help="Work on the K-th of N parts of the sorted inputs; auto: this job's rank in its array."),
+    option("--workers", type=click.IntRange(min=0), default=0, metavar="N",
+           help="Work in N child processes.  [default: 0, in this process]"),
+    option("--timeout-per-case", type=click.FloatRange(min=0, min_open=True), metavar="S",
+           help="Give up on a case after S seconds."),
+    option("--device", default="auto", callback=valid_device, metavar="auto|cpu|cuda[:N]|mps",
+           help="Where to compute."),
+    option("--threads", type=click.IntRange(min=1), metavar="N",
+           help="Threads.  [default: what the scheduler or the CPU affinity grants]"),
+    option("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]"),
+    option("--frame", type=click.IntRange(min=0), metavar="N", help="The frame of images that hold several, from 0."),
+    option("--series", metavar="UID|NUMBER", help="The series of a DICOM folder that holds several."),
+    option("--qc", callback=_path, type=click.Path(file_okay=False), metavar="DIR",
+           help="Write a picture per case into DIR."),
+    option("--dry-run", is_flag=True, help="Say what would run and the memory it needs, and stop."),
+    option("-q", "--quiet", is_flag=True, help="Only errors on stderr."),
+    option("-v", "--verbose", is_flag=True, help="Tracebacks and timings on stderr."),
+    option("--progress/--no-progress", default=lambda: not os.environ.get("MEDKIT_NO_PROGRESS"),
+           help="A line per finished case on stderr.  [default: on]"),
 )  # fmt: skip
 
-group_by_option = _option(
+group_by_option = option(
     "--group-by", callback=_words, metavar="ENTITY,...", help="One case per group of BIDS names, such as sub,ses."
 )
 """For tasks that take all lines as one case (`arity="all"`)."""

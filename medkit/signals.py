@@ -18,14 +18,17 @@ from medkit.errors import CaseTimeout, Stopped
 class StopRequest:
     """Whether the scheduler asked this run to stop; install it with `with StopRequest() as stop:`."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1)) -> None:
         self.received = False
+        self.number: signal.Signals | None = None
+        """The signal that came first."""
+        self._numbers = numbers
         self._working = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in self._numbers:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -35,8 +38,9 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.received = self.received, True
+        self.number = self.number or signal.Signals(number)
         if again or not self._working:
-            raise Stopped(signal.Signals(number).name)
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(signal.Signals(number).name)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from medkit.bundle import bundle_problems
 from medkit.names import sidecar_path
 from medkit.plugins import Offer, Plugin, registry
 from medkit.records import read_sidecar, record_from_json, sha256_of
@@ -182,7 +183,7 @@ def records(stdout: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stdout.splitlines()]
 
 
-# ---- what the contract asks of records, options and bundles: each gives the problems it finds, in sentences
+# ---- what the contract asks of records and options: each gives the problems it finds, in sentences
 
 
 def record_problems(record: Mapping[str, Any], task: str) -> Iterator[str]:
@@ -215,57 +216,6 @@ def options_without_help(command: click.Command) -> list[str]:
     for name, sub in getattr(command, "commands", {}).items():
         bare += [f"{name} {option}" for option in options_without_help(sub)]
     return bare
-
-
-METADATA_KEYS = (
-    "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright",
-    "network_data_format",
-)  # fmt: skip
-"""Keys of a bundle's `configs/metadata.json` (MONAI Bundle Specification)."""
-TENSOR_KEYS = (
-    "type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def",
-)  # fmt: skip
-"""Keys of every tensor in `network_data_format`."""
-_ABSOLUTE_PATH = re.compile(r"""(?:^|(?<!\+)(?<!\+\s)['"])(?:/\w[\w.-]*(?:/|$)|~/|[A-Za-z]:\\)""")
-"""A path of one machine; `@bundle_root + '/models/model.pt'` is none, since its quote follows a plus."""
-
-
-def bundle_problems(root: Path) -> Iterator[str]:
-    """What a MONAI bundle lacks: files, metadata keys, configs that parse, paths that work on another machine."""
-    for name in ("LICENSE", "docs/README.md", "configs/metadata.json"):
-        if not (root / name).is_file():
-            yield f"{root}: no {name}"
-    if not [p for p in root.glob("configs/inference.*") if p.suffix in (".json", ".yaml", ".yml")]:
-        yield f"{root}: no configs/inference.json (or .yaml)"
-    for path in sorted(root.glob("configs/*.json")):
-        try:
-            config = json.loads(path.read_bytes())
-        except ValueError as error:
-            yield f"{path}: no JSON: {error}"
-            continue
-        yield from (f"{path}: absolute path in {text!r}" for text in _texts(config) if _ABSOLUTE_PATH.search(text))
-        if path.name == "metadata.json":
-            yield from (f"{path}: {problem}" for problem in _metadata_problems(config))
-
-
-def _metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"no key {key}" for key in METADATA_KEYS if key not in metadata)
-    if not {"required_packages_version", "optional_packages_version"} & set(metadata):
-        yield "no key required_packages_version"
-    tensors = metadata.get("network_data_format", {})
-    for side in ("inputs", "outputs"):
-        if not tensors.get(side):
-            yield f"network_data_format has no {side}"
-        for name, tensor in tensors.get(side, {}).items():
-            yield from (f"network_data_format: {side} {name} has no {key}" for key in TENSOR_KEYS if key not in tensor)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
 
 
 # ---- the contract

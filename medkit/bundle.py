@@ -1,0 +1,204 @@
+"""A MONAI bundle as a folder: its metadata, configs, weights and texts, and where bundles are found.
+
+Nothing of a bundle is executed here. Its configs run code once MONAI reads them, so bundles that no installed plugin
+brings need the user's word (`--trust`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medkit.errors import BundleError, UsageError, WeightsMissingError, listed
+
+if TYPE_CHECKING:
+    from medkit.plugins import Registry
+
+CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
+WEIGHTS = "models/model.pt"
+"""The state dict that a bundle's inference config loads."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's folder and what its plugin or its metadata say about it."""
+
+    root: Path
+    """Absolute."""
+    name: str
+    """What `--bundle` calls it."""
+    task: str | None = None
+    """The task it is for; None where it is a folder whose metadata does not say."""
+    distribution: str | None = None
+    """The installed distribution that brings it; None for a folder that the user names."""
+
+    @functools.cached_property
+    def metadata(self) -> dict[str, Any]:
+        """The content of `configs/metadata.json`. Raises BundleError."""
+        return read_metadata(self.root)
+
+    @property
+    def version(self) -> str:
+        """Its version, such as `0.1.0`."""
+        return str(self.metadata.get("version", "0.0.0"))
+
+    def config(self, name: str) -> Path:
+        """The config file of that name, such as `train`. Raises BundleError."""
+        folder = self.root / "configs"
+        for suffix in CONFIG_SUFFIXES:
+            if (folder / f"{name}{suffix}").is_file():
+                return folder / f"{name}{suffix}"
+        there = sorted(p.stem for p in folder.glob("*") if p.suffix in CONFIG_SUFFIXES and p.stem != "metadata")
+        raise BundleError(f"bundle {self.name}: no config {name} in {folder}; there is {listed(there or ['none'])}")
+
+    @property
+    def weights(self) -> Path:
+        """The file with its weights. Raises WeightsMissingError."""
+        path = self.root / WEIGHTS
+        if not path.is_file():
+            raise WeightsMissingError(f"bundle {self.name}: no weights at {path}")
+        return path
+
+
+def read_metadata(root: Path) -> dict[str, Any]:
+    """The content of a bundle's `configs/metadata.json`. Raises BundleError where it is missing or no JSON object."""
+    path = root / "configs" / "metadata.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; a bundle's folder has configs/metadata.json") from None
+    except ValueError as error:
+        raise BundleError(f"{path}: no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BundleError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+# ---- lookup
+
+
+def installed(registry: Registry) -> list[Bundle]:
+    """The bundles that the plugins bring."""
+    return [
+        Bundle(spec.root, spec.name, spec.task, plugin.distribution)
+        for plugin in registry.plugins
+        for spec in plugin.bundles
+    ]
+
+
+def find(text: str, registry: Registry) -> Bundle:
+    """The bundle that `--bundle` names: `NAME`, `distribution:NAME`, or a folder's path.
+
+    Raises UsageError for a name that nobody or several have, BundleError for a folder that is no bundle.
+    """
+    known = installed(registry)
+    distribution, _, name = text.rpartition(":")
+    if matches := [b for b in known if b.name == name and distribution in ("", b.distribution)]:
+        if len(matches) > 1:
+            choices = [f"{b.distribution}:{b.name}" for b in matches]
+            raise UsageError(f"--bundle {text}: several plugins bring one; choose {' or '.join(choices)}")
+        return matches[0]
+    if os.sep in text or Path(text).is_dir():
+        return _from_folder(Path(text), known)
+    names = listed(sorted(b.name for b in known) or ["none"])
+    raise UsageError(f"--bundle {text}: neither a folder nor the name of an installed bundle; there is {names}")
+
+
+def _from_folder(folder: Path, known: list[Bundle]) -> Bundle:
+    if not folder.is_dir():
+        raise UsageError(f"--bundle {folder}: no such folder")
+    root = folder.resolve()
+    for bundle in known:
+        if bundle.root.resolve() == root:
+            return bundle
+    block = read_metadata(root).get("medkit")
+    task = block.get("task") if isinstance(block, dict) else None
+    return Bundle(root, root.name, task if isinstance(task, str) else None)
+
+
+def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> Bundle:
+    """The bundle whose configs may run for a task: the one that `text` names, or the only one that the task has.
+
+    Raises UsageError for a task that no bundle is for, for a bundle of another task, and for a folder that no plugin
+    brings unless `trust` says that its code may run.
+    """
+    known = installed(registry)
+    bundle = find(text, registry) if text else None
+    tasks = {b.task for b in (*known, *([bundle] if bundle else [])) if b.task}
+    if task not in tasks and not (bundle and bundle.task is None and bundle.distribution is None):
+        raise UsageError(f"task {task}: no bundle is for it; there are bundles for {listed(sorted(tasks) or ['none'])}")
+    if bundle is None:
+        own = [b for b in known if b.task == task]
+        if len(own) > 1:
+            raise UsageError(f"task {task} has several bundles; choose one with --bundle: {_names(own)}")
+        bundle = own[0]
+    if bundle.task not in (task, None):
+        raise UsageError(f"--bundle {bundle.name}: is for {bundle.task}, not for {task}")
+    if bundle.distribution is None and not trust:
+        raise UsageError(f"--bundle {bundle.root}: its configs run code, and no installed plugin brings it; --trust it")
+    return bundle
+
+
+def _names(bundles: list[Bundle]) -> str:
+    names = [b.name for b in bundles]
+    return ", ".join(b.name if names.count(b.name) == 1 else f"{b.distribution}:{b.name}" for b in bundles)
+
+
+# ---- what makes a bundle whole
+
+
+METADATA_KEYS = (
+    "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright",
+    "network_data_format",
+)  # fmt: skip
+"""Keys of a bundle's `configs/metadata.json` (MONAI Bundle Specification)."""
+TENSOR_KEYS = (
+    "type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def",
+)  # fmt: skip
+"""Keys of every tensor in `network_data_format`."""
+_ABSOLUTE_PATH = re.compile(r"""(?:^|(?<!\+)(?<!\+\s)['"])(?:/\w[\w.-]*(?:/|$)|~/|[A-Za-z]:\\)""")
+"""A path of one machine; `@bundle_root + '/models/model.pt'` is none, since its quote follows a plus."""
+
+
+def bundle_problems(root: Path) -> Iterator[str]:
+    """What a MONAI bundle lacks: files, metadata keys, configs that parse, paths that work on another machine."""
+    for name in ("LICENSE", "docs/README.md", "configs/metadata.json"):
+        if not (root / name).is_file():
+            yield f"{root}: no {name}"
+    if not [p for p in root.glob("configs/inference.*") if p.suffix in (".json", ".yaml", ".yml")]:
+        yield f"{root}: no configs/inference.json (or .yaml)"
+    for path in sorted(root.glob("configs/*.json")):
+        try:
+            config = json.loads(path.read_bytes())
+        except ValueError as error:
+            yield f"{path}: no JSON: {error}"
+            continue
+        yield from (f"{path}: absolute path in {text!r}" for text in _texts(config) if _ABSOLUTE_PATH.search(text))
+        if path.name == "metadata.json":
+            yield from (f"{path}: {problem}" for problem in _metadata_problems(config))
+
+
+def _metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"no key {key}" for key in METADATA_KEYS if key not in metadata)
+    if not {"required_packages_version", "optional_packages_version"} & set(metadata):
+        yield "no key required_packages_version"
+    tensors = metadata.get("network_data_format", {})
+    for side in ("inputs", "outputs"):
+        if not tensors.get(side):
+            yield f"network_data_format has no {side}"
+        for name, tensor in tensors.get(side, {}).items():
+            yield from (f"network_data_format: {side} {name} has no {key}" for key in TENSOR_KEYS if key not in tensor)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

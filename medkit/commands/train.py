@@ -1,0 +1,198 @@
+"""`medkit train`: a bundle's network trained on the user's data, into a new bundle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from medkit import bundle as bundles
+from medkit import pipe, plugins
+from medkit.errors import MedkitError, Stopped, UsageError
+from medkit.options import option, valid_device
+from medkit.records import absolute
+from medkit.signals import StopRequest
+
+if TYPE_CHECKING:
+    from medkit.training.plan import TrainingPlan, TrainingResult
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    return None if value is None else absolute(value)
+
+
+def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """`ID=VALUE` pairs; a value is JSON where it is, else text."""
+    out: dict[str, Any] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{value}: expected ID=VALUE")
+        try:
+            out[name] = json.loads(text)
+        except ValueError:
+            out[name] = text
+    return out
+
+
+@click.command()
+@click.argument("task")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    callback=_path,
+    metavar="FOLDER",
+    allow_from_autoenv=False,
+    help="The new bundle's folder.",
+)
+@click.option(
+    "--bundle",
+    "bundle_name",
+    metavar="NAME|PATH",
+    allow_from_autoenv=False,
+    help="What to train.  [default: the task's, where it has one]",
+)
+@click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings.")
+@click.option(
+    "--config", "config_name", default="train", show_default=True, metavar="NAME", help="The bundle's config to run."
+)
+@click.option(
+    "--data",
+    callback=_path,
+    metavar="PATH",
+    help="A datalist's .json, a Medical Decathlon, nnU-Net or BIDS folder, or a folder of images.",
+)
+@click.option("--init-from", metavar="BUNDLE|FILE", help="Begin with the parameters of a bundle, .pt or .ts file.")
+@click.option(
+    "--freeze", multiple=True, metavar="ID", help="Leave parameters alone whose names begin with ID; repeatable."
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", help="Optimiser steps in all.  [default: the config's]"
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="H",
+    help="Hours in all, those before a stop included.",
+)
+@click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Insist on a checkpoint, or on none.  [default: go on from one of the same training]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace another training in FOLDER.")
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0),
+    default=3.0,
+    show_default=True,
+    metavar="M",
+    help="Minutes between checkpoints.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="What to compute in; auto: what is fast on the device.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    callback=_settings,
+    metavar="ID=VALUE",
+    help="Change a value of the config; repeatable.",
+)
+@option("--device", default="auto", callback=valid_device, metavar="auto|cpu|cuda[:N]", help="Where to compute.")
+@option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads.  [default: what the scheduler or the CPU affinity grants]",
+)
+@option("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]")
+@click.option("--dry-run", is_flag=True, help="Say what would be trained, and stop.")
+@option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")
+@option("-v", "--verbose", is_flag=True, help="Tracebacks on stderr.")
+@click.option("--progress/--no-progress", default=True, help="A line on stderr now and then.  [default: on]")
+def train(
+    bundle_name: str | None, trust: bool, quiet: bool, verbose: bool, progress: bool, dry_run: bool, **wishes: Any
+) -> int:  # fmt: skip
+    """Train a bundle's network on your data, into a new bundle.
+
+    \b
+    medkit train segment --data scans/ -o my_bundle --hours 2
+    medkit train segment --data scans/ -o my_bundle --hours 2   # again: goes on where it was stopped
+    """
+    _set_levels(quiet, progress)
+    with pipe.guarded_stdout() as stdout, StopRequest(_SIGNALS) as stop:
+        try:
+            plan = _plan(bundle_name, trust, wishes)
+            if dry_run:
+                return _say_plan(plan)
+            result = _train(plan, stop)
+        except Stopped:
+            return Stopped.exit_code
+        except MedkitError:
+            if verbose:
+                traceback.print_exc()
+            raise
+        if result.outcome == "stopped":
+            return 130 if stop.number is signal.SIGINT else Stopped.exit_code
+        stdout.write(f"{result.bundle}\n".encode())
+        stdout.flush()
+        return 0
+
+
+def _set_levels(quiet: bool, progress: bool) -> None:
+    logging.getLogger("medkit.training").setLevel(logging.ERROR if quiet else logging.INFO)
+    logging.getLogger("medkit.training.progress").setLevel(logging.NOTSET if progress else logging.WARNING)
+
+
+def _plan(bundle_name: str | None, trust: bool, wishes: dict[str, Any]) -> TrainingPlan:
+    from medkit.training.plan import TrainingPlan
+
+    registry = plugins.registry()
+    chosen = bundles.choose(bundle_name, wishes["task"], registry, trust=trust)
+    begin = wishes.pop("init_from")
+    return TrainingPlan(
+        bundle=chosen,
+        config=wishes.pop("config_name"),
+        init_from=_weights_file(begin, registry) if begin else None,
+        command=shlex.join(["medkit", *sys.argv[1:]]),
+        **wishes,
+    )
+
+
+def _weights_file(text: str, registry: plugins.Registry) -> Path:
+    path = absolute(text)
+    if path.is_file():
+        return path
+    if path.suffix in (".pt", ".ts"):
+        raise UsageError(f"--init-from {text}: no such file")
+    return bundles.find(text, registry).weights
+
+
+def _say_plan(plan: TrainingPlan) -> int:
+    from medkit.training.engine import describe
+
+    for line in describe(plan):
+        click.echo(line, err=True)
+    return 0
+
+
+def _train(plan: TrainingPlan, stop: StopRequest) -> TrainingResult:
+    from medkit.training.engine import train
+
+    return train(plan, stop)

@@ -1,0 +1,110 @@
+"""The checkpoint of a training: what it needs to go on as if it had never stopped, and the folder it belongs to."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medkit.errors import OutputError, TrainingError
+from medkit.files import whole, write_atomically
+from medkit.training.plan import TrainingPlan, differences
+
+FORMAT = 1
+
+
+class RunFolder:
+    """The new bundle's folder, as the place of one training: `training/` holds its checkpoint, log and identity."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.training = root / "training"
+        self.checkpoint = self.training / "checkpoint.pt"
+        self.log = self.training / "log.csv"
+        self.identity = self.training / "run.json"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process. Raises OutputError where another training holds it."""
+        self.training.mkdir(parents=True, exist_ok=True)
+        with open(self.training / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(f"{self.root}: another training is writing it") from None
+            for part in (*self.training.glob(".*.part"), *self.root.glob("*/.*.part")):
+                part.unlink(missing_ok=True)  # of a run that was killed while it wrote
+            yield
+
+    def refuse_foreign(self, plan: TrainingPlan) -> None:
+        """Raises OutputError where the folder is anything but a training's; writes nothing."""
+        if plan.bundle.root.resolve() == self.root.resolve():
+            raise OutputError(f"-o {self.root}: is the bundle that is trained; name a new folder")
+        if self.root.exists() and not self.root.is_dir():
+            raise OutputError(f"-o {self.root}: is a file; name a new folder")
+        if self.root.is_dir() and not self.training.is_dir() and any(self.root.iterdir()):
+            raise OutputError(f"-o {self.root}: exists and is no training's result; name a folder that does not")
+        if plan.resume and not self.checkpoint.is_file():
+            raise OutputError(f"--resume: there is no checkpoint in {self.root}")
+
+    def state(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The checkpoint to go on from, or None to begin. Raises OutputError and TrainingError."""
+        if not self.identity.is_file() or plan.overwrite:
+            return None
+        if plan.resume is False:
+            raise OutputError(f"-o {self.root}: holds a training; --no-resume needs --overwrite to replace it")
+        if other := differences(json.loads(self.identity.read_bytes()), identity):
+            raise OutputError(
+                f"-o {self.root}: holds another training, which differs in {', '.join(other)}; "
+                f"name another -o, or --overwrite it"
+            )
+        return self.load() if self.checkpoint.is_file() else None
+
+    def load(self) -> dict[str, Any]:
+        """The checkpoint. Raises TrainingError where it is damaged or of another medkit's format."""
+        import torch
+
+        try:
+            content: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise TrainingError(f"{self.checkpoint}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+        if content.get("format") != FORMAT:
+            raise TrainingError(f"{self.checkpoint}: of format {content.get('format')}, this medkit writes {FORMAT}")
+        return content
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        import torch
+
+        with whole(self.checkpoint) as file:
+            torch.save({"format": FORMAT, **state}, file)
+
+    def begin(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> None:
+        """Makes the folder a copy of the bundle without its weights, ready to be trained in."""
+        for path in (self.checkpoint, self.log, self.root / "models" / "model.pt"):
+            path.unlink(missing_ok=True)
+        write_atomically(self.identity, json.dumps(identity, indent=1, default=str) + "\n")
+        _copy(plan.bundle.root, self.root)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a bundle's files, its weights, former training and caches left out."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        here = Path(folder).relative_to(source)
+        skipped = {n for n in names if n in ("__pycache__", ".git") or n.endswith((".pyc", ".part"))}
+        if here == Path():
+            skipped |= {"training"} & set(names)
+        if here == Path("models"):
+            skipped |= {n for n in names if n in ("model.pt", "model.ts", "model.onnx")}
+        if here == Path("docs"):
+            skipped |= {"learning_curve.png"} & set(names)
+        return skipped
+
+    shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True)
+    for folder in ("models", "docs"):
+        (target / folder).mkdir(exist_ok=True)

@@ -1,0 +1,188 @@
+"""A bundle's train config as MONAI's workflow, with the user's data and wishes put in."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medkit.errors import BundleError, InputError, MedkitError, UsageError
+from medkit.training.data import DataList, check_files, find_items
+from medkit.training.handlers import Progress
+from medkit.training.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    import torch
+
+TRAINER, EVALUATOR = "train::trainer", "validate::evaluator"
+"""MONAI's ids of the two engines."""
+_DATA_IDS = {
+    "training": ("train_datalist", "train::dataset::data"),
+    "validation": ("val_datalist", "validate::dataset::data"),
+}
+"""Where items are put: the first id that a config has."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What medkit takes hold of in a config."""
+
+    trainer: Any
+    """monai.engines.SupervisedTrainer or alike: has `network` and `optimizer`."""
+    evaluator: Any | None
+    """monai.engines.Evaluator."""
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any | None
+    """What the config calls `lr_scheduler`."""
+    progress: Progress
+    steps: int
+    """The steps that the config asks for."""
+
+
+class TrainConfig:
+    """A train config, opened; raises BundleError where MONAI cannot read or build what it says."""
+
+    def __init__(self, plan: TrainingPlan, device: torch.device) -> None:
+        from monai.bundle import ConfigWorkflow
+
+        self.plan = plan
+        self.path = plan.bundle.config(plan.config)
+        logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # says that logging_file is False
+        with self._blame():
+            self.workflow = ConfigWorkflow(
+                config_file=str(self.path),
+                meta_file=str(plan.bundle.root / "configs" / "metadata.json"),
+                workflow_type="train",
+                logging_file=False,
+            )
+        self.parser = self.workflow.parser
+        if unknown := [name for name in plan.overrides if name not in self.parser]:
+            raise UsageError(f"--set {unknown[0]}: {self.path} has no such id")
+        wishes = {"bundle_root": str(plan.bundle.root), "device": device, "seed": plan.seed, "steps": plan.steps}
+        for name, value in wishes.items():
+            if value is not None and name in self.parser:
+                self.parser[name] = value
+        for name, value in plan.overrides.items():
+            self.parser[name] = value
+        if str(plan.bundle.root) not in sys.path:
+            sys.path.insert(1, str(plan.bundle.root))  # as MONAI does: a bundle's own code lies there
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """What the config says under an id, built; `default` where it has none."""
+        if name not in self.parser:
+            return default
+        with self._blame():
+            return self.parser.get_parsed_content(name)
+
+    def take_data(self) -> DataList:
+        """Finds the items and puts them into the config. Raises InputError and UsageError."""
+        keys = self.get("datalist_keys", ["image", "label"])
+        validates = EVALUATOR in self.parser
+        if self.plan.data is None:
+            return self._own_data(keys)
+        found = find_items(self.plan.data, keys)
+        if not validates:
+            found = DataList((*found.training, *found.validation), (), found.root)
+        if "dataset_dir" in self.parser:
+            self.parser["dataset_dir"] = str(found.root)
+        self._put("training", found.training)
+        if validates:
+            self._put("validation", found.validation)
+        self.parser.parse(reset=True)
+        return found
+
+    def _put(self, part: str, items: Sequence[Any]) -> None:
+        for name in _DATA_IDS[part]:
+            if name in self.parser:
+                # a tuple is opaque to MONAI's parser: strings of a datalist that begin with $ must not be executed
+                self.parser[name] = tuple(items)
+                return
+        raise BundleError(f"{self.path}: has no id {' or '.join(_DATA_IDS[part])} to put the items of --data into")
+
+    def _own_data(self, keys: Sequence[str]) -> DataList:
+        """The items that the config names itself."""
+        lists = {part: next((self.get(n) for n in ids if n in self.parser), None) for part, ids in _DATA_IDS.items()}
+        training, validation = (tuple(lists[part] or ()) for part in ("training", "validation"))
+        if not training:
+            raise UsageError(f"--data is needed: {self.path} names no data of its own")
+        named = [item for item in (*training, *validation) if isinstance(item, dict)]
+        check_files(named, keys if "datalist_keys" in self.parser else (), self.path)
+        return DataList(training, validation, self.plan.bundle.root)
+
+    def build(self, bundle_root: Path) -> Parts:
+        """Builds the engines, for a bundle that lies at `bundle_root`. Raises BundleError."""
+        from monai.utils import set_determinism
+
+        from medkit.training.samples import seed_everything
+
+        if "bundle_root" in self.parser:
+            self.parser["bundle_root"] = str(bundle_root)
+        with self._blame():
+            set_determinism(self.plan.seed)  # seeds transforms that are made without a seed of their own
+            set_determinism(None)
+            seed_everything(self.plan.seed)
+            self.workflow.initialize()
+            if TRAINER not in self.parser:
+                raise BundleError(f"{self.path}: has no trainer under the id {TRAINER}")
+            trainer = self.parser.get_parsed_content(TRAINER)
+            evaluator = self.get(EVALUATOR)
+        self._check(trainer)
+        return Parts(
+            trainer=trainer,
+            evaluator=evaluator,
+            network=trainer.network,
+            optimizer=trainer.optimizer,
+            scheduler=self.get("lr_scheduler"),
+            progress=self.get("progress") or Progress(),
+            steps=int(self.get("steps") or trainer.state.max_epochs * trainer.state.epoch_length),
+        )
+
+    def _check(self, trainer: Any) -> None:
+        if not (hasattr(trainer, "network") and hasattr(trainer, "optimizer")):
+            raise BundleError(f"{self.path}: {TRAINER}: expected a SupervisedTrainer, got {type(trainer).__name__}")
+        if getattr(trainer, "accumulation_steps", 1) > 1:
+            raise BundleError(f"{self.path}: {TRAINER}: accumulation_steps is not supported; use a larger batch_size")
+        if not trainer.state.epoch_length:
+            raise BundleError(
+                f"{self.path}: {TRAINER}: needs an epoch_length, the steps from one validation to the next"
+            )
+
+    def run(self, trainer: Any) -> None:
+        """Trains: the config's own `run` where it has one."""
+        if "run" in self.parser:
+            self.workflow.run()
+        else:
+            trainer.run()
+
+    def validates_itself(self) -> bool:
+        """Whether a handler of the config runs the evaluator during training."""
+        from monai.handlers import ValidationHandler
+
+        handlers = self.get("train::handlers") or self.get(f"{TRAINER}::train_handlers") or []
+        return any(isinstance(handler, ValidationHandler) for handler in handlers)
+
+    @contextlib.contextmanager
+    def _blame(self) -> Iterator[None]:
+        """Errors of MONAI become a sentence about the config."""
+        try:
+            yield
+        except (MedkitError, MemoryError):
+            raise
+        except Exception as error:
+            raise BundleError(f"{self.path}: {sentence(error)}") from error
+
+
+def sentence(error: BaseException) -> str:
+    """An error and what caused it, in a line."""
+    parts, cause = [], error
+    while True:
+        text = " ".join(f"{type(cause).__name__}: {cause}".split())
+        parts.append(text if len(text) < 300 else text[:300] + " ...")
+        if cause.__cause__ is None or isinstance(cause.__cause__, InputError):
+            return ", because of ".join(dict.fromkeys(parts[:1] + parts[-1:]))
+        cause = cause.__cause__

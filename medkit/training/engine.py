@@ -1,0 +1,95 @@
+"""`train`: a bundle's train config on somebody's data, from the command's wishes to a new bundle."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from medkit.options import granted_threads
+from medkit.signals import StopRequest
+from medkit.training.checkpoint import RunFolder
+from medkit.training.plan import TrainingPlan, TrainingResult, identity_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from medkit.training.config import Parts
+
+log = logging.getLogger("medkit.training")
+
+
+def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult:
+    """Trains a bundle's network and writes a new bundle to `plan.output`, going on from its checkpoint if it has one.
+
+    A signal that `stop` receives ends it after the step at hand, with a checkpoint. What it does is said to the logger
+    `medkit.training`, how far it is to `medkit.training.progress`.
+
+    Raises UsageError, BundleError (the config), InputError (the data), OutputError (the folder holds something else)
+    and TrainingError (the loss is no number any more, or a step failed; the last good checkpoint stays).
+    """
+    device = _set_up(plan)
+    from medkit.training.config import TrainConfig
+    from medkit.training.run import Run
+
+    folder = RunFolder(plan.output)
+    folder.refuse_foreign(plan)
+    config = TrainConfig(plan, device)
+    data = config.take_data()
+    identity = identity_of(plan, data.training, data.validation)
+    with folder.locked():
+        state = folder.state(plan, identity)
+        if state is None:
+            folder.begin(plan, identity)
+        parts = config.build(folder.root)
+        _adjust(parts, plan, fresh=state is None)
+        run = Run(plan, folder, config, parts, data, identity, stop or StopRequest())
+        return run.all(state)
+
+
+def describe(plan: TrainingPlan) -> list[str]:
+    """What `train` would do, in lines; writes nothing. Raises what `train` does."""
+    device = _set_up(plan)
+    from medkit.training.config import TrainConfig
+    from medkit.training.precision import choose_precision
+    from medkit.training.weights import count
+
+    folder = RunFolder(plan.output)
+    folder.refuse_foreign(plan)
+    config = TrainConfig(plan, device)
+    data = config.take_data()
+    state = folder.state(plan, identity_of(plan, data.training, data.validation))
+    parts = config.build(plan.bundle.root)
+    _adjust(parts, plan, fresh=state is None)
+    numbers, trained = count(parts.network)
+    limits = [f"{plan.steps or parts.steps} steps"] if plan.steps or not plan.hours else []
+    limits += [f"{plan.hours:g} hours"] if plan.hours else []
+    return [
+        f"bundle: {plan.bundle.name} {plan.bundle.version}, config {config.path}",
+        f"items: {len(data.training)} for training, {len(data.validation)} for validation",
+        f"network: {numbers:,} parameters, {trained:,} of them trained",
+        f"to do: {' or '.join(limits)}, validation every {parts.trainer.state.epoch_length} steps",
+        f"on: {device}, {choose_precision(plan.precision, device)}",
+        f"result: {plan.output}" + (f", going on from step {state['step']}" if state else ""),
+    ]
+
+
+def _set_up(plan: TrainingPlan) -> torch.device:
+    # read when torch is loaded; threads that spin while they wait take the processor from others on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from medkit.training.precision import choose_device
+
+    torch.set_num_threads(plan.threads or granted_threads())
+    return choose_device(plan.device)
+
+
+def _adjust(parts: Parts, plan: TrainingPlan, *, fresh: bool) -> None:
+    """Sets the parameters to begin with and those to leave alone."""
+    from medkit.training.weights import begin_with, freeze
+
+    if plan.init_from and fresh:
+        begin_with(parts.network, plan.init_from)
+    if plan.freeze:
+        freeze(parts.network, plan.freeze)

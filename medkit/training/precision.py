@@ -1,0 +1,75 @@
+"""The numbers a network computes with: bfloat16 or half where the device is faster with them, else float32."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from medkit.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises UsageError for one that is not there."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    device = torch.device(asked)
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {asked}: training computes on cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(f"--device {asked}: there are {count} CUDA devices here")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """`bf16`, `fp16` or `float32`. Raises UsageError for fp16 on a CPU."""
+    import torch
+
+    if asked == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16: needs a CUDA device; bf16 works on CPUs")
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16" if any(getattr(torch.cpu, name, bool)() for name in checks) else "float32"
+
+
+def prepare(network: torch.nn.Module, precision: str) -> None:
+    """Makes a network compute in `precision`, in place; parameters, their names and its outputs stay float32.
+
+    Weights of convolutions are laid out channels last, which the libraries below are faster with. fp16 is left to the
+    trainer (MONAI's `amp`), which scales the loss for it.
+    """
+    import torch
+
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if parameter.dim() in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])
+    if precision == "bf16":
+        network.forward = functools.partial(_in_bf16, network.forward, next(network.parameters()).device.type)
+
+
+def _in_bf16(forward: Any, device: str, *args: Any, **kwargs: Any) -> Any:
+    import torch
+
+    with torch.autocast(device, dtype=torch.bfloat16):
+        return _as_float(forward(*args, **kwargs))
+
+
+def _as_float(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.dtype == torch.bfloat16 else value
+    if isinstance(value, list | tuple):
+        return type(value)(_as_float(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _as_float(v) for k, v in value.items()}
+    return value

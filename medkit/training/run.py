@@ -1,0 +1,422 @@
+"""One training under way: its steps, validations, checkpoints and end, as handlers of the config's engines."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from medkit.errors import MedkitError, TrainingError
+from medkit.signals import StopRequest
+from medkit.training.checkpoint import RunFolder
+from medkit.training.config import Parts, TrainConfig, sentence
+from medkit.training.data import DataList
+from medkit.training.history import History, Row
+from medkit.training.plan import TrainingPlan, TrainingResult
+from medkit.training.precision import choose_precision, prepare
+from medkit.training.result import Best, Figures, write_texts, write_weights
+from medkit.training.samples import SampleNumbers, seed_everything, seed_of
+from medkit.training.weights import count
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("medkit.training")
+progress_log = logging.getLogger("medkit.training.progress")
+
+EMA = 0.995
+"""Share of the averaged weights that a step keeps, where the config has no `ema`."""
+ROWS_PER_EPOCH = 10
+"""Lines of the log from one validation to the next."""
+GIVE_UP_AFTER = 10
+"""Steps in a row whose loss is no number."""
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Run:
+    """A training of one config in one folder."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        folder: RunFolder,
+        config: TrainConfig,
+        parts: Parts,
+        data: DataList,
+        identity: dict[str, Any],
+        stop: StopRequest,
+    ) -> None:
+        self.plan, self.folder, self.config, self.parts, self.stop = plan, folder, config, parts, stop
+        self.data, self.identity = data, identity
+        self.trainer, self.network, self.progress = parts.trainer, parts.network, parts.progress
+        self.evaluator = parts.evaluator if data.validation or plan.data is None else None
+        self.metric_name = self.evaluator.state.key_metric_name if self.evaluator else None
+        if self.evaluator is None or self.metric_name is None:
+            log.warning("nothing validates: the weights of the last step will be kept")
+            self.evaluator = None
+        self.history = History(folder.log, self.metric_name)
+        self.epoch_length = self.trainer.state.epoch_length
+        self.device = self.trainer.state.device
+        self.best: Best | None = None
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self.fresh_metric: float | None = None
+        self.validated_step = -1
+        self.validation_due = False
+        self.loss_sum, self.loss_count, self.skipped, self.skipped_in_a_row = 0.0, 0, 0, 0
+        self.loss, self.usable = math.nan, True
+        self.at_rest = True
+        """Whether no step is half done."""
+        self.stopped = False
+        self.scaler_state: dict[str, Any] | None = None
+        """Of a checkpoint, until the trainer has made its scaler."""
+        self.saved_step = -1
+        self.saved_at = self.told_at = time.monotonic()
+        self._set_limits()
+        self._set_numbers()
+
+    # ---- before the first step
+
+    def _set_limits(self) -> None:
+        plan, progress = self.plan, self.progress
+        progress.steps = plan.steps or (None if plan.hours else self.parts.steps)
+        progress.hours = plan.hours
+        epochs = math.ceil(progress.steps / self.epoch_length) if progress.steps else 10**9
+        self.trainer.state.max_epochs = epochs
+
+    def _set_numbers(self) -> None:
+        """Chooses the precision, and makes the network whose weights are the average over steps."""
+        from ignite.handlers import EMAHandler
+
+        self.precision = choose_precision(self.plan.precision, self.device)
+        self.trainer.amp = self.precision == "fp16"
+        keep = float(self.config.get("ema", EMA))
+        self.keep = keep
+        self.ema = EMAHandler(self.network, momentum=1 - keep) if keep > 0 else None
+        self.averaged = self.ema.ema_model if self.ema else self.network
+        prepare(self.network, self.precision)
+        if self.ema:
+            prepare(self.averaged, self.precision)
+        if self.evaluator:
+            self.evaluator.amp = self.trainer.amp
+            self.evaluator.network = self.averaged
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        if self.ema:
+            self.averaged.load_state_dict(state["ema"])
+        self.parts.optimizer.load_state_dict(state["optimizer"])
+        if self.parts.scheduler is not None and state["scheduler"] is not None:
+            self.parts.scheduler.load_state_dict(state["scheduler"])
+        self.scaler_state = state["scaler"]
+        step = self.saved_step = state["step"]
+        self.trainer.state.iteration, self.trainer.state.epoch = step, step // self.epoch_length
+        self.progress.restore(step, state["seconds"])
+        self.loss_sum, self.loss_count, self.skipped = state["pending"]
+        self.validated_step, self.validation_due = state["validated_step"], state["validation_due"]
+        if found := state["best"]:
+            self.best = Best(found["step"], found["value"], tuple(found["per_class"]))
+            self.best_weights = state["best_weights"]
+            if self.evaluator:
+                self.evaluator.state.best_metric = found["value"]
+                self.evaluator.state.best_metric_epoch = found["step"] // self.epoch_length
+        self.history.restore(state["rows"])
+        self._set_sampler(step)
+
+    def _set_sampler(self, step: int) -> None:
+        loader = self.trainer.data_loader
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, SampleNumbers):
+            sampler.start = step * (loader.batch_size or 1)
+        elif step:
+            log.warning(
+                "the config's data loader does not count its samples (medkit.training.SampleNumbers): the rest of the "
+                "epoch gets samples in a new order, so the curve will not be that of an unbroken training"
+            )
+
+    def _attach(self) -> None:
+        from ignite.engine import Events
+        from monai.engines.utils import IterationEvents
+        from monai.handlers import ValidationHandler
+
+        on = self.trainer.add_event_handler
+        self.trainer.logger.setLevel(logging.CRITICAL)  # errors are reported once, by us
+        self.progress.attach(self.trainer)
+        if self.evaluator and not self.config.validates_itself():
+            ValidationHandler(1, self.evaluator).attach(self.trainer)
+        on(Events.GET_BATCH_STARTED, lambda engine: self._seed("batch", engine.state.iteration + 1))
+        on(Events.ITERATION_STARTED, self._before_step)
+        on(IterationEvents.BACKWARD_COMPLETED, self._guard)
+        if self.ema:
+            on(Events.ITERATION_COMPLETED, self._set_momentum)
+            self.ema.attach(self.trainer, "ema_momentum", warn_if_exists=False)
+        on(Events.ITERATION_COMPLETED, self._after_step)
+        on(Events.EPOCH_COMPLETED, self._after_epoch)
+        if self.evaluator:
+            on = self.evaluator.add_event_handler
+            self.evaluator.logger.setLevel(logging.CRITICAL)
+            on(Events.GET_BATCH_STARTED, lambda engine: self._seed("validation", engine.state.iteration + 1))
+            on(Events.ITERATION_COMPLETED, self._during_validation)
+            on(Events.COMPLETED, self._after_validation)
+
+    # ---- the whole
+
+    def all(self, state: dict[str, Any] | None) -> TrainingResult:
+        """Trains from the beginning or from a checkpoint's state to the end or a signal."""
+        if state is None:
+            self.history.restore([])
+        else:
+            self._restore(state)
+            if self.progress.done and not self.validation_due:
+                log.info("was trained for %d steps already; more --steps or --hours go on from there", state["step"])
+                self._publish()
+                return self._result("was finished")
+            log.info("going on from step %d of %s", state["step"], self.folder.checkpoint)
+        self._tell_beginning()
+        self._attach()
+        with self.stop.working():
+            self._through()
+        if self.stopped:
+            log.warning("stopped at step %d; the same command goes on from there", self.saved_step)
+        return self._result("stopped" if self.stopped else "finished")
+
+    def _through(self) -> None:
+        self._seed("start", self.progress.step)
+        try:
+            if self.validation_due:
+                self._validate()
+                self._end_interval()
+            if not self.stopped and not self.progress.done:
+                self.config.run(self.trainer)
+            if not self.stopped:
+                self._finish()
+        except MedkitError:
+            raise
+        except Exception as error:
+            if self.stop.received and self.at_rest:  # the signal also went to the loader's workers, which ended
+                self._stop()
+                return
+            raise TrainingError(f"step {self.trainer.state.iteration}: {sentence(error)}") from error
+
+    def _finish(self) -> None:
+        if self.evaluator and self.validated_step != self.progress.step:
+            self._validate()
+            if self.validation_due:
+                return self._stop()
+        if self.loss_count or self.fresh_metric is not None:
+            self._end_interval()
+        if self.best is None:
+            self.best_weights = self._averaged_weights()
+        self._publish()
+        self._save()
+        return None
+
+    def _result(self, outcome: Any) -> TrainingResult:
+        best, progress = self.best, self.progress
+        name = self.metric_name if best else None
+        chosen = (best.value, best.step) if best else (None, None)
+        return TrainingResult(self.folder.root, outcome, progress.step, progress.seconds, name, *chosen)
+
+    # ---- a step
+
+    def _seed(self, what: str, number: int) -> None:
+        """Global generators depend on the place in the training alone, so that dropout goes on too."""
+        seed_everything(seed_of(self.plan.seed, what, number))
+
+    def _before_step(self, engine: Any) -> None:
+        self.at_rest = False
+        self.loss, self.usable = math.nan, True
+        if self.scaler_state and engine.scaler is not None:
+            engine.scaler.load_state_dict(self.scaler_state)
+            self.scaler_state = None
+        self._seed("step", engine.state.iteration)
+
+    def _guard(self, engine: Any) -> None:
+        """Before the optimizer's step: without gradients it changes nothing."""
+        import torch
+
+        self.loss = float(engine.state.output["loss"].detach())
+        self.usable = math.isfinite(self.loss)
+        if self.trainer.amp:  # the scaler looks at the gradients itself
+            return
+        norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
+        self.usable = self.usable and bool(not norms or torch.stack(norms).isfinite().all())
+        if not self.usable:
+            self.parts.optimizer.zero_grad(set_to_none=True)
+
+    def _set_momentum(self, engine: Any) -> None:
+        n = engine.state.iteration
+        engine.state.ema_momentum = 1 - min(self.keep, (1 + n) / (10 + n))  # early weights are soon forgotten
+
+    def _after_step(self, engine: Any) -> None:
+        self.at_rest = True
+        step = self.progress.step = engine.state.iteration
+        self._count_loss()
+        if step % self.epoch_length == 0:
+            return  # `_after_epoch` follows, once it is validated
+        if not self.progress.done and (step % self._row_every() == 0 or self.fresh_metric is not None):
+            self._end_interval()
+        self._pause()
+
+    def _count_loss(self) -> None:
+        if self.usable and math.isfinite(self.loss):
+            self.loss_sum, self.loss_count = self.loss_sum + self.loss, self.loss_count + 1
+            self.skipped_in_a_row = 0
+            return
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= GIVE_UP_AFTER:
+            raise TrainingError(
+                f"step {self.progress.step}: loss or gradients were no finite numbers in {GIVE_UP_AFTER} steps in a "
+                f"row; the last good checkpoint is of step {max(self.saved_step, 0)}; try a lower learning rate, "
+                f"clipped gradients or --precision float32"
+            )
+
+    def _row_every(self) -> int:
+        return int(max(1, self.epoch_length // ROWS_PER_EPOCH))
+
+    def _after_epoch(self, engine: Any) -> None:
+        if not self.validation_due:
+            self._end_interval()
+        self._pause()
+
+    def _pause(self) -> None:
+        """Between two steps: end, stop or save where it is time to."""
+        if self.progress.done:
+            self.trainer.terminate()
+        elif self.stop.received:
+            self._stop()
+            self.trainer.terminate()
+        elif time.monotonic() - self.saved_at > 60 * self.plan.checkpoint_minutes:
+            self._save()
+        if not self.stopped and time.monotonic() - self.told_at > SECONDS_BETWEEN_LINES:
+            self._tell_progress()
+
+    def _stop(self) -> None:
+        self.stopped = True
+        self._save()
+
+    def _end_interval(self) -> None:
+        """A line of the log over the steps since the last one."""
+        loss = self.loss_sum / self.loss_count if self.loss_count else math.nan
+        rate = self.parts.optimizer.param_groups[0]["lr"]
+        metric, self.fresh_metric = self.fresh_metric, None
+        self.history.add(Row(self.progress.step, self.progress.seconds, rate, loss, metric))
+        self.loss_sum, self.loss_count = 0.0, 0
+        if metric is not None:
+            self._publish()
+            self._tell_progress()
+
+    # ---- validation
+
+    def _validate(self) -> None:
+        assert self.evaluator is not None
+        self.evaluator.run(max(1, self.trainer.state.epoch))
+
+    def _during_validation(self, engine: Any) -> None:
+        if self.stop.received:
+            self.validation_due = True
+            engine.terminate()
+
+    def _after_validation(self, engine: Any) -> None:
+        if self.stop.received and self.validation_due:
+            return
+        self.validation_due = False
+        self.fresh_metric = value = float(engine.state.metrics[self.metric_name])
+        self.validated_step = step = self.trainer.state.iteration
+        if self.best is None or engine.metric_cmp_fn(value, self.best.value):
+            self.best = Best(step, value, _per_class(engine.state.metric_details.get(self.metric_name)))
+            self.best_weights = self._averaged_weights()
+
+    def _averaged_weights(self) -> dict[str, torch.Tensor]:
+        return {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
+
+    # ---- what is written
+
+    def _save(self) -> None:
+        if self.skipped_in_a_row:
+            return  # the weights may be spoilt: keep the checkpoint from before
+        scheduler, scaler = self.parts.scheduler, getattr(self.trainer, "scaler", None)
+        self.folder.save({
+            "identity": self.identity,
+            "step": self.progress.step,
+            "seconds": self.progress.seconds,
+            "network": self.network.state_dict(),
+            "ema": self.averaged.state_dict() if self.ema else None,
+            "optimizer": self.parts.optimizer.state_dict(),
+            "scheduler": None if scheduler is None else scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "pending": [self.loss_sum, self.loss_count, self.skipped],
+            "validated_step": self.validated_step,
+            "validation_due": self.validation_due,
+            "best": asdict(self.best) if self.best else None,
+            "best_weights": self.best_weights,
+            "rows": self.history.plain(),
+        })  # fmt: skip
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
+
+    def _publish(self) -> None:
+        """Puts the weights chosen so far and what is known about them into the bundle."""
+        if self.best_weights:
+            write_weights(self.folder.root, self.best_weights, str(self.config.get("weights_dtype", "float32")))
+        numbers, trained = count(self.network)
+        figures = Figures(
+            step=self.progress.step,
+            seconds=self.progress.seconds,
+            items=len(self.data.training),
+            validation_items=len(self.data.validation),
+            parameters=numbers,
+            trained_parameters=trained,
+            device=_device_name(self.device),
+            precision=self.precision,
+            metric_name=self.metric_name,
+            best=self.best,
+            skipped_steps=self.skipped,
+        )
+        write_texts(self.folder.root, self.plan, figures, self.history.rows)
+
+    # ---- what is told
+
+    def _tell_beginning(self) -> None:
+        numbers, trained = count(self.network)
+        log.info(
+            "%d items for training, %d for validation; %s of %s parameters trained on %s in %s",
+            len(self.data.training), len(self.data.validation), f"{trained:,}", f"{numbers:,}",
+            _device_name(self.device), self.precision,
+        )  # fmt: skip
+
+    def _tell_progress(self) -> None:
+        self.told_at = time.monotonic()
+        p = self.progress
+        parts = [f"step {p.step}" + (f"/{p.steps}" if p.steps else "")]
+        losses = [self.loss_sum / self.loss_count] if self.loss_count else [r.loss for r in self.history.rows[-1:]]
+        parts += [f"loss {loss:.4f}" for loss in losses]
+        parts.append(f"rate {self.parts.optimizer.param_groups[0]['lr']:.2g}")
+        last = [r.metric for r in self.history.rows if r.metric is not None][-1:]
+        if last and self.best:
+            parts.append(f"{self.metric_name} {last[0]:.4f} (best {self.best.value:.4f} at {self.best.step})")
+        parts.append(_duration(p.seconds))
+        if 0 < p.fraction < 1:
+            parts.append(f"about {_duration(p.seconds * (1 - p.fraction) / p.fraction)} left")
+        progress_log.info("%s", ", ".join(parts))
+
+
+def _per_class(details: Any) -> tuple[float, ...]:
+    """The means per class of a metric's (N, C) values of every validation image; empty where it keeps none."""
+    import torch
+
+    if not isinstance(details, torch.Tensor) or details.dim() != 2:
+        return ()
+    return tuple(float(v) for v in details.float().nanmean(dim=0))
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

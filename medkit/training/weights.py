@@ -1,0 +1,93 @@
+"""Parameters: beginning with those of another network, and keeping some as they are."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medkit.errors import InputError, TrainingError, UsageError, listed
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("medkit.training")
+
+_WRAPPERS = ("state_dict", "model", "network", "net", "ema")
+"""Keys under which training programs keep the state dict in their checkpoints."""
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a `.pt` file (plain, or in a training's checkpoint) or a `.ts` TorchScript archive.
+
+    Raises InputError for a file that is neither; files that would execute code are refused.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".ts":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch wants people to leave TorchScript
+                return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as weights: {' '.join(str(error).split())[:200]}") from None
+    for key in ("", *_WRAPPERS):
+        found = content.get(key) if key and isinstance(content, Mapping) else content
+        if isinstance(found, Mapping) and found and all(isinstance(v, torch.Tensor) for v in found.values()):
+            return {name.removeprefix("module."): value for name, value in found.items()}
+    raise InputError(f"{path}: expected a state dict, a mapping of names to tensors")
+
+
+def begin_with(network: torch.nn.Module, path: Path) -> None:
+    """Copies the parameters of the same name and shape. Raises TrainingError where there is none."""
+    found, own = read_weights(path), network.state_dict()
+    fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
+    if not fitting:
+        raise TrainingError(
+            f"--init-from {path}: none of its {len(found)} parameters has the name and shape of one of the network's "
+            f"{len(own)}; it has {listed(list(found)[:3])}, the network has {listed(list(own)[:3])}"
+        )
+    network.load_state_dict(fitting, strict=False)
+    log.info("%d of the network's %d parameters begin as in %s", len(fitting), len(own), path)
+    if other := [f"{k} {tuple(v.shape)} there, {tuple(own[k].shape)} here" for k, v in found.items()
+                 if k in own and v.shape != own[k].shape]:  # fmt: skip
+        log.info("of another shape, so not taken: %s", "; ".join(other))
+    if missing := [k for k in own if k not in found]:
+        log.info("not in that file: %s", listed(missing[:8]) + (" ..." if len(missing) > 8 else ""))
+
+
+def freeze(network: torch.nn.Module, prefixes: Sequence[str]) -> None:
+    """Parameters whose names begin so are not trained, and running statistics among them stay.
+
+    Raises UsageError for a prefix that fits none.
+    """
+    import torch
+
+    names = [name for name, _ in network.named_parameters()]
+    for prefix in prefixes:
+        if not any(_begins(name, prefix) for name in names):
+            first = sorted({name.split(".")[0] for name in names})
+            raise UsageError(f"--freeze {prefix}: no parameter's name begins so; there is {listed(first)}")
+    for name, parameter in network.named_parameters():
+        if any(_begins(name, prefix) for prefix in prefixes):
+            parameter.requires_grad_(False)
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and any(_begins(name, p) for p in prefixes):
+            module.momentum = 0.0
+    if not any(p.requires_grad for p in network.parameters()):
+        raise UsageError(f"--freeze {listed(list(prefixes))}: leaves nothing to train")
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix if prefix.endswith(".") else f"{prefix}.") or (
+        "." in prefix and name.startswith(prefix)
+    )  # fmt: skip
+
+
+def count(network: Any) -> tuple[int, int]:
+    """How many numbers a network's parameters hold, and how many of them are trained."""
+    parameters = list(network.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

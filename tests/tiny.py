@@ -1,0 +1,154 @@
+"""A tiny bundle to train: a convolution that tells the bright half of small label maps' images from the dark one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TRAIN: dict[str, Any] = {
+    "bundle_root": ".",
+    "dataset_dir": "$@bundle_root + '/data'",
+    "device": "cpu",
+    "seed": 0,
+    "steps": 12,
+    "epoch_length": 4,
+    "datalist_keys": ["label"],
+    "train_datalist": [],
+    "val_datalist": [],
+    "network": {
+        "_target_": "monai.networks.nets.UNet",
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": 2,
+        "channels": [2, 4],
+        "strides": [2],
+        "dropout": 0.2,
+    },
+    "optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": 0.02},
+    "progress": {"_target_": "medkit.training.Progress", "steps": "@steps"},
+    "loss": {"_target_": "monai.losses.DiceLoss", "to_onehot_y": True, "softmax": True},
+    "load": {
+        "_target_": "monai.transforms.Compose",
+        "transforms": [
+            {"_target_": "monai.transforms.LoadImaged", "keys": "label", "ensure_channel_first": True},
+            {"_target_": "monai.transforms.CopyItemsd", "keys": "label", "names": "image"},
+            {"_target_": "monai.transforms.RandGaussianNoised", "keys": "image", "prob": 1.0, "std": 0.3},
+        ],
+    },
+    "train": {
+        "inferer": {"_target_": "monai.inferers.SimpleInferer"},
+        "dataset": {
+            "_target_": "medkit.training.Samples", "data": "@train_datalist", "transform": "@load", "seed": "@seed",
+        },
+        "dataloader": {
+            "_target_": "monai.data.DataLoader", "dataset": "@train::dataset", "batch_size": 2,
+            "sampler": {"_target_": "medkit.training.SampleNumbers"}, "num_workers": 0,
+        },
+        "handlers": [
+            {"_target_": "monai.handlers.ValidationHandler", "interval": 1, "validator": "@validate::evaluator"},
+            {"_target_": "medkit.training.Cosine", "optimizer": "@optimizer", "progress": "@progress", "warm_up": 0.1},
+            {"_target_": "medkit.training.ClipGradients", "max_norm": 1.0},
+        ],
+        "trainer": {
+            "_target_": "monai.engines.SupervisedTrainer",
+            "max_epochs": "$-(-@steps // @epoch_length)",
+            "epoch_length": "@epoch_length",
+            "device": "$torch.device(@device)",
+            "train_data_loader": "@train::dataloader",
+            "network": "@network",
+            "optimizer": "@optimizer",
+            "loss_function": "@loss",
+            "inferer": "@train::inferer",
+            "train_handlers": "@train::handlers",
+        },
+    },
+    "validate": {
+        "dataset": {
+            "_target_": "medkit.training.Samples", "data": "@val_datalist", "transform": "@load", "seed": 1,
+            "length": 2,
+        },
+        "dataloader": {"_target_": "monai.data.DataLoader", "dataset": "@validate::dataset", "batch_size": 1},
+        "postprocessing": {
+            "_target_": "monai.transforms.Compose",
+            "transforms": [
+                {"_target_": "monai.transforms.AsDiscreted", "keys": ["pred", "label"], "argmax": [True, False],
+                 "to_onehot": 2},
+            ],
+        },
+        "evaluator": {
+            "_target_": "monai.engines.SupervisedEvaluator",
+            "device": "$torch.device(@device)",
+            "val_data_loader": "@validate::dataloader",
+            "network": "@network",
+            "postprocessing": "@validate::postprocessing",
+            "key_val_metric": {
+                "Dice": {
+                    "_target_": "monai.handlers.MeanDice",
+                    "include_background": False,
+                    "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
+                },
+            },
+        },
+    },
+    "run": ["$@train::trainer.run()"],
+}  # fmt: skip
+"""A whole train config; tests change copies of it."""
+
+_TENSOR = {
+    "type": "image", "format": "magnitude", "num_channels": 1, "spatial_shape": [16, 16, 16], "dtype": "float32",
+    "value_range": [0, 1], "is_patch_data": False, "channel_def": {"0": "image"},
+}  # fmt: skip
+METADATA: dict[str, Any] = {
+    "version": "0.1.0",
+    "changelog": {"0.1.0": "first"},
+    "monai_version": "1.5.0",
+    "pytorch_version": "2.4.0",
+    "numpy_version": "1.26.0",
+    "required_packages_version": {},
+    "task": "telling two halves apart",
+    "description": "for tests",
+    "authors": "medkit",
+    "copyright": "medkit",
+    "network_data_format": {
+        "inputs": {"image": _TENSOR},
+        "outputs": {"pred": _TENSOR | {"num_channels": 2, "channel_def": {"0": "background", "1": "bright half"}}},
+    },
+    "medkit": {"task": "halves"},
+}
+
+
+def write_bundle(root: Path, **changes: Any) -> Path:
+    """Writes the bundle; `changes` are ids of its train config, such as `steps=4`, with `::` written as `__`."""
+    train = json.loads(json.dumps(TRAIN))
+    for name, value in changes.items():
+        *parents, last = name.split("__")
+        place = train
+        for parent in parents:
+            place = place[parent]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    for folder in ("configs", "docs", "models"):
+        (root / folder).mkdir(parents=True)
+    (root / "configs" / "train.json").write_text(json.dumps(train))
+    (root / "configs" / "inference.json").write_text('{"bundle_root": "."}')
+    (root / "configs" / "metadata.json").write_text(json.dumps(METADATA))
+    (root / "docs" / "README.md").write_text("# Halves\n\nWritten by its authors.\n")
+    (root / "docs" / "data_license.txt").write_text("No data.\n")
+    (root / "LICENSE").write_text("Apache-2.0\n")
+    return root
+
+
+def write_labels(folder: Path, count: int = 4) -> Path:
+    """Writes maps `case_00.nii.gz` and so on of 16^3 voxels, 0 and 1, split at another plane each."""
+    import nibabel
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        data = np.zeros((16, 16, 16), np.uint8)
+        data[..., 5 + n % 6 :] = 1
+        nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), folder / f"case_{n:02}.nii.gz")
+    return folder
