@@ -131,7 +131,7 @@ def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> B
     known = installed(registry)
     bundle = find(text, registry) if text else None
     tasks = {b.task for b in (*known, *([bundle] if bundle else [])) if b.task}
-    if task not in tasks and not (bundle and bundle.task is None and bundle.distribution is None):
+    if task not in tasks:
         raise UsageError(f"task {task}: no bundle is for it; there are bundles for {listed(sorted(tasks) or ['none'])}")
     if bundle is None:
         own = [b for b in known if b.task == task]

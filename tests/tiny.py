@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ TRAIN: dict[str, Any] = {
             {"_target_": "monai.handlers.ValidationHandler", "interval": 1, "validator": "@validate::evaluator"},
             {"_target_": "medkit.training.Cosine", "optimizer": "@optimizer", "progress": "@progress", "warm_up": 0.1},
             {"_target_": "medkit.training.ClipGradients", "max_norm": 1.0},
+            {"_target_": "tiny.Trouble"},
         ],
         "trainer": {
             "_target_": "monai.engines.SupervisedTrainer",
@@ -64,6 +67,7 @@ TRAIN: dict[str, Any] = {
         },
     },
     "validate": {
+        "handlers": [{"_target_": "tiny.Trouble", "prefix": "validation "}],
         "dataset": {
             "_target_": "medkit.training.Samples", "data": "@val_datalist", "transform": "@load", "seed": 1,
             "length": 2,
@@ -82,6 +86,7 @@ TRAIN: dict[str, Any] = {
             "val_data_loader": "@validate::dataloader",
             "network": "@network",
             "postprocessing": "@validate::postprocessing",
+            "val_handlers": "@validate::handlers",
             "key_val_metric": {
                 "Dice": {
                     "_target_": "monai.handlers.MeanDice",
@@ -116,6 +121,37 @@ METADATA: dict[str, Any] = {
     },
     "medkit": {"task": "halves"},
 }
+
+
+class Trouble:
+    """A handler that does what TINY_TROUBLE asks for, such as `SIGKILL@7` or `nan@3,4`, in the middle of those steps.
+
+    From outside the config, because a config with another handler in it would be that of another training. In the
+    evaluator it listens to `validation SIGTERM@1`.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+
+    def attach(self, engine: Any) -> None:
+        from monai.engines.utils import IterationEvents
+
+        # two validations give two hits: iterations of an evaluator begin again at 1
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        what, _, steps = os.environ.get("TINY_TROUBLE", "").partition("@")
+        if not what.startswith(self.prefix) or str(engine.state.iteration) not in steps.split(","):
+            return
+        what = what.removeprefix(self.prefix)
+        if what == "nan":
+            engine.state.output["pred"] = engine.state.output["pred"] * float("nan")
+        elif what == "error":
+            raise ValueError("no such luck")
+        elif what == "group":
+            os.killpg(0, signal.SIGTERM)
+        elif what.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[what])
 
 
 def write_bundle(root: Path, **changes: Any) -> Path:

@@ -46,14 +46,17 @@ class RunFolder:
             raise OutputError(f"-o {self.root}: is the bundle that is trained; name a new folder")
         if self.root.exists() and not self.root.is_dir():
             raise OutputError(f"-o {self.root}: is a file; name a new folder")
-        if self.root.is_dir() and not self.training.is_dir() and any(self.root.iterdir()):
+        if plan.bundle.root.resolve() in self.root.resolve().parents:
+            raise OutputError(f"-o {self.root}: lies inside the bundle that is trained; name a folder outside")
+        ours = (self.training / ".lock").exists()
+        if self.root.is_dir() and not ours and any(self.root.iterdir()):
             raise OutputError(f"-o {self.root}: exists and is no training's result; name a folder that does not")
         if plan.resume and not self.checkpoint.is_file():
             raise OutputError(f"--resume: there is no checkpoint in {self.root}")
 
     def state(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         """The checkpoint to go on from, or None to begin. Raises OutputError and TrainingError."""
-        if not self.identity.is_file() or plan.overwrite:
+        if plan.overwrite or not self.checkpoint.is_file():
             return None
         if plan.resume is False:
             raise OutputError(f"-o {self.root}: holds a training; --no-resume needs --overwrite to replace it")
@@ -62,7 +65,7 @@ class RunFolder:
                 f"-o {self.root}: holds another training, which differs in {', '.join(other)}; "
                 f"name another -o, or --overwrite it"
             )
-        return self.load() if self.checkpoint.is_file() else None
+        return self.load()
 
     def load(self) -> dict[str, Any]:
         """The checkpoint. Raises TrainingError where it is damaged or of another medkit's format."""
@@ -85,8 +88,10 @@ class RunFolder:
 
     def begin(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> None:
         """Makes the folder a copy of the bundle without its weights, ready to be trained in."""
-        for path in (self.checkpoint, self.log, self.root / "models" / "model.pt"):
-            path.unlink(missing_ok=True)
+        self.checkpoint.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
+        for name in ("configs", "docs", "models"):  # of the training that is replaced
+            shutil.rmtree(self.root / name, ignore_errors=True)
         write_atomically(self.identity, json.dumps(identity, indent=1, default=str) + "\n")
         _copy(plan.bundle.root, self.root)
 

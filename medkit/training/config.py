@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class TrainConfig:
 
         self.plan = plan
         self.path = plan.bundle.config(plan.config)
-        logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # says that logging_file is False
+        _hush()
         with self._blame():
             self.workflow = ConfigWorkflow(
                 config_file=str(self.path),
@@ -175,6 +176,14 @@ class TrainConfig:
             raise
         except Exception as error:
             raise BundleError(f"{self.path}: {sentence(error)}") from error
+
+
+def _hush() -> None:
+    """Silences what monai says about choices that are not the user's."""
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # that logging_file is False
+    # that NVIDIA's DICOM decoder, which nobody asked for, is not installed
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
 
 
 def sentence(error: BaseException) -> str:

@@ -77,8 +77,8 @@ def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequen
             write_atomically(path, (text.rstrip("\n") + "\n\n" if text.strip() else "") + _DATA_NOTE)
 
 
-_DATA_NOTE = """The weights in models/model.pt were trained by `medkit train` on data that its user gave (see docs/README.md), under
-the terms of those data; what stands above is about the bundle that the training began from.
+_DATA_NOTE = """The weights in models/model.pt were trained by `medkit train` on data that its user gave (see
+docs/README.md), under the terms of those data; what stands above is about the bundle that the training began from.
 """
 
 

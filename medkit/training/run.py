@@ -65,7 +65,10 @@ class Run:
         self.validated_step = -1
         self.validation_due = False
         self.loss_sum, self.loss_count, self.skipped, self.skipped_in_a_row = 0.0, 0, 0, 0
-        self.loss, self.usable = math.nan, True
+        self.loss: float | None = None
+        """Of the step at hand, once it is known."""
+        self.usable = True
+        """Whether loss and gradients of the step at hand are finite numbers."""
         self.at_rest = True
         """Whether no step is half done."""
         self.stopped = False
@@ -170,7 +173,6 @@ class Run:
             self._restore(state)
             if self.progress.done and not self.validation_due:
                 log.info("was trained for %d steps already; more --steps or --hours go on from there", state["step"])
-                self._publish()
                 return self._result("was finished")
             log.info("going on from step %d of %s", state["step"], self.folder.checkpoint)
         self._tell_beginning()
@@ -184,8 +186,7 @@ class Run:
     def _through(self) -> None:
         self._seed("start", self.progress.step)
         try:
-            if self.validation_due:
-                self._validate()
+            if self.validation_due and self._validated():
                 self._end_interval()
             if not self.stopped and not self.progress.done:
                 self.config.run(self.trainer)
@@ -200,17 +201,14 @@ class Run:
             raise TrainingError(f"step {self.trainer.state.iteration}: {sentence(error)}") from error
 
     def _finish(self) -> None:
-        if self.evaluator and self.validated_step != self.progress.step:
-            self._validate()
-            if self.validation_due:
-                return self._stop()
+        if self.evaluator and self.validated_step != self.progress.step and not self._validated():
+            return
         if self.loss_count or self.fresh_metric is not None:
             self._end_interval()
         if self.best is None:
             self.best_weights = self._averaged_weights()
         self._publish()
         self._save()
-        return None
 
     def _result(self, outcome: Any) -> TrainingResult:
         best, progress = self.best, self.progress
@@ -226,7 +224,7 @@ class Run:
 
     def _before_step(self, engine: Any) -> None:
         self.at_rest = False
-        self.loss, self.usable = math.nan, True
+        self.loss, self.usable = None, True
         if self.scaler_state and engine.scaler is not None:
             engine.scaler.load_state_dict(self.scaler_state)
             self.scaler_state = None
@@ -236,8 +234,8 @@ class Run:
         """Before the optimizer's step: without gradients it changes nothing."""
         import torch
 
-        self.loss = float(engine.state.output["loss"].detach())
-        self.usable = math.isfinite(self.loss)
+        self.loss = loss = float(engine.state.output["loss"].detach())
+        self.usable = math.isfinite(loss)
         if self.trainer.amp:  # the scaler looks at the gradients itself
             return
         norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
@@ -252,16 +250,19 @@ class Run:
     def _after_step(self, engine: Any) -> None:
         self.at_rest = True
         step = self.progress.step = engine.state.iteration
-        self._count_loss()
+        self._count_loss(engine.state.output)
         if step % self.epoch_length == 0:
             return  # `_after_epoch` follows, once it is validated
-        if not self.progress.done and (step % self._row_every() == 0 or self.fresh_metric is not None):
+        regular = step % self._row_every() == 0 or self.fresh_metric is not None
+        if regular and not self.progress.done and not self.validation_due:
             self._end_interval()
         self._pause()
 
-    def _count_loss(self) -> None:
-        if self.usable and math.isfinite(self.loss):
-            self.loss_sum, self.loss_count = self.loss_sum + self.loss, self.loss_count + 1
+    def _count_loss(self, output: Any) -> None:
+        loss = _loss_in(output) if self.loss is None else self.loss
+        if self.usable and (loss is None or math.isfinite(loss)):
+            if loss is not None:
+                self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
             self.skipped_in_a_row = 0
             return
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
@@ -309,9 +310,13 @@ class Run:
 
     # ---- validation
 
-    def _validate(self) -> None:
+    def _validated(self) -> bool:
+        """Validates between two steps; False where a signal stopped that, and so the training."""
         assert self.evaluator is not None
         self.evaluator.run(max(1, self.trainer.state.epoch))
+        if self.validation_due:
+            self._stop()
+        return not self.validation_due
 
     def _during_validation(self, engine: Any) -> None:
         if self.stop.received:
@@ -324,12 +329,15 @@ class Run:
         self.validation_due = False
         self.fresh_metric = value = float(engine.state.metrics[self.metric_name])
         self.validated_step = step = self.trainer.state.iteration
-        if self.best is None or engine.metric_cmp_fn(value, self.best.value):
+        if math.isfinite(value) and (self.best is None or engine.metric_cmp_fn(value, self.best.value)):
             self.best = Best(step, value, _per_class(engine.state.metric_details.get(self.metric_name)))
             self.best_weights = self._averaged_weights()
 
     def _averaged_weights(self) -> dict[str, torch.Tensor]:
-        return {k: v.detach().cpu().clone() for k, v in self.averaged.state_dict().items()}
+        found = self.averaged.state_dict()
+        # an average of equal numbers is not always that number: frozen parameters are to stay to the bit
+        found |= {k: p for k, p in self.network.named_parameters() if not p.requires_grad and k in found}
+        return {k: v.detach().cpu().clone() for k, v in found.items()}
 
     # ---- what is written
 
@@ -399,6 +407,16 @@ class Run:
         if 0 < p.fraction < 1:
             parts.append(f"about {_duration(p.seconds * (1 - p.fraction) / p.fraction)} left")
         progress_log.info("%s", ", ".join(parts))
+
+
+def _loss_in(output: Any) -> float | None:
+    """The loss that a trainer with a step of its own, which medkit cannot look into, gives."""
+    first = output[0] if isinstance(output, list) and output else output
+    found = first.get("loss") if isinstance(first, dict) else first
+    try:
+        return float(found)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _per_class(details: Any) -> tuple[float, ...]:

@@ -69,8 +69,9 @@ def freeze(network: torch.nn.Module, prefixes: Sequence[str]) -> None:
     names = [name for name, _ in network.named_parameters()]
     for prefix in prefixes:
         if not any(_begins(name, prefix) for name in names):
-            first = sorted({name.split(".")[0] for name in names})
-            raise UsageError(f"--freeze {prefix}: no parameter's name begins so; there is {listed(first)}")
+            raise UsageError(
+                f"--freeze {prefix}: no parameter's name begins so; there is {listed(_near(prefix, names))}"
+            )
     for name, parameter in network.named_parameters():
         if any(_begins(name, prefix) for prefix in prefixes):
             parameter.requires_grad_(False)
@@ -82,9 +83,17 @@ def freeze(network: torch.nn.Module, prefixes: Sequence[str]) -> None:
 
 
 def _begins(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix if prefix.endswith(".") else f"{prefix}.") or (
-        "." in prefix and name.startswith(prefix)
-    )  # fmt: skip
+    """Whether a name begins with the words of a prefix: `model.1` does in `model.1.weight`, not in `model.10`."""
+    return f"{name}.".startswith(f"{prefix.rstrip('.')}.")
+
+
+def _near(prefix: str, names: Sequence[str]) -> list[str]:
+    """What could follow the part of a prefix that does fit, one level deep."""
+    words = prefix.split(".")
+    while words and not any(_begins(name, ".".join(words)) for name in names):
+        words.pop()
+    inside = [name for name in names if not words or _begins(name, ".".join(words))]
+    return sorted({".".join(name.split(".")[: len(words) + 1]) for name in inside})
 
 
 def count(network: Any) -> tuple[int, int]:
