@@ -1,0 +1,16 @@
+"""Segmentation: networks that label structures in scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medkit import hookimpl
+from medkit.specs import BundleSpec
+
+_BUNDLES = Path(__file__).parent / "bundles"
+
+
+@hookimpl
+def medkit_bundles() -> list[BundleSpec]:
+    """The bundles of the task `segment`."""
+    return [BundleSpec("segment", "brain_mri_segmentation", _BUNDLES / "brain_mri_segmentation", modality="MR")]
