@@ -14,6 +14,7 @@ import click
 import nibabel as nib
 import numpy as np
 import pytest
+from tiny import write_bundle, write_labels
 
 from medkit.cli import cli
 from medkit.options import task_options
@@ -54,6 +55,8 @@ def scans(tmp_path: Path) -> Path:
         if name == "scans/anna":
             nib.save(nib.Nifti1Image((head > 500).astype(np.uint8), affine), tmp_path / "labels/anna_dseg.nii.gz")
     (tmp_path / "scans.txt").write_text("scans/anna.nii.gz\nscans/ben.nii.gz\n")
+    write_bundle(tmp_path / "lung_bundle", task="lungs", train__handlers=[], validate__handlers=[])
+    write_labels(tmp_path / "maps")
     return tmp_path
 
 
@@ -69,6 +72,7 @@ def test_the_commands_run(scans: Path) -> None:
     assert ran >= 8
     assert (scans / "in_mni" / "anna_dseg_transformed.nii.gz").exists()
     assert len((scans / "rigid.jsonl").read_text().splitlines()) == 2
+    assert (scans / "my_lungs" / "training" / "log.csv").read_text().splitlines()[-1].startswith("8,")
 
 
 def test_the_install_commands_are_what_ci_does() -> None:

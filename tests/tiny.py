@@ -119,7 +119,6 @@ METADATA: dict[str, Any] = {
         "inputs": {"image": _TENSOR},
         "outputs": {"pred": _TENSOR | {"num_channels": 2, "channel_def": {"0": "background", "1": "bright half"}}},
     },
-    "medkit": {"task": "halves"},
 }
 
 
@@ -154,7 +153,7 @@ class Trouble:
             os.kill(os.getpid(), signal.Signals[what])
 
 
-def write_bundle(root: Path, **changes: Any) -> Path:
+def write_bundle(root: Path, task: str = "halves", **changes: Any) -> Path:
     """Writes the bundle; `changes` are ids of its train config, such as `steps=4`, with `::` written as `__`."""
     train = json.loads(json.dumps(TRAIN))
     for name, value in changes.items():
@@ -170,7 +169,7 @@ def write_bundle(root: Path, **changes: Any) -> Path:
         (root / folder).mkdir(parents=True)
     (root / "configs" / "train.json").write_text(json.dumps(train))
     (root / "configs" / "inference.json").write_text('{"bundle_root": "."}')
-    (root / "configs" / "metadata.json").write_text(json.dumps(METADATA))
+    (root / "configs" / "metadata.json").write_text(json.dumps(METADATA | {"medkit": {"task": task}}))
     (root / "docs" / "README.md").write_text("# Halves\n\nWritten by its authors.\n")
     (root / "docs" / "data_license.txt").write_text("No data.\n")
     (root / "LICENSE").write_text("Apache-2.0\n")
