@@ -366,7 +366,7 @@ def test_a_training_that_is_spoilt_ends_and_keeps_its_checkpoint(
     assert train("--steps", 20, trouble="SIGTERM@5") == 75
     steps = ",".join(str(n) for n in range(6, 21))
     assert train("--steps", 20, "--checkpoint-minutes", 0, trouble=f"nan@{steps}") == 1
-    assert "the last good checkpoint is of step 5" in capsys.readouterr().err
+    assert "the last good checkpoint stays" in capsys.readouterr().err
     assert train() == 0
     assert [r["step"] for r in table(tmp_path / "out")] == [r["step"] for r in table(unbroken)]
 
@@ -415,6 +415,11 @@ def test_wrong_wishes(train: Train, capsys: pytest.CaptureFixture[str], more: li
             pytest.skip("there is a CUDA device")
     assert train(*more) == code
     assert words in capsys.readouterr().err
+
+
+def test_one_item_is_not_enough_to_validate(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(data=write_labels(tmp_path / "one", 1)) == 3
+    assert "has one item only" in capsys.readouterr().err
 
 
 def test_a_bundle_by_path_needs_trust(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -478,6 +483,15 @@ def test_precision_keeps_names_and_types(train: Train, tmp_path: Path, unbroken:
     assert train("--precision", precision) == 0
     assert list(weights(tmp_path / "out")) == list(weights(unbroken))
     assert f"cpu, {precision}, seed 0" in (tmp_path / "out" / "docs" / "README.md").read_text()
+
+
+def test_without_an_average_the_parameters_themselves_ship(train: Train, tmp_path: Path) -> None:
+    import torch
+
+    bundle = write_bundle(tmp_path / "plain", ema=0)
+    assert train("--steps", 4, bundle=bundle) == 0
+    state = torch.load(tmp_path / "out" / "training" / "checkpoint.pt", weights_only=True)
+    assert equal(weights(tmp_path / "out"), state["network"])
 
 
 def test_half_precision_weights_where_the_config_wants_them(train: Train, tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ class TrainConfig:
         found = find_items(self.plan.data, keys)
         if not validates:
             found = DataList((*found.training, *found.validation), (), found.root)
+        elif not found.validation:
+            raise InputError(f"--data {self.plan.data}: has one item only; the config validates, on another one")
         if "dataset_dir" in self.parser:
             self.parser["dataset_dir"] = str(found.root)
         self._put("training", found.training)

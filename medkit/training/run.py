@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.errors import MedkitError, TrainingError
 from medkit.signals import StopRequest
+from medkit.training.average import Average
 from medkit.training.checkpoint import RunFolder
 from medkit.training.config import Parts, TrainConfig, sentence
 from medkit.training.data import DataList
+from medkit.training.guard import LossGuard
 from medkit.training.history import History, Row
 from medkit.training.plan import TrainingPlan, TrainingResult
 from medkit.training.precision import choose_precision, prepare
@@ -30,8 +32,6 @@ EMA = 0.995
 """Share of the averaged weights that a step keeps, where the config has no `ema`."""
 ROWS_PER_EPOCH = 10
 """Lines of the log from one validation to the next."""
-GIVE_UP_AFTER = 10
-"""Steps in a row whose loss is no number."""
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -51,7 +51,7 @@ class Run:
         self.plan, self.folder, self.config, self.parts, self.stop = plan, folder, config, parts, stop
         self.data, self.identity = data, identity
         self.trainer, self.network, self.progress = parts.trainer, parts.network, parts.progress
-        self.evaluator = parts.evaluator if data.validation or plan.data is None else None
+        self.evaluator = parts.evaluator
         self.metric_name = self.evaluator.state.key_metric_name if self.evaluator else None
         if self.evaluator is None or self.metric_name is None:
             log.warning("nothing validates: the weights of the last step will be kept")
@@ -64,11 +64,7 @@ class Run:
         self.fresh_metric: float | None = None
         self.validated_step = -1
         self.validation_due = False
-        self.loss_sum, self.loss_count, self.skipped, self.skipped_in_a_row = 0.0, 0, 0, 0
-        self.loss: float | None = None
-        """Of the step at hand, once it is known."""
-        self.usable = True
-        """Whether loss and gradients of the step at hand are finite numbers."""
+        self.guard = LossGuard(self.trainer)
         self.at_rest = True
         """Whether no step is half done."""
         self.stopped = False
@@ -90,25 +86,18 @@ class Run:
 
     def _set_numbers(self) -> None:
         """Chooses the precision, and makes the network whose weights are the average over steps."""
-        from ignite.handlers import EMAHandler
-
         self.precision = choose_precision(self.plan.precision, self.device)
         self.trainer.amp = self.precision == "fp16"
-        keep = float(self.config.get("ema", EMA))
-        self.keep = keep
-        self.ema = EMAHandler(self.network, momentum=1 - keep) if keep > 0 else None
-        self.averaged = self.ema.ema_model if self.ema else self.network
-        prepare(self.network, self.precision)
-        if self.ema:
-            prepare(self.averaged, self.precision)
+        self.average = Average(self.network, float(self.config.get("ema", EMA)))
+        for network in {self.network, self.average.network}:  # once where they are the same
+            prepare(network, self.precision)
         if self.evaluator:
             self.evaluator.amp = self.trainer.amp
-            self.evaluator.network = self.averaged
+            self.evaluator.network = self.average.network
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        if self.ema:
-            self.averaged.load_state_dict(state["ema"])
+        self.average.network.load_state_dict(state["ema"])
         self.parts.optimizer.load_state_dict(state["optimizer"])
         if self.parts.scheduler is not None and state["scheduler"] is not None:
             self.parts.scheduler.load_state_dict(state["scheduler"])
@@ -116,7 +105,7 @@ class Run:
         step = self.saved_step = state["step"]
         self.trainer.state.iteration, self.trainer.state.epoch = step, step // self.epoch_length
         self.progress.restore(step, state["seconds"])
-        self.loss_sum, self.loss_count, self.skipped = state["pending"]
+        self.guard.sum, self.guard.count, self.guard.skipped = state["pending"]
         self.validated_step, self.validation_due = state["validated_step"], state["validation_due"]
         if found := state["best"]:
             self.best = Best(found["step"], found["value"], tuple(found["per_class"]))
@@ -140,7 +129,6 @@ class Run:
 
     def _attach(self) -> None:
         from ignite.engine import Events
-        from monai.engines.utils import IterationEvents
         from monai.handlers import ValidationHandler
 
         on = self.trainer.add_event_handler
@@ -150,10 +138,8 @@ class Run:
             ValidationHandler(1, self.evaluator).attach(self.trainer)
         on(Events.GET_BATCH_STARTED, lambda engine: self._seed("batch", engine.state.iteration + 1))
         on(Events.ITERATION_STARTED, self._before_step)
-        on(IterationEvents.BACKWARD_COMPLETED, self._guard)
-        if self.ema:
-            on(Events.ITERATION_COMPLETED, self._set_momentum)
-            self.ema.attach(self.trainer, "ema_momentum", warn_if_exists=False)
+        self.guard.attach()
+        self.average.attach(self.trainer)
         on(Events.ITERATION_COMPLETED, self._after_step)
         on(Events.EPOCH_COMPLETED, self._after_epoch)
         if self.evaluator:
@@ -203,10 +189,10 @@ class Run:
     def _finish(self) -> None:
         if self.evaluator and self.validated_step != self.progress.step and not self._validated():
             return
-        if self.loss_count or self.fresh_metric is not None:
+        if self.guard.count or self.fresh_metric is not None:
             self._end_interval()
         if self.best is None:
-            self.best_weights = self._averaged_weights()
+            self.best_weights = self.average.weights()
         self._publish()
         self._save()
 
@@ -224,54 +210,21 @@ class Run:
 
     def _before_step(self, engine: Any) -> None:
         self.at_rest = False
-        self.loss, self.usable = None, True
         if self.scaler_state and engine.scaler is not None:
             engine.scaler.load_state_dict(self.scaler_state)
             self.scaler_state = None
         self._seed("step", engine.state.iteration)
 
-    def _guard(self, engine: Any) -> None:
-        """Before the optimizer's step: without gradients it changes nothing."""
-        import torch
-
-        self.loss = loss = float(engine.state.output["loss"].detach())
-        self.usable = math.isfinite(loss)
-        if self.trainer.amp:  # the scaler looks at the gradients itself
-            return
-        norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
-        self.usable = self.usable and bool(not norms or torch.stack(norms).isfinite().all())
-        if not self.usable:
-            self.parts.optimizer.zero_grad(set_to_none=True)
-
-    def _set_momentum(self, engine: Any) -> None:
-        n = engine.state.iteration
-        engine.state.ema_momentum = 1 - min(self.keep, (1 + n) / (10 + n))  # early weights are soon forgotten
-
     def _after_step(self, engine: Any) -> None:
         self.at_rest = True
         step = self.progress.step = engine.state.iteration
-        self._count_loss(engine.state.output)
+        self.guard.after_step(engine)
         if step % self.epoch_length == 0:
             return  # `_after_epoch` follows, once it is validated
         regular = step % self._row_every() == 0 or self.fresh_metric is not None
         if regular and not self.progress.done and not self.validation_due:
             self._end_interval()
         self._pause()
-
-    def _count_loss(self, output: Any) -> None:
-        loss = _loss_in(output) if self.loss is None else self.loss
-        if self.usable and (loss is None or math.isfinite(loss)):
-            if loss is not None:
-                self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
-            self.skipped_in_a_row = 0
-            return
-        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-        if self.skipped_in_a_row >= GIVE_UP_AFTER:
-            raise TrainingError(
-                f"step {self.progress.step}: loss or gradients were no finite numbers in {GIVE_UP_AFTER} steps in a "
-                f"row; the last good checkpoint is of step {max(self.saved_step, 0)}; try a lower learning rate, "
-                f"clipped gradients or --precision float32"
-            )
 
     def _row_every(self) -> int:
         return int(max(1, self.epoch_length // ROWS_PER_EPOCH))
@@ -299,11 +252,10 @@ class Run:
 
     def _end_interval(self) -> None:
         """A line of the log over the steps since the last one."""
-        loss = self.loss_sum / self.loss_count if self.loss_count else math.nan
         rate = self.parts.optimizer.param_groups[0]["lr"]
         metric, self.fresh_metric = self.fresh_metric, None
-        self.history.add(Row(self.progress.step, self.progress.seconds, rate, loss, metric))
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.history.add(Row(self.progress.step, self.progress.seconds, rate, self.guard.mean, metric))
+        self.guard.begin_interval()
         if metric is not None:
             self._publish()
             self._tell_progress()
@@ -331,18 +283,12 @@ class Run:
         self.validated_step = step = self.trainer.state.iteration
         if math.isfinite(value) and (self.best is None or engine.metric_cmp_fn(value, self.best.value)):
             self.best = Best(step, value, _per_class(engine.state.metric_details.get(self.metric_name)))
-            self.best_weights = self._averaged_weights()
-
-    def _averaged_weights(self) -> dict[str, torch.Tensor]:
-        found = self.averaged.state_dict()
-        # an average of equal numbers is not always that number: frozen parameters are to stay to the bit
-        found |= {k: p for k, p in self.network.named_parameters() if not p.requires_grad and k in found}
-        return {k: v.detach().cpu().clone() for k, v in found.items()}
+            self.best_weights = self.average.weights()
 
     # ---- what is written
 
     def _save(self) -> None:
-        if self.skipped_in_a_row:
+        if self.guard.in_a_row:
             return  # the weights may be spoilt: keep the checkpoint from before
         scheduler, scaler = self.parts.scheduler, getattr(self.trainer, "scaler", None)
         self.folder.save({
@@ -350,11 +296,11 @@ class Run:
             "step": self.progress.step,
             "seconds": self.progress.seconds,
             "network": self.network.state_dict(),
-            "ema": self.averaged.state_dict() if self.ema else None,
+            "ema": self.average.network.state_dict(),
             "optimizer": self.parts.optimizer.state_dict(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "pending": [self.loss_sum, self.loss_count, self.skipped],
+            "pending": [self.guard.sum, self.guard.count, self.guard.skipped],
             "validated_step": self.validated_step,
             "validation_due": self.validation_due,
             "best": asdict(self.best) if self.best else None,
@@ -379,7 +325,7 @@ class Run:
             precision=self.precision,
             metric_name=self.metric_name,
             best=self.best,
-            skipped_steps=self.skipped,
+            skipped_steps=self.guard.skipped,
         )
         write_texts(self.folder.root, self.plan, figures, self.history.rows)
 
@@ -397,7 +343,7 @@ class Run:
         self.told_at = time.monotonic()
         p = self.progress
         parts = [f"step {p.step}" + (f"/{p.steps}" if p.steps else "")]
-        losses = [self.loss_sum / self.loss_count] if self.loss_count else [r.loss for r in self.history.rows[-1:]]
+        losses = [self.guard.mean] if self.guard.count else [r.loss for r in self.history.rows[-1:]]
         parts += [f"loss {loss:.4f}" for loss in losses]
         parts.append(f"rate {self.parts.optimizer.param_groups[0]['lr']:.2g}")
         last = [r.metric for r in self.history.rows if r.metric is not None][-1:]
@@ -407,16 +353,6 @@ class Run:
         if 0 < p.fraction < 1:
             parts.append(f"about {_duration(p.seconds * (1 - p.fraction) / p.fraction)} left")
         progress_log.info("%s", ", ".join(parts))
-
-
-def _loss_in(output: Any) -> float | None:
-    """The loss that a trainer with a step of its own, which medkit cannot look into, gives."""
-    first = output[0] if isinstance(output, list) and output else output
-    found = first.get("loss") if isinstance(first, dict) else first
-    try:
-        return float(found)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        return None
 
 
 def _per_class(details: Any) -> tuple[float, ...]:
