@@ -358,7 +358,9 @@ def deformed(
     for item, shown, way in zip(labels, seen, warp, strict=True):
         linear = random_linear(random, ranges)
         shift = random.evenly((-ranges.shift, ranges.shift), 3)
-        centre = middle(shown[item[0, ::2, ::2, ::2].long()] > 0) * 2 + shift / size
+        thing = shown.bool() & (torch.arange(len(shown), device=shown.device) > 0)
+        # found on every second voxel, which stands for itself and the next one
+        centre = middle(thing[item[0, ::2, ::2, ::2].long()]) * 2 + 0.5 + shift / size
         out.append(_nearest(item[0], lattice(grid, linear, way, size, centre))[None])
     return torch.stack(out)
 
@@ -521,7 +523,7 @@ def cropped(image: torch.Tensor, spacing: float, random: Random, ranges: Ranges)
         for axis in (1, 2, 3):
             for side in (0, 1):
                 if random.number() < ranges.cut:
-                    width = int(random.number() * ranges.cut_width / spacing)
+                    width = min(int(random.number() * ranges.cut_width / spacing), item.shape[axis])
                     item.narrow(axis, side * (item.shape[axis] - width), width).zero_()
     return image
 
@@ -620,8 +622,8 @@ class EncodeLabelsd(MapTransform):
 class SynthesiseImaged(Randomizable, MapTransform):
     """Draws an image from an encoded label map (1, I, J, K): `image_key` and `target_key`, (1, *shape) each.
 
-    The draws grow to full strength over the first `ramp` samples, where the items count them under "sample". Of several
-    ways of drawing an item's "variant" picks one.
+    The strength of the draws grows from `easiest` to 1 over the first `ramp` samples, where the items count them under
+    "sample". Of several ways of drawing an item's "variant" picks one.
     """
 
     def __init__(
@@ -631,14 +633,17 @@ class SynthesiseImaged(Randomizable, MapTransform):
         image_key: str = "image",
         target_key: str = "label",
         ramp: int = 0,
+        easiest: float = 0.0,
     ) -> None:
         super().__init__(keys)
+        self.ramp, self.easiest = ramp, easiest
         self.ways = (synthesis,) if isinstance(synthesis, Synthesis) else tuple(synthesis)
-        self.image_key, self.target_key, self.ramp = image_key, target_key, ramp
+        self.image_key, self.target_key = image_key, target_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
-        strength = min(1.0, out.get("sample", self.ramp) / self.ramp) if self.ramp else 1.0
+        grown = min(1.0, out.get("sample", self.ramp) / self.ramp) if self.ramp else 1.0
+        strength = self.easiest + (1 - self.easiest) * grown
         way = self.ways[out.get("variant", 0)]
         for key in self.key_iterator(out):
             labels = out[key]
