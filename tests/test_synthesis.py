@@ -113,7 +113,7 @@ def test_one_seed_one_image(table: LabelTable, labels: torch.Tensor) -> None:
 
 
 def test_every_range_matters(table: LabelTable, labels: torch.Tensor) -> None:
-    """Each of them, opened alone, changes the image."""
+    """Each of them, opened alone, changes the draw."""
     opened = {f.name: getattr(Ranges(), f.name) for f in fields(Ranges)} | {
         "flip": 1.0, "stripped": 1.0, "thick": 1.0, "coarse": 1.0, "ghosting": 1.0, "cut": 1.0, "salt_and_pepper": 1.0,
         "spoiled": 0.5, "prior": 0.0, "warp_spacing": (5.0, 6.0), "bias_spacing": (5.0, 6.0), "shearing": 0.2,
@@ -129,7 +129,7 @@ def test_every_range_matters(table: LabelTable, labels: torch.Tensor) -> None:
         base = replace(STILL, **{n: opened[n] for n in needed.get(name, [])})
         changed = replace(base, **{name: 1.0 if name in ("fluid", "rician", "texture_grain", "dark") else opened[name]})
         pairs = [(draws(table, base)(labels, ONES, s), draws(table, changed)(labels, ONES, s)) for s in range(4)]
-        assert any(not torch.equal(a.image, b.image) for a, b in pairs), name
+        assert any(not torch.equal(a.image, b.image) or not torch.equal(a.target, b.target) for a, b in pairs), name
 
 
 def test_strength_zero_is_easy(table: LabelTable, labels: torch.Tensor) -> None:
