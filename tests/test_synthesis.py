@@ -47,7 +47,7 @@ def labels(table: LabelTable) -> torch.Tensor:
     raw = np.full((24, 20, 16), 500)
     raw[2:22, 2:18, 2:14] = 24
     raw[4:12, 4:16, 4:12], raw[12:20, 4:16, 4:12] = 3, 42
-    raw[11:13, 8:12, 6:10] = 14
+    raw[11:14, 8:12, 6:10] = 14
     return torch.from_numpy(table.encode(raw))[None, None]
 
 
