@@ -43,11 +43,12 @@ def table(tmp_path: Path) -> LabelTable:
 
 @pytest.fixture
 def labels(table: LabelTable) -> torch.Tensor:
-    """(1, 1, 24, 20, 16): a head with two halves, a ventricle and a skull; it fills the volume."""
+    """(1, 1, 24, 20, 16): a head with two halves, a ventricle and a skull; it fills the volume but for a corner."""
     raw = np.full((24, 20, 16), 500)
     raw[2:22, 2:18, 2:14] = 24
     raw[4:12, 4:16, 4:12], raw[12:20, 4:16, 4:12] = 3, 42
-    raw[11:14, 8:12, 6:10] = 14
+    raw[11:15, 8:12, 6:10] = 14
+    raw[:2, :2, :2] = 0
     return torch.from_numpy(table.encode(raw))[None, None]
 
 
@@ -121,7 +122,8 @@ def test_every_range_matters(table: LabelTable, labels: torch.Tensor) -> None:
     needed = {
         "rim": ["stripped"], "fluid": ["stripped"], "warp_spacing": ["warp"], "thickness": ["thick"],
         "coarseness": ["coarse"], "bias_spacing": ["bias"], "rician": ["noise"], "spoiled": ["salt_and_pepper"],
-        "ghosts": ["ghosting"], "cut_width": ["cut"], "mean": ["prior"], "deviation": ["prior", "texture"],
+        "ghosts": ["ghosting"], "cut_width": ["cut"], "cut": ["cut_width"], "thick": ["thickness"], "coarse": ["coarseness"],
+        "ghosting": ["ghosts"], "salt_and_pepper": ["spoiled"], "mean": ["prior"], "deviation": ["prior", "texture"],
         "texture": ["prior", "deviation"], "texture_grain": ["prior", "deviation", "texture"],
         "dark": ["prior", "mean"],
     }  # fmt: skip

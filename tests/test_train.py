@@ -163,6 +163,32 @@ def test_the_weights_are_the_averaged_ones_that_validated_best(unbroken: Path) -
     assert {v.dtype for v in weights(unbroken).values()} == {torch.float32}
 
 
+def test_the_weights_of_an_earlier_step_ship_where_they_were_better(train: Train, tmp_path: Path) -> None:
+    import torch
+
+    assert train(trouble="validation bad@3") == 0
+    state = torch.load(tmp_path / "out" / "training" / "checkpoint.pt", weights_only=True)
+    assert state["best"]["step"] == 8
+    assert equal(weights(tmp_path / "out"), state["best_weights"])
+    assert not equal(weights(tmp_path / "out"), state["ema"])
+    assert "at step 8 |" in (tmp_path / "out" / "docs" / "README.md").read_text()
+
+
+def test_the_weights_that_ship_give_the_figure_that_is_told(place: Path, train: Train, tmp_path: Path) -> None:
+    """Measured by MONAI alone with the new bundle's config."""
+    from monai.bundle import ConfigParser
+
+    assert train("--precision", "float32") == 0
+    parser = ConfigParser()
+    parser.read_config(tmp_path / "out" / "configs" / "train.json")
+    parser["val_datalist"] = [{"label": str(place / "labels" / "case_03.nii.gz")}]
+    parser.get_parsed_content("network").load_state_dict(weights(tmp_path / "out"))
+    evaluator = parser.get_parsed_content("validate::evaluator")
+    evaluator.run()
+    metadata = json.loads((tmp_path / "out" / "configs" / "metadata.json").read_text())
+    assert evaluator.state.metrics["Dice"] == pytest.approx(metadata["medkit"]["training"]["best"], abs=1e-6)
+
+
 def test_it_prints_the_new_bundle(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--steps", 1) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
@@ -189,7 +215,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 def test_a_signal_during_validation(train: Train, tmp_path: Path, unbroken: Path) -> None:
     assert train(trouble="validation SIGTERM@1") == 75
     assert [r["step"] for r in table(tmp_path / "out")] == ["1", "2", "3"]
-    assert train(trouble="validation SIGTERM@2") == 75
+    assert train(trouble="validation SIGTERM@1") == 75
     assert train() == 0
     assert is_like(tmp_path / "out", unbroken)
 

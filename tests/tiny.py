@@ -126,7 +126,7 @@ class Trouble:
     """A handler that does what TINY_TROUBLE asks for, such as `SIGKILL@7` or `nan@3,4`, in the middle of those steps.
 
     From outside the config, because a config with another handler in it would be that of another training. In the
-    evaluator it listens to `validation SIGTERM@1`.
+    evaluator it listens to `validation SIGTERM@1`, the validation of the first epoch.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -135,16 +135,18 @@ class Trouble:
     def attach(self, engine: Any) -> None:
         from monai.engines.utils import IterationEvents
 
-        # two validations give two hits: iterations of an evaluator begin again at 1
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
         what, _, steps = os.environ.get("TINY_TROUBLE", "").partition("@")
-        if not what.startswith(self.prefix) or str(engine.state.iteration) not in steps.split(","):
+        number = engine.state.epoch if self.prefix else engine.state.iteration
+        if not what.startswith(self.prefix) or str(number) not in steps.split(","):
             return
         what = what.removeprefix(self.prefix)
         if what == "nan":
             engine.state.output["pred"] = engine.state.output["pred"] * float("nan")
+        elif what == "bad":
+            engine.state.output["pred"] = -engine.state.output["pred"]
         elif what == "error":
             raise ValueError("no such luck")
         elif what == "group":
