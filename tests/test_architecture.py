@@ -46,6 +46,7 @@ EDGES = {
     "hookspecs": {"specs"},
     "plugins": {"errors", "specs", "hookspecs", "pipe"},
     "options": {"errors", "files", "records", "pipe"},
+    "bundle": {"errors", "plugins"},
 }
 """The lower layers, and all they may import of medkit."""
 

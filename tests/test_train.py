@@ -43,6 +43,7 @@ def as_it_was(clean_environment: None) -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     sys.path[:] = path
+    sys.modules.pop("halves_code", None)
     for name in ("medkit.training", "medkit.training.progress"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
@@ -441,6 +442,40 @@ def test_wrong_wishes(train: Train, capsys: pytest.CaptureFixture[str], more: li
             pytest.skip("there is a CUDA device")
     assert train(*more) == code
     assert words in capsys.readouterr().err
+
+
+def test_a_config_without_data_of_its_own_needs_some(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(place, tmp_path / "out")
+    del command[command.index("--data") : command.index("--data") + 2]
+    assert call(*command) == 2
+    assert "--data is needed" in capsys.readouterr().err
+
+
+def test_data_that_a_config_names_itself(place: Path, tmp_path: Path) -> None:
+    items = [{"label": str(p)} for p in sorted((place / "labels").iterdir())]
+    bundle = write_bundle(tmp_path / "own", train_datalist=items[:-1], val_datalist=items[-1:])
+    command = arguments(place, tmp_path / "out", "--steps", 1, bundle=bundle)
+    del command[command.index("--data") : command.index("--data") + 2]
+    assert call(*command) == 0
+    assert "3 items for training, 1 for" in (tmp_path / "out" / "docs" / "README.md").read_text()
+    assert (tmp_path / "out" / "docs" / "data_license.txt").read_text() == "No data.\n"
+
+
+def test_code_of_the_bundle_is_found_and_copied(train: Train, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "coded", train__inferer={"_target_": "halves_code.Inferer"})
+    (bundle / "halves_code.py").write_text("from monai.inferers import SimpleInferer as Inferer\n")
+    assert train("--steps", 1, bundle=bundle) == 0
+    assert (tmp_path / "out" / "halves_code.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [("--progress", ["items", "loss"]), ("--no-progress", ["items"]), ("-q", [])]
+)
+def test_how_much_is_told(train: Train, caplog: pytest.LogCaptureFixture, option: str, told: list[str]) -> None:
+    assert train("--steps", 4, option) == 0
+    assert [word for word in ("items", "loss") if word in caplog.text] == told
 
 
 def test_one_item_is_not_enough_to_validate(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     import torch
 
     from medkit.training.config import Parts
-
-log = logging.getLogger("medkit.training")
 
 
 def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult:
