@@ -83,6 +83,38 @@ def overlay_mosaic(
     return _compose(tiles, planes, [[(title, WHITE)], [(convention, DIM)], note])
 
 
+def sample_sheet(samples: Sequence[tuple[np.ndarray, np.ndarray | None]], columns: int = 4) -> np.ndarray:
+    """What a network is trained with: a slice of each sample, and beside it the same slice with its labels.
+
+    samples: images (I, J, K) with axes along RAS+, or planar (I, J), and labels of the same shape or None. The slice is
+    the coronal one through the middle of the labels, or of the image. Gives (H, W, 3) uint8, radiological convention.
+    """
+    tiles = [_sample_tile(image, labels) for image, labels in samples]
+    height, width = (max(tile.shape[axis] for tile in tiles) + GAP for axis in (0, 1))
+    columns = min(columns, len(tiles))
+    sheet = np.zeros((height * -(-len(tiles) // columns), width * columns, 3), np.uint8)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        sheet[row * height : row * height + tile.shape[0], column * width : column * width + tile.shape[1]] = tile
+    return sheet
+
+
+def _sample_tile(image: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """A slice, alone and with its labels, every pixel twice as large."""
+    if image.ndim == 3:
+        marked = np.zeros(0) if labels is None else np.flatnonzero(labels.any(axis=(0, 2)))
+        at = int(np.median(marked)) if len(marked) else image.shape[1] // 2
+        image, labels = image[:, at], None if labels is None else labels[:, at]
+    low, high = np.percentile(image, [0.5, 99.5])
+    tile = _rgb(Window(float(low), float(max(high, low + 1e-6)), ()).grey(_doubled(image)))
+    return tile if labels is None else np.hstack([tile, _draw_labels(tile, _doubled(labels).astype(np.int64))])
+
+
+def _doubled(plane: np.ndarray) -> np.ndarray:
+    """(right, up) -> (2 rows, 2 columns), the patient's right on the left."""
+    return plane[::-1, ::-1].T.repeat(2, axis=0).repeat(2, axis=1)
+
+
 def write_png(array: np.ndarray, path: Path) -> None:
     """Write (H, W) or (H, W, 3) uint8 as PNG, without loss; the same array gives the same bytes."""
     from PIL import Image as Pillow

@@ -146,10 +146,13 @@ class LabelTable:
     """(N,) intensities in the contrast that is drawn most, or nothing."""
 
     @classmethod
-    def read(cls, path: str | Path, priors: str | Path | None = None) -> LabelTable:
+    def read(
+        cls, path: str | Path, priors: str | Path | None = None, outside: Sequence[int] | None = None
+    ) -> LabelTable:
         """Read `index intensity_class target target_name`, and `index t1_class mean mean_sd std std_sd` in 0..255.
 
-        Both are tab-separated with a header. Raises InputError where a column or an index is missing.
+        Both are tab-separated with a header. With indices that are `outside` there are two targets only: what is
+        outside and the rest, the brain. Raises InputError where a column or an index is missing.
         """
         rows = sorted(_rows(path, ("index", "intensity_class", "target", "target_name")), key=lambda r: int(r["index"]))
         indices = tuple(int(row["index"]) for row in rows)
@@ -158,6 +161,9 @@ class LabelTable:
         targets = tuple(int(row["target"]) for row in rows)
         names = {int(row["target"]): row["target_name"] for row in rows}
         classes = _paired([int(row["intensity_class"]) for row in rows], [row["target_name"] for row in rows])
+        if outside is not None:
+            targets = tuple(int(index not in outside) for index in indices)
+            names = {0: "background", 1: "brain"}
         return cls(indices, classes, targets, names, _priors(priors, indices) if priors else ())
 
     @cached_property

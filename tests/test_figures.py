@@ -10,7 +10,7 @@ import pytest
 
 from medkit import figures
 from medkit import slices as slicing
-from medkit.figures import label_colours, overlay_mosaic, write_png
+from medkit.figures import label_colours, overlay_mosaic, sample_sheet, write_png
 from medkit.images import Image, read_image
 from medkit.space import Grid
 
@@ -381,3 +381,16 @@ def test_right_hemisphere_is_on_the_left(shared_data: Path, tmp_path: Path) -> N
     assert white_matter[0][0] < white_matter[1][0] - 20
     write_png(overlay_mosaic(scan, labels, kind="labels", title="oasis 1000"), tmp_path / "qc.png")
     assert (tmp_path / "qc.png").stat().st_size < 600_000
+
+
+def test_a_sheet_of_samples() -> None:
+    """Right is left, up is up, and the slice goes through the labels; of a planar sample there is only one."""
+    image, labels = np.zeros((10, 12, 8), np.float32), np.zeros((10, 12, 8), np.uint8)
+    image[9, 3, 7], labels[9, 3, 7] = 1, 4
+    sheet = sample_sheet([(image, labels)] * 5 + [(image[:, 3], None)], columns=4)
+    assert sheet.shape == (2 * (16 + 3), 4 * (40 + 3), 3)
+    bright = np.argwhere(sheet[:16, :20].max(axis=2) > 200)
+    assert bright.min(axis=0).tolist() == [0, 0]
+    assert bright.max(axis=0).tolist() == [1, 1]
+    assert np.array_equal(sheet[0, 20], label_colours(np.array(4)))
+    assert np.array_equal(sheet[19 : 19 + 16, 43 : 43 + 20], sheet[:16, :20])

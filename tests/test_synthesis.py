@@ -69,6 +69,14 @@ def test_the_table_of_labels(table: LabelTable) -> None:
     assert table.priors[1].mean == pytest.approx(0.4)
 
 
+def test_a_table_of_two(tmp_path: Path) -> None:
+    (tmp_path / "labels.tsv").write_text(TABLE)
+    two = LabelTable.read(tmp_path / "labels.tsv", outside=(0, 24, 500))
+    assert two.targets == (0, 1, 1, 0, 1, 0)
+    assert two.channels == two.mirrored == (0, 1)
+    assert two.classes[1] == two.classes[4]
+
+
 def test_a_table_that_lacks_something_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.tsv"
     path.write_text("index\ttarget\n0\t0\n")
@@ -122,8 +130,9 @@ def test_every_range_matters(table: LabelTable, labels: torch.Tensor) -> None:
     needed = {
         "rim": ["stripped"], "fluid": ["stripped"], "warp_spacing": ["warp"], "thickness": ["thick"],
         "coarseness": ["coarse"], "bias_spacing": ["bias"], "rician": ["noise"], "spoiled": ["salt_and_pepper"],
-        "ghosts": ["ghosting"], "cut_width": ["cut"], "cut": ["cut_width"], "thick": ["thickness"], "coarse": ["coarseness"],
-        "ghosting": ["ghosts"], "salt_and_pepper": ["spoiled"], "mean": ["prior"], "deviation": ["prior", "texture"],
+        "ghosts": ["ghosting"], "cut_width": ["cut"], "cut": ["cut_width"], "thick": ["thickness"],
+        "coarse": ["coarseness"], "ghosting": ["ghosts"], "salt_and_pepper": ["spoiled"], "mean": ["prior"],
+        "deviation": ["prior", "texture"],
         "texture": ["prior", "deviation"], "texture_grain": ["prior", "deviation", "texture"],
         "dark": ["prior", "mean"],
     }  # fmt: skip

@@ -1,0 +1,143 @@
+"""The bundle brain_mri_segmentation under MONAI's own tools and under `medkit train`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
+
+ROOT = Path(__file__).parent.parent / "bundles" / "brain_mri_segmentation"
+CONFIGS = ROOT / "configs"
+META = json.loads((CONFIGS / "metadata.json").read_text())
+SMALL = {"shape": [32, 32, 32], "spacing": 4.0, "channels": [4, 4, 8, 8], "epoch_length": 2, "steps": 2}
+
+
+@pytest.fixture
+def label_maps(tmp_path: Path) -> Path:
+    """Three heads of a brain of two halves with a ventricle, in a skull, and the table of their labels."""
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    targets = {int(k): v for k, v in META["medkit"]["labels"].items()} | {0: "background"}
+    rows = [f"{t}\t{t}\t{t}\t{name}" for t, name in sorted(targets.items())] + ["24\t24\t0\tbackground"]
+    rows.append("502\t502\t0\tbackground")
+    (folder / "labels.tsv").write_text("\n".join(["index\tintensity_class\ttarget\ttarget_name", *rows]) + "\n")
+    priors = [f"{r.split()[0]}\t{n}\t{20 + 5 * n}\t5\t5\t2" for n, r in enumerate(rows)]
+    (folder / "t1_priors.tsv").write_text("\n".join(["index\tt1_class\tmean\tmean_sd\tstd\tstd_sd", *priors]) + "\n")
+    for n in range(3):
+        head = np.zeros((32, 32, 32), np.uint16)
+        head[3:29, 3:29, 3 + n : 29] = 502
+        head[6:16, 6:26, 6 + n : 26], head[16:26, 6:26, 6 + n : 26] = 2, 41
+        head[14:18, 12:20, 12:20] = 14
+        nibabel.save(nibabel.Nifti1Image(head, np.diag([4.0, 4, 4, 1])), folder / f"map_{n}.nii.gz")
+    return folder
+
+
+def built(name: str, *names: str, **changes: object) -> ConfigParser:
+    """The config, or the config and what is laid over it."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{n}.json") for n in (name, *names)])
+    for key, value in changes.items():
+        parser[key] = value
+    return parser
+
+
+def monai_bundle(*arguments: str) -> None:
+    """`python -m monai.bundle` in a process of its own, as MONAI's users call it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def as_arguments(values: dict[str, object]) -> Sequence[str]:
+    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+
+
+def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        device="cpu",
+    )
+
+
+def test_the_configs_agree() -> None:
+    one, other = (built(n) for n in ("train", "inference"))
+    for name in ("network_def", "backbone", "head", "classes", "channels", "shape", "spacing"):
+        assert one.get(name) == other.get(name), name
+    values = other.get_parsed_content("label_values")
+    assert values == [0, *map(int, META["medkit"]["labels"])] == sorted(values)
+    channels = META["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert list(channels.values())[1:] == list(META["medkit"]["labels"].values())
+
+
+def test_the_weights_are_of_this_network_and_small() -> None:
+    path = ROOT / "models" / "model.pt"
+    assert path.stat().st_size < 5_000_000
+    weights = torch.load(path, weights_only=True)
+    built("inference").get_parsed_content("network_def").load_state_dict(weights, strict=True)
+
+
+def test_scripted_export_equals_the_network(tmp_path: Path) -> None:
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(ROOT / "models" / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        key_in_ckpt="",
+    )
+    scripted = torch.jit.load(tmp_path / "model.ts").eval()
+    network = built("inference").get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(ROOT / "models" / "model.pt", weights_only=True))
+    image = torch.rand(1, 4, 32, 48, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(image), network(image), atol=1e-4, rtol=1e-4)
+
+
+def test_one_epoch_under_monai(label_maps: Path, tmp_path: Path) -> None:
+    monai_bundle(
+        "run",
+        "--config_file", "configs/train.json",
+        *as_arguments({"dataset_dir": label_maps, "device": "cpu", **SMALL}),
+    )  # fmt: skip
+
+
+def test_the_mask_variant_under_monai(label_maps: Path) -> None:
+    monai_bundle(
+        "run",
+        "--config_file", "['configs/train.json', 'configs/mask.json']",
+        *as_arguments({"dataset_dir": label_maps, "device": "cpu", **SMALL}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [(), ("mask",)])
+def test_inference_under_monai(layers: Sequence[str], tmp_path: Path) -> None:
+    """An oblique scan in LPI: the labels lie on its grid, and the file holds no others than the metadata lists."""
+    affine = np.array([[-2.5, 0.2, 0, 70], [0.2, -2.5, 0.1, 80], [0, 0.1, -3.0, 60], [0, 0, 0, 1]])
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in (60, 70, 50)], indexing="ij"))
+    scan = np.clip(1 - (grid**2).sum(0) * 1.4, 0, 1) * 800
+    (tmp_path / "in").mkdir()
+    nibabel.save(nibabel.Nifti1Image(scan.astype(np.int16), affine), tmp_path / "in" / "scan.nii.gz")
+    files = [f"configs/{n}.json" for n in ("inference", *layers)]
+    weights = {} if not layers else {"handlers": []}
+    monai_bundle(
+        "run",
+        "--config_file", str(files) if layers else files[0],
+        *as_arguments({"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "device": "cpu", **weights}),
+    )  # fmt: skip
+    (result,) = (tmp_path / "out").iterdir()
+    labels = nibabel.load(result)
+    assert labels.shape == (60, 70, 50)
+    np.testing.assert_allclose(labels.affine, affine, atol=1e-4)
+    allowed = {0, 1} if layers else {0, *map(int, META["medkit"]["labels"])}
+    assert set(np.unique(np.asarray(labels.dataobj)).tolist()) <= allowed
