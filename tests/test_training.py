@@ -29,7 +29,7 @@ from medkit.training.plan import TrainingPlan, differences, identity_of
 from medkit.training.precision import choose_precision, prepare
 from medkit.training.result import BEGIN, END, bumped, with_section
 from medkit.training.samples import seed_of
-from medkit.training.weights import begin_with, count, freeze, read_weights
+from medkit.training.weights import begin_with, copied, count, freeze, read_weights
 
 # ---- samples
 
@@ -426,6 +426,19 @@ def test_parameters_that_fit_are_taken(tmp_path: Path, caplog: pytest.LogCapture
         begin_with(network, tmp_path / "b.pt")
 
 
+def test_a_copy_keeps_what_has_two_names_one(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(100, 100)
+    network = torch.nn.Sequential(layer, torch.nn.Linear(100, 100), layer)
+    state = network.state_dict()
+    for dtype, size in ((None, 4), (torch.float16, 2)):
+        copy = copied(copied(state, dtype))
+        assert list(copy) == list(state)
+        assert all(torch.equal(copy[k], state[k].to(copy[k].dtype)) for k in state)
+        assert not {v.data_ptr() for v in copy.values()} & {v.data_ptr() for v in state.values()}
+        torch.save(copy, tmp_path / "a.pt")
+        assert (tmp_path / "a.pt").stat().st_size < 2 * 101 * 100 * size * 1.2
+
+
 def test_freezing() -> None:
     network = small()
     freeze(network, ["0", "1."])
@@ -433,6 +446,10 @@ def test_freezing() -> None:
     assert count(network) == (17, 9)
     network.train()(torch.randn(2, 1, 4, 4, 4))
     assert torch.equal(network.state_dict()["1.running_mean"], torch.zeros(2))
+    twice = torch.nn.Sequential(torch.nn.Linear(1, 1), network[2])  # type: ignore[index]
+    twice.add_module("alias", twice[0])
+    freeze(twice, ["alias"])
+    assert not twice[0].weight.requires_grad
     many = torch.nn.Sequential(*[torch.nn.Linear(1, 1) for _ in range(11)])
     freeze(many, ["1"])
     assert {n for n, p in many.named_parameters() if not p.requires_grad} == {"1.weight", "1.bias"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from medkit.training.weights import copied
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,5 +40,6 @@ class Average:
         """A copy of the averaged state dict, on the CPU."""
         found = self.network.state_dict()
         # an average of equal numbers is not always that number: frozen parameters are to stay to the bit
-        found |= {k: p for k, p in self.original.named_parameters() if not p.requires_grad and k in found}
-        return {k: v.detach().cpu().clone() for k, v in found.items()}
+        own = dict(self.original.named_parameters(remove_duplicate=False))
+        found |= {k: p for k, p in own.items() if not p.requires_grad and k in found}
+        return copied(found)

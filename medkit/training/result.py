@@ -15,6 +15,7 @@ from medkit.files import whole, write_atomically
 from medkit.training.curve import draw_curve
 from medkit.training.history import Row
 from medkit.training.plan import TrainingPlan
+from medkit.training.weights import copied
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +57,8 @@ def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], dtype: str)
     """Writes the state dict that the bundle's inference loads; floating-point numbers as `dtype`."""
     import torch
 
-    kind = getattr(torch, dtype)
-    stored = {k: (v.to(kind) if v.is_floating_point() else v).contiguous().cpu() for k, v in weights.items()}
     with whole(folder / WEIGHTS) as file:
-        torch.save(stored, file)
+        torch.save(copied(weights, getattr(torch, dtype)), file)
 
 
 def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequence[Row]) -> None:

@@ -66,13 +66,14 @@ def freeze(network: torch.nn.Module, prefixes: Sequence[str]) -> None:
     """
     import torch
 
-    names = [name for name, _ in network.named_parameters()]
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    names = list(parameters)
     for prefix in prefixes:
         if not any(_begins(name, prefix) for name in names):
             raise UsageError(
                 f"--freeze {prefix}: no parameter's name begins so; there is {listed(_near(prefix, names))}"
             )
-    for name, parameter in network.named_parameters():
+    for name, parameter in parameters.items():
         if any(_begins(name, prefix) for prefix in prefixes):
             parameter.requires_grad_(False)
     for name, module in network.named_modules():
@@ -94,6 +95,22 @@ def _near(prefix: str, names: Sequence[str]) -> list[str]:
         words.pop()
     inside = [name for name in names if not words or _begins(name, ".".join(words))]
     return sorted({".".join(name.split(".")[: len(words) + 1]) for name in inside})
+
+
+def copied(weights: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """A copy on the CPU, its floating-point numbers as `dtype`; tensors with two names stay one, and so do on disk.
+
+    Networks such as MONAI's DynUNet register their layers twice.
+    """
+    made: dict[Any, torch.Tensor] = {}
+    out = {}
+    for name, value in weights.items():
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride()) if value.numel() else name
+        if key not in made:
+            wanted = dtype if dtype is not None and value.is_floating_point() else value.dtype
+            made[key] = value.detach().to("cpu", wanted, copy=True)
+        out[name] = made[key]
+    return out
 
 
 def count(network: Any) -> tuple[int, int]:
