@@ -8,12 +8,9 @@ seed on the same device gives the same image.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from torch.nn import functional
 
-from medkit.errors import InputError
+from medkit.label_table import LabelTable
 
 Range = tuple[float, float]
 """Lowest and highest value; values are drawn evenly between them."""
@@ -116,116 +113,6 @@ class Ranges:
         grown = ("rotation", "scaling", "shearing", "shift", "warp", "thick", "coarse", "cut", "bias", "noise")
         easier = {name: strength * getattr(self, name) for name in grown}
         return replace(self, prior=1 - strength * (1 - self.prior), **easier)
-
-
-@dataclass(frozen=True)
-class Prior:
-    """Intensities (0..1) of a class in one contrast: normal distributions of the mean and the deviation."""
-
-    mean: float
-    mean_deviation: float
-    deviation: float
-    deviation_deviation: float
-    group: int
-    """Classes of one group have the same tissue, so they share a draw."""
-
-
-@dataclass(frozen=True)
-class LabelTable:
-    """What the labels of a label map mean. Labels are renumbered to 0 .. N-1 in the order of `indices`."""
-
-    indices: tuple[int, ...]
-    """(N,) values in the files, ascending, with 0 first."""
-    classes: tuple[int, ...]
-    """(N,) intensity class of each; left and right of a structure share one."""
-    targets: tuple[int, ...]
-    """(N,) label that a network is to find, 0 for none."""
-    names: Mapping[int, str]
-    """Name of each target."""
-    priors: tuple[Prior, ...] = field(default=(), repr=False)
-    """(N,) intensities in the contrast that is drawn most, or nothing."""
-
-    @classmethod
-    def read(
-        cls, path: str | Path, priors: str | Path | None = None, outside: Sequence[int] | None = None
-    ) -> LabelTable:
-        """Read `index intensity_class target target_name`, and `index t1_class mean mean_sd std std_sd` in 0..255.
-
-        Both are tab-separated with a header. With indices that are `outside` there are two targets only: what is
-        outside and the rest, the brain. Raises InputError where a column or an index is missing.
-        """
-        rows = sorted(_rows(path, ("index", "intensity_class", "target", "target_name")), key=lambda r: int(r["index"]))
-        indices = tuple(int(row["index"]) for row in rows)
-        if not indices or indices[0] != 0:
-            raise InputError(f"{path}: expected a row for index 0, the background")
-        targets = tuple(int(row["target"]) for row in rows)
-        names = {int(row["target"]): row["target_name"] for row in rows}
-        classes = _paired([int(row["intensity_class"]) for row in rows], [row["target_name"] for row in rows])
-        if outside is not None:
-            targets = tuple(int(index not in outside) for index in indices)
-            names = {0: "background", 1: "brain"}
-        return cls(indices, classes, targets, names, _priors(priors, indices) if priors else ())
-
-    @cached_property
-    def channels(self) -> tuple[int, ...]:
-        """The targets in the order of a network's channels; 0, the background, first."""
-        return tuple(sorted(set(self.targets)))
-
-    @cached_property
-    def mirrored(self) -> tuple[int, ...]:
-        """For each channel the one it becomes in a mirror: that of the same name with left and right exchanged."""
-        numbers = {name: number for number, name in self.names.items()}
-        return tuple(self.channels.index(numbers.get(_other_side(self.names[t]), t)) for t in self.channels)
-
-    def encode(self, labels: np.ndarray, path: str = "a label map") -> np.ndarray:
-        """Values of a file to 0 .. N-1, uint8. Raises InputError for a value that the table does not list."""
-        values = np.asarray(labels).astype(np.int64)
-        lookup = np.full(max(int(values.max(initial=0)), self.indices[-1]) + 1, -1, np.int16)
-        lookup[list(self.indices)] = np.arange(len(self.indices))
-        encoded = lookup[values]
-        if (encoded < 0).any():
-            unknown = sorted(set(np.unique(values[encoded < 0]).tolist()))[:5]
-            raise InputError(f"{path}: expected the labels of the table, got {', '.join(map(str, unknown))} as well")
-        return encoded.astype(np.uint8)
-
-
-def _rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{path}: expected the columns {', '.join(columns)}; there is no {', '.join(missing)}")
-        return list(reader)
-
-
-def _priors(path: str | Path, indices: Sequence[int]) -> tuple[Prior, ...]:
-    rows = {int(row["index"]): row for row in _rows(path, ("index", "t1_class", "mean", "mean_sd", "std", "std_sd"))}
-    missing = [index for index in indices if index not in rows]
-    if missing:
-        raise InputError(f"{path}: expected a row for every index of the label table, got none for {missing[0]}")
-    numbers = ("mean", "mean_sd", "std", "std_sd")
-    found = []
-    for row in (rows[index] for index in indices):
-        mean, mean_deviation, deviation, deviation_deviation = (float(row[name]) / 255 for name in numbers)
-        found.append(Prior(mean, mean_deviation, deviation, deviation_deviation, int(row["t1_class"])))
-    return tuple(found)
-
-
-def _other_side(name: str) -> str:
-    for one, other in (("left", "right"), ("right", "left")):
-        if name.startswith(one + " "):
-            return other + name[len(one) :]
-    return name
-
-
-def _paired(classes: list[int], names: Sequence[str]) -> tuple[int, ...]:
-    """The classes with those of the right side replaced by those of the left, in the order in which they appear."""
-    for name in {n for n in names if n.startswith("left ")}:
-        left = [i for i, n in enumerate(names) if n == name]
-        right = [i for i, n in enumerate(names) if n == _other_side(name)]
-        for one, other in zip(left, right, strict=False):
-            classes[other] = classes[one]
-    return tuple(classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ import torch
 
 from medkit import synthesis
 from medkit.errors import InputError
-from medkit.synthesis import EncodeLabelsd, LabelTable, Random, Ranges, Synthesis, SynthesiseImaged
+from medkit.label_table import LabelTable
+from medkit.synthesis import EncodeLabelsd, Random, Ranges, Synthesis, SynthesiseImaged
 
 TABLE = """index\tintensity_class\ttarget\ttarget_name
 0\t0\t0\tbackground
