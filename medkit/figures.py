@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
@@ -115,11 +115,11 @@ def _doubled(plane: np.ndarray) -> np.ndarray:
     return plane[::-1, ::-1].T.repeat(2, axis=0).repeat(2, axis=1)
 
 
-def write_png(array: np.ndarray, path: Path) -> None:
+def write_png(array: np.ndarray, file: Path | BinaryIO) -> None:
     """Write (H, W) or (H, W, 3) uint8 as PNG, without loss; the same array gives the same bytes."""
     from PIL import Image as Pillow
 
-    Pillow.fromarray(np.ascontiguousarray(array)).save(path, format="PNG", compress_level=7)
+    Pillow.fromarray(np.ascontiguousarray(array)).save(file, format="PNG", compress_level=7)
 
 
 def label_colours(labels: np.ndarray) -> np.ndarray:

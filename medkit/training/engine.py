@@ -27,6 +27,7 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
     """
     device = _set_up(plan)
     from medkit.training.config import TrainConfig
+    from medkit.training.result import write_samples
     from medkit.training.run import Run
 
     folder = RunFolder(plan.output)
@@ -40,6 +41,8 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
             folder.begin(plan, identity)
         parts = config.build(folder.root)
         _adjust(parts, plan, fresh=state is None)
+        if state is None:
+            write_samples(folder.root, parts)
         run = Run(plan, folder, config, parts, data, identity, stop or StopRequest())
         return run.all(state)
 

@@ -15,14 +15,21 @@ from medkit.files import whole, write_atomically
 from medkit.training.curve import draw_curve
 from medkit.training.history import Row
 from medkit.training.plan import TrainingPlan
+from medkit.training.samples import Samples
 from medkit.training.weights import copied
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+    from medkit.training.config import Parts
 
 BEGIN, END = "<!-- medkit train: begin -->", "<!-- medkit train: end -->"
 """Between these lies the part of the model card that a training writes; the rest is the authors'."""
 CURVE = "docs/learning_curve.png"
+SAMPLES = "docs/samples.png"
+SHOWN = 12
+"""Samples on the picture."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,45 @@ def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], dtype: str)
         torch.save(copied(weights, getattr(torch, dtype)), file)
 
 
+def write_samples(folder: Path, parts: Parts) -> None:
+    """Draws what the network will see: samples from the beginning to the end of the training, where they are images."""
+    from medkit.figures import sample_sheet, write_png
+
+    loader = parts.trainer.data_loader
+    if not isinstance(dataset := getattr(loader, "dataset", None), Samples):
+        return  # other datasets' samples depend on what was drawn before: looking at them would change the training
+    pairs = []
+    for number in range(SHOWN):
+        sample = dataset[number * parts.steps * (loader.batch_size or 1) // SHOWN]
+        image, labels = (_first_channel(sample, key) for key in ("image", "label"))
+        if image is None:
+            return
+        pairs.append((image, labels if labels is not None and labels.shape == image.shape else None))
+    with whole(folder / SAMPLES) as file:
+        write_png(sample_sheet(pairs), file)
+
+
+def _first_channel(sample: Any, key: str) -> np.ndarray | None:
+    """A sample's (C, I, J, K) or (C, I, J) image as an array without C; None where it has no such."""
+    import numpy as np
+
+    if not isinstance(sample, Mapping) or key not in sample:
+        return None
+    value = sample[key]
+    array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    return array[0] if array.ndim in (3, 4) else None
+
+
 def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequence[Row]) -> None:
     """Writes metadata, model card, note on the data's licence and curve, each whole or not at all."""
     write_atomically(folder / CURVE, draw_curve(rows, figures.metric_name, f"{folder.name}: training"))
     metadata = new_metadata(plan, figures)
     write_atomically(folder / "configs" / "metadata.json", json.dumps(metadata, indent=4) + "\n")
     card = folder / "docs" / "README.md"
+    pictures = {"learning curve": CURVE, "samples, from the first steps to the last": SAMPLES}
+    pictures = {title: name for title, name in pictures.items() if (folder / name).is_file()}
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.name}\n"
-    write_atomically(card, with_section(text, _section(plan, figures, _class_names(metadata, figures))))
+    write_atomically(card, with_section(text, _section(plan, figures, _class_names(metadata, figures), pictures)))
     if plan.data is not None:
         path = folder / "docs" / "data_license.txt"
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -133,7 +171,7 @@ def with_section(text: str, section: str) -> str:
     return f"{text.rstrip()}\n\n{block}\n"
 
 
-def _section(plan: TrainingPlan, figures: Figures, names: Sequence[str]) -> str:
+def _section(plan: TrainingPlan, figures: Figures, names: Sequence[str], pictures: Mapping[str, str]) -> str:
     best = figures.best
     rows = [
         ("begun from", f"{plan.bundle.name} {plan.bundle.version}, config `{plan.config}`"
@@ -149,7 +187,7 @@ def _section(plan: TrainingPlan, figures: Figures, names: Sequence[str]) -> str:
     lines = ["## Training", "", "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""]
     if plan.command:
         lines += ["```sh", plan.command, "```", ""]
-    lines += [f"![learning curve]({Path(CURVE).name})", ""]
+    lines += [line for title, name in pictures.items() for line in (f"![{title}]({Path(name).name})", "")]
     if best and best.per_class:
         lines += [f"| class | {figures.metric_name} |", "|---|---|"]
         lines += [f"| {name} | {value:.4f} |" for name, value in zip(names, best.per_class, strict=True)]
