@@ -546,6 +546,15 @@ def test_hours_limit_it(train: Train, tmp_path: Path) -> None:
     assert told["steps"] == int(rows[-1]["step"])
 
 
+def test_a_config_over_another(train: Train, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "layered")
+    (bundle / "configs" / "short.json").write_text('{"steps": 3, "optimizer::lr": 0.5}')
+    assert train("--config", "train,short", bundle=bundle) == 0
+    rows = table(tmp_path / "out")
+    assert [r["step"] for r in rows] == ["1", "2", "3"]
+    assert max(float(r["learning_rate"]) for r in rows) > 0.1
+
+
 def test_the_seed_matters(train: Train, tmp_path: Path, unbroken: Path) -> None:
     assert train("--seed", 1, "--steps", 2) == 0
     assert table(tmp_path / "out")[0] != table(unbroken)[0]

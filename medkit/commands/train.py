@@ -64,7 +64,12 @@ def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
 )
 @click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings.")
 @click.option(
-    "--config", "config_name", default="train", show_default=True, metavar="NAME", help="The bundle's config to run."
+    "--config",
+    "config_name",
+    default="train",
+    show_default=True,
+    metavar="NAME[,NAME]",
+    help="The bundle's config to run; ids of a further one replace the first one's.",
 )
 @click.option(
     "--data",

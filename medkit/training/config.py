@@ -52,11 +52,11 @@ class TrainConfig:
         from monai.bundle import ConfigWorkflow
 
         self.plan = plan
-        self.path = plan.bundle.config(plan.config)
+        self.path, *above = (plan.bundle.config(name) for name in plan.config.split(","))
         _hush()
         with self._blame():
             self.workflow = ConfigWorkflow(
-                config_file=str(self.path),
+                config_file=[str(path) for path in (self.path, *above)],
                 meta_file=str(plan.bundle.root / "configs" / "metadata.json"),
                 workflow_type="train",
                 logging_file=False,

@@ -26,6 +26,7 @@ class TrainingPlan:
     output: Path
     """The new bundle's folder, absolute."""
     config: str = "train"
+    """Names of configs, with commas; the ids of a later one replace those of the ones before it."""
     data: Path | None = None
     """A datalist's JSON or a folder; None: what the config names."""
     init_from: Path | None = None
