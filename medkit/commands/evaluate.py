@@ -72,8 +72,12 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
 @option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @option("-0", "--null", is_flag=True, help="Lines in end in NUL instead of newline.")
 @click.option("--list", "list_file", type=_FILE, metavar="FILE", help="Read the results from FILE, as from stdin.")
-@option("--threads", type=click.IntRange(min=1), metavar="N",
-        help="Threads.  [default: what the scheduler or the CPU affinity grants]")
+@option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads.  [default: what the scheduler or the CPU affinity grants]",
+)
 @option("--seed", type=int, default=0, metavar="N", help="Seed of the bootstrap.  [default: 0]")
 def evaluate(files: tuple[str, ...], **given: Any) -> int:
     """Compare results with references: labels (Dice, HD95, ASSD, volume), images (MSE, SSIM, PSNR, NCC), points (TRE).
