@@ -125,6 +125,15 @@ def test_resampling(toy: Run, folders: Path) -> None:
     assert done.lines[1].split()[:3] == ["fine_dseg", "1", "0"]
 
 
+def test_resampled_labels_are_not_blended(toy: Run, folders: Path) -> None:
+    shifted = AFFINE.copy()
+    shifted[:3, 3] = 0.4, 0.9, -0.6
+    result = save(folders / "shifted_dseg.nii.gz", blocks() * 10, shifted)
+    reference = save(folders / "ten_labels.nii.gz", blocks() * 10)
+    (case,) = json.loads(toy("evaluate", result, reference, "--resample", "--json").out)["cases"]
+    assert [(row["label"], row["dice"]) for row in case["rows"]] == [("10", 1.0), ("20", 1.0)]
+
+
 def test_files_without_a_partner(toy: Run, folders: Path) -> None:
     (folders / "truth/c1_labels.nii.gz").unlink()
     (folders / "out/c2_t1_dseg.nii.gz").unlink()
@@ -188,6 +197,16 @@ def test_images_and_masks(toy: Run, tmp_path: Path) -> None:
     name, mse, _, psnr, _, data_range = masked.lines[1].split()
     assert (mse, data_range) == ("100", "200")
     assert float(psnr) == pytest.approx(20 * np.log10(200 / 10), abs=0.01)
+
+
+def test_what_to_know_about_images(toy: Run, folders: Path) -> None:
+    voxels = blocks().astype(np.float32)
+    voxels[0, 0, 0] = np.nan
+    holes = save(folders / "holes.nii.gz", voxels)
+    plain = save(folders / "plain.nii.gz", blocks())
+    assert "holes.nii.gz: 1 voxels are NaN" in toy("evaluate", holes, plain).err
+    assert "--kind labels" in toy("evaluate", plain, plain).err
+    assert toy("evaluate", plain, plain, "--kind", "labels").err == ""
 
 
 def test_points_and_transforms(toy: Run, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_what_one_side_lacks(pair: tuple[np.ndarray, np.ndarray]) -> None:
 def test_large_label_numbers() -> None:
     voxels = np.array([0, 3, 9_000_000, 9_000_001, 3], np.int64).reshape(5, 1, 1)
     assert present(voxels) == {3, 9_000_000, 9_000_001}
+    assert not translated(voxels, {}).any()
     assert translated(voxels, {3: 1, 9_000_001: 2}).ravel().tolist() == [0, 1, 0, 2, 1]
     assert compare_labels(voxels, voxels, (1, 1, 1))[9_000_000]["dice"] == 1
 
@@ -133,7 +134,11 @@ def test_images_equal_scikit_image() -> None:
     other = compare_images(a, b, data_range=2 * span)
     assert other["psnr_db"] - values["psnr_db"] == pytest.approx(20 * math.log10(2))
     half = np.indices(a.shape)[0] < 6
-    assert compare_images(a, b, half)["mse"] == pytest.approx(((a - b)[half] ** 2).mean(), rel=1e-5)
+    inside = compare_images(a, b, half, span)
+    assert inside["mse"] == pytest.approx(((a - b)[half] ** 2).mean(), rel=1e-5)
+    assert inside["psnr_db"] == pytest.approx(20 * math.log10(span) - 10 * math.log10(inside["mse"]))
+    everywhere = structural_similarity(a, b.astype(np.float32), data_range=span, full=True)[1]
+    assert inside["ssim"] == pytest.approx(everywhere[3:6, 3:-3, 3:-3].mean(), abs=1e-4)
 
 
 def test_equal_images_have_an_infinite_psnr() -> None:
@@ -242,6 +247,7 @@ def tree(tmp_path: Path) -> Callable[..., list[Path]]:
         ("case_01.nii.gz", "case_01_0000.nii.gz"),
         ("sub-01_space-mni_desc-registered_T1w.nii.gz", "sub-01_T1w.nii.gz"),
         ("sub-01_ses-2_T1w_dseg.nii.gz", "sub-01_ses-2_dseg.nii.gz"),
+        ("img_0001_pred.nii.gz", "img_0001_gt.nii.gz"),
         ("anna/seg.nii.gz", "anna/labels.nii.gz"),
         ("anna_points.csv", "anna_landmarks.mrk.json"),
     ],

@@ -78,7 +78,7 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
     metavar="N",
     help="Threads.  [default: what the scheduler or the CPU affinity grants]",
 )
-@option("--seed", type=int, default=0, metavar="N", help="Seed of the bootstrap.  [default: 0]")
+@option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of the bootstrap.  [default: 0]")
 def evaluate(files: tuple[str, ...], **given: Any) -> int:
     """Compare results with references: labels (Dice, HD95, ASSD, volume), images (MSE, SSIM, PSNR, NCC), points (TRE).
 

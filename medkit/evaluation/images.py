@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from medkit import metrics
@@ -24,9 +26,7 @@ def score_images(pair: Pair, settings: Settings) -> Scores:
         if not mask.any():
             raise InputError(f"{pair.mask}: the mask keeps no voxel of {pair.reference}")
     values = compare_images(result, reference.data[0], mask, settings.data_range)
-    doubtful = _few_numbers(image) and _few_numbers(reference)
-    hint = "both files hold few whole numbers: if they are labels, say --kind labels"
-    return Scores(pair, values, warnings=(hint,) if doubtful else ())
+    return Scores(pair, values, warnings=tuple(_warnings(image, reference)))
 
 
 def compare_images(
@@ -49,6 +49,14 @@ def compare_images(
         "ncc": metrics.ncc(a, b, kept),
         "data_range": span,
     }
+
+
+def _warnings(image: Image, reference: Image) -> Iterator[str]:
+    for side in (image, reference):
+        # what else the sanity check notices, such as thick slices, concerns networks
+        yield from (f"{side.path}: {warning}" for warning in side.warnings if "NaN" in warning)
+    if _few_numbers(image) and _few_numbers(reference):
+        yield "both files hold few whole numbers: if they are labels, say --kind labels"
 
 
 def _few_numbers(image: Image) -> bool:

@@ -64,6 +64,8 @@ def translated(voxels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
             if source <= highest:
                 table[source] = target
         return table[voxels]
+    if not numbers:
+        return np.zeros(voxels.shape, kind)
     sources = np.array(sorted(numbers), np.int64)
     targets = np.array([numbers[int(source)] for source in sources], kind)
     place = np.searchsorted(sources, voxels).clip(max=len(sources) - 1)

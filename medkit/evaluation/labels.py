@@ -43,7 +43,7 @@ def compare_labels(
     spacing: Sequence[float] | np.ndarray,
     labels: Sequence[int] | None = None,
 ) -> dict[int, dict[str, float]]:
-    """Measures of each label of two label images (I, J, K) on one grid, `spacing` (3,) in mm.
+    """Measures of each label of two label images (I, J, K) on one grid with axes at right angles, `spacing` (3,) in mm.
 
     `dice` (0 .. 1); `hd95_mm`, the larger of the two directions' 95th percentiles of the distances between surfaces;
     `assd_mm`, the mean of these distances of both directions together; `volume_error_percent` of the reference's

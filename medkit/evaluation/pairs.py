@@ -21,7 +21,7 @@ _LABELS = "dseg|seg|segmentation|aseg|labels?|labelmap|mask"
 """Last words of the names of label images, and words of the names of their folders."""
 _ROLE = (
     f"{_LABELS}|pred|prediction|registered|transformed|enhanced|sr|class|points|landmarks|fiducials|transform|xfm"
-    "|reference|truth|manual"
+    "|reference|truth|groundtruth|gt|manual|output|result"
 )
 """Last words of names that say what was done to a case, not which case it is."""
 _MODALITY = "t1|t1w|t2|t2w|pd|pdw|flair|ct|mri?|image|img|0000"
