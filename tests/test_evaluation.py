@@ -21,7 +21,7 @@ from medkit.evaluation.grids import reoriented
 from medkit.evaluation.images import compare_images
 from medkit.evaluation.label_maps import names_beside, parse_labels, present, translated
 from medkit.evaluation.labels import compare_labels, surface
-from medkit.evaluation.pairs import files_of, kind_between, match
+from medkit.evaluation.pairs import files_of, kind_between, match, of_kind
 from medkit.evaluation.run import summarised
 from medkit.images import read_image
 
@@ -120,7 +120,7 @@ def test_large_label_numbers() -> None:
 def test_images_equal_scikit_image() -> None:
     rng = np.random.default_rng(1)
     a = rng.normal(300, 50, (12, 15, 11)).astype(np.float32)
-    b = (a + rng.normal(0, 30, a.shape)).astype(np.int16)
+    b = (a + rng.normal(0, 30, a.shape) * np.linspace(0.1, 2, 12)[:, None, None]).astype(np.int16)
     values = compare_images(a, b)
     span = float(b.max() - b.min())
     assert values["data_range"] == span
@@ -307,10 +307,14 @@ def test_files_of_a_folder(tree: Callable[..., list[Path]], tmp_path: Path) -> N
 
 
 def test_kinds(tree: Callable[..., list[Path]]) -> None:
-    plain, other, label, points, nnunet = tree("a.nii", "b.nii", "a_dseg.nii", "a.csv", "labelsTr/a.nii")
+    plain, other, label, points, nnunet = tree("a.nii", "b.nii", "a_dseg.nii", "a_dseg.tsv", "labelsTr/a.nii")
     assert kind_between([plain], [other]) == "images"
     assert kind_between([plain], [label]) == kind_between([plain], [nnunet]) == "labels"
-    assert kind_between([points], [points]) == "points"
+    assert kind_between([points], [points, plain]) == "points"
+    assert kind_between([label, points], [label, points]) == "labels"
+    assert of_kind([label, points], "labels") == [label]
+    assert of_kind([plain, label, points], "images") == [plain]
+    assert of_kind([plain, points], "points") == [points]
     with pytest.raises(UsageError, match="--kind"):
         kind_between([plain], [plain, label])
 

@@ -68,9 +68,9 @@ def files_of(where: Path, kind: str) -> list[Path]:
 
 def kind_between(results: Sequence[Path], references: Sequence[Path]) -> Kind:
     """What files are, by their names, their folders' names and their sidecars; UsageError where these do not say."""
-    if any(_is_points(path) for path in (*results, *references)):
+    if all(_is_points(path) for path in results):
         return "points"
-    sides = [{_says_labels(path) for path in side} for side in (results, references)]
+    sides = [{_says_labels(path) for path in side if not _is_points(path)} for side in (results, references)]
     if {True} in sides:
         return "labels"
     if any(True in side for side in sides):
@@ -80,7 +80,7 @@ def kind_between(results: Sequence[Path], references: Sequence[Path]) -> Kind:
 
 def of_kind(paths: Iterable[Path], kind: str) -> list[Path]:
     """Those of the files whose names fit a kind: label images among labels where there are any, else all but these."""
-    every = list(paths)
+    every = [path for path in paths if kind == "transforms" or _is_points(path) is (kind == "points")]
     said = [path for path in every if _says_labels(path)]
     if kind == "labels":
         return said or every
