@@ -27,7 +27,7 @@ _CALM = {
 _CALM_NAMES = re.compile(
     r"collections\.(OrderedDict|Counter)|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
     r"|torch\.(Size|Tensor|device)|torch(\.cuda)?\.\w+(Storage|Tensor)|torch\.storage\.(Typed|Untyped)Storage"
-    r"|torch\.(float|bfloat|double|half|complex|u?int|q?u?int|bool|bits)\w*|_codecs\.encode"
+    r"|torch\.((b?float|complex|q?u?int|bits)\d\w*|bool)|_codecs\.encode"
     r"|(builtins|__builtin__)\.(bytearray|set|complex)"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
 )

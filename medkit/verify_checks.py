@@ -121,34 +121,50 @@ def check_references(subject: Subject) -> Iterator[str]:
     """Every config is read by MONAI; what its `@` and `%` refer to and the classes that its `_target_` names exist."""
     configs = [p for p in sorted((subject.root / "configs").glob("*")) if p.suffix in CONFIG_SUFFIXES]
     configs = [p for p in configs if p.stem != "metadata" and not is_junk(p.name)]
-    alone = {path: _problems_of(subject, path) for path in configs}
+    alone = {path: _reading(subject, path) for path in configs}
     for path in configs:
-        yield from (f"{path.name}: {problem}" for problem in _best_reading(subject, path, alone))
+        best = alone[path] if path.stem in STAND_ALONE else _best_reading(subject, path, alone)
+        yield from (f"{path.name}: {problem}" for problem in best.problems)
 
 
-def _best_reading(subject: Subject, path: Path, alone: Mapping[Path, list[str]]) -> list[str]:
-    """The problems of a config alone or, as many are meant to be, laid over others; whichever leaves the fewest.
+STAND_ALONE = ("inference", "train")
+"""Configs that run by themselves; others may be meant to be laid over them."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is wrong with configs that are read one over another."""
+
+    problems: list[str]
+    whole: bool
+    """Whether MONAI could read them at all."""
+
+
+def _best_reading(subject: Subject, path: Path, alone: Mapping[Path, Reading]) -> Reading:
+    """A config alone or laid over one or two others, whichever leaves the fewest problems.
 
     What is wrong with those others is said once, about them.
     """
-    fewest = alone[path]
-    others = [p for p in alone if p != path]
+    best = alone[path]
+    others = [p for p in alone if p != path and alone[p].whole]
     train = [p for p in others if p.stem.startswith("train")]
     pairs = [[a, b] for a in train for b in others if a != b and b.stem.startswith(("train", "eval"))]
-    for below in ([], *([p] for p in others), *pairs):
-        if not fewest:
+    for below in (*([p] for p in others), *pairs):
+        if not best.problems:
             break
-        known = {problem for p in below for problem in alone[p]}
-        found = [problem for problem in _problems_of(subject, *below, path) if problem not in known]
-        fewest = min(fewest, found, key=len)
-    return fewest
+        known = {problem for p in below for problem in alone[p].problems} - set(alone[path].problems)
+        found = _reading(subject, *below, path)
+        if found.whole:
+            found = Reading([problem for problem in found.problems if problem not in known], True)
+            best = min(best, found, key=lambda reading: (not reading.whole, len(reading.problems)))
+    return best
 
 
-def _problems_of(subject: Subject, *paths: Path) -> list[str]:
+def _reading(subject: Subject, *paths: Path) -> Reading:
     try:
-        return list(_unresolved(subject.parser(*paths)))
+        return Reading(list(_unresolved(subject.parser(*paths))), True)
     except Exception as error:
-        return [sentence(error)]
+        return Reading([sentence(error)], False)
 
 
 def _unresolved(parser: Any) -> Iterator[str]:
@@ -374,7 +390,6 @@ DONE = {
 
 def main(descriptor: int, root: Path, names: list[str]) -> None:
     """Makes the checks one after another and reports each."""
-    warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     sys.path.insert(1, str(root))  # as MONAI does: a bundle's own code lies there
     with open(descriptor, "w", encoding="utf-8") as out:
@@ -387,7 +402,8 @@ def main(descriptor: int, root: Path, names: list[str]) -> None:
 def outcome(name: str, subject: Subject) -> tuple[str, list[str]]:
     """Status and messages of one check, whatever the bundle's code does."""
     try:
-        found = list(globals()[f"check_{name}"](subject))
+        with warnings.catch_warnings(action="ignore"):
+            found = list(globals()[f"check_{name}"](subject))
     except Skipped as reason:
         return "skipped", [str(reason)]
     except KeyboardInterrupt:

@@ -11,11 +11,11 @@ import click
 
 from medkit import bundle as bundles
 from medkit import bundle_store as store
+from medkit import plugins
 from medkit import trust as trusted
 from medkit.bundle_files import printable
 from medkit.bundle_summary import describe, list_lines, megabytes, rows, show_lines
 from medkit.errors import UsageError
-from medkit.plugins import registry
 from medkit.records import absolute
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -39,7 +39,7 @@ def bundle() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the bundles that plugins bring and those that you installed."""
-    found = rows(registry())
+    found = rows(plugins.registry())
     if as_json:
         click.echo(json.dumps([asdict(row) for row in found], indent=1))
         return
@@ -52,7 +52,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show what a bundle is for, what it takes and gives, and what is known about its quality."""
-    about = describe(bundles.find(name, registry()), registry())
+    about = describe(bundles.find(name, plugins.registry()), plugins.registry())
     if as_json:
         click.echo(json.dumps(about, indent=1))
         return
@@ -69,7 +69,7 @@ def verify(name: str, trust: bool, as_json: bool) -> int:
     from medkit.verify import FAILED, Check
     from medkit.verify import verify as checks_of
 
-    found = bundles.find(name, registry())
+    found = bundles.find(name, plugins.registry())
     if found.distribution is None:
         trusted.admit(found.root, trust=trust, option="verify")
     done: list[Check] = []
@@ -109,7 +109,7 @@ def audit(name: str, as_json: bool) -> None:
 def _root(name: str) -> Path:
     """The folder of a bundle, or a folder that is not even one: whoever audits wants to see what is wrong."""
     path = Path(name)
-    return path.resolve() if path.is_dir() else bundles.find(name, registry()).root
+    return path.resolve() if path.is_dir() else bundles.find(name, plugins.registry()).root
 
 
 @bundle.command()
@@ -123,7 +123,7 @@ def install(source: str, name: str | None, task: str | None, overwrite: bool, tr
     path = absolute(source)
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder; medkit installs from what is here, not from a network")
-    taken = [spec.name for plugin in registry().plugins for spec in plugin.bundles]
+    taken = [spec.name for plugin in plugins.registry().plugins for spec in plugin.bundles]
     done = store.install(path, name=name, task=task, overwrite=overwrite, trust=trust, taken=taken)
     for line in _install_notes(done, trust):
         click.echo(printable(f"medkit: {line}"), err=True)
@@ -149,7 +149,7 @@ def _install_notes(done: store.Installed, trust: bool) -> list[str]:
 @click.option("--overwrite", is_flag=True, help="Replace FILE.zip.")
 def pack(name: str, output: str, overwrite: bool) -> None:
     """Write a bundle into a zip; the same bundle gives the same bytes anywhere."""
-    found = bundles.find(name, registry())
+    found = bundles.find(name, plugins.registry())
     target = absolute(output)
     if target.suffix != ".zip":
         raise UsageError(f"--output {output}: expected a name that ends in .zip")
