@@ -103,9 +103,10 @@ def write_hostile(root: Path, canary: Path) -> Path:
     """Writes a bundle that leaves `canary` as soon as any of its code runs, whichever way."""
     touch = f"open({str(canary)!r}, 'w')"
     write_sound(root, weights=False)
-    for name in ("inference", "train"):
+    three = f"$__import__('pathlib').Path({str(canary)!r}).touch() or 3"
+    for name, network in (("inference", "network_def"), ("train", "network")):
         change_json(
-            root / "configs" / f"{name}.json", imports=["$import os", f"$__import__('os').mknod({str(canary)!r})"]
+            root / "configs" / f"{name}.json", imports=["$import os"], **{network: NETWORK | {"spatial_dims": three}}
         )
     change_json(root / "configs" / "metadata.json", task=f"${touch}", name="\x1b[31mred", version="0.1.0")
     (root / "configs" / "more.yaml").write_text(

@@ -122,6 +122,7 @@ def test_verify_lists_everything(toy: Run, root: Path) -> None:
     (root / "models" / "model.pt").unlink()
     (root / "LICENSE").unlink()
     change_json(root / "configs" / "metadata.json", authors=None, copyright=None)
+    change_json(root / "configs" / "inference.json", dataset_dir=None, datalist=[], evaluator=None, run=None)
     done = toy("bundle", "verify", root, "--trust")
     assert done.code == 1
     words = [line.split()[:2] for line in done.lines]

@@ -196,7 +196,7 @@ def test_bombs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(limits, "SMALL", 64 << 20)
     install(path)
     monkeypatch.setattr(limits, "MAX_BYTES", 1 << 20)
-    with pytest.raises(BundleError, match="expected at most 1$|MB, expected at most"):
+    with pytest.raises(BundleError, match="MB, expected at most 1"):
         install(path)
     monkeypatch.setattr(limits, "MAX_FILES", 3)
     with pytest.raises(BundleError, match="files, expected at most 3"):

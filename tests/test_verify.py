@@ -134,7 +134,7 @@ def test_configs_that_lie_over_others(root: Path) -> None:
     write_json(root / "configs" / "over.json", {"a": "@train::trainer", "b": "@optimizer"})
     assert outcome("references", Subject(root))[0] == OK
     write_json(root / "configs" / "far.json", {"a": "@train::trainer", "b": "@nowhere", "c": "@nowhere::b"})
-    assert [m for m in failed(root, "references").splitlines()] == [
+    assert failed(root, "references").splitlines() == [
         "far.json: b: refers to nowhere, which is not there",
         "far.json: c: refers to nowhere::b, which is not there",
     ]
