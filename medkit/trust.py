@@ -25,7 +25,9 @@ from medkit.files import write_atomically
 log = logging.getLogger(__name__)
 
 _FOLDERS = ("configs", "models")
-_TOP = ("large_files.json", "large_files.yaml", "large_files.yml")
+_DATA = ("training", "data", "eval", "docs")
+"""Folders whose settings and tables come and go with the data; what is a config elsewhere may be one."""
+_CONFIGS = (".json", ".yaml", ".yml", ".toml", ".conf", ".ini", ".cfg")
 _CODE = (
     ".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".pth", ".pt", ".ts", ".ckpt", ".pkl", ".pickle", ".npy", ".npz",
     ".onnx", ".safetensors", ".bin", ".zip", ".whl", ".egg",
@@ -70,7 +72,9 @@ def _bears_code(name: str) -> bool:
     top, below, _ = name.partition("/")
     if top == "training":  # the state of a training; what runs there is Python alone
         return name.endswith((".py", ".pyc"))
-    return (bool(below) and top in _FOLDERS) or name in _TOP or name.lower().endswith(_CODE)
+    if (below and top in _FOLDERS) or name.lower().endswith(_CODE):
+        return True
+    return not (below and top in _DATA) and name.lower().endswith(_CONFIGS)
 
 
 # ---- what is remembered

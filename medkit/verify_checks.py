@@ -292,15 +292,16 @@ def check_case(subject: Subject) -> Iterator[str]:
     if kind.get("format") == "RGB" or (dims == 2 and channels == 3):
         raise Skipped("takes coloured pictures; the scans that are made here are NIfTI")
     problems: list[str] = []
-    # the network's channels may come from as many in the file, or from preprocessing: the file cannot be told before
-    for in_file in dict.fromkeys((1, channels)):
+    # the network's channels may come from as many in the file, or from preprocessing, and its planes may be slices of
+    # a volume: what file is meant cannot be told before
+    for in_file, axes in dict.fromkeys((c, d) for c in (1, channels) for d in range(dims, 4)):
         try:
-            found = list(_case_problems(subject, kind, dims, in_file))
+            found = list(_case_problems(subject, kind, axes, in_file))
         except Exception as error:
             found = [sentence(error)]
         if not found:
             return
-        problems += [f"a scan with {in_file} channel{'s' * (in_file > 1)}: {problem}" for problem in found]
+        problems += [f"a {axes}D scan of {in_file} channel{'s' * (in_file > 1)}: {problem}" for problem in found]
     yield from problems
 
 
@@ -351,7 +352,7 @@ def _infer(subject: Subject, scan: Path, out: Path) -> None:
     workflow = _workflow(subject, run_id or "run")
     parser = workflow.parser
     # a tuple is opaque to MONAI's parser, which would look for references in a list
-    item = ({key: str(scan) for key in _image_keys(parser.get("preprocessing"))},)
+    item = ({key: str(scan) for key in _image_keys(parser)},)
     wishes = {
         "bundle_root": str(subject.root), "dataset_dir": str(scan.parent), "output_dir": str(out),
         "device": torch.device("cpu"), "dataset::data": item, "dataloader::num_workers": 0,
@@ -366,14 +367,25 @@ def _infer(subject: Subject, scan: Path, out: Path) -> None:
         parser.get_parsed_content("evaluator").run()
 
 
-def _image_keys(preprocessing: Any) -> list[str]:
-    """The keys that the first LoadImaged reads."""
-    transforms = preprocessing.get("transforms") if isinstance(preprocessing, dict) else None
-    for transform in transforms if isinstance(transforms, list) else ():
-        if isinstance(transform, dict) and "LoadImage" in str(transform.get("_target_")):
-            keys = transform.get("keys", "image")
-            return [keys] if isinstance(keys, str) and not keys.startswith(("@", "$")) else list(keys)
+def _image_keys(parser: Any) -> list[str]:
+    """The keys under which the first LoadImaged reads files; they may stand elsewhere in the config."""
+    for name in sorted(parser.get(), key=lambda name: (not name.startswith("preprocessing"), name)):
+        for transform in _dicts(parser.get(name)):
+            if "LoadImage" in str(transform.get("_target_")):
+                keys = transform.get("keys", "image")
+                while isinstance(keys, str) and keys.startswith("@"):
+                    keys = parser[keys[1:]]
+                return [keys] if isinstance(keys, str) else list(keys)
     return ["image"]
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    """All dictionaries in nested data, the outer ones first."""
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _dicts(part)
 
 
 # ---- the process

@@ -52,6 +52,7 @@ def test_trust_is_asked_once(root: Path, tmp_path: Path) -> None:
         (".hidden/x.so", r".hidden/x\.so was added"),
         ("training/x.py", r"training/x\.py was added"),
         ("large_files.yml", "large_files.yml was added"),
+        ("parts/more.json", "parts/more.json was added"),
     ],
 )
 def test_changed_code_is_asked_about_again(root: Path, name: str, words: str) -> None:
@@ -71,7 +72,7 @@ def test_removed_code_is_asked_about_again(root: Path) -> None:
         admit(root, trust=False)
 
 
-@pytest.mark.parametrize("name", ["docs/README.md", "training/log.csv", "training/checkpoint.pt", "data/a.nii.gz"])
+@pytest.mark.parametrize("name", ["docs/README.md", "training/log.csv", "training/checkpoint.pt", "data/a.json"])
 def test_what_cannot_run_may_change(root: Path, name: str) -> None:
     admit(root, trust=True)
     (root / name).parent.mkdir(exist_ok=True)

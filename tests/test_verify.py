@@ -102,9 +102,11 @@ def test_metadata_that_lack_much_are_told_all_of_it(root: Path) -> None:
 def test_configs_that_cannot_be_read(root: Path) -> None:
     (root / "configs" / "a.yaml").write_text("a: [1\n")
     (root / "configs" / "b.json").write_text("{")
-    change_inference(root, dataset_dir="/home/somebody/data")
+    path = {"_target_": "CheckpointLoader", "load_path": "/home/somebody/model.pt"}
+    change_inference(root, dataset_dir="/home/somebody/data", handlers=[path])
     found = _seen("configs", root)
     assert [m.split(":")[0] for m in found.messages] == ["a.yaml", "b.json", "inference.json"]
+    assert found.messages[-1].endswith("absolute path in '/home/somebody/model.pt'")
 
 
 # ---- what is run, in this process
@@ -251,6 +253,27 @@ def test_a_case_that_lies_aslant(root: Path) -> None:
         postprocessing={"_target_": "Compose", "transforms": shifted(INFERENCE["postprocessing"]["transforms"])},
     )
     assert "lies elsewhere than the scan" in failed(root, "case")
+
+
+def test_a_case_under_another_key(root: Path) -> None:
+    """Zoo bundles name the key of the image elsewhere in the config."""
+    text = json.dumps(INFERENCE).replace('"keys": "image"', '"keys": "@image_key"')
+    text = text.replace('"orig_keys": "image"', '"orig_keys": "scan"')
+    evaluator = INFERENCE["evaluator"] | {"prepare_batch": "$lambda batch, *_, **__: (batch['scan'], None)"}
+    write_json(root / "configs" / "inference.json", json.loads(text) | {"image_key": "scan", "evaluator": evaluator})
+    assert "orig_keys" in (root / "configs" / "inference.json").read_text()
+    assert outcome("case", Subject(root))[1][0].startswith("a synthetic scan"), outcome("case", Subject(root))
+
+
+def test_a_network_of_planes_over_a_volume(root: Path) -> None:
+    network = {**INFERENCE["network_def"], "spatial_dims": 2}
+    inferer = {"_target_": "SliceInferer", "roi_size": [4, 4], "spatial_dim": 2}
+    change_inference(root, network_def=network, inferer=inferer)
+    for side, name in (("inputs", "image"), ("outputs", "pred")):
+        change_tensor(root, side, name, spatial_shape=["4*n", "4*n"])
+    torch.save(Subject(root).network().state_dict(), root / WEIGHTS)
+    for name in ("in_out", "weights", "case"):
+        assert outcome(name, Subject(root))[0] == OK, outcome(name, Subject(root))
 
 
 def test_a_case_without_a_result(root: Path) -> None:
