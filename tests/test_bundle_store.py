@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -215,6 +216,12 @@ def test_a_zip_that_lies_about_sizes(root: Path, tmp_path: Path) -> None:
     assert tree(user_folder()) == {".lock"}
 
 
+def test_a_file_that_grows_while_it_is_copied(tmp_path: Path) -> None:
+    entry = limits.Entry("a", "file", 2, lambda: io.BytesIO(b"abc"))
+    with pytest.raises(BundleError, match="larger than it says"):
+        bundle_store._copy(entry, tmp_path / "b" / "a", tmp_path)
+
+
 def test_a_damaged_zip(root: Path, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "bad.zip", root)
     content = bytearray(path.read_bytes())
@@ -305,6 +312,7 @@ def test_pack_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert archive.testzip() is None
         assert archive.namelist() == sorted(f"halves/{name}" for name in CONTENT)
+        assert {(i.create_system, i.external_attr >> 16) for i in archive.infolist()} == {(3, 0o100644)}
     (root / "LICENSE").write_text("another")
     assert pack(root, "halves", tmp_path / "a.zip", overwrite=True) != first
 
