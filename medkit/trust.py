@@ -138,7 +138,7 @@ def _locked(path: Path) -> Iterator[None]:
 # ---- the gate
 
 
-def admit(root: Path, *, trust: bool, option: str = "--bundle") -> None:
+def admit(root: Path, *, trust: bool) -> None:
     """Lets the code of a bundle that no plugin brings run, or not.
 
     `trust` is the user's word, and is remembered. Raises UsageError without it for a bundle that was not trusted
@@ -146,7 +146,7 @@ def admit(root: Path, *, trust: bool, option: str = "--bundle") -> None:
     """
     now = fingerprint(root)
     if not trust and now.sha256 not in {b["sha256"] for b in remembered()}:
-        raise UsageError(_refusal(root, now, option))
+        raise UsageError(_refusal(root, now))
     if trust:
         try:
             remember(root, now)
@@ -157,12 +157,12 @@ def admit(root: Path, *, trust: bool, option: str = "--bundle") -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
-def _refusal(root: Path, now: Fingerprint, option: str) -> str:
+def _refusal(root: Path, now: Fingerprint) -> str:
     before = [b for b in remembered() if b.get("root") == str(root)]
     look = f"look at it with medkit bundle audit {root}"
     if not before:
-        return f"{option} {root}: its configs run code, and no installed plugin brings it; {look}, and --trust it"
-    return f"{option} {root}: {changes(before[-1]['files'], now.files)} since you trusted it; {look}, and --trust it"
+        return f"{root}: its configs run code, and no installed plugin brings it; {look}, and --trust it"
+    return f"{root}: {changes(before[-1]['files'], now.files)} since you trusted it; {look}, and --trust it"
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str], most: int = 5) -> str:

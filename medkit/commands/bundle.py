@@ -70,8 +70,7 @@ def verify(name: str, trust: bool, as_json: bool) -> int:
     from medkit.verify import verify as checks_of
 
     found = bundles.find(name, plugins.registry())
-    if found.distribution is None:
-        trusted.admit(found.root, trust=trust, option="verify")
+    bundles.require_trust(found, trust=trust)
     done: list[Check] = []
     for check in checks_of(found.root):
         done.append(check)
