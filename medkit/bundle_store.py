@@ -33,6 +33,7 @@ from medkit.bundle_files import (
 )
 from medkit.errors import BundleError, InputError, OutputError, UsageError, listed
 from medkit.files import whole, write_atomically
+from medkit.records import sha256_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _CHUNK = 1 << 20
@@ -104,13 +105,23 @@ def install(
     its code may run. Raises InputError for a file that is no zip, BundleError for a bundle that is none or unsafe,
     UsageError for a name that cannot be, and OutputError where another version has the name.
     """
-    if source.is_dir():
-        entries = [_followed(e, source) for e in folder_entries(source)]
-        return _install(source, entries, source.resolve().name, None, name, task, overwrite, trust, taken)
-    with open_zip(source) as archive:
-        entries = list(zip_entries(archive))
-        size = source.stat().st_size
-        return _install(source, entries, source.stem, size, name, task, overwrite, trust, taken)
+    with _errors_said():
+        if source.is_dir():
+            entries = [_followed(e, source) for e in folder_entries(source)]
+            return _install(source, entries, source.resolve().name, None, name, task, overwrite, trust, taken)
+        with open_zip(source) as archive:
+            entries = list(zip_entries(archive))
+            size = source.stat().st_size
+            return _install(source, entries, source.stem, size, name, task, overwrite, trust, taken)
+
+
+@contextlib.contextmanager
+def _errors_said() -> Iterator[None]:
+    """A full disk or a folder that is not ours is an error that users can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{error.filename or 'the bundle'}: {error.strerror or error}") from error
 
 
 def _install(
@@ -241,16 +252,17 @@ def pack(root: Path, name: str, target: Path, *, overwrite: bool = False) -> str
         raise OutputError(f"{target}: exists already; --overwrite replaces it")
     if target.resolve().is_relative_to(root.resolve()):
         raise OutputError(f"{target}: lies in the bundle itself; choose another -o")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with whole(target) as out, zipfile.ZipFile(out, "w") as archive:
-        for entry in bundle_files(root):
-            info = zipfile.ZipInfo(f"{name}/{entry.name}", (1980, 1, 1, 0, 0, 0))
-            info.create_system, info.external_attr = 3, 0o100644 << 16
-            info.file_size = entry.size
-            with entry.open() as file, archive.open(info, "w") as member:
-                shutil.copyfileobj(file, member, _CHUNK)
-    with open(target, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    files = bundle_files(root)
+    with _errors_said():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole(target) as out, zipfile.ZipFile(out, "w") as archive:
+            for entry in files:
+                info = zipfile.ZipInfo(f"{name}/{entry.name}", (1980, 1, 1, 0, 0, 0))
+                info.create_system, info.external_attr = 3, 0o100644 << 16
+                info.file_size = entry.size
+                with entry.open() as file, archive.open(info, "w") as member:
+                    shutil.copyfileobj(file, member, _CHUNK)
+        return sha256_of(target)
 
 
 def missing_files(root: Path) -> list[str]:

@@ -241,3 +241,5 @@ def test_trust_comes_from_no_variable(toy: Run, root: Path) -> None:
     for name in ("MEDKIT_TRUST", "MEDKIT_BUNDLE_VERIFY_TRUST", "MEDKIT_VERIFY_TRUST"):
         value = str(root / "none.json") if name == "MEDKIT_TRUST" else "1"
         assert toy("bundle", "verify", root, env={name: value}).code == 2
+    train = ("train", "halves", "--bundle", root, "-o", root.parent / "out", "--dry-run")
+    assert "--trust" in toy(*train, env={"MEDKIT_TRAIN_TRUST": "1"}).err

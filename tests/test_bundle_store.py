@@ -344,3 +344,15 @@ def test_pack_replaces_nothing_unasked(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.zip").read_text() == "mine"
     with pytest.raises(OutputError, match="lies in the bundle itself"):
         pack(root, "halves", root / "a.zip")
+
+
+def test_places_that_cannot_be_written(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file: "):
+        pack(root, "halves", tmp_path / "file" / "a.zip")
+    monkeypatch.setenv("MEDKIT_TRUST", str(tmp_path / "file" / "trust.json"))
+    with pytest.raises((OutputError, UsageError), match="file"):
+        install(root, trust=True)
+    monkeypatch.setenv("MEDKIT_BUNDLES", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="file: "):
+        install(root)
