@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit import trust as trusted
+from medkit.bundle_files import RECORD
 from medkit.errors import BundleError, UsageError, WeightsMissingError, listed
 
 if TYPE_CHECKING:
@@ -88,8 +89,6 @@ def read_metadata(root: Path) -> dict[str, Any]:
 
 USER = "user"
 """What stands before the name of a bundle that the user installed, where a plugin's has the same: `user:NAME`."""
-RECORD = ".medkit.json"
-"""What `medkit bundle install` writes into a bundle's folder about it; hidden, so that no bundle brings its own."""
 
 
 def user_folder() -> Path:

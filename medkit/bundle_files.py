@@ -24,6 +24,9 @@ MAX_RATIO = 100
 SMALL = 64 << 20
 """Below this many bytes the ratio does not matter."""
 
+RECORD = ".medkit.json"
+"""What `medkit bundle install` writes into a bundle's folder about it; hidden, so that no bundle brings its own."""
+
 _JUNK = ("__MACOSX", "__pycache__")
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from medkit import trust as trusted
-from medkit.bundle import CONFIG_SUFFIXES, RECORD, WEIGHTS, read_metadata, read_record, user_folder
+from medkit.bundle import CONFIG_SUFFIXES, WEIGHTS, read_metadata, read_record, user_folder
 from medkit.bundle_files import (
+    RECORD,
     Entry,
     bundle_root_in,
     folder_entries,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medkit.bundle_files import folder_entries, printable
+from medkit.bundle_files import RECORD, folder_entries, printable
 from medkit.errors import BundleError, UsageError, listed
 from medkit.files import write_atomically
 
@@ -74,7 +74,7 @@ def _bears_code(name: str) -> bool:
         return name.endswith((".py", ".pyc"))
     if (below and top in _FOLDERS) or name.lower().endswith(_CODE):
         return True
-    return not (below and top in _DATA) and name.lower().endswith(_CONFIGS)
+    return name != RECORD and not (below and top in _DATA) and name.lower().endswith(_CONFIGS)
 
 
 # ---- what is remembered

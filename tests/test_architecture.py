@@ -63,7 +63,7 @@ EDGES = {
     "options": {"errors", "files", "records", "pipe"},
     "bundle_files": {"errors"},
     "trust": {"errors", "files", "bundle_files"},
-    "bundle": {"errors", "plugins", "trust"},
+    "bundle": {"errors", "plugins", "trust", "bundle_files"},
 }
 """The lower layers, and all they may import of medkit."""
 

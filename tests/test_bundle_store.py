@@ -15,7 +15,8 @@ from strangers import change_json, write_sound, write_zip
 
 from medkit import bundle_files as limits
 from medkit import bundle_store
-from medkit.bundle import RECORD, Bundle, choose, find, installed, user_folder
+from medkit.bundle import Bundle, choose, find, installed, user_folder
+from medkit.bundle_files import RECORD
 from medkit.bundle_store import bundle_digest, install, missing_files, pack
 from medkit.errors import BundleError, InputError, OutputError, UsageError
 from medkit.plugins import Plugin, Registry
