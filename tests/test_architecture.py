@@ -17,7 +17,7 @@ PLUGINS = sorted(p.name for p in (ROOT / "plugins").iterdir() if (p / "__init__.
 CODE = [p for p in CORE if "templates" not in p.parts]
 TASKS = {"register", "segment", "enhance", "sr", "classify"}
 
-STDLIB_ONLY = ("errors", "names", "records", "signals", "files", "specs", "bundle")
+STDLIB_ONLY = ("errors", "names", "records", "signals", "files", "specs", "bundle", "bundle_files", "trust")
 LIGHT = {
     "pipe": set(),
     "hookspecs": {"pluggy"},
@@ -61,7 +61,9 @@ EDGES = {
     "hookspecs": {"specs"},
     "plugins": {"errors", "specs", "hookspecs", "pipe"},
     "options": {"errors", "files", "records", "pipe"},
-    "bundle": {"errors", "plugins"},
+    "bundle_files": {"errors"},
+    "trust": {"errors", "files", "bundle_files"},
+    "bundle": {"errors", "plugins", "trust", "bundle_files"},
 }
 """The lower layers, and all they may import of medkit."""
 
