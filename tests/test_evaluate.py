@@ -12,6 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medkit.evaluation import Settings, evaluate, plan
+
 Run = Callable[..., "Outcome"]  # noqa: F821
 AFFINE = np.diag([1.0, 2.0, 1.5, 1.0])
 
@@ -55,8 +57,16 @@ def test_folders(toy: Run, folders: Path) -> None:
     assert [line.split()[:2] for line in done.lines[12:]] == [["1", "0.9167"], ["2", "1"]]
 
 
+def test_the_library_call(folders: Path) -> None:
+    planned = plan([folders / "out"], str(folders / "truth"))
+    done = evaluate(planned.pairs, Settings(planned.kind))
+    assert (planned.kind, planned.unmatched) == ("labels", {})
+    assert done.summary["dice"].mean == pytest.approx(np.mean([1, 0.875, 1]))
+    assert done.labels["1"]["dice"].sd == pytest.approx(np.std([1, 0.75, 1], ddof=1))
+
+
 def test_json_and_csv_agree(toy: Run, folders: Path) -> None:
-    table = folders / "scores.csv"
+    table = folders / "new" / "scores.csv"
     done = toy("evaluate", folders / "out", folders / "truth", "--json", "--csv", table)
     data = json.loads(done.out)
     assert data["kind"] == "labels"
@@ -91,9 +101,10 @@ def test_results_from_a_pipe(shell: Run, folders: Path) -> None:
 def test_records_from_a_pipe(toy: Run, folders: Path) -> None:
     failed = {"path": str(folders / "x.nii.gz"), "kind": "labels", "medkit": {"status": "failed", "error": "oh"}}
     good = {"path": str(folders / "out/c2_t1_dseg.nii.gz"), "kind": "labels"}
-    lines = f"{json.dumps(good)}\n{json.dumps(failed)}\n"
-    done = toy("evaluate", "--reference", folders / "truth", input=lines)
+    lines = f"{json.dumps(good)}\n{{torn\n{json.dumps(failed)}\n"
+    done = toy("evaluate", "--reference", folders / "truth", "--allow-missing", input=lines)
     assert done.code == 1
+    assert "{torn: expected a JSON record" in done.err
     assert "x.nii.gz: an earlier command failed on it" in done.err
     assert done.lines[1].split()[:2] == ["c2_t1_dseg", "0.875"]
     assert "no result for" not in done.err
@@ -232,6 +243,7 @@ def test_points_and_transforms(toy: Run, tmp_path: Path) -> None:
     [
         ["out"],
         ["out", "truth", "--labels", "0"],
+        ["out", "truth", "--labels", ""],
         ["out", "truth", "--kind", "images", "--labels", "1"],
         ["out", "truth", "--data-range", "2"],
         ["out", "truth", "--transform", "truth"],
@@ -245,6 +257,10 @@ def test_usage(toy: Run, folders: Path, monkeypatch: pytest.MonkeyPatch, argumen
 
 def test_nothing_to_do(toy: Run, folders: Path) -> None:
     assert toy("evaluate", "--reference", folders / "truth", input="").code == 1
+    failed = json.dumps({"path": "/x_dseg.nii.gz", "medkit": {"status": "failed"}})
+    done = toy("evaluate", "--reference", folders / "truth", "--labels", "1", input=failed)
+    assert (done.code, done.out) == (1, "")
+    assert "x_dseg.nii.gz: an earlier command failed on it" in done.err
     assert toy("evaluate", folders / "nothing.nii.gz", folders / "truth").code == 1
     assert toy("evaluate", folders / "out", folders / "nothing").code == 3
     done = toy("evaluate", folders / "nothing_labels.nii.gz", folders / "truth/c1_labels.nii.gz")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,10 @@ import click
 from medkit.errors import InputError, MedkitError, OutputError, UsageError
 from medkit.options import granted_threads, option
 from medkit.pipe import guarded_stdout, input_lines
-from medkit.records import absolute, record_from_line
+from medkit.records import record_from_line
 
 if TYPE_CHECKING:
-    from medkit.evaluation import Evaluation, Failure, Pair, Scores, Settings
-    from medkit.evaluation.pairs import Matches
-    from medkit.evaluation.scores import Kind
+    from medkit.evaluation import Evaluation, Failure, Scores, Settings
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NEW = click.Path(dir_okay=False, path_type=Path)
@@ -38,7 +35,7 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(["auto", "labels", "images", "points"]),
     default="auto",
     show_default=True,
-    help="What the files hold.  [auto: what their names, folders and sidecars say]",
+    help="What the files hold; auto: what their names, folders and sidecars say.",
 )
 @click.option("--labels", metavar="N,N-N,...", help="Labels to compare, in the results' numbers.")
 @click.option(
@@ -86,57 +83,84 @@ def evaluate(files: tuple[str, ...], **given: Any) -> int:
     medkit evaluate predictions labels --csv scores.csv
     medkit run segment scans/*.nii.gz | medkit evaluate --reference 'labels/{id}_labels.nii.gz'
     """  # fmt: skip
-    request = _request(files, **given)
     with guarded_stdout() as stdout:
-        text, code = _work(request)
+        text, code = _work(files, given)
         stdout.write(os.fsencode(text))
         stdout.flush()
     return code
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the user asked for."""
-
-    results: tuple[str, ...]
-    """Files, or one folder; nothing for stdin."""
-    reference: str
-    given: dict[str, Any]
-    """The other options."""
+def _inputs(files: tuple[str, ...], reference: str | None, listed: bool) -> tuple[tuple[str, ...], str]:
+    """The results (none: those of stdin) apart from the reference. Raises UsageError."""
+    if reference is not None:
+        return files, reference
+    if len(files) < 2 or listed:
+        raise UsageError("expected RESULT REFERENCE, or results with --reference FILE, FOLDER or PATTERN")
+    return files[:-1], files[-1]
 
 
-def _request(files: tuple[str, ...], *, reference: str | None, **given: Any) -> _Request:
-    """The results apart from the reference; UsageError where options contradict each other."""
-    if reference is None:
-        if len(files) < 2 or given["list_file"]:
-            raise UsageError("expected RESULT REFERENCE, or results with --reference FILE, FOLDER or PATTERN")
-        *files_before, reference = files
-        files = tuple(files_before)
-    csv_file = given["csv_file"]
-    if csv_file is not None and csv_file.exists() and not given["overwrite"]:
-        raise OutputError(f"{csv_file}: exists already: use --overwrite, or choose another name")
-    return _Request(files, reference, given)
-
-
-def _work(request: _Request) -> tuple[str, int]:
+def _work(files: tuple[str, ...], given: dict[str, Any]) -> tuple[str, int]:
     """What to print, and the exit code."""
-    from medkit.evaluation import evaluate
+    from medkit.evaluation import LabelMap, Settings, evaluate, plan
+    from medkit.evaluation.label_maps import parse_labels
     from medkit.evaluation.report import as_data, csv_text, table
     from medkit.files import write_atomically
 
-    given = request.given
-    pairs, settings, unmatched = _planned(request)
-    for message in unmatched.values():
-        click.echo(f"medkit: {message}", err=True)
-    if not pairs:
-        raise MedkitError("no result has a reference")
+    named, reference = _inputs(files, given["reference"], given["list_file"] is not None)
+    csv_file = given["csv_file"] and _new_file(given["csv_file"], given["overwrite"])
+    results, bad = _results(input_lines(named, given["list_file"], given["null"]))
+    planned = plan(results, reference, given["kind"], given["mask"], given["transform"]) if results else None
+    if planned:
+        _check_options(planned.kind, given)
+    unmatched = dict(planned.unmatched) if planned else {}
+    _say(*bad, *unmatched.values())
+    if planned is None or not planned.pairs:
+        raise MedkitError("nothing to compare")
+    settings = Settings(
+        kind=planned.kind,
+        labels=parse_labels(given["labels"]) if given["labels"] is not None else (),
+        label_map=LabelMap.read(given["label_map"]) if given["label_map"] else None,
+        resample=given["resample"],
+        data_range=given["data_range"],
+        seed=given["seed"],
+    )
     _share_cores(settings, given["threads"])
-    done = evaluate(pairs, settings, _tell)
-    if given["csv_file"] is not None:
-        write_atomically(given["csv_file"], csv_text(done))
+    done = evaluate(planned.pairs, settings, _tell)
+    if csv_file:
+        write_atomically(csv_file, csv_text(done))
     data = as_data(done) | {"unmatched": [str(path) for path in unmatched]}
     text = json.dumps(data) + "\n" if given["as_json"] else table(done, given["per_label"]) if done.scores else ""
-    return text, _exit_code(done, bool(unmatched) and not given["allow_missing"])
+    return text, _exit_code(done, bool(bad) or (bool(unmatched) and not given["allow_missing"]))
+
+
+def _results(lines: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """The files that lines stand for, and a sentence for each line that stands for none or for a failed case."""
+    found: dict[Path, None] = {}
+    bad = []
+    for line in lines:
+        try:
+            record = record_from_line(line)
+        except MedkitError as error:
+            bad.append(f"{line}: {error}")
+            continue
+        if record.failed:
+            bad.append(f"{record.path}: an earlier command failed on it")
+        else:
+            found[record.path] = None
+    if not found and not bad:
+        raise MedkitError("no input arrived")
+    return list(found), bad
+
+
+def _new_file(path: Path, overwrite: bool) -> Path:
+    """A file that can be written when the scores are there. Raises OutputError."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already: use --overwrite, or choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from error
+    return path
 
 
 def _share_cores(settings: Settings, threads: int | None) -> None:
@@ -148,96 +172,23 @@ def _share_cores(settings: Settings, threads: int | None) -> None:
         torch.set_num_threads(threads or granted_threads())
 
 
-def _exit_code(done: Evaluation, lacking: bool) -> int:
+def _exit_code(done: Evaluation, incomplete: bool) -> int:
     if not done.scores and all(failure.refused for failure in done.failures):
         return InputError.exit_code
-    return int(bool(done.failures) or lacking)
+    return int(bool(done.failures) or incomplete)
 
 
 def _tell(outcome: Scores | Failure) -> None:
     """Failures and warnings go to stderr at once."""
     from medkit.evaluation import Failure
 
-    name = outcome.pair.name
-    for line in [outcome.error] if isinstance(outcome, Failure) else outcome.warnings:
-        click.echo(f"medkit: {name}: {line}", err=True)
+    lines = [outcome.error] if isinstance(outcome, Failure) else outcome.warnings
+    _say(*(f"{outcome.pair.name}: {line}" for line in lines))
 
 
-def _planned(request: _Request) -> tuple[list[Pair], Settings, dict[Path, str]]:
-    """The pairs, how to compare them, and the files without a partner, each with a sentence."""
-    from medkit.evaluation import LabelMap, Settings
-    from medkit.evaluation.label_maps import parse_labels
-    from medkit.evaluation.pairs import match, of_kind
-
-    given = request.given
-    results, failed, folder = _results(request)
-    kind: Kind = given["kind"] if given["kind"] != "auto" else _kind(results, request.reference)
-    _check_options(kind, given)
-    results = of_kind(results, kind) if folder else results
-    matches = match(results, request.reference, kind)
-    unmatched = failed | {path: f"{path}: no reference: {why}" for path, why in matches.missing.items()}
-    if folder:
-        unmatched |= {path: f"{path}: no result for this reference" for path in matches.unused}
-    label_map = given["label_map"]
-    settings = Settings(
-        kind=kind,
-        labels=parse_labels(given["labels"]) if given["labels"] else (),
-        label_map=LabelMap.read(label_map) if label_map else None,
-        resample=given["resample"],
-        data_range=given["data_range"],
-        seed=given["seed"],
-    )
-    extras = {
-        role: match(list(matches.found), given[role], what) if given[role] else None
-        for role, what in (("mask", "labels"), ("transform", "transforms"))
-    }
-    for role, found in extras.items():
-        unmatched |= {path: f"{path}: no {role}: {why}" for path, why in (found.missing if found else {}).items()}
-    return _pairs(matches, extras), settings, unmatched
-
-
-def _pairs(matches: Matches, extras: dict[str, Matches | None]) -> list[Pair]:
-    """A pair per result that has all it needs, named by its stem, or by its path where two have one stem."""
-    from medkit.evaluation import Pair
-    from medkit.evaluation.pairs import stem_of
-
-    needed = [found.found for found in extras.values() if found]
-    results = [result for result in matches.found if all(result in found for found in needed)]
-    stems = [stem_of(result) for result in results]
-    pairs = []
-    for result, name in zip(results, stems, strict=True):
-        own = {role: found.found[result] for role, found in extras.items() if found}
-        pairs.append(Pair(name if stems.count(name) == 1 else str(result), result, matches.found[result], **own))
-    return pairs
-
-
-def _results(request: _Request) -> tuple[list[Path], dict[Path, str], bool]:
-    """The results; those that an earlier command failed on, each with a sentence; whether they are a folder's."""
-    from medkit.evaluation.pairs import files_of
-
-    single = absolute(request.results[0]) if len(request.results) == 1 else None
-    if single is not None and single.is_dir():
-        kinds = [request.given["kind"]] if request.given["kind"] != "auto" else ["images", "points"]
-        found = list(dict.fromkeys(path for kind in kinds for path in files_of(single, kind)))
-        if not found:
-            raise InputError(f"{single}: no file to compare in this folder")
-        return found, {}, found != [single]
-    lines = input_lines(request.results, request.given["list_file"], request.given["null"])
-    records = [record_from_line(line) for line in lines]
-    if not records:
-        raise MedkitError("no input arrived")
-    failed = {r.path: f"{r.path}: an earlier command failed on it" for r in records if r.failed}
-    return list(dict.fromkeys(r.path for r in records if not r.failed)), failed, False
-
-
-def _kind(results: Sequence[Path], reference: str) -> Kind:
-    from medkit.evaluation.pairs import files_of, kind_between
-
-    if "{id}" in reference:
-        return kind_between(results, [absolute(reference)])
-    place = absolute(reference)
-    candidates = [path for kind in ("images", "points") for path in files_of(place, kind)]
-    return kind_between(results, candidates)
+def _say(*sentences: str) -> None:
+    for sentence in sentences:
+        click.echo(f"medkit: {sentence}", err=True)
 
 
 def _check_options(kind: str, given: dict[str, Any]) -> None:
