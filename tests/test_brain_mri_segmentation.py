@@ -120,7 +120,7 @@ def test_the_mask_variant_under_monai(label_maps: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("layers", [(), ("mask",)])
+@pytest.mark.parametrize("layers", [(), ("mask_inference",)])
 def test_inference_under_monai(layers: Sequence[str], tmp_path: Path) -> None:
     """An oblique scan in LPI: the labels lie on its grid, and the file holds no others than the metadata lists."""
     affine = np.array([[-2.5, 0.2, 0, 70], [0.2, -2.5, 0.1, 80], [0, 0.1, -3.0, 60], [0, 0, 0, 1]])
