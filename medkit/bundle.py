@@ -140,9 +140,14 @@ def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> B
         bundle = own[0]
     if bundle.task not in (task, None):
         raise UsageError(f"--bundle {bundle.name}: is for {bundle.task}, not for {task}")
+    require_trust(bundle, trust=trust)
+    return bundle
+
+
+def require_trust(bundle: Bundle, *, trust: bool) -> None:
+    """Raises UsageError for a folder that no plugin brings unless `trust` says that its code may run."""
     if bundle.distribution is None and not trust:
         raise UsageError(f"--bundle {bundle.root}: its configs run code, and no installed plugin brings it; --trust it")
-    return bundle
 
 
 def _names(bundles: list[Bundle]) -> str:

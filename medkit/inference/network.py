@@ -1,0 +1,224 @@
+"""A bundle's network on a prepared case: as the bundle's inferer says where that fits into memory, else in parts."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from medkit.inference.memory import HALF, SCRATCH, Footprint, available, footprint, ran_out
+from medkit.inference.steps import Postprocessing, Prepared
+from medkit.precision import as_float, computing
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("medkit")
+
+MOST_TILES = 64
+SMALLEST_WINDOW = 32
+"""Voxels along an axis: less says too little about anatomy."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a case is computed; the default is what the bundle says."""
+
+    batch: int | None = None
+    """Windows at once; None: the bundle's."""
+    window: tuple[int, ...] | None = None
+    """Voxels of a window; None: the bundle's."""
+    tiles: int = 0
+    """Parts of the image, each labelled before it is put in its place; 0: whole, labelled by the postprocessing."""
+
+    def __str__(self) -> str:
+        parts = [f"{self.batch} window at a time"] if self.batch else []
+        parts += [f"windows of {' x '.join(map(str, self.window))} voxels"] if self.window else []
+        parts += [f"{self.tiles} tiles, labelled before they were resampled"] if self.tiles else []
+        return ", ".join(parts) or "as the bundle says"
+
+
+class Network:
+    """A network, its inferer and the memory it may take."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        inferer: Any,
+        post: Postprocessing,
+        device: torch.device,
+        precision: str,
+        limit: int | None,
+    ) -> None:
+        self.network, self.inferer, self.post = network, inferer, post
+        self.device, self.precision, self.limit = device, precision, limit
+        self._footprints: dict[tuple[int, ...], Footprint] = {}
+        self._worked: dict[tuple[int, ...], Way] = {}
+        """Shape -> the way that was found for it."""
+
+    def __call__(self, prepared: Prepared) -> Prepared:
+        """The case with the network's answer, `pred`, and without a batch's axis.
+
+        Raises MemoryError where it fits in no way.
+        """
+        image = prepared.item["image"]
+        ways = list(self._ways(tuple(image.shape)))
+        free = available(self.limit, self.device)
+        needs = [self._need(way, tuple(image.shape), prepared) for way in ways]
+        first = next((n for n, need in enumerate(needs) if need <= free), None)
+        if first is None:
+            least, left = min(needs) >> 20, free >> 20
+            raise MemoryError(f"for {_by(image.shape[1:])} voxels: {least} MiB are needed, {left} MiB are left")
+        for way in ways[first:]:
+            try:
+                with computing(self.precision, self.device):
+                    answer = self._tiled(way, prepared) if way.tiles else self._whole(way, prepared.item)
+            except Exception as error:
+                if not ran_out(error) or way is ways[-1]:
+                    raise
+                log.debug("out of memory %s: %s", way, error)
+                self._let_go()
+                continue
+            told = () if way == Way() or way == Way(batch=1) else (f"computed in parts for lack of memory: {way}",)
+            return replace(prepared, item=answer, warnings=told, labelled=way.tiles > 0)
+        raise AssertionError("a loop over ways ends in a return or an error")
+
+    # ---- which ways there are, and what they take
+
+    def _ways(self, shape: tuple[int, ...]) -> Iterator[Way]:
+        """From what the bundle says to what takes least."""
+        yield Way()
+        windows = self._window(shape)
+        if windows is not None and self.inferer.sw_batch_size > 1:
+            yield Way(batch=1)
+        tiles = 1
+        divides = self._divides()
+        while divides and tiles <= min(MOST_TILES, max(shape[1:]) // 2):
+            yield Way(1 if windows else None, None, tiles)
+            tiles *= 2
+        if windows is None:
+            return
+        smaller = tuple(max(SMALLEST_WINDOW, w // 2 // 16 * 16) if w > SMALLEST_WINDOW else w for w in windows)
+        if smaller != windows:
+            yield Way(1, smaller, tiles // 2 if divides else 0)
+
+    def _divides(self) -> bool:
+        """Whether tiles can be computed one by one: windows and slices see no more than that anyhow."""
+        from monai.inferers import SlidingWindowInferer
+
+        return isinstance(self.inferer, SlidingWindowInferer) and self.post.voxelwise is not None
+
+    def _window(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Voxels of the inferer's windows on an image, (C, I, J, K); None where it takes the image whole."""
+        roi = getattr(self.inferer, "roi_size", None)
+        if roi is None:
+            return None
+        sizes = [roi] * (len(shape) - 1) if isinstance(roi, int) else list(roi)
+        if len(sizes) < len(shape) - 1:  # slices
+            return tuple(sizes)
+        return tuple(s if s and s > 0 else n for s, n in zip(sizes, shape[1:], strict=True))
+
+    def _need(self, way: Way, shape: tuple[int, ...], prepared: Prepared) -> int:
+        """Bytes for an image of `shape`, (C, I, J, K), the writing of the case before it included."""
+        voxels = _product(shape[1:])
+        window = way.window or self._window(shape) or shape[1:]
+        batch = way.batch or int(getattr(self.inferer, "sw_batch_size", 1))
+        found = self._footprint((1, shape[0], *window))
+        run = int(found.peak * batch * SCRATCH * (HALF if self.precision != "float32" else 1))
+        tile = (
+            voxels
+            if way.tiles == 0
+            else min(voxels, voxels // way.tiles + self._margin(shape, way) * voxels // max(shape[1:]) * 2)
+        )
+        stitched = 4 * tile * (2 * found.channels + 2)
+        if way.tiles:
+            return run + stitched + 16 * (voxels + _product(prepared.grid.shape))
+        return run + stitched + 4 * found.channels * (voxels + 3 * _product(prepared.grid.shape))
+
+    def _footprint(self, shape: tuple[int, ...]) -> Footprint:
+        if shape not in self._footprints:
+            classes = max(len(self.post.contract.classes), 1)
+            self._footprints[shape] = footprint(self.network, shape, classes)
+        return self._footprints[shape]
+
+    def _let_go(self) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    # ---- computing
+
+    def _whole(self, way: Way, item: Any) -> dict[str, Any]:
+        """What MONAI's evaluator does with a batch of one."""
+        from monai.data import decollate_batch, list_data_collate
+
+        batch = list_data_collate([dict(item)])
+        batch["image"] = batch["image"].to(self.device)
+        batch["pred"] = as_float(self._inferer(way)(batch["image"], self.network))
+        return dict(decollate_batch(batch)[0])
+
+    def _inferer(self, way: Way) -> Any:
+        if way.batch is None and way.window is None:
+            return self.inferer
+        inferer = copy.copy(self.inferer)
+        inferer.sw_batch_size = way.batch or inferer.sw_batch_size
+        inferer.roi_size = way.window or inferer.roi_size
+        return inferer
+
+    def _tiled(self, way: Way, prepared: Prepared) -> dict[str, Any]:
+        """Labels tile by tile along the longest axis; neighbours overlap by half a window, of which each keeps half."""
+        image = prepared.item["image"]
+        axis = self._axis(image)
+        size, margin = image.shape[axis], self._margin(tuple(image.shape), way)
+        bounds = [size * n // way.tiles for n in range(way.tiles + 1)]
+        labels: Any = None
+        for low, high in pairwise(bounds):
+            begin, end = max(0, low - margin), min(size, high + margin)
+            answer = self._whole(way, {"image": image.narrow(axis, begin, end - begin)})
+            for step in self.post.voxelwise or ():
+                answer = step(answer)
+            part = answer["pred"].narrow(axis, low - begin, high - low)
+            if labels is None:
+                labels = part.new_empty((len(part), *image.shape[1:]), device="cpu", dtype=_small(part))
+            labels.narrow(axis, low, high - low).copy_(part)
+        return {**prepared.item, "pred": _like(labels, image)}
+
+    def _axis(self, image: Any) -> int:
+        """The axis that tiles follow each other along: the longest, or that of the slices."""
+        dim = getattr(self.inferer, "spatial_dim", None)
+        return 1 + (dim if dim is not None else max(range(image.dim() - 1), key=lambda n: image.shape[n + 1]))
+
+    def _margin(self, shape: tuple[int, ...], way: Way) -> int:
+        """Voxels that a tile has more on each side than it keeps; slices need none."""
+        if hasattr(self.inferer, "spatial_dim"):
+            return 0
+        return max(way.window or self._window(shape) or (0,)) // 2
+
+
+def _small(part: Any) -> Any:
+    import torch
+
+    return torch.uint8 if part.max() < 256 else torch.int16
+
+
+def _like(labels: Any, image: Any) -> Any:
+    """Labels as MONAI hands an answer on: floats that lie where the image does."""
+    from monai.data import MetaTensor
+
+    values = labels.as_tensor() if isinstance(labels, MetaTensor) else labels
+    return MetaTensor(values.float(), meta=image.meta, applied_operations=image.applied_operations)
+
+
+def _product(sizes: Any) -> int:
+    out = 1
+    for size in sizes:
+        out *= int(size)
+    return out
+
+
+def _by(sizes: Any) -> str:
+    return " x ".join(str(int(n)) for n in sizes)
