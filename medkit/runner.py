@@ -7,14 +7,15 @@ A task plugin needs one call, `bundle_task`, for its command:
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundle import Bundle
 from medkit.case import Case, Result, Runtime, Stages, Task, Writable
-from medkit.errors import BundleError
+from medkit.errors import BundleError, MedkitError
 from medkit.files import Output
 from medkit.inference.contract import SUFFIX, Contract, contract_of
 from medkit.records import sha256_of
@@ -118,15 +119,18 @@ class BundleRunner:
 
     def prepare(self, case: Case) -> Prepared:
         """Reads a case and runs the bundle's preprocessing on it. Raises InputError."""
-        return self.preprocessing(case)
+        with self._blame("preprocessing"):
+            return self.preprocessing(case)
 
     def compute(self, case: Case, prepared: Prepared) -> Prepared:
         """Runs the network; adds its answer to the item under `pred`. Raises MemoryError where it cannot fit."""
-        return self.network(prepared)
+        with self._blame("network"):
+            return self.network(prepared)
 
     def finish(self, case: Case, computed: Prepared) -> Result:
         """Runs the bundle's postprocessing and makes the files."""
-        item = self.postprocessing(computed)
+        with self._blame("postprocessing"):
+            item = self.postprocessing(computed)
         outputs: dict[str, Writable] = {}
         metrics: dict[str, Any] = {}
         for key in self.contract.results:
@@ -141,6 +145,19 @@ class BundleRunner:
             details={"precision": self.precision} | self._names(),
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
         )
+
+    @contextlib.contextmanager
+    def _blame(self, what: str) -> Iterator[None]:
+        """Errors of the bundle's parts become a sentence about it, with the reason and not MONAI's way to it."""
+        from medkit.inference.memory import ran_out
+        from medkit.training.config import sentence
+
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, MedkitError) or ran_out(error):
+                raise
+            raise BundleError(f"bundle {self.bundle.name}: {what}: {sentence(error)}") from error
 
     def _output(self, value: Any, grid: Grid) -> tuple[Writable, dict[str, Any]]:
         from medkit.inference.outputs import to_image, to_labels, to_table

@@ -7,6 +7,7 @@ import copy
 import importlib
 import socket
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ class InferenceConfig:
         self.bundle, self.device = bundle, device
         self.path = bundle.config(config)
         hush()
+        for library in ("monai", "torch"):  # advice to the bundle's authors
+            warnings.filterwarnings("ignore", module=rf"{library}\.")
         with self._blame():
             workflow = ConfigWorkflow(
                 config_file=str(self.path),

@@ -59,9 +59,7 @@ class Preprocessing:
         finally:
             self.reader.images = {}
         if not isinstance(item, dict):
-            raise BundleError(
-                f"bundle {self.name}: its preprocessing gives several samples of an image; one is expected"
-            )
+            raise BundleError(f"bundle {self.name}: its preprocessing gives several samples of an image, not one")
         image: Any = item.get("image", item.get(self.contract.keys[0]))
         channels = self.contract.channels
         if len(channels) > 1 and len(image) not in (len(channels), 1 if self.by_file else len(channels)):
