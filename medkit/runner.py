@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def bundle_task(name: str, bundle: Bundle, settings: RunSettings, *, choice: str
         arguments={"set": dict(settings.overrides), "precision": settings.precision},
         role=contract.keys[0],
         accepts=contract.accepts,
+        memory=functools.partial(memory_needed, bundle, max(len(contract.classes), 1)),
         bundle=identity_of(bundle) | ({"choice": choice} if choice else {}),
         devices=("cpu", "cuda"),
         staged=True,
@@ -68,6 +70,14 @@ def identity_of(bundle: Bundle) -> dict[str, Any]:
         "weights_sha256": sha256_of(bundle.root / "models") if (bundle.root / "models").is_dir() else None,
         "configs_sha256": sha256_of(bundle.root / "configs"),
     }
+
+
+def memory_needed(bundle: Bundle, channels: int, grid: Grid) -> int:
+    """Bytes for an image on `grid`, roughly: how finely the bundle samples it is not known before it runs."""
+    from medkit.inference.memory import foreseen
+
+    weights = sum(p.stat().st_size for p in (bundle.root / "models").glob("*") if p.is_file())
+    return foreseen(channels, weights, math.prod(grid.shape))
 
 
 def _outputs(contract: Contract) -> tuple[Output, ...]:

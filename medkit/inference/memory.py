@@ -14,14 +14,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-SCRATCH = 1.5
+SCRATCH = 2.0
 """Memory of a network's run to that of its tensors: libraries copy a layer's input and output into their own order."""
+WORKSPACE = 256 * 2**20
+"""Bytes that the libraries below hold whatever the size (measured: 200 MiB for windows of 96^3 voxels)."""
 HALF = 0.6
 """The same in half precision to float32: sums and normalisations stay float32."""
 FALLBACK_CHANNELS = 256
 """Float32 channels of full resolution that a network is taken to need whose run cannot be followed."""
 PROGRAM = 700 * 2**20
 """Bytes of Python, torch and MONAI."""
+
+
+def foreseen(channels: int, weights: int, voxels: int) -> int:
+    """A guess, before anything is loaded, of what a process takes that computes `channels` of a grid of `voxels`."""
+    return PROGRAM + WORKSPACE + 2 * weights + 4 * voxels * (4 * channels + 4)
 
 
 @dataclass(frozen=True)

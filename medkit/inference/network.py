@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from medkit.inference.memory import HALF, SCRATCH, Footprint, available, footprint, ran_out
+from medkit.inference.memory import HALF, SCRATCH, WORKSPACE, Footprint, available, footprint, ran_out
 from medkit.inference.steps import Postprocessing, Prepared
 from medkit.precision import as_float, computing
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("medkit")
 
-MOST_TILES = 64
 SMALLEST_WINDOW = 32
 """Voxels along an axis: less says too little about anatomy."""
 
@@ -72,6 +72,7 @@ class Network:
         if first is None:
             least, left = min(needs) >> 20, free >> 20
             raise MemoryError(f"for {_by(image.shape[1:])} voxels: {least} MiB are needed, {left} MiB are left")
+        log.debug("%s: %s; %s MiB of %s", _by(image.shape[1:]), ways[first], needs[first] >> 20, free >> 20)
         for way in ways[first:]:
             try:
                 with computing(self.precision, self.device):
@@ -94,16 +95,16 @@ class Network:
         windows = self._window(shape)
         if windows is not None and self.inferer.sw_batch_size > 1:
             yield Way(batch=1)
-        tiles = 1
-        divides = self._divides()
-        while divides and tiles <= min(MOST_TILES, max(shape[1:]) // 2):
-            yield Way(1 if windows else None, None, tiles)
-            tiles *= 2
-        if windows is None:
-            return
-        smaller = tuple(max(SMALLEST_WINDOW, w // 2 // 16 * 16) if w > SMALLEST_WINDOW else w for w in windows)
-        if smaller != windows:
-            yield Way(1, smaller, tiles // 2 if divides else 0)
+        if self._divides():
+            yield from (Way(1, None, tiles) for tiles in self._tilings(Way(), shape))
+        while windows is not None and max(windows) > SMALLEST_WINDOW and len(windows) == len(shape) - 1:
+            windows = tuple(max(min(w, SMALLEST_WINDOW), w // 2 // 16 * 16) for w in windows)
+            yield Way(1, windows, max(self._tilings(Way(1, windows), shape)) if self._divides() else 0)
+
+    def _tilings(self, way: Way, shape: tuple[int, ...]) -> list[int]:
+        """Numbers of tiles from 1 on; none keeps less than the margin it is computed with on each side."""
+        most = max(shape[1:]) // max(self._margin(shape, way), 2)
+        return [1, *(2**n for n in range(1, 16) if 2**n <= most)]
 
     def _divides(self) -> bool:
         """Whether tiles can be computed one by one: windows and slices see no more than that anyhow."""
@@ -123,20 +124,24 @@ class Network:
 
     def _need(self, way: Way, shape: tuple[int, ...], prepared: Prepared) -> int:
         """Bytes for an image of `shape`, (C, I, J, K), the writing of the case before it included."""
-        voxels = _product(shape[1:])
+        voxels = math.prod(shape[1:])
         window = way.window or self._window(shape) or shape[1:]
         batch = way.batch or int(getattr(self.inferer, "sw_batch_size", 1))
         found = self._footprint((1, shape[0], *window))
-        run = int(found.peak * batch * SCRATCH * (HALF if self.precision != "float32" else 1))
-        tile = (
-            voxels
-            if way.tiles == 0
-            else min(voxels, voxels // way.tiles + self._margin(shape, way) * voxels // max(shape[1:]) * 2)
-        )
-        stitched = 4 * tile * (2 * found.channels + 2)
+        run = WORKSPACE + int(found.peak * batch * SCRATCH * (HALF if self.precision != "float32" else 1))
+        stitched = 4 * self._tile(way, shape) * (2 * found.channels + 2)
+        grid = math.prod(prepared.grid.shape)
         if way.tiles:
-            return run + stitched + 16 * (voxels + _product(prepared.grid.shape))
-        return run + stitched + 4 * found.channels * (voxels + 3 * _product(prepared.grid.shape))
+            return run + stitched + 16 * (voxels + grid)
+        return (
+            run + stitched + 4 * found.channels * voxels + 12 * grid * (found.channels if self.post.inverts_all else 2)
+        )
+
+    def _tile(self, way: Way, shape: tuple[int, ...]) -> int:
+        """Voxels of the part of an image, (C, I, J, K), that is computed at once."""
+        longest = max(shape[1:])
+        kept = -(-longest // max(way.tiles, 1))
+        return math.prod(shape[1:]) // longest * min(longest, kept + 2 * self._margin(shape, way))
 
     def _footprint(self, shape: tuple[int, ...]) -> Footprint:
         if shape not in self._footprints:
@@ -211,13 +216,6 @@ def _like(labels: Any, image: Any) -> Any:
 
     values = labels.as_tensor() if isinstance(labels, MetaTensor) else labels
     return MetaTensor(values.float(), meta=image.meta, applied_operations=image.applied_operations)
-
-
-def _product(sizes: Any) -> int:
-    out = 1
-    for size in sizes:
-        out *= int(size)
-    return out
 
 
 def _by(sizes: Any) -> str:

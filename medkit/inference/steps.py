@@ -94,6 +94,13 @@ class Postprocessing:
         """Whether a classifier's values are made probabilities."""
 
     @property
+    def inverts_all(self) -> bool:
+        """Whether all channels of an answer are brought back, and not the labels made of them."""
+        names = [type(s).__name__ for s in self.steps]
+        back = next((n for n, name in enumerate(names) if name.startswith("Invert")), None)
+        return back is not None and not any(name.startswith("AsDiscrete") for name in names[:back])
+
+    @property
     def voxelwise(self) -> tuple[Any, ...] | None:
         """The steps that make labels of what the network says about a voxel; None where they depend on others."""
         place = next((n for n, s in enumerate(self.steps) if _named(s, "AsDiscrete")), None)
