@@ -102,8 +102,9 @@ class Network:
             yield Way(1, windows, max(self._tilings(Way(1, windows), shape)) if self._divides() else 0)
 
     def _tilings(self, way: Way, shape: tuple[int, ...]) -> list[int]:
-        """Numbers of tiles from 1 on; none keeps less than the margin it is computed with on each side."""
-        most = max(shape[1:]) // max(self._margin(shape, way), 2)
+        """Numbers of tiles from 1 on; none keeps less than what is computed with it on one side."""
+        window, stride = self._reach(way, shape)
+        most = shape[self._axis(shape)] // max(window - stride, stride)
         return [1, *(2**n for n in range(1, 16) if 2**n <= most)]
 
     def _divides(self) -> bool:
@@ -139,9 +140,10 @@ class Network:
 
     def _tile(self, way: Way, shape: tuple[int, ...]) -> int:
         """Voxels of the part of an image, (C, I, J, K), that is computed at once."""
-        longest = max(shape[1:])
-        kept = -(-longest // max(way.tiles, 1))
-        return math.prod(shape[1:]) // longest * min(longest, kept + 2 * self._margin(shape, way))
+        size = shape[self._axis(shape)]
+        window, stride = self._reach(way, shape)
+        kept = -(-size // max(way.tiles, 1)) + stride
+        return math.prod(shape[1:]) // size * min(size, kept + 2 * window)
 
     def _footprint(self, shape: tuple[int, ...]) -> Footprint:
         if shape not in self._footprints:
@@ -175,14 +177,17 @@ class Network:
         return inferer
 
     def _tiled(self, way: Way, prepared: Prepared) -> dict[str, Any]:
-        """Labels tile by tile along the longest axis; neighbours overlap by half a window, of which each keeps half."""
+        """Labels tile by tile along one axis, from the very windows that the whole image would be computed in."""
         image = prepared.item["image"]
-        axis = self._axis(image)
-        size, margin = image.shape[axis], self._margin(tuple(image.shape), way)
-        bounds = [size * n // way.tiles for n in range(way.tiles + 1)]
+        shape = tuple(image.shape)
+        axis = self._axis(shape)
+        size = shape[axis]
+        window, stride = self._reach(way, shape)
+        bounds = sorted({min(size, round(size * n / way.tiles / stride) * stride) for n in range(way.tiles)} | {size})
         labels: Any = None
         for low, high in pairwise(bounds):
-            begin, end = max(0, low - margin), min(size, high + margin)
+            begin, end = low - min(low, (window - 1) // stride * stride), high + window - stride
+            end = size if high > size - window else min(size, end)  # the last window is pushed back into the image
             answer = self._whole(way, {"image": image.narrow(axis, begin, end - begin)})
             for step in self.post.voxelwise or ():
                 answer = step(answer)
@@ -192,16 +197,20 @@ class Network:
             labels.narrow(axis, low, high - low).copy_(part)
         return {**prepared.item, "pred": _like(labels, image)}
 
-    def _axis(self, image: Any) -> int:
-        """The axis that tiles follow each other along: the longest, or that of the slices."""
+    def _axis(self, shape: tuple[int, ...]) -> int:
+        """The axis of (C, I, J, K) that tiles follow each other along: the longest, or that of the slices."""
         dim = getattr(self.inferer, "spatial_dim", None)
-        return 1 + (dim if dim is not None else max(range(image.dim() - 1), key=lambda n: image.shape[n + 1]))
+        return 1 + (dim if dim is not None else max(range(len(shape) - 1), key=lambda n: shape[n + 1]))
 
-    def _margin(self, shape: tuple[int, ...], way: Way) -> int:
-        """Voxels that a tile has more on each side than it keeps; slices need none."""
+    def _reach(self, way: Way, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Voxels of a window along that axis, and from one window to the next; slices are windows of one."""
         if hasattr(self.inferer, "spatial_dim"):
-            return 0
-        return max(way.window or self._window(shape) or (0,)) // 2
+            return 1, 1
+        place = self._axis(shape) - 1
+        window = (way.window or self._window(shape) or (1,) * 3)[place]
+        overlap = self.inferer.overlap
+        share = overlap if isinstance(overlap, float | int) else overlap[place]
+        return window, max(1, int(window * (1 - share)))
 
 
 def _small(part: Any) -> Any:
