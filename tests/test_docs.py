@@ -14,6 +14,7 @@ import click
 import nibabel as nib
 import numpy as np
 import pytest
+import zoo
 from tiny import write_bundle, write_labels
 
 from medkit.cli import cli
@@ -57,6 +58,7 @@ def scans(tmp_path: Path) -> Path:
     (tmp_path / "scans.txt").write_text("scans/anna.nii.gz\nscans/ben.nii.gz\n")
     write_bundle(tmp_path / "lung_bundle", task="lungs", train__handlers=[], validate__handlers=[])
     write_labels(tmp_path / "maps")
+    zoo.write(tmp_path / "spleen_ct_segmentation", "spleen_ct_segmentation")
     return tmp_path
 
 
@@ -72,6 +74,7 @@ def test_the_commands_run(scans: Path) -> None:
     assert ran >= 8
     assert (scans / "in_mni" / "anna_dseg_transformed.nii.gz").exists()
     assert len((scans / "rigid.jsonl").read_text().splitlines()) == 2
+    assert len(list((scans / "spleens").glob("*_dseg.nii.gz"))) == 2
     assert (scans / "my_lungs" / "training" / "log.csv").read_text().splitlines()[-1].startswith("8,")
 
 

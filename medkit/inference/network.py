@@ -72,7 +72,7 @@ class Network:
         if first is None:
             least, left = min(needs) >> 20, free >> 20
             raise MemoryError(f"for {_by(image.shape[1:])} voxels: {least} MiB are needed, {left} MiB are left")
-        log.debug("%s: %s; %s MiB of %s", _by(image.shape[1:]), ways[first], needs[first] >> 20, free >> 20)
+        log.debug("%s voxels: %s; %s MiB of %s", _by(image.shape[1:]), ways[first], needs[first] >> 20, free >> 20)
         for way in ways[first:]:
             try:
                 with computing(self.precision, self.device):
@@ -143,7 +143,7 @@ class Network:
         size = shape[self._axis(shape)]
         window, stride = self._reach(way, shape)
         kept = -(-size // max(way.tiles, 1)) + stride
-        return math.prod(shape[1:]) // size * min(size, kept + 2 * window)
+        return math.prod(shape[1:]) // size * min(size, kept + (window - 1) // stride * stride + window - stride)
 
     def _footprint(self, shape: tuple[int, ...]) -> Footprint:
         if shape not in self._footprints:
