@@ -1,7 +1,7 @@
 """A MONAI bundle as a folder: its metadata, configs, weights and texts, and where bundles are found.
 
 Nothing of a bundle is executed here. Its configs run code once MONAI reads them, so bundles that no installed plugin
-brings need the user's word (`--trust`).
+brings need the user's word (`--trust`, see `medkit.trust`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medkit import trust as trusted
+from medkit.bundle_files import RECORD
 from medkit.errors import BundleError, UsageError, WeightsMissingError, listed
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ class Bundle:
     task: str | None = None
     """The task it is for; None where it is a folder whose metadata does not say."""
     distribution: str | None = None
-    """The installed distribution that brings it; None for a folder that the user names."""
+    """The installed distribution that brings it; None for a folder that the user names or installed."""
+    by_user: bool = False
+    """Whether `medkit bundle install` put it where it lies."""
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any]:
@@ -83,13 +87,41 @@ def read_metadata(root: Path) -> dict[str, Any]:
 # ---- lookup
 
 
+USER = "user"
+"""What stands before the name of a bundle that the user installed, where a plugin's has the same: `user:NAME`."""
+
+
+def user_folder() -> Path:
+    """Where the user's bundles are installed: MEDKIT_BUNDLES, else `medkit/bundles` in the user's data folder."""
+    if given := os.environ.get("MEDKIT_BUNDLES"):
+        return Path(given).absolute()
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data).absolute() / "medkit" / "bundles"
+
+
+def read_record(root: Path) -> dict[str, Any] | None:
+    """What was written down when a bundle was installed; None for a folder that is no installed bundle."""
+    try:
+        found = json.loads((root / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def installed(registry: Registry) -> list[Bundle]:
-    """The bundles that the plugins bring."""
-    return [
+    """The bundles that the plugins bring, and those that the user installed."""
+    brought = [
         Bundle(spec.root, spec.name, spec.task, plugin.distribution)
         for plugin in registry.plugins
         for spec in plugin.bundles
     ]
+    return brought + _installed_by_user()
+
+
+def _installed_by_user() -> list[Bundle]:
+    folders = sorted(p for p in user_folder().glob("*") if not p.name.startswith("."))
+    records = [(folder, read_record(folder)) for folder in folders]
+    return [Bundle(folder, folder.name, r.get("task"), by_user=True) for folder, r in records if r is not None]
 
 
 def find(text: str, registry: Registry) -> Bundle:
@@ -98,16 +130,20 @@ def find(text: str, registry: Registry) -> Bundle:
     Raises UsageError for a name that nobody or several have, BundleError for a folder that is no bundle.
     """
     known = installed(registry)
-    distribution, _, name = text.rpartition(":")
-    if matches := [b for b in known if b.name == name and distribution in ("", b.distribution)]:
+    qualifier, _, name = text.rpartition(":")
+    if matches := [b for b in known if b.name == name and qualifier in ("", _qualifier(b))]:
         if len(matches) > 1:
-            choices = [f"{b.distribution}:{b.name}" for b in matches]
+            choices = [f"{_qualifier(b)}:{b.name}" for b in matches]
             raise UsageError(f"--bundle {text}: several plugins bring one; choose {' or '.join(choices)}")
         return matches[0]
     if os.sep in text or Path(text).is_dir():
         return _from_folder(Path(text), known)
     names = listed(sorted(b.name for b in known) or ["none"])
     raise UsageError(f"--bundle {text}: neither a folder nor the name of an installed bundle; there is {names}")
+
+
+def _qualifier(bundle: Bundle) -> str:
+    return USER if bundle.by_user else bundle.distribution or ""
 
 
 def _from_folder(folder: Path, known: list[Bundle]) -> Bundle:
@@ -125,8 +161,8 @@ def _from_folder(folder: Path, known: list[Bundle]) -> Bundle:
 def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> Bundle:
     """The bundle whose configs may run for a task: the one that `text` names, or the only one that the task has.
 
-    Raises UsageError for a task that no bundle is for, for a bundle of another task, and for a folder that no plugin
-    brings unless `trust` says that its code may run.
+    Raises UsageError for a task that no bundle is for, for a bundle of another task, and for one that no plugin brings
+    unless `trust` says that its code may run, now or before (see `medkit.trust`).
     """
     known = installed(registry)
     bundle = find(text, registry) if text else None
@@ -135,6 +171,8 @@ def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> B
         raise UsageError(f"task {task}: no bundle is for it; there are bundles for {listed(sorted(tasks) or ['none'])}")
     if bundle is None:
         own = [b for b in known if b.task == task]
+        # what a script runs without naming it stays the same when the user installs another
+        own = [b for b in own if not b.by_user] or own
         if len(own) > 1:
             raise UsageError(f"task {task} has several bundles; choose one with --bundle: {_names(own)}")
         bundle = own[0]
@@ -145,14 +183,14 @@ def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> B
 
 
 def require_trust(bundle: Bundle, *, trust: bool) -> None:
-    """Raises UsageError for a folder that no plugin brings unless `trust` says that its code may run."""
-    if bundle.distribution is None and not trust:
-        raise UsageError(f"--bundle {bundle.root}: its configs run code, and no installed plugin brings it; --trust it")
+    """Raises UsageError for a bundle that no plugin brings unless `trust` says that its code may run, now or before."""
+    if bundle.distribution is None:
+        trusted.admit(bundle.root, trust=trust)
 
 
 def _names(bundles: list[Bundle]) -> str:
     names = [b.name for b in bundles]
-    return ", ".join(b.name if names.count(b.name) == 1 else f"{b.distribution}:{b.name}" for b in bundles)
+    return ", ".join(b.name if names.count(b.name) == 1 else f"{_qualifier(b)}:{b.name}" for b in bundles)
 
 
 # ---- what makes a bundle whole
@@ -184,9 +222,14 @@ def bundle_problems(root: Path) -> Iterator[str]:
         except ValueError as error:
             yield f"{path}: no JSON: {error}"
             continue
-        yield from (f"{path}: absolute path in {text!r}" for text in _texts(config) if _ABSOLUTE_PATH.search(text))
+        yield from (f"{path}: absolute path in {text!r}" for text in absolute_paths(config))
         if path.name == "metadata.json":
             yield from (f"{path}: {problem}" for problem in _metadata_problems(config))
+
+
+def absolute_paths(config: Any) -> Iterator[str]:
+    """The texts of a config that name a path of one machine."""
+    return (text for text in _texts(config) if _ABSOLUTE_PATH.search(text))
 
 
 def _metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:

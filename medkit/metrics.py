@@ -6,6 +6,7 @@ whose metrics take seconds to import.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,15 @@ def mse(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None) -> f
     """Mean squared difference of two images (I, J, K), in their squared units."""
     x, y = _values(a, b, mask)
     return float(((x - y) ** 2).mean())
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, *, data_range: float) -> float:
+    """Peak signal-to-noise ratio of two images (I, J, K) in dB; infinite where they are equal.
+
+    `data_range` is the span that the intensities can take.
+    """
+    error = mse(a, b, mask)
+    return 10 * math.log10(data_range**2 / error) if error > 0 else math.inf
 
 
 def mutual_information(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, bins: int = 32) -> float:

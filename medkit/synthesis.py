@@ -124,7 +124,7 @@ class Drawn:
     target: torch.Tensor
     """(B, 1, I, J, K) int64 channels of the table (see LabelTable.channels)."""
     labels: torch.Tensor
-    """(B, 1, I, J, K) int64 labels 0 .. N-1, before anything outside the brain was removed."""
+    """(B, 1, I, J, K) labels 0 .. N-1 of the type given, before anything outside the brain was removed."""
 
 
 @dataclass(frozen=True, eq=False)

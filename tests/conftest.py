@@ -29,6 +29,31 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing that a test installs or trusts reaches the home of whoever runs it, subprocesses included."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield _new_home(tmp_path_factory, patch)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own: no bundle is installed there and none trusted."""
+    return _new_home(tmp_path_factory, monkeypatch)
+
+
+def _new_home(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:
+    folder = folders.mktemp("home")
+    for name in ("MEDKIT_TRUST", "MEDKIT_BUNDLES"):
+        patch.delenv(name, raising=False)
+    for name in ("DATA", "STATE"):
+        patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
+    # a bundle that is admitted turns these off for the rest of the process
+    patch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    patch.setenv("PYTHONDONTWRITEBYTECODE", os.environ.get("PYTHONDONTWRITEBYTECODE", ""))
+    return folder
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run of a command gave."""

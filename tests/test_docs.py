@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import click
@@ -15,7 +16,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import zoo
-from tiny import write_bundle, write_labels
+from strangers import write_sound
+from tiny import write_labels
 
 from medkit.cli import cli
 from medkit.options import task_options
@@ -56,7 +58,7 @@ def scans(tmp_path: Path) -> Path:
         if name == "scans/anna":
             nib.save(nib.Nifti1Image((head > 500).astype(np.uint8), affine), tmp_path / "labels/anna_dseg.nii.gz")
     (tmp_path / "scans.txt").write_text("scans/anna.nii.gz\nscans/ben.nii.gz\n")
-    write_bundle(tmp_path / "lung_bundle", task="lungs", train__handlers=[], validate__handlers=[])
+    write_sound(tmp_path / "lung_bundle", "lungs", weights=False, train__handlers=[], validate__handlers=[])
     write_labels(tmp_path / "maps")
     zoo.write(tmp_path / "spleen_ct_segmentation", "spleen_ct_segmentation")
     return tmp_path
@@ -71,11 +73,12 @@ def test_the_commands_run(scans: Path) -> None:
             done = shell(command, scans)
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             ran += 1
-    assert ran >= 8
+    assert ran >= 14
     assert (scans / "in_mni" / "anna_dseg_transformed.nii.gz").exists()
     assert len((scans / "rigid.jsonl").read_text().splitlines()) == 2
     assert len(list((scans / "spleens").glob("*_dseg.nii.gz"))) == 2
     assert (scans / "my_lungs" / "training" / "log.csv").read_text().splitlines()[-1].startswith("8,")
+    assert zipfile.is_zipfile(scans / "lungs-0.1.1.zip")
 
 
 def test_the_install_commands_are_what_ci_does() -> None:

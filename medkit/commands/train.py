@@ -47,7 +47,12 @@ def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
     allow_from_autoenv=False,
     help="What to train.  [default: the task's, where it has one]",
 )
-@click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    allow_from_autoenv=False,
+    help="Run the code of a bundle that no installed plugin brings, now and until it changes.",
+)
 @click.option(
     "--config",
     "config_name",

@@ -1,0 +1,157 @@
+"""`medkit bundle`: what bundles there are, what is in them, whether they are sound, and how they come and go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from medkit import bundle as bundles
+from medkit import bundle_store as store
+from medkit import plugins
+from medkit import trust as trusted
+from medkit.bundle_files import printable
+from medkit.bundle_summary import describe, list_lines, megabytes, rows, show_lines
+from medkit.errors import UsageError
+from medkit.records import absolute
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+# no variable: trust is said about one bundle at a time
+trust_option = click.option(
+    "--trust", is_flag=True, allow_from_autoenv=False,
+    help="Let its code run, now and until it changes; see medkit bundle audit.",
+)  # fmt: skip
+
+
+@click.group()
+def bundle() -> None:
+    """List, look at, check, install and pack bundles: networks with their configs, weights and texts.
+
+    \b
+    medkit bundle audit stranger.zip && medkit bundle install stranger.zip --trust
+    """
+
+
+@bundle.command(name="list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the bundles that plugins bring and those that you installed."""
+    found = rows(plugins.registry())
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in found], indent=1))
+        return
+    for line in list_lines(found):
+        click.echo(line)
+
+
+@bundle.command()
+@click.argument("name", metavar="NAME|PATH")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show what a bundle is for, what it takes and gives, and what is known about its quality."""
+    about = describe(bundles.find(name, plugins.registry()), plugins.registry())
+    if as_json:
+        click.echo(json.dumps(about, indent=1))
+        return
+    for line in show_lines(about):
+        click.echo(line)
+
+
+@bundle.command()
+@click.argument("name", metavar="NAME|PATH")
+@trust_option
+@json_option
+def verify(name: str, trust: bool, as_json: bool) -> int:
+    """Check a bundle as MONAI and its model zoo do, and one scan from file to file; list everything that fails."""
+    from medkit.verify import FAILED, Check
+    from medkit.verify import verify as checks_of
+
+    found = bundles.find(name, plugins.registry())
+    bundles.require_trust(found, trust=trust)
+    done: list[Check] = []
+    for check in checks_of(found.root):
+        done.append(check)
+        if not as_json:
+            for message in check.messages:
+                click.echo(printable(f"{check.status:<8}{check.name:<11} {message}"))
+            sys.stdout.flush()
+    if as_json:
+        data = {"name": found.name, "root": str(found.root), "checks": [asdict(check) for check in done]}
+        click.echo(json.dumps(data, indent=1))
+    return int(any(check.status == FAILED for check in done))
+
+
+@bundle.command()
+@click.argument("name", metavar="NAME|PATH|ZIP")
+@json_option
+def audit(name: str, as_json: bool) -> None:
+    """List what a bundle could run, without running it: expressions, foreign classes, code, unsafe weights, links."""
+    from medkit.audit import KINDS
+    from medkit.audit import audit as findings_of
+
+    path = Path(name) if Path(name).is_file() else _root(name)
+    found = findings_of(path)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
+        return
+    for finding in found:
+        where = "  ".join(word for word in (finding.file, finding.id) if word)
+        click.echo(printable(f"{finding.kind:<11} {where}  {finding.text}"))
+    for kind, meaning in KINDS.items():
+        if count := sum(finding.kind == kind for finding in found):
+            click.echo(f"{count:>5} {kind}: {meaning}", err=True)
+
+
+def _root(name: str) -> Path:
+    """The folder of a bundle, or a folder that is not even one: whoever audits wants to see what is wrong."""
+    path = Path(name)
+    return path.resolve() if path.is_dir() else bundles.find(name, plugins.registry()).root
+
+
+@bundle.command()
+@click.argument("source", metavar="ZIP|DIR")
+@click.option("--name", metavar="NAME", help="What to call it.  [default: the name of its folder]")
+@click.option("--task", metavar="TASK", help="What it is for.  [default: what its metadata say]")
+@click.option("--overwrite", is_flag=True, help="Replace another version of it.")
+@trust_option
+def install(source: str, name: str | None, task: str | None, overwrite: bool, trust: bool) -> None:
+    """Install a bundle from a zip or folder, for `--bundle NAME`; without --trust it can be looked at, not run."""
+    path = absolute(source)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder; medkit installs from what is here, not from a network")
+    taken = [spec.name for plugin in plugins.registry().plugins for spec in plugin.bundles]
+    done = store.install(path, name=name, task=task, overwrite=overwrite, trust=trust, taken=taken)
+    for line in _install_notes(done, trust):
+        click.echo(printable(f"medkit: {line}"), err=True)
+    click.echo(done.root)
+
+
+def _install_notes(done: store.Installed, trust: bool) -> list[str]:
+    notes = [f"{done.name} {done.version}, sha256 {done.sha256}" + (": was there already" if done.already else "")]
+    if done.left_out:
+        notes.append(f"left out {len(done.left_out)} hidden files, caches or files of a training")
+    if done.task is None:
+        notes.append("its metadata do not say which task it is for; --task does")
+    if missing := store.missing_files(done.root):
+        notes.append(f"it has no {', no '.join(missing)}")
+    if not trust and not trusted.is_trusted(done.root):
+        notes.append(f"it runs with --trust alone; look at it first with medkit bundle audit {done.name}")
+    return notes
+
+
+@bundle.command()
+@click.argument("name", metavar="NAME|PATH")
+@click.option("-o", "--output", required=True, allow_from_autoenv=False, metavar="FILE.zip", help="The zip to write.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE.zip.")
+def pack(name: str, output: str, overwrite: bool) -> None:
+    """Write a bundle into a zip; the same bundle gives the same bytes anywhere."""
+    found = bundles.find(name, plugins.registry())
+    target = absolute(output)
+    if target.suffix != ".zip":
+        raise UsageError(f"--output {output}: expected a name that ends in .zip")
+    sha256 = store.pack(found.root, found.name, target, overwrite=overwrite)
+    click.echo(f"medkit: {megabytes(target.stat().st_size)}, sha256 {sha256}", err=True)
+    click.echo(target)

@@ -1,0 +1,163 @@
+"""An evaluation as a table for people, as rows of CSV, and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from medkit.evaluation.scores import CASE_METRICS, ROW_METRICS, Evaluation, Scores, Summary
+
+TITLES = {
+    "dice": "Dice",
+    "hd95_mm": "HD95 mm",
+    "assd_mm": "ASSD mm",
+    "volume_error_percent": "volume error %",
+    "volume_error_mm3": "volume error mm3",
+    "absolute_volume_error_percent": "|volume error| %",
+    "absolute_volume_error_mm3": "|volume error| mm3",
+    "mse": "MSE",
+    "ssim": "SSIM",
+    "psnr_db": "PSNR dB",
+    "ncc": "NCC",
+    "data_range": "data range",
+    "tre_mm": "TRE mm",
+    "mean_tre_mm": "mean TRE mm",
+    "median_tre_mm": "median TRE mm",
+    "max_tre_mm": "max TRE mm",
+}
+_STATISTICS = {"mean": "mean", "sd": "SD", "low": "95% from", "high": "95% to", "n": "n"}
+
+
+def table(evaluation: Evaluation, per_label: bool = False) -> str:
+    """Lines for people: the cases and what they amount to, and with `per_label` the labels, or the points, too."""
+    parts = [_cases(evaluation)]
+    if per_label and evaluation.settings.kind == "labels":
+        parts.append(_labels(evaluation))
+    elif per_label:
+        parts += [_points(score) for score in evaluation.scores if score.rows]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(evaluation: Evaluation) -> str:
+    """A row per case, or per case and label or point where there are such; the files come last."""
+    kind = evaluation.settings.kind
+    metrics = ROW_METRICS[kind] or (*CASE_METRICS[kind], "data_range")
+    keys = {"labels": ("label", "name"), "images": (), "points": ("point",)}[kind]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["case", *keys, *metrics, "result", "reference"])
+    for score in evaluation.scores:
+        rows = [((r.label, r.name)[: len(keys)], r.values) for r in score.rows] if keys else [((), score.values)]
+        for key, values in rows:
+            files = [score.pair.result, score.pair.reference]
+            writer.writerow([score.pair.name, *key, *(_exact(values[metric]) for metric in metrics), *files])
+    return out.getvalue()
+
+
+def as_data(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as JSON data; null for what is not defined or infinite."""
+    settings = evaluation.settings
+    out = {
+        "kind": settings.kind,
+        "cases": [_case_data(score) for score in evaluation.scores],
+        "summary": {metric: asdict(summary) for metric, summary in evaluation.summary.items()},
+        "labels": [
+            {"label": int(label), "name": evaluation.names.get(label, "")}
+            | {metric: asdict(summary) for metric, summary in summaries.items()}
+            for label, summaries in evaluation.labels.items()
+        ],
+        "failed": [
+            {"case": f.pair.name, "result": str(f.pair.result), "reference": str(f.pair.reference), "error": f.error}
+            for f in evaluation.failures
+        ],
+        "settings": {
+            "labels": list(settings.labels),
+            "resample": settings.resample,
+            "data_range": settings.data_range,
+            "seed": settings.seed,
+        },
+    }
+    finite: dict[str, Any] = _finite(out)
+    return finite
+
+
+def _case_data(score: Scores) -> dict[str, Any]:
+    pair = score.pair
+    files = {"result": pair.result, "reference": pair.reference, "mask": pair.mask, "transform": pair.transform}
+    out = {"case": pair.name} | {role: str(path) for role, path in files.items() if path is not None}
+    rows = [{"label": row.label, "name": row.name, **row.values} for row in score.rows]
+    return out | {"metrics": dict(score.values), "rows": rows, "warnings": list(score.warnings)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cases(evaluation: Evaluation) -> str:
+    kind = evaluation.settings.kind
+    metrics = CASE_METRICS[kind]
+    shown = (*metrics, "data_range") if kind == "images" else metrics
+    rows = [["case", *(TITLES[metric] for metric in shown)]]
+    rows += [[score.pair.name, *(_number(score.values[m]) for m in shown)] for score in evaluation.scores]
+    if len(evaluation.scores) > 1:
+        rows.append([])
+        rows += [
+            [title, *(_statistic(evaluation.summary[metric], statistic) for metric in metrics)]
+            for statistic, title in _STATISTICS.items()
+        ]
+    return _aligned(rows)
+
+
+def _labels(evaluation: Evaluation) -> str:
+    """Means over the cases; for Dice its deviation and interval as well, where there are several cases."""
+    metrics = ROW_METRICS["labels"]
+    several = len(evaluation.scores) > 1
+    extra = {k: v for k, v in _STATISTICS.items() if k != "mean"} if several else {}
+    rows = [["label", "name", *(TITLES[m] for m in metrics), *(f"Dice {title}" for title in extra.values())]]
+    for label, summaries in evaluation.labels.items():
+        means = [_number(summaries[m].mean) for m in metrics]
+        spread = [_statistic(summaries["dice"], statistic) for statistic in extra]
+        rows.append([label, evaluation.names.get(label, ""), *means, *spread])
+    return _aligned(rows, texts=2)
+
+
+def _points(score: Scores) -> str:
+    rows = [[f"point of {score.pair.name}", TITLES["tre_mm"]]]
+    rows += [[row.label, _number(row.values["tre_mm"])] for row in score.rows]
+    return _aligned(rows)
+
+
+def _statistic(summary: Summary, name: str) -> str:
+    return _number(getattr(summary, name))
+
+
+def _number(value: float) -> str:
+    """Four digits, whole numbers from 1000 on, `-` for what is not defined."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _exact(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+def _aligned(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Columns two spaces apart, the first `texts` of them flush left, the numbers flush right."""
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if column < texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
