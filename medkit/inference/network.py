@@ -140,9 +140,11 @@ class Network:
 
     def _tile(self, way: Way, shape: tuple[int, ...]) -> int:
         """Voxels of the part of an image, (C, I, J, K), that is computed at once."""
+        if way.tiles < 2:
+            return math.prod(shape[1:])
         size = shape[self._axis(shape)]
         window, stride = self._reach(way, shape)
-        kept = -(-size // max(way.tiles, 1)) + stride
+        kept = -(-size // way.tiles) + stride
         return math.prod(shape[1:]) // size * min(size, kept + (window - 1) // stride * stride + window - stride)
 
     def _footprint(self, shape: tuple[int, ...]) -> Footprint:
