@@ -342,7 +342,7 @@ def _registration() -> Config:
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "network": "@network_def",
-            "postprocessing": _compose(_pred("SaveImaged", output_ext="png", writer="PILWriter")),
+            "postprocessing": _compose(*(_step("SaveImaged", [key], output_ext="png") for key in ("m_img", "pred"))),
         },
         "eval": ["$@evaluator.run()"],
     }

@@ -33,7 +33,7 @@ class Contract:
     optional: tuple[str, ...]
     """Those of them that a case need not have."""
     channels: tuple[str, ...]
-    """Names of the input's channels where each is a file of its own, such as `t1`; a single one otherwise."""
+    """Names of the input's channels, such as `t1`, each of which may be a file of its own; none without names."""
     classes: Mapping[int, str]
     """Channel of the output -> its name."""
     planar: bool
@@ -65,10 +65,10 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
     saved = [key for key in dict.fromkeys(_keys_of(content, "SaveImaged")) if key not in keys]
     return Contract(
         kind=_kind(bundle, made),
-        results=tuple(saved) or ("pred",),
+        results=("pred",) if "pred" in saved or not saved else tuple(saved),
         keys=keys,
         optional=tuple(key for key in keys[1:] if key in _OTHERS),
-        channels=_channels(given),
+        channels=_channels(given) if len(keys) == 1 else (),
         classes={int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()},
         planar=len(given.get("spatial_shape") or ()) == 2,
         modality=given.get("modality"),
@@ -94,10 +94,9 @@ def _has_place(made: Mapping[str, Any]) -> bool:
 
 
 def _channels(given: Mapping[str, Any]) -> tuple[str, ...]:
-    count = int(given.get("num_channels") or 1)
-    names = [str((given.get("channel_def") or {}).get(str(n), f"channel_{n}")) for n in range(count)]
-    slugs = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_").removesuffix("_image") for name in names]
-    return tuple(slugs) if len(set(slugs)) == count else tuple(f"channel_{n}" for n in range(count))
+    count, names = int(given.get("num_channels") or 1), given.get("channel_def") or {}
+    slugs = [re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_").removesuffix("_image") for name in names.values()]
+    return tuple(slugs) if len(set(slugs)) == count else ()
 
 
 def read_config(path: Path) -> Any:

@@ -118,7 +118,7 @@ def _single(case: Case, contract: Contract) -> dict[str, Image]:
         return {str(case.path): case.image()}
     except InputError:
         count = len(contract.channels)
-        if count == 1 or _frame_count(case.path) != count:
+        if count < 2 or _frame_count(case.path) != count:
             raise
     return {f"{case.path}:{n}": read_image(case.path, frame=n) for n in range(count)}
 
