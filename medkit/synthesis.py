@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,16 +125,22 @@ class Drawn:
     """(B, 1, I, J, K) int64 channels of the table (see LabelTable.channels)."""
     labels: torch.Tensor
     """(B, 1, I, J, K) labels 0 .. N-1 of the type given, before anything outside the brain was removed."""
+    start: torch.Tensor
+    """(B, 3) int64 voxel of the field of view at which the output grid begins: 0 where it is the whole field."""
 
 
 @dataclass(frozen=True, eq=False)
 class Synthesis:
-    """Draws images of `shape` voxels of `spacing` mm from encoded label maps (see LabelTable.encode)."""
+    """Draws images of `shape` voxels of `spacing` mm from encoded label maps (see LabelTable.encode).
+
+    With a `field` of view of more voxels than `shape` an image is a window of it, anywhere.
+    """
 
     table: LabelTable
     shape: tuple[int, int, int]
     spacing: float
-    ranges: Ranges = field(default_factory=Ranges)
+    field: tuple[int, int, int] | None = None
+    ranges: Ranges = Ranges()
     outside: tuple[int, ...] = ()
     """Indices of the table outside the brain, the background included."""
     fluid: tuple[int, ...] = ()
@@ -148,12 +154,25 @@ class Synthesis:
         random = Random(seed, labels.device)
         ranges = self.ranges.scaled(strength)
         seen = torch.stack([self._seen(random, ranges) for _ in labels])
-        moved = deformed(self, labels, seen, spacing, random, ranges)
         flipped = random.chance(len(labels), ranges.flip)
+        start = torch.stack([self._start(random) for _ in labels])
+        moved = deformed(self, labels, seen, self._away(start, flipped), spacing, random, ranges)
         moved = torch.where(flipped.reshape(-1, 1, 1, 1, 1), moved.flip(2), moved)
         image = self.painted(moved, random, ranges) * outlined(looked_up(seen, moved), random, ranges)
         image = cropped(acquired(image, random, ranges), self.spacing, random, ranges)
-        return Drawn(spoiled(image, self.spacing, random, ranges), self._target(moved, flipped), moved)
+        return Drawn(spoiled(image, self.spacing, random, ranges), self._target(moved, flipped), moved, start)
+
+    def _start(self, random: Random) -> torch.Tensor:
+        """(3,) where a window begins."""
+        room = [whole - size for whole, size in zip(self.field or self.shape, self.shape, strict=True)]
+        return torch.tensor([int(random.number() * (n + 1)) if n else 0 for n in room])
+
+    def _away(self, start: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
+        """(B, 3) mm from the middle of the field to that of each window, before the mirror."""
+        room = torch.tensor(self.field or self.shape) - torch.tensor(self.shape)
+        away = (start - room / 2) * self.spacing
+        away[:, 0] *= torch.where(flipped.cpu(), -1, 1)
+        return away
 
     def _seen(self, random: Random, ranges: Ranges) -> torch.Tensor:
         """(N,) 1 for labels that the image shows, 0 for those that a skull-stripping tool has removed."""
@@ -238,23 +257,30 @@ def looked_up(table: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def deformed(
-    grid: Synthesis, labels: torch.Tensor, seen: torch.Tensor, spacing: Sequence[float], random: Random, ranges: Ranges
+    grid: Synthesis,
+    labels: torch.Tensor,
+    seen: torch.Tensor,
+    away: torch.Tensor,
+    spacing: Sequence[float],
+    random: Random,
+    ranges: Ranges,
 ) -> torch.Tensor:
     """(B, 1, I, J, K) labels on the output grid, as another head would have them, nearest neighbour.
 
-    The middle of the labels that are `seen`, (B, N), is the middle of the grid but for a random shift.
+    The middle of the labels that are `seen`, (B, N), is the middle of the field of view but for a random shift; the
+    middle of the grid lies `away`, (B, 3) mm, from it.
     """
     flow = displacement(velocity(grid.shape, grid.spacing, len(labels), random, ranges), grid.spacing)
     warp = functional.interpolate(flow, grid.shape, mode="trilinear", align_corners=True)
     size = torch.as_tensor(spacing, dtype=torch.float32)
     out = []
-    for item, shown, way in zip(labels, seen, warp, strict=True):
+    for item, shown, offset, way in zip(labels, seen, away, warp, strict=True):
         linear = random_linear(random, ranges)
         shift = random.evenly((-ranges.shift, ranges.shift), 3)
         thing = shown.bool() & (torch.arange(len(shown), device=shown.device) > 0)
         # found on every second voxel, which stands for itself and the next one
         centre = middle(thing[item[0, ::2, ::2, ::2].long()]) * 2 + 0.5 + shift / size
-        out.append(_nearest(item[0], lattice(grid, linear, way, size, centre))[None])
+        out.append(_nearest(item[0], lattice(grid, linear, way, size, centre, offset))[None])
     return torch.stack(out)
 
 
@@ -314,11 +340,19 @@ def middle(mask: torch.Tensor) -> torch.Tensor:
 
 
 def lattice(
-    grid: Synthesis, linear: torch.Tensor, warp: torch.Tensor, spacing: torch.Tensor, centre: torch.Tensor
+    grid: Synthesis,
+    linear: torch.Tensor,
+    warp: torch.Tensor,
+    spacing: torch.Tensor,
+    centre: torch.Tensor,
+    away: torch.Tensor,
 ) -> list[torch.Tensor]:
-    """Indices into a label map, one (I, J, K) per axis: `centre` + (linear @ mm + warp) / spacing."""
+    """Indices into a label map, one (I, J, K) per axis: `centre` + (linear @ (mm + away) + warp) / spacing."""
     device = warp.device
-    axes = [(torch.arange(n, device=device) - (n - 1) / 2) * grid.spacing for n in grid.shape]
+    axes = [
+        (torch.arange(n, device=device) - (n - 1) / 2) * grid.spacing + float(mm)
+        for n, mm in zip(grid.shape, away, strict=True)
+    ]
     out = []
     for row in range(3):
         i, j, k = (float(linear[row, a]) / float(spacing[row]) * axes[a] for a in range(3))
@@ -516,7 +550,8 @@ class SynthesiseImaged(Randomizable, MapTransform):
     """Draws an image from an encoded label map (1, I, J, K): `image_key` and `target_key`, (1, *shape) each.
 
     The strength of the draws grows from `easiest` to 1 over the first `ramp` samples, where the items count them under
-    "sample". Of several ways of drawing an item's "variant" picks one.
+    "sample". Of several ways of drawing an item's "variant" picks one. With `coordinates` the image has three channels
+    more: the place of each voxel in the field of view, -0.5 to 0.5, as MONAI's AddCoordinateChannels gives it.
     """
 
     def __init__(
@@ -527,8 +562,10 @@ class SynthesiseImaged(Randomizable, MapTransform):
         target_key: str = "label",
         ramp: int = 0,
         easiest: float = 0.0,
+        coordinates: bool = False,
     ) -> None:
         super().__init__(keys)
+        self.coordinates = coordinates
         self.ramp, self.easiest = ramp, easiest
         self.ways = (synthesis,) if isinstance(synthesis, Synthesis) else tuple(synthesis)
         self.image_key, self.target_key = image_key, target_key
@@ -544,6 +581,17 @@ class SynthesiseImaged(Randomizable, MapTransform):
             plain = labels.as_tensor() if isinstance(labels, MetaTensor) else labels
             drawn = way(plain[None], spacing, int(self.R.randint(2**31)), strength)
             affine = torch.diag(torch.tensor([*[way.spacing] * 3, 1.0], dtype=torch.float64))
-            out[self.image_key] = MetaTensor(drawn.image[0], affine=affine)
+            affine[:3, 3] = drawn.start[0] * way.spacing
+            image = torch.cat([drawn.image[0], *places(way, drawn.start[0], labels.device)]) if self.coordinates else drawn.image[0]
+            out[self.image_key] = MetaTensor(image, affine=affine)
             out[self.target_key] = MetaTensor(drawn.target[0], affine=affine)
         return out
+
+
+def places(grid: Synthesis, start: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """Three (1, I, J, K) with the place along each axis in the field of view, -0.5 to 0.5."""
+    axes = [
+        (torch.arange(size, device=device) + int(first)) / max(1, whole - 1) - 0.5
+        for size, first, whole in zip(grid.shape, start, grid.field or grid.shape, strict=True)
+    ]
+    return [axis[None] for axis in torch.meshgrid(*axes, indexing="ij")]
