@@ -89,6 +89,24 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """A task's work on one case in three parts, so that other cases are read and written while one is computed.
+
+    Called like a function it does the three parts in turn.
+    """
+
+    prepare: Callable[[Case], Any]
+    """Reads and prepares; called in a thread of its own, one case ahead."""
+    compute: Callable[[Case, Any], Any]
+    """The work of the device, on what `prepare` gave; called in the main thread."""
+    finish: Callable[[Case, Any], Result]
+    """Makes the result from what `compute` gave; called in the thread that writes it."""
+
+    def __call__(self, case: Case) -> Result:
+        return self.finish(case, self.compute(case, self.prepare(case)))
+
+
+@dataclass(frozen=True)
 class Task:
     """A task as `run_task` needs it; must be picklable for `--workers` (functions of modules, `functools.partial`)."""
 
@@ -116,6 +134,10 @@ class Task:
     """Bytes needed for an input on this grid, for `--dry-run`."""
     devices: Sequence[str] = ("cpu",)
     """Where it can compute: `cpu`, `cuda`, `mps`; `--device auto` takes a GPU that is named here and present."""
+    bundle: Mapping[str, Any] | None = None
+    """The bundle that it runs, by name, version and digests, for the sidecar; a result of another one is outdated."""
+    staged: bool = False
+    """Whether `process`, or what `setup` returns, is a `Stages`: cases then overlap (see `medkit.overlap`)."""
     uses_torch: bool = True
     """Whether torch is to be given the threads before the first case (importing it takes over a second)."""
 
@@ -174,21 +196,28 @@ class CaseWorker:
 
         Raises what the task's own set-up raises: nothing could be worked on then.
         """
+        fingerprint = self.known(plan)
+        if isinstance(fingerprint, Record):
+            return fingerprint
+        process = self.set_up()
+        start = time.perf_counter()
+        try:
+            with Claim(plan.targets) as claim:
+                self.check(plan, fingerprint)
+                return self._work(plan, process, claim, fingerprint, start)
+        except (Exception, SystemExit, CaseTimeout) as error:  # a library's exit() ends its case, not the run
+            return self.failed(plan, error)
+
+    def known(self, plan: Plan) -> Fingerprint | Record:
+        """What a case's result will depend on; the record of one that need not, or cannot, be made."""
         try:
             fingerprint = self._fingerprint(plan)
             if done := self._existing(plan, fingerprint):
                 remove_leftovers(plan.targets)
                 return done
         except (MedkitError, OSError) as error:
-            return self._failed(plan, error)
-        process = self._set_up()
-        start = time.perf_counter()
-        try:
-            with Claim(plan.targets) as claim:
-                self._check(plan, fingerprint)
-                return self._work(plan, process, claim, fingerprint, start)
-        except (Exception, SystemExit, CaseTimeout) as error:  # a library's exit() ends its case, not the run
-            return self._failed(plan, error)
+            return self.failed(plan, error)
+        return fingerprint
 
     def foreseen(self, plan: Plan) -> Record | None:
         """What can be known of a case without working on it: a result that is kept, a failure, or None."""
@@ -198,17 +227,19 @@ class CaseWorker:
             fingerprint = self._fingerprint(plan)
             if done := self._existing(plan, fingerprint):
                 return done
-            self._check(plan, fingerprint)
+            self.check(plan, fingerprint)
         except (MedkitError, OSError) as error:
-            return self._failed(plan, error)
+            return self.failed(plan, error)
         return None
 
-    def _check(self, plan: Plan, fingerprint: Fingerprint) -> None:
+    def check(self, plan: Plan, fingerprint: Fingerprint) -> None:
+        """Raises OutputError where a result must not be replaced."""
         check_existing(
             plan.targets, fingerprint, overwrite=self.options.overwrite, skip_existing=self.options.skip_existing
         )
 
-    def _failed(self, plan: Plan, error: BaseException) -> Record:
+    def failed(self, plan: Plan, error: BaseException) -> Record:
+        """The record of a case that came to nothing."""
         return failed_record(plan.record, self.task.name, explain(error, self.options), error)
 
     @functools.cached_property
@@ -226,7 +257,8 @@ class CaseWorker:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def _set_up(self) -> Callable[[Case], Result]:
+    def set_up(self) -> Callable[[Case], Result]:
+        """The task's function; the first call limits the threads and builds what all cases share."""
         if self._process is None:
             if self.task.uses_torch:
                 # Threads that wait by spinning take the processor from the other stages of a pipe: two registrations
@@ -249,7 +281,7 @@ class CaseWorker:
             inputs={role: digest(path) for role, path in plan.inputs.items()},
             settings={
                 "arguments": dict(self.task.arguments) | self._input_choice(),
-                "bundle": None,
+                "bundle": dict(self.task.bundle) if self.task.bundle else None,
                 "seed": self.options.seed,
                 "programs": [dict(p) for p in self.options.programs],
             },
@@ -272,10 +304,20 @@ class CaseWorker:
         case = Case(plan, self.task, self.options, self.runtime)
         with time_limit(self.options.timeout_per_case):
             result = process(case)
-            _check_roles(self.task, result)
-            for role, value in result.outputs.items():
-                value.write(claim.part / plan.targets.outputs[role].name)
-        record = self._record(plan, case, result, claim, fingerprint, start)
+            self.write(plan, result, claim)
+        return self.commit(plan, case, result, claim, fingerprint, time.perf_counter() - start)
+
+    def write(self, plan: Plan, result: Result, claim: Claim) -> None:
+        """Writes the files of a result where they are made whole. Raises MedkitError for roles not declared."""
+        _check_roles(self.task, result)
+        for role, value in result.outputs.items():
+            value.write(claim.part / plan.targets.outputs[role].name)
+
+    def commit(
+        self, plan: Plan, case: Case, result: Result, claim: Claim, fingerprint: Fingerprint, seconds: float
+    ) -> Record:
+        """Puts written files in place, with the picture and the sidecar; the record of the case."""
+        record = self._record(plan, case, result, claim, fingerprint, seconds)
         if self.options.qc:
             self._draw(case, plan, result, picture_path(self.options.qc, plan.targets.main, self.options.output))
         claim.commit(record)
@@ -284,7 +326,7 @@ class CaseWorker:
         return record
 
     def _record(
-        self, plan: Plan, case: Case, result: Result, claim: Claim, fingerprint: Fingerprint, start: float
+        self, plan: Plan, case: Case, result: Result, claim: Claim, fingerprint: Fingerprint, seconds: float
     ) -> Record:
         targets = plan.targets
         block = {
@@ -304,7 +346,7 @@ class CaseWorker:
             "device": self.runtime.device,
             "threads": self.runtime.threads,
             "seed": self.runtime.seed,
-            "seconds": round(time.perf_counter() - start, 3),
+            "seconds": round(seconds, 3),
             "peak_rss_mb": peak_memory_mb(),
             "metrics": dict(result.metrics),
             "warnings": list(dict.fromkeys([*case.warnings, *result.warnings])),

@@ -17,7 +17,7 @@ from medkit.errors import MedkitError, PluginError
 from medkit.options import PLUGIN_KEY
 from medkit.pipe import guarded_stdout
 from medkit.plugins import Offer, Plugin
-from medkit.specs import CommandSpec
+from medkit.specs import CommandSpec, TaskSpec
 
 _CORE = Plugin("medkit", "medkit", "medkit", __version__)
 _CORE_COMMANDS = (
@@ -29,6 +29,9 @@ _CORE_COMMANDS = (
     CommandSpec("train", "Train a bundle's network on your data, into a new bundle.", "medkit.commands.train:train"),
     CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),
 )
+
+
+_CORE_TASKS = (TaskSpec("bundle", "Run any MONAI bundle on images.", "medkit.commands.run_bundle:bundle"),)
 
 
 class LazyGroup(click.Group):
@@ -103,10 +106,11 @@ class _Commands(LazyGroup):
 
 
 class _Tasks(LazyGroup):
-    """The plugins' tasks."""
+    """The plugins' tasks, and the one that runs a bundle which no task is for."""
 
     def offers(self) -> Mapping[str, tuple[Offer, ...]]:
-        return plugins.registry().tasks
+        core = {spec.name: (Offer(spec, _CORE),) for spec in _CORE_TASKS}
+        return dict(plugins.registry().tasks) | core
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MEDKIT"})

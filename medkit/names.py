@@ -15,7 +15,9 @@ WRITABLE_IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
 """The image files medkit writes: one file each, so that it can be put in place by one rename."""
 TRANSFORM_SUFFIXES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")
 TABLE_SUFFIXES = (".tsv", ".csv")
-KNOWN_SUFFIXES = IMAGE_SUFFIXES + TRANSFORM_SUFFIXES + TABLE_SUFFIXES
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Pictures: medkit reads none, but bundles for them read their own."""
+KNOWN_SUFFIXES = IMAGE_SUFFIXES + TRANSFORM_SUFFIXES + TABLE_SUFFIXES + PICTURE_SUFFIXES
 
 _BIDS_ORDER = (
     "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi from to "

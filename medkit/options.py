@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -94,6 +96,30 @@ def valid_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if name not in ("auto", "cpu", "cuda", "mps") or (number and not (name == "cuda" and number.isdigit())):
         raise click.BadParameter(f"{value}: expected auto, cpu, cuda, cuda:N or mps")
     return value
+
+
+def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Callback of `--set`: `ID=VALUE` pairs; a value is JSON where it is, else text."""
+    out: dict[str, Any] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{value}: expected ID=VALUE")
+        try:
+            out[name] = json.loads(text)
+        except ValueError:
+            out[name] = text
+    return out
+
+
+def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Callback of `--memory`: `6G`, `500M` or bytes."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
+    if not match:
+        raise click.BadParameter(f"{value}: expected a size such as 6G or 500M")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:

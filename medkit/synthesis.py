@@ -133,18 +133,19 @@ class Drawn:
 class Synthesis:
     """Draws images of `shape` voxels of `spacing` mm from encoded label maps (see LabelTable.encode).
 
-    With a `field` of view of more voxels than `shape` an image is a window of it, anywhere.
+    With a `field` of view of more voxels than `shape` every image is a window of it, anywhere.
     """
 
     table: LabelTable
     shape: tuple[int, int, int]
     spacing: float
-    field: tuple[int, int, int] | None = None
     ranges: Ranges = Ranges()
     outside: tuple[int, ...] = ()
     """Indices of the table outside the brain, the background included."""
     fluid: tuple[int, ...] = ()
     """Those of them that are fluid next to the brain."""
+    field: tuple[int, int, int] | None = None
+    """voxels of the whole field of view, where `shape` is less."""
 
     def __call__(self, labels: torch.Tensor, spacing: Sequence[float], seed: int, strength: float = 1.0) -> Drawn:
         """Draw one image per label map.
@@ -582,8 +583,8 @@ class SynthesiseImaged(Randomizable, MapTransform):
             drawn = way(plain[None], spacing, int(self.R.randint(2**31)), strength)
             affine = torch.diag(torch.tensor([*[way.spacing] * 3, 1.0], dtype=torch.float64))
             affine[:3, 3] = drawn.start[0] * way.spacing
-            image = torch.cat([drawn.image[0], *places(way, drawn.start[0], labels.device)]) if self.coordinates else drawn.image[0]
-            out[self.image_key] = MetaTensor(image, affine=affine)
+            place = places(way, drawn.start[0], labels.device) if self.coordinates else []
+            out[self.image_key] = MetaTensor(torch.cat([drawn.image[0], *place]), affine=affine)
             out[self.target_key] = MetaTensor(drawn.target[0], affine=affine)
         return out
 

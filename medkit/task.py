@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medkit import executor, pipe
-from medkit.case import Case, CaseWorker, Plan, Result, Runtime, Task, Text, explain, failed_record
+from medkit import executor, overlap, pipe
+from medkit.case import Case, CaseWorker, Plan, Result, Runtime, Stages, Task, Text, explain, failed_record
 from medkit.errors import InputError, MedkitError, OutputError, Stopped, UsageError, listed
 from medkit.files import Output, is_file_name, refuse_inputs, targets_of, write_atomically
 from medkit.names import is_bids, join_bids, split_bids, suffix_of
@@ -24,7 +24,7 @@ from medkit.options import RunOptions
 from medkit.records import Record, absolute, find_kind, record_from_line, record_of
 from medkit.signals import StopRequest
 
-__all__ = ["Case", "Output", "Result", "Runtime", "Task", "Text", "run_task"]
+__all__ = ["Case", "Output", "Result", "Runtime", "Stages", "Task", "Text", "run_task"]
 
 log = logging.getLogger("medkit")
 
@@ -89,14 +89,14 @@ class _Run:
 
     def _stopped_early(self, items: Iterator[executor.Item]) -> bool:
         """Works until nothing is left or nobody wants more; whether a signal ended it before that."""
+        if overlap.possible(self.task, self.options):
+            with self.stop.working():
+                return overlap.run(items, self.task, self.options, self._finished, lambda: self.stop.received)
         for record in self._executed(items):
-            self._finish(record)
-            if self.options.fail_fast and record.failed:
+            if not self._finished(record):
                 return False
             if self.stop.received and not self.options.workers and self._work_left(items):
                 return True
-            if self.emitter.reader_gone():
-                return False
         return self.stop.received and self.options.workers > 0  # they finish the cases at hand and begin no other
 
     def _executed(self, items: Iterator[executor.Item]) -> Iterator[Record]:
@@ -247,6 +247,11 @@ class _Run:
             log.warning("many single DICOM slices from %s: give the folder to read them as one volume", path.parent)
 
     # ---- cases out
+
+    def _finished(self, record: Record) -> bool:
+        """Reports a case and prints its line; whether anybody wants the next one."""
+        self._finish(record)
+        return not (self.options.fail_fast and record.failed) and not self.emitter.reader_gone()
 
     def _finish(self, record: Record) -> None:
         status = "skipped" if record.medkit.get("skipped") else str(record.medkit.get("status"))

@@ -15,6 +15,7 @@ import click
 import nibabel as nib
 import numpy as np
 import pytest
+import zoo
 from strangers import write_sound
 from tiny import write_labels
 
@@ -59,6 +60,7 @@ def scans(tmp_path: Path) -> Path:
     (tmp_path / "scans.txt").write_text("scans/anna.nii.gz\nscans/ben.nii.gz\n")
     write_sound(tmp_path / "lung_bundle", "lungs", weights=False, train__handlers=[], validate__handlers=[])
     write_labels(tmp_path / "maps")
+    zoo.write(tmp_path / "spleen_ct_segmentation", "spleen_ct_segmentation")
     return tmp_path
 
 
@@ -74,6 +76,7 @@ def test_the_commands_run(scans: Path) -> None:
     assert ran >= 14
     assert (scans / "in_mni" / "anna_dseg_transformed.nii.gz").exists()
     assert len((scans / "rigid.jsonl").read_text().splitlines()) == 2
+    assert len(list((scans / "spleens").glob("*_dseg.nii.gz"))) == 2
     assert (scans / "my_lungs" / "training" / "log.csv").read_text().splitlines()[-1].startswith("8,")
     assert zipfile.is_zipfile(scans / "lungs-0.1.1.zip")
 

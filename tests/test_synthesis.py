@@ -286,6 +286,35 @@ def test_a_constant_or_empty_image_survives() -> None:
 # ---- MONAI transforms
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_window_is_a_part_of_the_field(table: LabelTable, labels: torch.Tensor, flip: float) -> None:
+    ranges = replace(STILL, flip=flip)
+    field = draws(table, ranges)(labels, ONES, seed=0)
+    window = Synthesis(table, (8, 9, 10), 1.0, ranges, outside=(0, 24, 500), fluid=(24,), field=(24, 20, 16))
+    starts = set()
+    for seed in range(8):
+        drawn = window(labels, ONES, seed=seed)
+        i, j, k = drawn.start[0].tolist()
+        starts.add((i, j, k))
+        box = (..., slice(i, i + 8), slice(j, j + 9), slice(k, k + 10))
+        assert torch.equal(field.target[box], drawn.target)
+        image = field.image[box]  # each is scaled by what it shows
+        assert torch.equal(image / image.max(), drawn.image / drawn.image.max())
+    assert len(starts) > 4
+
+
+def test_coordinates_are_those_monai_adds_to_the_field(table: LabelTable, labels: torch.Tensor) -> None:
+    from monai.transforms import AddCoordinateChannels
+
+    whole = AddCoordinateChannels((0, 1, 2))(torch.zeros(1, 24, 20, 16))[1:]
+    window = Synthesis(table, (8, 9, 10), 1.0, STILL, field=(24, 20, 16))
+    image = SynthesiseImaged("labels", window, coordinates=True).set_random_state(seed=1)({"labels": labels[0]})[
+        "image"
+    ]
+    i, j, k = (int(n) for n in image.affine[:3, 3])
+    torch.testing.assert_close(image.as_tensor()[1:], whole[:, i : i + 8, j : j + 9, k : k + 10])
+
+
 def test_as_monai_transforms(table: LabelTable, labels: torch.Tensor) -> None:
     raw = torch.tensor(table.indices)[labels[0].long()]
     encoded = EncodeLabelsd("labels", table)({"labels": raw})

@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 
 from medkit.bundle import Bundle
 from medkit.errors import InputError, TrainingError, UsageError
+from medkit.precision import choose_precision, prepare
 from medkit.training import ClipGradients, Cosine, Progress, SampleNumbers, Samples
 from medkit.training.curve import draw_curve
 from medkit.training.data import find_items
 from medkit.training.history import History, Row
 from medkit.training.plan import TrainingPlan, differences, identity_of
-from medkit.training.precision import choose_precision, prepare
 from medkit.training.result import BEGIN, END, bumped, with_section
 from medkit.training.samples import seed_of
 from medkit.training.weights import begin_with, copied, count, freeze, read_weights

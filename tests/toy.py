@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from medkit import hookimpl
-from medkit.case import Case, Result, Runtime, Task, Text
+from medkit.case import Case, Result, Runtime, Stages, Task, Text
 from medkit.errors import WeightsMissingError
 from medkit.files import Output
 from medkit.options import RunOptions, group_by_option, task_options
@@ -240,7 +240,41 @@ def _unready(runtime: Runtime) -> Callable[[Case], Result]:
     raise WeightsMissingError("toy weights: no such file")
 
 
-TASKS = ("double", "halves", "measure", "merge", "wait", "fragile", "pair", "align", "unready")
+@click.command()
+@click.option("--marks", type=click.Path(path_type=Path), required=True, help="Folder to say `a.compute` in.")
+@click.option("--hold", default="", metavar="STEM.STAGE", help="Waits there for a file `go`.")
+@click.option("--fail", default="", metavar="STEM.STAGE", help="Fails there.")
+@click.option("--no-set-up", is_flag=True, help="Has no weights.")
+@task_options
+def staged(options: RunOptions, marks: Path, hold: str, fail: str, no_set_up: bool) -> None:
+    """Copy a file in three stages."""
+    setup = _unready if no_set_up else functools.partial(_stages, marks=marks.absolute(), hold=hold, fail=fail)
+    outputs = [Output("image", "image", "copy")]
+    run_task(Task("staged", outputs, setup=setup, uses_torch=False, staged=True), options)
+
+
+def _stages(runtime: Runtime, marks: Path, hold: str, fail: str) -> Stages:
+    def stage(name: str, case: Case, value: list[str]) -> list[str]:
+        what = f"{case.path.name.split('.')[0]}.{name}"
+        with open(marks / "order", "a") as file:
+            file.write(f"{what}\n")
+        (marks / what).touch()
+        deadline = time.monotonic() + 60
+        while what == hold and not (marks / "go").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the test forgot to say go")
+            time.sleep(0.01)
+        if what == fail:
+            raise ValueError(f"told to fail in {name}")
+        return [*value, name]
+
+    def finish(case: Case, value: list[str]) -> Result:
+        return Result({"image": Copy(case.path)}, metrics={"stages": stage("finish", case, value)})
+
+    return Stages(lambda case: stage("prepare", case, []), lambda case, value: stage("compute", case, value), finish)
+
+
+TASKS = ("staged", "double", "halves", "measure", "merge", "wait", "fragile", "pair", "align", "unready")
 
 
 # ---- a medkit that has this plugin

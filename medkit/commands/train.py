@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import signal
@@ -16,7 +15,7 @@ import click
 from medkit import bundle as bundles
 from medkit import pipe, plugins
 from medkit.errors import MedkitError, Stopped, UsageError
-from medkit.options import option, valid_device
+from medkit.options import option, settings, valid_device
 from medkit.records import absolute
 from medkit.signals import StopRequest
 
@@ -28,20 +27,6 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
     return None if value is None else absolute(value)
-
-
-def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """`ID=VALUE` pairs; a value is JSON where it is, else text."""
-    out: dict[str, Any] = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{value}: expected ID=VALUE")
-        try:
-            out[name] = json.loads(text)
-        except ValueError:
-            out[name] = text
-    return out
 
 
 @click.command()
@@ -120,7 +105,7 @@ def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
     "--set",
     "overrides",
     multiple=True,
-    callback=_settings,
+    callback=settings,
     metavar="ID=VALUE",
     help="Change a value of the config; repeatable.",
 )

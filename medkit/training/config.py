@@ -53,7 +53,7 @@ class TrainConfig:
 
         self.plan = plan
         self.path, *above = (plan.bundle.config(name) for name in plan.config.split(","))
-        _hush()
+        hush()
         with self._blame():
             self.workflow = ConfigWorkflow(
                 config_file=[str(path) for path in (self.path, *above)],
@@ -180,7 +180,7 @@ class TrainConfig:
             raise BundleError(f"{self.path}: {sentence(error)}") from error
 
 
-def _hush() -> None:
+def hush() -> None:
     """Silences what monai says about choices that are not the user's."""
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # that logging_file is False
     # that NVIDIA's DICOM decoder, which nobody asked for, is not installed

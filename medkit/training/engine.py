@@ -50,8 +50,8 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
 def describe(plan: TrainingPlan) -> list[str]:
     """What `train` would do, in lines; writes nothing. Raises what `train` does."""
     device = _set_up(plan)
+    from medkit.precision import choose_precision
     from medkit.training.config import TrainConfig
-    from medkit.training.precision import choose_precision
     from medkit.training.weights import count
 
     folder = RunFolder(plan.output)
@@ -79,7 +79,7 @@ def _set_up(plan: TrainingPlan) -> torch.device:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from medkit.training.precision import choose_device
+    from medkit.precision import choose_device
 
     torch.set_num_threads(plan.threads or granted_threads())
     return choose_device(plan.device)

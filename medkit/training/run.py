@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from medkit.errors import MedkitError, TrainingError
+from medkit.precision import choose_precision, prepare
 from medkit.signals import StopRequest
 from medkit.training.average import Average
 from medkit.training.checkpoint import RunFolder
@@ -17,7 +18,6 @@ from medkit.training.data import DataList
 from medkit.training.guard import LossGuard
 from medkit.training.history import History, Row
 from medkit.training.plan import TrainingPlan, TrainingResult
-from medkit.training.precision import choose_precision, prepare
 from medkit.training.result import Best, Figures, write_texts, write_weights
 from medkit.training.samples import SampleNumbers, seed_everything, seed_of
 from medkit.training.weights import count

@@ -17,7 +17,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from medkit.figures import sample_sheet, write_png
-from medkit.training.precision import choose_precision, prepare
+from medkit.precision import choose_precision, prepare
 
 CONFIG = Path(__file__).parents[2] / "bundles" / "brain_mri_segmentation" / "configs" / "train.json"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from medkit.errors import UsageError
@@ -20,7 +22,7 @@ def choose_device(asked: str) -> torch.device:
         return torch.device("cuda:0" if count else "cpu")
     device = torch.device(asked)
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {asked}: training computes on cpu or cuda")
+        raise UsageError(f"--device {asked}: networks compute on cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(f"--device {asked}: there are {count} CUDA devices here")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
@@ -46,30 +48,46 @@ def prepare(network: torch.nn.Module, precision: str) -> None:
     Weights of convolutions are laid out channels last, which the libraries below are faster with. fp16 is left to the
     trainer (MONAI's `amp`), which scales the loss for it.
     """
+    lay_channels_last(network)
+    if precision == "bf16":
+        network.forward = functools.partial(_in_bf16, network.forward, next(network.parameters()).device.type)
+
+
+def lay_channels_last(network: torch.nn.Module) -> None:
+    """Lays the weights of convolutions out channels last, in place: what the libraries below are faster with."""
     import torch
 
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in network.parameters():
         if parameter.dim() in layouts:
             parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])
-    if precision == "bf16":
-        network.forward = functools.partial(_in_bf16, network.forward, next(network.parameters()).device.type)
+
+
+@contextlib.contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside, networks compute in `precision` and keep nothing for gradients."""
+    import torch
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    with torch.no_grad(), torch.autocast(device.type, dtype=half, enabled=half is not None):
+        yield
 
 
 def _in_bf16(forward: Any, device: str, *args: Any, **kwargs: Any) -> Any:
     import torch
 
     with torch.autocast(device, dtype=torch.bfloat16):
-        return _as_float(forward(*args, **kwargs))
+        return as_float(forward(*args, **kwargs))
 
 
-def _as_float(value: Any) -> Any:
+def as_float(value: Any) -> Any:
+    """Tensors of half precision as float32, wherever they are in lists and dicts."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        return value.float() if value.dtype == torch.bfloat16 else value
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
     if isinstance(value, list | tuple):
-        return type(value)(_as_float(v) for v in value)
+        return type(value)(as_float(v) for v in value)
     if isinstance(value, dict):
-        return {k: _as_float(v) for k, v in value.items()}
+        return {k: as_float(v) for k, v in value.items()}
     return value

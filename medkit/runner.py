@@ -1,0 +1,188 @@
+"""Runs the network of a MONAI bundle on one case after the other: loaded once, reading ahead and writing behind.
+
+A task plugin needs one call, `bundle_task`, for its command:
+
+    run_task(bundle_task("segment", chosen, overrides, choice=reason), options)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from medkit.bundle import Bundle
+from medkit.case import Case, Result, Runtime, Stages, Task, Writable
+from medkit.errors import BundleError, MedkitError
+from medkit.files import Output
+from medkit.inference.contract import SUFFIX, Contract, contract_of
+from medkit.records import sha256_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from medkit.inference.config import Parts
+    from medkit.inference.steps import Prepared
+    from medkit.space import Grid
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a bundle is run."""
+
+    overrides: Mapping[str, Any]
+    """Config id -> value."""
+    precision: str = "auto"
+    """`bf16`, `fp16`, `float32`, or `auto`: what the device is fast with."""
+    memory: int | None = None
+    """Bytes that this process may take in all; None: what the machine has left."""
+
+
+def bundle_task(name: str, bundle: Bundle, settings: RunSettings, *, choice: str = "") -> Task:
+    """The task of running a bundle, whose code is trusted (see `medkit.bundle.choose`), on images.
+
+    `choice` says for the sidecar why this bundle was chosen. Raises BundleError for a bundle that medkit cannot run,
+    with the reason; nothing of it is executed before the first case.
+    """
+    contract = contract_of(bundle)
+    return Task(
+        name=name,
+        outputs=_outputs(contract),
+        setup=functools.partial(load_runner, bundle=bundle, settings=settings),
+        arguments={"set": dict(settings.overrides), "precision": settings.precision},
+        role=contract.keys[0],
+        accepts=contract.accepts,
+        memory=functools.partial(memory_needed, bundle, max(len(contract.classes), 1)),
+        bundle=identity_of(bundle) | ({"choice": choice} if choice else {}),
+        devices=("cpu", "cuda"),
+        staged=True,
+    )
+
+
+def identity_of(bundle: Bundle) -> dict[str, Any]:
+    """By what a bundle is known in sidecars: its name, version and the digests of its weights and configs."""
+    return {
+        "name": bundle.name,
+        "version": bundle.version,
+        "weights_sha256": sha256_of(bundle.root / "models") if (bundle.root / "models").is_dir() else None,
+        "configs_sha256": sha256_of(bundle.root / "configs"),
+    }
+
+
+def memory_needed(bundle: Bundle, channels: int, grid: Grid) -> int:
+    """Bytes for an image on `grid`, roughly: how finely the bundle samples it is not known before it runs."""
+    from medkit.inference.memory import foreseen
+
+    weights = sum(p.stat().st_size for p in (bundle.root / "models").glob("*") if p.is_file())
+    return foreseen(channels, weights, math.prod(grid.shape))
+
+
+def _outputs(contract: Contract) -> tuple[Output, ...]:
+    first, *others = contract.results
+    extension = ".tsv" if contract.kind == "table" else ".nii.gz"
+    main = Output(role_of(contract, first), contract.kind, SUFFIX[contract.kind], extension)
+    more = (Output(key, contract.kind, "".join(c for c in key if c.isalnum()), extension) for key in others)
+    return (main, *more)
+
+
+def role_of(contract: Contract, key: str) -> str:
+    """What a result is called among the outputs."""
+    return {"labels": "labels", "image": "image", "table": "classes"}[contract.kind] if key == "pred" else key
+
+
+def load_runner(runtime: Runtime, *, bundle: Bundle, settings: RunSettings) -> Stages:
+    """Loads a bundle: the three stages of its work on a case.
+
+    Raises BundleError, and WeightsMissingError where there are none.
+    """
+    from medkit.inference.config import InferenceConfig
+    from medkit.precision import choose_device, choose_precision
+
+    device = choose_device(runtime.device)
+    parts = InferenceConfig(bundle, device, settings.overrides).open()
+    precision = choose_precision(settings.precision, device)
+    runner = BundleRunner(bundle, parts, device, precision, settings.memory)
+    return Stages(runner.prepare, runner.compute, runner.finish)
+
+
+class BundleRunner:
+    """A loaded bundle. Each of its three methods is called by one thread, and the three may be called at once."""
+
+    def __init__(self, bundle: Bundle, parts: Parts, device: torch.device, precision: str, limit: int | None) -> None:
+        import torch
+        from monai.inferers import SliceInferer
+
+        from medkit.inference.network import Network
+        from medkit.inference.steps import Postprocessing, Preprocessing
+        from medkit.precision import lay_channels_last
+
+        self.bundle, self.contract, self.precision = bundle, contract_of(bundle), precision
+        planes = self.contract.planar and not isinstance(parts.inferer, SliceInferer)
+        if not isinstance(parts.network, torch.jit.ScriptModule):
+            lay_channels_last(parts.network)
+        self.preprocessing = Preprocessing(parts.preprocessing, self.contract, bundle.name, planes=planes)
+        self.postprocessing = Postprocessing(parts.postprocessing, self.contract)
+        self.network = Network(parts.network, parts.inferer, self.postprocessing, device, precision, limit)
+
+    def prepare(self, case: Case) -> Prepared:
+        """Reads a case and runs the bundle's preprocessing on it. Raises InputError."""
+        with self._blame("preprocessing"):
+            return self.preprocessing(case)
+
+    def compute(self, case: Case, prepared: Prepared) -> Prepared:
+        """Runs the network; adds its answer to the item under `pred`. Raises MemoryError where it cannot fit."""
+        with self._blame("network"):
+            return self.network(prepared)
+
+    def finish(self, case: Case, computed: Prepared) -> Result:
+        """Runs the bundle's postprocessing and makes the files."""
+        with self._blame("postprocessing"):
+            item = self.postprocessing(computed)
+        outputs: dict[str, Writable] = {}
+        metrics: dict[str, Any] = {}
+        for key in self.contract.results:
+            if key not in item:
+                raise BundleError(f"bundle {self.bundle.name}: gave no {key}; there is {', '.join(map(str, item))}")
+            outputs[role_of(self.contract, key)], found = self._output(item[key], computed.grid)
+            metrics |= found
+        return Result(
+            outputs,
+            metrics=metrics,
+            warnings=computed.warnings,
+            details={"precision": self.precision} | self._names(),
+            description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
+        )
+
+    @contextlib.contextmanager
+    def _blame(self, what: str) -> Iterator[None]:
+        """Errors of the bundle's parts become a sentence about it, with the reason and not MONAI's way to it."""
+        from medkit.inference.memory import ran_out
+        from medkit.training.config import sentence
+
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, MedkitError) or ran_out(error):
+                raise
+            raise BundleError(f"bundle {self.bundle.name}: {what}: {sentence(error)}") from error
+
+    def _output(self, value: Any, grid: Grid) -> tuple[Writable, dict[str, Any]]:
+        from medkit.inference.outputs import to_image, to_labels, to_table
+
+        if self.contract.kind == "table":
+            text, table = to_table(value, self.contract.classes, activated=self.postprocessing.activated)
+            return text, {"class": max(table, key=lambda name: table[name]), "probabilities": table}
+        if self.contract.kind == "image":
+            return to_image(value, grid), {}
+        return to_labels(value, grid, f"bundle {self.bundle.name}"), {}
+
+    def _names(self) -> dict[str, Any]:
+        """What the values of labels mean."""
+        if self.contract.kind != "labels":
+            return {}
+        own = self.bundle.metadata.get("medkit")
+        names = own.get("labels") if isinstance(own, dict) else None
+        return {"labels": names or {str(n): name for n, name in self.contract.classes.items() if n}}
