@@ -6,10 +6,13 @@ brings need the user's word (`--trust`, see `medkit.trust`).
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from medkit.errors import BundleError, UsageError, WeightsMissingError, listed
 
 if TYPE_CHECKING:
     from medkit.plugins import Registry
+    from medkit.specs import BundleSpec
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 WEIGHTS = "models/model.pt"
@@ -41,6 +45,10 @@ class Bundle:
     """The installed distribution that brings it; None for a folder that the user names or installed."""
     by_user: bool = False
     """Whether `medkit bundle install` put it where it lies."""
+    spec: BundleSpec | None = None
+    """What its plugin says about it."""
+    archive: Path | None = None
+    """The zip that `root` was unpacked from, for this process alone."""
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any]:
@@ -48,9 +56,32 @@ class Bundle:
         return read_metadata(self.root)
 
     @property
+    def block(self) -> Mapping[str, Any]:
+        """What its metadata say to medkit alone, under `medkit`."""
+        return _block(self.metadata)
+
+    @property
     def version(self) -> str:
         """Its version, such as `0.1.0`."""
         return str(self.metadata.get("version", "0.0.0"))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of file it takes (see `medkit.specs.KINDS`)."""
+        if self.spec is not None:
+            return self.spec.kinds
+        stated = self.block.get("kinds")
+        return tuple(map(str, stated)) if isinstance(stated, list) else ("image",)
+
+    @property
+    def modality(self) -> str | None:
+        """`MR`, `CT` and so on; None where it takes any, or does not say."""
+        if self.spec is not None:
+            return self.spec.modality
+        if isinstance(stated := self.block.get("modality"), str):
+            return stated
+        found = [t.get("modality") for _, t in tensors(self.metadata, "inputs")]
+        return str(found[0]) if found and found[0] not in (None, "n/a") else None
 
     def config(self, name: str) -> Path:
         """The config file of that name, such as `train`. Raises BundleError."""
@@ -84,6 +115,18 @@ def read_metadata(root: Path) -> dict[str, Any]:
     return found
 
 
+def _block(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    block = metadata.get("medkit")
+    return block if isinstance(block, dict) else {}
+
+
+def tensors(metadata: Mapping[str, Any], side: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name and description of the network's `inputs` or `outputs`, of those that are described as they should be."""
+    formats = metadata.get("network_data_format")
+    found = formats.get(side) if isinstance(formats, dict) else None
+    return [(n, t) for n, t in found.items() if isinstance(t, dict)] if isinstance(found, dict) else []
+
+
 # ---- lookup
 
 
@@ -111,7 +154,7 @@ def read_record(root: Path) -> dict[str, Any] | None:
 def installed(registry: Registry) -> list[Bundle]:
     """The bundles that the plugins bring, and those that the user installed."""
     brought = [
-        Bundle(spec.root, spec.name, spec.task, plugin.distribution)
+        Bundle(spec.root, spec.name, spec.task, plugin.distribution, spec=spec)
         for plugin in registry.plugins
         for spec in plugin.bundles
     ]
@@ -125,9 +168,9 @@ def _installed_by_user() -> list[Bundle]:
 
 
 def find(text: str, registry: Registry) -> Bundle:
-    """The bundle that `--bundle` names: `NAME`, `distribution:NAME`, or a folder's path.
+    """The bundle that `--bundle` names: `NAME`, `distribution:NAME`, or the path of a folder or zip.
 
-    Raises UsageError for a name that nobody or several have, BundleError for a folder that is no bundle.
+    Raises UsageError for a name that nobody or several have, BundleError for a folder or zip that is no bundle.
     """
     known = installed(registry)
     qualifier, _, name = text.rpartition(":")
@@ -136,10 +179,12 @@ def find(text: str, registry: Registry) -> Bundle:
             choices = [f"{_qualifier(b)}:{b.name}" for b in matches]
             raise UsageError(f"--bundle {text}: several plugins bring one; choose {' or '.join(choices)}")
         return matches[0]
+    if text.endswith(".zip") and Path(text).is_file():
+        return _from_zip(Path(text))
     if os.sep in text or Path(text).is_dir():
         return _from_folder(Path(text), known)
     names = listed(sorted(b.name for b in known) or ["none"])
-    raise UsageError(f"--bundle {text}: neither a folder nor the name of an installed bundle; there is {names}")
+    raise UsageError(f"--bundle {text}: neither a folder, a zip nor the name of an installed bundle; there is {names}")
 
 
 def _qualifier(bundle: Bundle) -> str:
@@ -153,9 +198,44 @@ def _from_folder(folder: Path, known: list[Bundle]) -> Bundle:
     for bundle in known:
         if bundle.root.resolve() == root:
             return bundle
-    block = read_metadata(root).get("medkit")
-    task = block.get("task") if isinstance(block, dict) else None
-    return Bundle(root, root.name, task if isinstance(task, str) else None)
+    return Bundle(root, root.name, _own_task(root))
+
+
+def _own_task(root: Path) -> str | None:
+    """The task that a bundle's metadata say it is for."""
+    task = _block(read_metadata(root)).get("task")
+    return task if isinstance(task, str) else None
+
+
+def _from_zip(archive: Path) -> Bundle:
+    """A bundle unpacked into a folder that goes with this process."""
+    from medkit.bundle_store import unpack
+
+    folder = Path(tempfile.mkdtemp(prefix="medkit-bundle-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    root = unpack(archive, folder)
+    return Bundle(root, root.name, _own_task(root), archive=archive.absolute())
+
+
+AUTO = "auto"
+"""What `--bundle` says where each case is to be given to the bundle that fits it (see `medkit.bundle_choice`)."""
+
+
+def for_task(text: str, task: str, registry: Registry, *, trust: bool) -> tuple[Bundle, ...]:
+    """The bundles that may run for a task: the one that `text` names, or with `auto` all that its plugins bring.
+
+    Raises as `choose` does.
+    """
+    if text != AUTO:
+        return (choose(text, task, registry, trust=trust),)
+    own = [b for b in installed(registry) if b.task == task and (b.spec is None or b.spec.auto)]
+    # what a script runs without naming it stays the same when the user installs another
+    own = [b for b in own if not b.by_user] or own
+    if not own:
+        return (choose(None, task, registry, trust=trust),)
+    for bundle in own:
+        require_trust(bundle, trust=trust)
+    return tuple(own)
 
 
 def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> Bundle:
@@ -185,7 +265,7 @@ def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> B
 def require_trust(bundle: Bundle, *, trust: bool) -> None:
     """Raises UsageError for a bundle that no plugin brings unless `trust` says that its code may run, now or before."""
     if bundle.distribution is None:
-        trusted.admit(bundle.root, trust=trust)
+        trusted.admit(bundle.root, trust=trust, shown=bundle.archive)
 
 
 def _names(bundles: list[Bundle]) -> str:

@@ -148,6 +148,16 @@ def _install(
     return replace(done, left_out=tuple(e.name for e in entries if is_junk(e.name.removeprefix(prefix))))
 
 
+def unpack(source: Path, folder: Path) -> Path:
+    """Copies the bundle in a zip into `folder`, below the name it has there; gives its root. Raises as `install`."""
+    with _errors_said(), open_zip(source) as archive:
+        kept, prefix = _checked(source, list(zip_entries(archive)), source.stat().st_size)
+        root = folder / (Path(prefix).name or source.stem)
+        for entry in kept:
+            _copy(entry, root / entry.name, source)
+        return root
+
+
 def _checked(source: Path, entries: list[Entry], archive_bytes: int | None) -> tuple[list[Entry], str]:
     """The entries to copy, named from the bundle's root on, and the prefix they had."""
     # the names of what is left out are checked as well: an archive that has such names is not to be dealt with;

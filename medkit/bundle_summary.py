@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundle import WEIGHTS, Bundle, installed, read_record
+from medkit.bundle import WEIGHTS, Bundle, installed, read_record, tensors
 from medkit.bundle_files import printable
 from medkit.errors import BundleError
 from medkit.records import sha256_of
@@ -42,58 +42,36 @@ class Row:
 
 def rows(registry: Registry) -> list[Row]:
     """All bundles that can be named."""
-    return [row(bundle, registry) for bundle in installed(registry)]
+    return [row(bundle) for bundle in installed(registry)]
 
 
-def row(bundle: Bundle, registry: Registry) -> Row:
+def row(bundle: Bundle) -> Row:
     """What the list says about a bundle; one whose metadata cannot be read keeps its line."""
     try:
         metadata, error = bundle.metadata, None
     except BundleError as problem:
         metadata, error = {}, str(problem)
-    spec = next((s for p in registry.plugins for s in p.bundles if s.root == bundle.root), None)
-    block = _block(metadata)
-    kinds = block.get("kinds")
     return Row(
         name=bundle.name,
         version=str(metadata.get("version", "?")),
         task=bundle.task,
         distribution=BY_USER if bundle.by_user else bundle.distribution,
-        kinds=spec.kinds if spec else tuple(map(str, kinds)) if isinstance(kinds, list) else ("image",),
-        modality=spec.modality if spec else _modality(metadata),
+        kinds=("image",) if error else bundle.kinds,
+        modality=None if error else bundle.modality,
         weights_bytes=_size(bundle.root / WEIGHTS),
         root=str(bundle.root),
         error=error,
     )
 
 
-def _block(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    block = metadata.get("medkit")
-    return block if isinstance(block, dict) else {}
-
-
-def _modality(metadata: Mapping[str, Any]) -> str | None:
-    if isinstance(stated := _block(metadata).get("modality"), str):
-        return stated
-    found = [t.get("modality") for _, t in _tensors(metadata, "inputs")]
-    return str(found[0]) if found and found[0] not in (None, "n/a") else None
-
-
-def _tensors(metadata: Mapping[str, Any], side: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and description of the network's inputs or outputs, of those that are described as they should be."""
-    formats = metadata.get("network_data_format")
-    tensors = formats.get(side) if isinstance(formats, dict) else None
-    return [(n, t) for n, t in tensors.items() if isinstance(t, dict)] if isinstance(tensors, dict) else []
-
-
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def describe(bundle: Bundle, registry: Registry) -> dict[str, Any]:
+def describe(bundle: Bundle) -> dict[str, Any]:
     """Everything that `show` tells, as JSON data. Raises BundleError for metadata that cannot be read."""
     metadata = bundle.metadata
-    head = row(bundle, registry)
+    head = row(bundle)
     record = read_record(bundle.root) if bundle.by_user else None
     licence = bundle.root / "LICENSE"
     return {
@@ -111,13 +89,13 @@ def describe(bundle: Bundle, registry: Registry) -> dict[str, Any]:
         "licence": _first_line(licence),
         "kinds": list(head.kinds),
         "modality": head.modality,
-        "inputs": dict(_tensors(metadata, "inputs")),
-        "outputs": dict(_tensors(metadata, "outputs")),
-        "labels": _block(metadata).get("labels") or {},
+        "inputs": dict(tensors(metadata, "inputs")),
+        "outputs": dict(tensors(metadata, "outputs")),
+        "labels": bundle.block.get("labels") or {},
         "changelog": metadata.get("changelog") or {},
         "figures": {
             "eval_metrics": metadata.get("eval_metrics") or {},
-            "training": _block(metadata).get("training") or {},
+            "training": bundle.block.get("training") or {},
         },
         "weights": _weights(bundle.root / WEIGHTS),
         "sha256": record.get("sha256") if record else None,

@@ -1,8 +1,8 @@
 """Runs the network of a MONAI bundle on one case after the other: loaded once, reading ahead and writing behind.
 
-A task plugin needs one call, `bundle_task`, for its command:
+A task plugin needs two calls for its command, which `medkit.bundle_options.bundle_options` gives `chosen`:
 
-    run_task(bundle_task("segment", chosen, overrides, choice=reason), options)
+    run_task(bundle_task("segment", chosen.of_task("segment"), chosen.settings), options)
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundle import Bundle
+from medkit.bundle import AUTO, Bundle
+from medkit.bundle_choice import check_alike, choose_bundle
 from medkit.case import Case, Result, Runtime, Stages, Task, Writable
 from medkit.errors import BundleError, MedkitError
 from medkit.files import Output
@@ -41,22 +42,29 @@ class RunSettings:
     """Bytes that this process may take in all; None: what the machine has left."""
 
 
-def bundle_task(name: str, bundle: Bundle, settings: RunSettings, *, choice: str = "") -> Task:
-    """The task of running a bundle, whose code is trusted (see `medkit.bundle.choose`), on images.
+def bundle_task(
+    name: str, bundles: Sequence[Bundle], settings: RunSettings, *, runner: RunnerFactory | None = None
+) -> Task:
+    """The task of running bundles, whose code is trusted (see `medkit.bundle.for_task`), on images.
 
-    `choice` says for the sidecar why this bundle was chosen. Raises BundleError for a bundle that medkit cannot run,
-    with the reason; nothing of it is executed before the first case.
+    Of several each case gets the one that fits it (see `medkit.bundle_choice`). `runner`, picklable, makes a loaded
+    bundle's runner, for a task that adds to what a bundle gives. Raises BundleError for a bundle that medkit cannot
+    run, with the reason, and UsageError for bundles that give different files; nothing of them is executed before the
+    first case.
     """
-    contract = contract_of(bundle)
+    contract = contract_of(bundles[0])
+    check_alike(name, bundles)
+    one = len(bundles) == 1
+    load = functools.partial(load_runner, bundle=bundles[0]) if one else functools.partial(choosing, bundles=bundles)
     return Task(
         name=name,
         outputs=_outputs(contract),
-        setup=functools.partial(load_runner, bundle=bundle, settings=settings),
+        setup=functools.partial(load, settings=settings, runner=runner),
         arguments={"set": dict(settings.overrides), "precision": settings.precision},
         role=contract.keys[0],
         accepts=contract.accepts,
-        memory=functools.partial(memory_needed, bundle, max(len(contract.classes), 1)),
-        bundle=identity_of(bundle) | ({"choice": choice} if choice else {}),
+        memory=functools.partial(memory_needed, bundles[0], max(len(contract.classes), 1)),
+        bundle=identity_of(bundles[0]) if one else {"name": AUTO, "among": [identity_of(b) for b in bundles]},
         devices=("cpu", "cuda"),
         staged=True,
     )
@@ -93,7 +101,9 @@ def role_of(contract: Contract, key: str) -> str:
     return {"labels": "labels", "image": "image", "table": "classes"}[contract.kind] if key == "pred" else key
 
 
-def load_runner(runtime: Runtime, *, bundle: Bundle, settings: RunSettings) -> Stages:
+def load_runner(
+    runtime: Runtime, *, bundle: Bundle, settings: RunSettings, runner: RunnerFactory | None = None
+) -> Stages:
     """Loads a bundle: the three stages of its work on a case.
 
     Raises BundleError, and WeightsMissingError where there are none.
@@ -104,8 +114,33 @@ def load_runner(runtime: Runtime, *, bundle: Bundle, settings: RunSettings) -> S
     device = choose_device(runtime.device)
     parts = InferenceConfig(bundle, device, settings.overrides).open()
     precision = choose_precision(settings.precision, device)
-    runner = BundleRunner(bundle, parts, device, precision, settings.memory)
-    return Stages(runner.prepare, runner.compute, runner.finish)
+    loaded = (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
+    return Stages(loaded.prepare, loaded.compute, loaded.finish)
+
+
+def choosing(
+    runtime: Runtime, *, bundles: Sequence[Bundle], settings: RunSettings, runner: RunnerFactory | None = None
+) -> Stages:
+    """The three stages of the work on a case by the bundle that fits it; each is loaded when a case first needs it."""
+    loaded: dict[str, Stages] = {}
+
+    def prepare(case: Case) -> tuple[Stages, Mapping[str, Any], Any]:
+        bundle, reason = choose_bundle(case, bundles)
+        if bundle.name not in loaded:
+            loaded[bundle.name] = load_runner(runtime, bundle=bundle, settings=settings, runner=runner)
+        stages = loaded[bundle.name]
+        return stages, {"choice": identity_of(bundle) | {"reason": reason}}, stages.prepare(case)
+
+    def compute(case: Case, value: Any) -> Any:
+        stages, choice, prepared = value
+        return stages, choice, stages.compute(case, prepared)
+
+    def finish(case: Case, value: Any) -> Result:
+        stages, choice, computed = value
+        result: Result = stages.finish(case, computed)
+        return replace(result, details={**result.details, **choice})
+
+    return Stages(prepare, compute, finish)
 
 
 class BundleRunner:
@@ -183,6 +218,9 @@ class BundleRunner:
         """What the values of labels mean."""
         if self.contract.kind != "labels":
             return {}
-        own = self.bundle.metadata.get("medkit")
-        names = own.get("labels") if isinstance(own, dict) else None
+        names = self.bundle.block.get("labels")
         return {"labels": names or {str(n): name for n, name in self.contract.classes.items() if n}}
+
+
+RunnerFactory = Callable[[Bundle, "Parts", "torch.device", str, int | None], BundleRunner]
+"""Makes a runner of a loaded bundle, its parts, the device, the precision and the limit of memory in bytes."""

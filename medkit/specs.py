@@ -47,3 +47,5 @@ class BundleSpec:
     """The kinds of file it takes (see `KINDS`)."""
     modality: str | None = None
     """`MR`, `CT`, `CR` and so on as in DICOM's Modality; None where it takes any."""
+    auto: bool = True
+    """Whether `--bundle auto`, the tasks' default, may choose it; else it must be named."""

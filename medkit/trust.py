@@ -138,15 +138,15 @@ def _locked(path: Path) -> Iterator[None]:
 # ---- the gate
 
 
-def admit(root: Path, *, trust: bool) -> None:
+def admit(root: Path, *, trust: bool, shown: Path | None = None) -> None:
     """Lets the code of a bundle that no plugin brings run, or not.
 
-    `trust` is the user's word, and is remembered. Raises UsageError without it for a bundle that was not trusted
-    before or has changed since.
+    `trust` is the user's word, and is remembered; `shown` is what the user calls it, where that is not its folder.
+    Raises UsageError without it for a bundle that was not trusted before or has changed since.
     """
     now = fingerprint(root)
     if not trust and now.sha256 not in {b["sha256"] for b in remembered()}:
-        raise UsageError(_refusal(root, now))
+        raise UsageError(_refusal(shown or root, now))
     if trust:
         try:
             remember(root, now)

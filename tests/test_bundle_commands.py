@@ -85,7 +85,7 @@ def test_nothing_of_that_name(toy: Run, tmp_path: Path) -> None:
     for command in (["show"], ["verify"], ["audit"], ["pack", "-o", tmp_path / "x.zip"]):
         done = toy("bundle", command[0], "nothing", *command[1:])
         assert done.code == 2
-        assert "neither a folder nor the name of an installed bundle" in done.err
+        assert "neither a folder, a zip nor the name of an installed bundle" in done.err
     assert toy("bundle", "install", tmp_path / "nothing.zip").code == 2
 
 

@@ -46,7 +46,7 @@ def load(root: Path, memory: int | None = None) -> BundleRunner:
 def prepared(runner: BundleRunner, folder: Path, shape: tuple[int, int, int]) -> Prepared:
     """An image of the bundle's own spacing, so that it keeps its shape."""
     path = make_image(folder / "image.nii.gz", shape, (4.0, 4.0, 5.0))
-    task = bundle_task("t", runner.bundle, RunSettings({}))
+    task = bundle_task("t", [runner.bundle], RunSettings({}))
     return runner.prepare(Case(Plan(record_of(path), {"image": path}, Targets({})), task, RunOptions(), CPU))
 
 
@@ -164,11 +164,11 @@ def test_a_dry_run_says_the_memory(toy: Callable[..., Any], tmp_path: Path) -> N
 
 def test_a_plugin_runs_a_bundle_with_one_call(tmp_path: Path) -> None:
     root = zoo.write(tmp_path / "b", "spleen_ct_segmentation")
-    task = bundle_task("spleens", Bundle(root, "b"), RunSettings({}), choice="the only one for CT")
+    task = bundle_task("spleens", [Bundle(root, "b")], RunSettings({}))
     assert task.name == "spleens"
     assert [(o.role, o.kind, o.suffix) for o in task.outputs] == [("labels", "labels", "dseg")]
     assert task.bundle is not None
-    assert task.bundle["choice"] == "the only one for CT"
+    assert task.bundle["name"] == "b"
 
 
 def test_two_bundles_with_code_of_the_same_name(tmp_path: Path, toy: Callable[..., Any]) -> None:

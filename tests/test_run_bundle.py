@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -337,3 +339,32 @@ def test_a_bad_case_among_good_ones(run: Run, scan: Callable[..., Path], tmp_pat
     alone = run(root, good[2], "-o", tmp_path / "p").paths[0]
     assert alone.read_bytes() == done.paths[2].read_bytes()
     assert not [p for p in (tmp_path / "o").iterdir() if p.name.startswith(".")]
+
+
+# ---- from a zip
+
+
+def test_a_zip_is_run_as_it_is(run: Run, scan: Callable[..., Path], tmp_path: Path) -> None:
+    source = scan()
+    root = zoo.write(tmp_path / "b" / "spleen", "spleen_ct_segmentation")
+    archive = shutil.make_archive(str(tmp_path / "spleen"), "zip", root.parent)
+    refused = run(Path(archive), source, trust=False)
+    assert refused.code == 2
+    assert f"{archive}: its configs run code" in refused.err
+    made = [run(b, source, "-o", tmp_path / o) for b, o in ((Path(archive), "z"), (root, "f"))]
+    assert [m.code for m in made] == [0, 0], made[0].err
+    assert (voxels(Path(made[0].paths[0])) == voxels(Path(made[1].paths[0]))).all()
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_zip_that_climbs_out_is_refused(run: Run, scan: Callable[..., Path], tmp_path: Path, trust: bool) -> None:
+    """Whatever the user trusts, nothing of it is written."""
+    root = zoo.write(tmp_path / "spleen", "spleen_ct_segmentation")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for path in sorted(p for p in root.rglob("*") if p.is_file()):
+            archive.write(path, f"spleen/{path.relative_to(root)}")
+        archive.writestr("spleen/../../escaped.py", "raise SystemExit(9)")
+    done = run(tmp_path / "b.zip", scan(), trust=trust)
+    assert done.code != 0
+    assert "escaped.py" in done.err
+    assert not list(tmp_path.rglob("escaped.py"))

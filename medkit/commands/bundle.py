@@ -52,7 +52,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show what a bundle is for, what it takes and gives, and what is known about its quality."""
-    about = describe(bundles.find(name, plugins.registry()), plugins.registry())
+    about = describe(bundles.find(name, plugins.registry()))
     if as_json:
         click.echo(json.dumps(about, indent=1))
         return

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from medkit import bundle as bundles
-from medkit import plugins
-from medkit.options import RunOptions, bytes_of, option, settings, task_options
+from medkit.bundle_options import BundleOptions, bundle_options
+from medkit.options import RunOptions, task_options
 from medkit.task import run_task
 
 
 @click.command()
-@click.option(
-    "--bundle",
-    "name",
-    required=True,
-    metavar="NAME|PATH",
-    allow_from_autoenv=False,
-    help="An installed bundle's name, or a bundle's folder.",
-)
-@click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    callback=settings,
-    metavar="ID=VALUE",
-    help="Change a value of the bundle's config; repeatable.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "bf16", "fp16", "float32"]),
-    default="auto",
-    show_default=True,
-    help="What to compute in; auto: what is fast on the device.",
-)
-@option(
-    "--memory",
-    callback=bytes_of,
-    metavar="SIZE",
-    help="What this process may take, such as 6G: larger images are computed in parts.  [default: what is free]",
-)
+@bundle_options(named=True)
 @task_options
-def bundle(
-    options: RunOptions, name: str, trust: bool, overrides: dict[str, Any], precision: str, memory: int | None
-) -> None:
+def bundle(options: RunOptions, chosen: BundleOptions) -> None:
     """Run any MONAI bundle on images.
 
     A bundle that segments gives label maps on the images' grids, one that classifies a table of probabilities, others
@@ -55,8 +21,6 @@ def bundle(
     \b
     medkit run bundle --bundle ./spleen_ct_segmentation --trust *.nii.gz -o spleens
     """
-    from medkit.runner import RunSettings, bundle_task
+    from medkit.runner import bundle_task
 
-    chosen = bundles.find(name, plugins.registry())
-    bundles.require_trust(chosen, trust=trust)
-    run_task(bundle_task("bundle", chosen, RunSettings(overrides, precision, memory)), options)
+    run_task(bundle_task("bundle", [chosen.any()], chosen.settings), options)

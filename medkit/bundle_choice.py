@@ -1,0 +1,75 @@
+"""`--bundle auto`: which of a task's bundles a case is for, by its kind, its modality and its intensities."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medkit.bundle import Bundle
+from medkit.case import Case
+from medkit.dicom import is_dicom
+from medkit.errors import InputError, UsageError, listed
+from medkit.names import stem
+
+_MR_NAMES = re.compile(r"(?:^|_)(?:T1w?|T2w?|T2starw|FLAIR|PDw?|PDT2|inplaneT[12]|UNIT1|bold|dwi|angio|MR)(?:_|$)")
+_CT_NAMES = re.compile(r"(?:^|_)(?:CT|ct)(?:_|$)")
+_DICOM_MODALITY = re.compile(rb"\x08\x00\x60\x00(?:CS..|..\x00\x00)([A-Z]{2})", re.DOTALL)
+_HEADER_BYTES = 1 << 16
+AIR = -500
+"""Below it is air in Hounsfield units; no other modality has a good share of such values."""
+AIR_SHARE = 0.02
+
+
+def choose_bundle(case: Case, bundles: Sequence[Bundle]) -> tuple[Bundle, str]:
+    """The bundle for a case and the reason in words. Raises InputError where none takes it or several do alike."""
+    if len(bundles) == 1:
+        return bundles[0], "the only one for the task"
+    kind = case.record.kind
+    fitting = [b for b in bundles if kind in b.kinds] or list(bundles)
+    if len(fitting) == 1:
+        return fitting[0], f"the only one that takes {kind}"
+    modality, why = modality_of(case)
+    own = [b for b in fitting if b.modality == modality] or [b for b in fitting if b.modality is None]
+    if len(own) == 1:
+        return own[0], f"the only one for {modality}: {why}"
+    names = listed([f"{b.name} ({b.modality or 'any modality'})" for b in own or fitting])
+    what = "several bundles take" if own else "no bundle takes"
+    raise InputError(f"{case.path}: {what} {modality} ({why}); choose with --bundle: {names}")
+
+
+def modality_of(case: Case) -> tuple[str, str]:
+    """`CT`, `MR` or what a DICOM header says, and how it is known."""
+    if stated := _in_header(case.path):
+        return stated, "its DICOM header says so"
+    name = stem(case.path)
+    for pattern, modality in ((_CT_NAMES, "CT"), (_MR_NAMES, "MR")):
+        if pattern.search(name):
+            return modality, "its name says so"
+    voxels = case.image().data.reshape(-1)[:: max(1, case.image().data.size // 100_000)]
+    share = float(np.mean(voxels < AIR))
+    if share >= AIR_SHARE:
+        return "CT", f"{share:.0%} of its values lie below {AIR} HU"
+    return "MR", "its values are no Hounsfield units"
+
+
+def _in_header(path: Path) -> str | None:
+    if path.is_dir():
+        path = next((p for p in sorted(path.iterdir()) if p.is_file() and is_dicom(p)), path)
+    if path.is_dir() or not is_dicom(path):
+        return None
+    with open(path, "rb") as file:
+        found = _DICOM_MODALITY.search(file.read(_HEADER_BYTES))
+    return found.group(1).decode() if found else None
+
+
+def check_alike(task: str, bundles: Sequence[Bundle]) -> None:
+    """Raises UsageError where bundles do not give the same files, so that no one run could choose among them."""
+    from medkit.inference.contract import contract_of
+
+    made = {(c.kind, c.results) for c in map(contract_of, bundles)}
+    if len(made) > 1:
+        names = listed([b.name for b in bundles])
+        raise UsageError(f"task {task}: its bundles give different files; choose one with --bundle: {names}")
