@@ -97,10 +97,22 @@ def toy(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     for module in (plugins, listing):  # toy.main replaces them
         monkeypatch.setattr(module, "registry", plugins.registry)
 
+    return _in_this_process(plugin.main)
+
+
+@pytest.fixture
+def medkit(clean_environment: None) -> Callable[..., Outcome]:
+    """Runs `medkit` with the plugins that are installed in this process: medkit("run", "segment", path)."""
+    from medkit import cli
+
+    return _in_this_process(cli.main)
+
+
+def _in_this_process(main: Callable[..., Any]) -> Callable[..., Outcome]:
     def run(*arguments: object, input: str | bytes = "", env: dict[str, str] | None = None, **extra: Any) -> Outcome:
         with CliRunner().isolation(input=input, env=env) as (out, err, _), _LoggingTo(sys.stderr):
             try:
-                plugin.main([str(a) for a in arguments], **extra)
+                main([str(a) for a in arguments], **extra)
                 code = 0
             except SystemExit as stop:
                 code = int(stop.code or 0)

@@ -55,6 +55,8 @@ class Network:
     ) -> None:
         self.network, self.inferer, self.post = network, inferer, post
         self.device, self.precision, self.limit = device, precision, limit
+        self.keeps_half = False
+        """Whether answers in half precision stay so, for a task that goes on in parts: half the memory."""
         self._footprints: dict[tuple[int, ...], Footprint] = {}
         self._worked: dict[tuple[int, ...], Way] = {}
         """Shape -> the way that was found for it."""
@@ -167,7 +169,8 @@ class Network:
 
         batch = list_data_collate([dict(item)])
         batch["image"] = batch["image"].to(self.device)
-        batch["pred"] = as_float(self._inferer(way)(batch["image"], self.network))
+        answer = self._inferer(way)(batch["image"], self.network)
+        batch["pred"] = answer if self.keeps_half else as_float(answer)
         return dict(decollate_batch(batch)[0])
 
     def _inferer(self, way: Way) -> Any:

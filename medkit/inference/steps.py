@@ -102,6 +102,22 @@ class Postprocessing:
         return back is not None and not any(name.startswith("AsDiscrete") for name in names[:back])
 
     @property
+    def picks_largest(self) -> bool:
+        """Whether labels are the largest channel of each voxel, brought back to the scan, and nothing else."""
+        plain = (
+            "Activations",
+            "Invert",
+            "AsDiscrete",
+            "MapLabelValue",
+            "EnsureType",
+            "CastToType",
+            "ToDevice",
+            "ToTensor",
+        )
+        chosen = [s for s in self.steps if _named(s, "AsDiscrete")]
+        return len(chosen) == 1 and bool(chosen[0].argmax[0]) and all(_named(s, *plain) for s in self.steps)
+
+    @property
     def voxelwise(self) -> tuple[Any, ...] | None:
         """The steps that make labels of what the network says about a voxel; None where they depend on others."""
         place = next((n for n, s in enumerate(self.steps) if _named(s, "AsDiscrete")), None)

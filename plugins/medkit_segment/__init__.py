@@ -1,13 +1,19 @@
-"""Segmentation: networks that label structures in scans."""
+"""Segmentation: networks that label structures in scans, and `medkit run segment`, which runs them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from medkit import hookimpl
-from medkit.specs import BundleSpec
+from medkit.specs import BundleSpec, TaskSpec
 
 _BUNDLES = Path(__file__).parent / "bundles"
+
+
+@hookimpl
+def medkit_tasks() -> list[TaskSpec]:
+    """The task `segment`."""
+    return [TaskSpec("segment", "Label structures in images.", "medkit_segment.command:segment")]
 
 
 @hookimpl

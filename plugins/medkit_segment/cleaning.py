@@ -1,0 +1,74 @@
+"""Stray pieces removed from label maps, and masks made whole."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+KEPT_SHARE = 0.2
+"""A piece of a structure is kept that has this share of the largest one's voxels."""
+
+
+def cleaned(labels: np.ndarray, *, connected: bool) -> np.ndarray:
+    """(I, J, K) labels without small pieces that lie apart from the rest of their structure.
+
+    Such a piece takes the label of the nearest voxels that stay, or none where it touches nothing. With `connected` all
+    structures are one body, such as a brain, and of that only the largest piece stays.
+    """
+    out = np.where(largest(labels > 0), labels, 0).astype(labels.dtype) if connected else labels.copy()
+    stray = np.zeros(out.shape, bool)
+    for number, box in enumerate(ndimage.find_objects(out), start=1):
+        if box is not None:
+            stray[box] |= _small_pieces(out[box] == number)
+    if stray.any():
+        bodies, count = ndimage.label(out > 0)
+        stays = np.bincount(bodies[(out > 0) & ~stray], minlength=count + 1) > 0
+        out[~stays[bodies]] = 0
+        stray &= out > 0
+    if stray.any():
+        box = _box_of(stray, margin=8)
+        part, lost = out[box], stray[box]
+        near = ndimage.distance_transform_edt(lost | (part == 0), return_distances=False, return_indices=True)
+        part[lost] = part[tuple(near)][lost]
+    return out
+
+
+def largest(mask: np.ndarray) -> np.ndarray:
+    """The largest piece of a mask whose voxels touch by their faces."""
+    pieces, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    return pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+
+
+def _small_pieces(mask: np.ndarray) -> np.ndarray:
+    pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if count < 2:
+        return np.zeros_like(mask)
+    sizes = np.bincount(pieces.ravel())
+    small = sizes < KEPT_SHARE * sizes[1:].max()
+    small[0] = False
+    return small[pieces]
+
+
+def filled(mask: np.ndarray, spacing: np.ndarray, gap: float) -> np.ndarray:
+    """A mask (I, J, K) without holes and without gaps narrower than `gap` mm; `spacing` in mm."""
+    box = _box_of(mask, margin=int(np.ceil(gap / spacing.min())) + 1)
+    width = np.ceil(gap / spacing).astype(int)
+    padded = np.pad(mask[box], [(n, n) for n in width])
+    grown = ndimage.distance_transform_edt(~padded, spacing) <= gap / 2
+    closed = ndimage.distance_transform_edt(grown, spacing) > gap / 2
+    inner = tuple(slice(n, size - n) for n, size in zip(width, padded.shape, strict=True))
+    out = mask.copy()
+    out[box] |= ndimage.binary_fill_holes(closed | padded)[inner]
+    return out
+
+
+def _box_of(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """The box around a mask, `margin` voxels wider; everything where the mask is empty."""
+    box = ndimage.find_objects(mask.astype(np.uint8))
+    if not box:
+        return tuple(slice(0, size) for size in mask.shape)
+    return tuple(
+        slice(max(0, s.start - margin), min(size, s.stop + margin)) for s, size in zip(box[0], mask.shape, strict=True)
+    )

@@ -1,0 +1,108 @@
+"""The table of a label map's structures, and what in it a person should look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medkit.figures import label_colours
+
+UNSURE = 0.75
+"""Mean probability of a structure's voxels below which it is to be looked at."""
+CUT_SHARE = 0.02
+"""Share of a body's voxels on the faces of the field of view from which on it is cut off."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structure of a label map."""
+
+    index: int
+    name: str
+    volume_mm3: float
+    confidence: float | None
+    """Mean probability of its label over its voxels, 0 to 1; None where it was not found, or the bundle gives none."""
+    look: tuple[str, ...]
+    """Why a person should look at it; empty where nothing speaks against it."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a bundle's metadata say of its labels, under `medkit`."""
+
+    names: Mapping[int, str]
+    volumes: Mapping[int, tuple[float, float]]
+    """Label -> smallest and largest plausible volume in mm3; `total` is that of the label 0."""
+
+    @classmethod
+    def of(cls, names: Mapping[int, str], block: Mapping[str, Any]) -> Expected:
+        """From a bundle's metadata."""
+        stated = block.get("volumes_mm3") or {}
+        volumes = {0 if key == "total" else int(key): (float(low), float(high)) for key, (low, high) in stated.items()}
+        return cls(names, volumes)
+
+
+def structures(
+    labels: np.ndarray, voxel_mm3: float, confidence: Mapping[int, float] | None, expected: Expected
+) -> list[Structure]:
+    """The table of a label map (I, J, K): every structure that the bundle knows, found or not."""
+    counts = np.bincount(labels.ravel(), minlength=max(expected.names, default=0) + 1)
+    out = []
+    for index, name in sorted(expected.names.items()):
+        volume = float(counts[index]) * voxel_mm3
+        sure = (confidence or {}).get(index) if counts[index] else None
+        look = []
+        low, high = expected.volumes.get(index, (0.0, np.inf))
+        if not low <= volume <= high:
+            look.append("not found" if not counts[index] else "small" if volume < low else "large")
+        if sure is not None and sure < UNSURE:
+            look.append("unsure")
+        out.append(Structure(index, name, volume, None if sure is None else round(sure, 4), tuple(look)))
+    return out
+
+
+def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) -> list[str]:
+    """What speaks against the label map as a whole, in sentences that begin with `look at this one`."""
+    total = sum(row.volume_mm3 for row in rows)
+    found = []
+    low, high = expected.volumes.get(0, (0.0, np.inf))
+    if not total:
+        found.append("nothing was found")
+    elif not low <= total <= high:
+        found.append(f"{total / 1000:.0f} ml in all, expected {low / 1000:.0f} to {high / 1000:.0f}")
+    if (share := _at_the_faces(labels)) > CUT_SHARE:
+        found.append(f"cut off by the field of view ({share:.0%} of its surface)")
+    sure = [(row.confidence, row.volume_mm3) for row in rows if row.confidence is not None]
+    mean = sum(c * v for c, v in sure) / sum(v for _, v in sure) if sure else None
+    if mean is not None and mean < UNSURE:
+        found.append(f"the network is unsure ({mean:.2f})")
+    doubtful = [row for row in rows if row.look]
+    if len(doubtful) > max(1, len(rows) // 5):
+        found.append(f"{len(doubtful)} of {len(rows)} structures are doubtful, {doubtful[0].name} among them")
+    return [f"look at this one: {text}" for text in found]
+
+
+def _at_the_faces(labels: np.ndarray) -> float:
+    """Share of a body's surface voxels that lie on the faces of the volume."""
+    body = labels > 0
+    inner = body.copy()
+    for axis in range(3):
+        if body.shape[axis] > 1:
+            inner &= np.roll(body, 1, axis) & np.roll(body, -1, axis)
+    surface = int(body.sum()) - int(inner[1:-1, 1:-1, 1:-1].sum()) if min(body.shape) > 2 else 0
+    faces = sum(int(np.take(body, end, axis).sum()) for axis in range(3) if body.shape[axis] > 1 for end in (0, -1))
+    return faces / surface if surface else 0.0
+
+
+def as_tsv(rows: Sequence[Structure]) -> str:
+    """A BIDS table of segmentation labels (`_dseg.tsv`), with what was measured in columns of its own."""
+    lines = ["index\tname\tcolor\tvolume_mm3\tconfidence\tlook"]
+    for row in rows:
+        colour = "#" + "".join(f"{int(c):02X}" for c in label_colours(np.array(row.index)))
+        confidence = "n/a" if row.confidence is None else f"{row.confidence:.4f}"
+        look = ", ".join(row.look) or "n/a"
+        lines.append(f"{row.index}\t{row.name}\t{colour}\t{row.volume_mm3:.1f}\t{confidence}\t{look}")
+    return "\n".join([*lines, ""])

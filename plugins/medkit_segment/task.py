@@ -1,0 +1,199 @@
+"""The task `segment`: a bundle's network, and the files made of what it says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medkit.bundle import Bundle
+from medkit.bundle_choice import modality_of
+from medkit.bundle_options import BundleOptions
+from medkit.case import Case, Result, Task, Text, Writable
+from medkit.errors import BundleError, InputError, UsageError
+from medkit.files import Output
+from medkit.runner import BundleRunner, bundle_task
+
+if TYPE_CHECKING:
+    import torch
+
+    from medkit.images import Image
+    from medkit.inference.config import Parts
+    from medkit.inference.steps import Prepared
+
+OUTPUTS: Mapping[str, tuple[Output, ...]] = {
+    "labels": (Output("labels", "labels", "dseg"), Output("table", "table", "dseg", ".tsv")),
+    "mask": (Output("mask", "mask", "mask"),),
+    "brain": (Output("brain", "image", "brain"),),
+    "probabilities": (Output("probabilities", "image", "probseg"),),
+}
+ROLES = tuple(OUTPUTS)
+MASK_GAP = 4.0
+"""mm: gaps in the mask of a body that are narrower, such as the grooves of a brain, are closed."""
+
+
+def segmentation(chosen: BundleOptions, roles: Sequence[str], *, tta: bool, clean: bool) -> Task:
+    """The task for one set of options. Raises UsageError for a bundle that has no mirror for `tta`."""
+    bundles = chosen.of_task("segment")
+    settings = chosen.settings
+    if tta:
+        settings = replace(settings, overrides={**_mirror(bundles), **settings.overrides})
+    runner = functools.partial(SegmentRunner, wishes=Wishes(tuple(roles), clean))
+    task = bundle_task("segment", bundles, settings, runner=runner)
+    return replace(
+        task,
+        outputs=tuple(output for role in roles for output in OUTPUTS[role]),
+        arguments={**task.arguments, "outputs": list(roles), "clean": clean},
+    )
+
+
+def _mirror(bundles: Iterable[Bundle]) -> dict[str, Any]:
+    """The values of the config that turn a bundle's test-time augmentation on."""
+    out: dict[str, Any] = {}
+    for bundle in bundles:
+        stated = bundle.block.get("tta")
+        if not isinstance(stated, dict):
+            raise UsageError(f"--tta: bundle {bundle.name} has none")
+        out |= stated
+    return out
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be made of every case."""
+
+    roles: tuple[str, ...]
+    clean: bool
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A label map on the scan's grid, and what is known of it."""
+
+    labels: np.ndarray
+    """(I, J, K) uint8 or uint16."""
+    confidence: Mapping[int, float] | None
+    """Label -> mean probability of its voxels; None where the bundle gives labels alone."""
+
+
+class SegmentRunner(BundleRunner):
+    """A loaded bundle that segments.
+
+    Of a bundle whose channels are structures, one for each voxel, the probabilities are used; of others the labels that
+    its postprocessing makes.
+    """
+
+    def __init__(
+        self, bundle: Bundle, parts: Parts, device: torch.device, precision: str, limit: int | None, *, wishes: Wishes
+    ) -> None:
+        super().__init__(bundle, parts, device, precision, limit)
+        from medkit_segment.report import Expected
+
+        if self.contract.kind != "labels":
+            raise BundleError(f"bundle {bundle.name}: gives {self.contract.kind}, no labels")
+        names = {int(n): str(name) for n, name in (bundle.block.get("labels") or {}).items()}
+        channels = [n for n in sorted(self.contract.classes) if n]
+        self.expected = Expected.of(names or {n: self.contract.classes[n] for n in channels}, bundle.block)
+        self.wishes = wishes
+        self.values = np.array([0, *sorted(self.expected.names)])
+        """Channel -> label."""
+        self.sees_channels = self.postprocessing.picks_largest and len(channels) == len(self.expected.names)
+        self.network.keeps_half = self.sees_channels
+        if "probabilities" in wishes.roles and not self.sees_channels:
+            raise UsageError(f"--outputs probabilities: bundle {bundle.name} gives none")
+
+    def prepare(self, case: Case) -> Prepared:
+        """Reads a case. Raises InputError for a CT where the bundle is for MR, and the other way about."""
+        wanted = self.bundle.modality
+        if wanted in ("MR", "CT"):
+            found, why = modality_of(case)
+            if found != wanted:
+                raise InputError(f"{case.path}: expected {wanted} for bundle {self.bundle.name}, got {found}: {why}")
+        return super().prepare(case)
+
+    def finish(self, case: Case, computed: Prepared) -> Result:
+        """Labels on the case's grid, and the files asked for."""
+        from medkit_segment import report
+
+        image = case.image()
+        with self._blame("postprocessing"):
+            made = self._from_channels(computed) if self.sees_channels else self._from_labels(computed)
+        rows = report.structures(made.labels, float(np.prod(image.grid.spacing)), made.confidence, self.expected)
+        found = report.warnings(made.labels, rows, self.expected)
+        return Result(
+            dict(self._outputs(image, made, rows, computed)),
+            metrics={
+                "total_mm3": round(sum(row.volume_mm3 for row in rows), 1),
+                "volumes_mm3": {row.name: round(row.volume_mm3, 1) for row in rows},
+                "confidence": {row.name: row.confidence for row in rows if row.confidence is not None},
+                "look": bool(found),
+                "look_at": {row.name: list(row.look) for row in rows if row.look},
+            },
+            warnings=[*computed.warnings, *found],
+            details={"precision": self.precision, "labels": {str(r.index): r.name for r in rows}},
+            description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
+        )
+
+    def _from_channels(self, computed: Prepared) -> Labelled:
+        from medkit_segment import cleaning, labelling
+
+        logits, affine = self._logits(computed)
+        channels = labelling.most_likely(logits)
+        if self.wishes.clean:
+            channels = cleaning.cleaned(channels, connected=bool(self.bundle.block.get("connected")))
+        sure = labelling.certainty(logits, channels)
+        count = np.bincount(channels.ravel(), minlength=len(self.values))
+        total = np.bincount(channels.ravel(), sure.ravel(), minlength=len(self.values))
+        confidence = {int(self.values[n]): float(total[n] / count[n]) for n in range(1, len(count)) if count[n]}
+        kind = np.uint8 if self.values.max() < 256 else np.uint16
+        labels = labelling.on_grid(self.values[channels].astype(kind), affine, computed.grid)
+        return Labelled(labels, confidence)
+
+    def _logits(self, computed: Prepared) -> tuple[torch.Tensor, np.ndarray]:
+        """(C, I, J, K), and the affine to RAS+ mm of its voxels."""
+        value = computed.item["pred"]
+        affine = np.asarray(computed.item["image"].affine, np.float64)
+        return value.as_tensor() if hasattr(value, "as_tensor") else value, affine
+
+    def _from_labels(self, computed: Prepared) -> Labelled:
+        from medkit.inference.outputs import to_labels
+        from medkit_segment import cleaning
+
+        labels = to_labels(self.postprocessing(computed)["pred"], computed.grid, f"bundle {self.bundle.name}").data[0]
+        if self.wishes.clean and labels.max() < 256:
+            labels = cleaning.cleaned(labels, connected=bool(self.bundle.block.get("connected")))
+        return Labelled(labels, None)
+
+    def _outputs(
+        self, image: Image, made: Labelled, rows: Sequence[Any], computed: Prepared
+    ) -> Iterable[tuple[str, Writable]]:
+        from medkit_segment import cleaning, report
+
+        if "labels" in self.wishes.roles:
+            yield "labels", image.with_data(made.labels[None])
+            yield "table", Text(report.as_tsv(rows))
+        if {"mask", "brain"} & set(self.wishes.roles):
+            mask = cleaning.filled(made.labels > 0, image.grid.spacing, MASK_GAP)
+            if "mask" in self.wishes.roles:
+                yield "mask", image.with_data(mask[None].astype(np.uint8))
+            if "brain" in self.wishes.roles:
+                yield "brain", image.with_data(np.where(mask, image.data, image.data.dtype.type(0)))
+        if "probabilities" in self.wishes.roles:
+            yield "probabilities", self._probabilities(image, computed)
+
+    def _probabilities(self, image: Image, computed: Prepared) -> Image:
+        """(C, I, J, K) float32 on the scan's grid, the background first."""
+        from medkit.images import Image as Made
+        from medkit.resample import resample
+        from medkit.space import Grid
+        from medkit_segment import labelling
+
+        logits, affine = self._logits(computed)
+        out = np.empty((len(logits), *image.grid.shape), np.float32)
+        for target, values in zip(out, labelling.probabilities(logits), strict=True):
+            own = Made(values[None], Grid(values.shape, affine, image.grid.dims))
+            target[:] = resample(own, image.grid).data[0]
+        return image.with_data(out)
