@@ -10,11 +10,13 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 import zoo
 
 from medkit.bundle import Bundle
 from medkit.case import Case, Plan
 from medkit.files import Targets
+from medkit.inference.along_axes import AlongAxes
 from medkit.inference.memory import footprint, ran_out
 from medkit.inference.network import Way
 from medkit.inference.steps import Prepared
@@ -89,7 +91,6 @@ def test_the_way_is_chosen_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_running_out_is_tried_again_in_parts(tmp_path: Path) -> None:
-    import torch
 
     runner = load(zoo.write(tmp_path / "b", "spleen_ct_segmentation"))
     network, case = runner.network, prepared(runner, tmp_path, (24, 22, 72))
@@ -126,7 +127,6 @@ def test_other_errors_are_not_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_footprint_is_that_of_the_tensors() -> None:
-    import torch
 
     convolutions = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 1), torch.nn.Conv3d(8, 2, 1))
     found = footprint(convolutions, (1, 1, 10, 10, 10), channels=9)
@@ -136,7 +136,6 @@ def test_a_footprint_is_that_of_the_tensors() -> None:
 
 
 def test_a_footprint_of_a_network_that_looks_at_values_is_a_guess() -> None:
-    import torch
 
     class Looks(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -186,3 +185,38 @@ def test_two_bundles_with_code_of_the_same_name(tmp_path: Path, toy: Callable[..
         assert done.code == 0, done.err
         found.append(np.asanyarray(nibabel.load(done.paths[0]).dataobj))
     assert (found[0] != found[1]).any()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 2.0), (0.6, 2.5, 4.0), (3.0, 0.7, 1.0)])
+def test_resampling_along_axes_is_monais(
+    monkeypatch: pytest.MonkeyPatch, spacing: tuple[float, ...], padding: str, align_corners: bool
+) -> None:
+    from monai.data import MetaTensor
+    from monai.networks.layers import AffineTransform
+    from monai.transforms import Spacing
+    from monai.transforms.spatial import functional
+
+    image = MetaTensor(torch.randn(2, 21, 18, 9), affine=torch.diag(torch.tensor([-1.1, 0.8, 3.0, 1.0])))
+    step = Spacing(spacing, padding_mode=padding, align_corners=align_corners)
+    found = []
+    for way in (AffineTransform, AlongAxes):
+        monkeypatch.setattr(functional, "AffineTransform", way)
+        found.append(step(image))
+        found.append(step.inverse(found[-1].clone()))
+    for plain, quick in ((found[0], found[2]), (found[1], found[3])):
+        torch.testing.assert_close(quick.as_tensor(), plain.as_tensor(), rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(quick.affine, plain.affine)
+
+
+def test_what_turns_is_left_to_monai(monkeypatch: pytest.MonkeyPatch) -> None:
+    from monai.networks.layers import AffineTransform
+
+    image = torch.randn(1, 1, 12, 11, 10, dtype=torch.float64)
+    theta = torch.eye(4, dtype=torch.float64)
+    theta[:2, :2] = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
+    ways = [
+        way(normalized=False, align_corners=True)(image, theta, (12, 11, 10)) for way in (AffineTransform, AlongAxes)
+    ]
+    assert torch.equal(*ways)

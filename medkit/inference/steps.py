@@ -34,6 +34,9 @@ class Preprocessing:
     def __init__(self, compose: Any, contract: Contract, name: str, *, planes: bool) -> None:
         from monai.transforms import LoadImage, LoadImaged, MapTransform, Randomizable
 
+        from medkit.inference import along_axes
+
+        along_axes.quicken()
         self.contract, self.name = contract, name
         steps = compose.flatten().transforms
         loaders = [
