@@ -77,6 +77,7 @@ def test_the_commands_run(scans: Path) -> None:
     assert (scans / "in_mni" / "anna_dseg_transformed.nii.gz").exists()
     assert len((scans / "rigid.jsonl").read_text().splitlines()) == 2
     assert len(list((scans / "spleens").glob("*_dseg.nii.gz"))) == 2
+    assert len(list((scans / "labelled").glob("*_mask.nii.gz"))) == 2
     assert (scans / "my_lungs" / "training" / "log.csv").read_text().splitlines()[-1].startswith("8,")
     assert zipfile.is_zipfile(scans / "lungs-0.1.1.zip")
 

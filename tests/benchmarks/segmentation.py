@@ -1,10 +1,11 @@
-"""Dice of the bundle brain_mri_segmentation on real scans with manual labels, as MONAI runs it.
+"""Dice of `medkit run segment` on real scans with manual labels.
 
-    python tests/benchmarks/segmentation.py ../shared/data/brain_t1_manual [--bundle FOLDER] [ID ...]
+    python tests/benchmarks/segmentation.py ../shared/data/brain_t1_manual [--bundle FOLDER] [--monai] [ID ...]
 
 The folder holds oasis_ID_t1.nii.gz, oasis_ID_labels.nii.gz (Neuromorphometrics' numbers, about 139 of them) and the
 table that maps those to the bundle's; several regions may map to one structure. A structure that is in the manual
-labels and not found counts 0. Seconds are those of `python -m monai.bundle run` over all scans, start included.
+labels and not found counts 0. Seconds are those of one process over all scans, start included; further arguments after
+`--` go to `medkit run segment`. With --monai the bundle runs under `python -m monai.bundle run` instead.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ def main() -> None:
     arguments.add_argument("data", type=Path)
     arguments.add_argument("ids", nargs="*")
     arguments.add_argument("--bundle", type=Path, default=BUNDLE)
-    given = arguments.parse_intermixed_args()
+    arguments.add_argument("--monai", action="store_true")
+    words = sys.argv[1:]
+    own, more = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    given = arguments.parse_intermixed_args(own)
     ids = given.ids or sorted(p.name.split("_")[1] for p in given.data.glob("oasis_*_t1.nii.gz"))
     names = json.loads((given.bundle / "configs" / "metadata.json").read_text())["medkit"]["labels"]
     mapping = table(given.data / "neuromorphometrics_to_freesurfer.tsv")
     with tempfile.TemporaryDirectory() as folder:
-        seconds = segment(given.bundle.resolve(), [given.data.resolve() / f"oasis_{i}_t1.nii.gz" for i in ids], folder)
+        scans = [given.data.resolve() / f"oasis_{i}_t1.nii.gz" for i in ids]
+        command = under_monai if given.monai else under_medkit
+        seconds = timed(command(given.bundle.resolve(), scans, Path(folder), more), given.bundle)
         scores = {}
         for i in ids:
             found = voxels(Path(folder) / "out" / f"oasis_{i}_t1_dseg.nii.gz")
@@ -49,13 +55,23 @@ def main() -> None:
     print(f"\n{seconds / len(ids):.1f} s a scan, start included")
 
 
-def segment(bundle: Path, scans: list[Path], folder: str) -> float:
-    """Labels the scans into `folder`/out and gives the seconds it took."""
-    (inputs := Path(folder) / "in").mkdir()
+def under_medkit(bundle: Path, scans: list[Path], folder: Path, more: list[str]) -> list[str]:
+    """The command that labels the scans into `folder`/out."""
+    own = ["--bundle", str(bundle), "--trust", *more, "-o", str(folder / "out")]
+    return [sys.executable, "-m", "medkit", "run", "segment", *own, *map(str, scans)]
+
+
+def under_monai(bundle: Path, scans: list[Path], folder: Path, more: list[str]) -> list[str]:
+    """The same under MONAI, which takes a folder."""
+    (inputs := folder / "in").mkdir()
     for scan in scans:
         (inputs / scan.name).symlink_to(scan)
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
-    command += ["--dataset_dir", str(inputs), "--output_dir", str(Path(folder) / "out"), "--bundle_root", str(bundle)]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *more]
+    return [*command, "--dataset_dir", str(inputs), "--output_dir", str(folder / "out"), "--bundle_root", str(bundle)]
+
+
+def timed(command: list[str], bundle: Path) -> float:
+    """Runs the command where the bundle lies and gives the seconds it took."""
     began = time.perf_counter()
     done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, check=False)
     if done.returncode:
