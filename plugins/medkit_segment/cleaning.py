@@ -24,13 +24,24 @@ def cleaned(labels: np.ndarray, *, connected: bool) -> np.ndarray:
         bodies, count = ndimage.label(out > 0)
         stays = np.bincount(bodies[(out > 0) & ~stray], minlength=count + 1) > 0
         out[~stays[bodies]] = 0
-        stray &= out > 0
-    if stray.any():
-        box = _box_of(stray, margin=8)
-        part, lost = out[box], stray[box]
-        near = ndimage.distance_transform_edt(lost | (part == 0), return_distances=False, return_indices=True)
-        part[lost] = part[tuple(near)][lost]
+        out = _taken_over(out, stray & (out > 0))
     return out
+
+
+def _taken_over(labels: np.ndarray, stray: np.ndarray) -> np.ndarray:
+    """Labels whose `stray` voxels have those of their neighbours, from the outside in."""
+    padded = np.pad(np.where(stray, 0, labels), 1).astype(labels.dtype)
+    flat, left = padded.reshape(-1), np.flatnonzero(np.pad(stray, 1))
+    reach = [step // padded.itemsize for step in padded.strides]
+    while len(left):
+        found = np.zeros(len(left), labels.dtype)
+        for step in (*reach, *(-n for n in reach)):
+            found = np.where(found > 0, found, flat[left + step])
+        flat[left] = found
+        if not found.any():
+            break
+        left = left[found == 0]
+    return padded[1:-1, 1:-1, 1:-1]
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
