@@ -130,6 +130,10 @@ class Task:
     """Role -> file that all cases use, such as the fixed image."""
     arity: Literal["each", "all"] = "each"
     """Whether every line is a case, or all lines (of a `--group-by` group) are one."""
+    whole: bool = False
+    """With `arity="all"`: nothing is made where one of the lines has failed, since the result would lack a part."""
+    summary: Callable[[Record], str] | None = None
+    """What the progress line says of a finished case beside its seconds."""
     memory: Callable[[Grid], int] | None = None
     """Bytes needed for an input on this grid, for `--dry-run`."""
     devices: Sequence[str] = ("cpu",)

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from medkit.images import Image
-from medkit.space import AffineTransform, Composite, DisplacementField, Grid, InverseField, Transform
+from medkit.space import (
+    AffineTransform,
+    Composite,
+    DisplacementField,
+    Grid,
+    InverseField,
+    Transform,
+    apply_affine,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,9 +88,9 @@ def displacements(transform: Transform, grid: Grid) -> np.ndarray:
 def preimages(field: DisplacementField, points: np.ndarray) -> np.ndarray:
     """(N, 3) points that `field` takes to `points` (N, 3), RAS+ mm, to within `INVERSE_TOLERANCE` where there are any.
 
-    Fixed-point iteration (Chen et al., Medical Physics 35, 2008) with the step of Anderson's method of depth one, which
-    also arrives where the field stretches strongly. Beyond the outermost voxels the field goes on as it is there; points
-    outside the grid stay.
+    Fixed-point iteration (Chen et al., Medical Physics 35, 2008) about the affine map that is nearest to the field,
+    with the step of Anderson's method of depth one, which also arrives where the field stretches strongly. Just beyond
+    the outermost voxels the field goes on as it is there; points that none of the grid leads to stay.
     """
     import torch
 
@@ -175,26 +183,29 @@ def _seeker(field: DisplacementField) -> Callable[[Tensor], Tensor]:
     import torch
 
     volume = torch.from_numpy(np.ascontiguousarray(field.field.transpose(3, 2, 1, 0)))[None]
-    to_index = torch.from_numpy(np.linalg.inv(field.grid.affine))
     size = torch.tensor(field.grid.shape, dtype=torch.float64)[:, None]
     scale = 2 / (size - 1).clamp_(min=1)
     tolerance = INVERSE_TOLERANCE * float(field.grid.spacing[: field.dims].min())
+    matrix, margin = _nearest_affine(field)
+    back = torch.from_numpy(np.linalg.inv(matrix))
+    to_index = torch.from_numpy(np.linalg.inv(field.grid.affine))
 
-    def index_of(points: Tensor) -> Tensor:
-        return torch.addmm(to_index[:3, 3:], to_index[:3, :3], points)
+    def through(affine: Tensor, points: Tensor) -> Tensor:
+        return torch.addmm(affine[:3, 3:], affine[:3, :3], points)
 
     def missing(aims: Tensor, points: Tensor) -> Tensor:
-        """(3, N), mm from where the field takes `points` to their aims."""
-        places = index_of(points).mul_(scale).sub_(1).float().T[None, None, None]
+        """(3, N), mm, what to add to `points` that the field may take them to their aims, were it affine."""
+        places = through(to_index, points).mul_(scale).sub_(1).float().T[None, None, None]
         # twice as fast as `_linear` for vectors; float32 is good for 1e-4 of a voxel
         shift = torch.nn.functional.grid_sample(volume, places, align_corners=True, padding_mode="border")
-        return (aims - points).sub_(shift[0, :, 0, 0])
+        return back[:3, :3] @ (aims - points).sub_(shift[0, :, 0, 0])
 
     def seek(aims: Tensor) -> Tensor:
         found = aims.clone()
-        index = index_of(aims)
-        todo = ((index >= -0.5) & (index < size - 0.5)).all(dim=0).nonzero()[:, 0]
-        aims = points = aims[:, todo]
+        points = through(back, aims)
+        index = through(to_index, points)
+        todo = ((index >= -0.5 - margin) & (index < size - 0.5 + margin)).all(dim=0).nonzero()[:, 0]
+        aims, points = aims[:, todo], points[:, todo]
         step = rest = missing(aims, points)
         distance, length = rest.norm(dim=0), torch.ones_like(rest[0])
         for _ in range(INVERSE_ROUNDS):
@@ -220,6 +231,23 @@ def _seeker(field: DisplacementField) -> Callable[[Tensor], Tensor]:
         return found
 
     return seek
+
+
+def _nearest_affine(field: DisplacementField) -> tuple[np.ndarray, float]:
+    """The affine map (4, 4) that fits `field` best, RAS+ mm, and how many voxels the field is away from it at most."""
+    every = tuple(slice(None, None, max(1, n // 16)) for n in field.grid.shape)
+    places = (np.arange(n)[step] for n, step in zip(field.grid.shape, every, strict=True))
+    index = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, 3)
+    points, shift = apply_affine(field.grid.affine, index), field.field[every].reshape(-1, 3).astype(np.float64)
+    lever = np.column_stack([points - field.grid.centre, np.ones(len(points))])
+    slopes = np.linalg.lstsq(lever, shift, rcond=1e-9)[0]  # of the shift: flat along an axis of one voxel
+    matrix = np.eye(4)
+    matrix[:3, :3] += slopes[:3].T
+    matrix[:3, 3] = slopes[3] - slopes[:3].T @ field.grid.centre
+    if np.linalg.det(matrix) < 1e-3:  # nothing like an affine map
+        matrix = np.eye(4)
+    apart = np.abs(apply_affine(np.linalg.inv(matrix), points + shift) - points).max()
+    return matrix, 1 + float(apart / field.grid.spacing[: field.dims].min())
 
 
 def _slabs(rows: int, length: int) -> Iterator[slice]:
