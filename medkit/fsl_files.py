@@ -53,7 +53,8 @@ def write_flirt(path: Path, transform: AffineTransform, fixed: Grid, moving: Gri
 def read_warp(path: Path, fixed: Grid, moving: Grid) -> DisplacementField:
     """Read a warp field, displacements or positions in FSL's mm, on the grid of its file.
 
-    Positions are told from displacements as FSL does it: they differ more from one another. Raises InputError.
+    Positions are told from displacements as FSL does it: they differ more from one another, where the axes of the two
+    images are in the same order. Raises InputError.
     """
     header, voxels = nifti.read(path)
     if int(header["intent_code"]) in _COEFFICIENTS:

@@ -235,9 +235,9 @@ def test_planes(toy: Run, tmp_path: Path) -> None:
     warp = waves(grid)
     warp.write(tmp_path / "warp.nii.gz")
     point = apply_affine(grid.affine, np.array([[12.0, 11, 0]]))
-    table(tmp_path / "a.csv", point)
+    table(tmp_path / "p.csv", point)
     given = ["--reference", tmp_path / "a.nii.gz", "--transform", tmp_path / "warp.nii.gz", "-o", tmp_path / "out"]
-    done = toy("transform", "apply", tmp_path / "a.nii.gz", tmp_path / "a.csv", *given)
+    done = toy("transform", "apply", tmp_path / "a.nii.gz", tmp_path / "p.csv", *given)
     assert done.code == 0, done.err
     assert nib.load(done.paths[0]).shape == (30, 26)
     np.testing.assert_allclose(warp.map_points(read_points(done.paths[1]).positions), point, atol=2e-3)
@@ -263,6 +263,7 @@ def test_affine_transforms_stay_affine(toy: Run, folder: Path) -> None:
 @pytest.mark.parametrize("order", [("affine.tfm", "warp.nii.gz"), ("warp.nii.gz", "affine.tfm")])
 def test_a_field_makes_one_field(toy: Run, folder: Path, order: tuple[str, str]) -> None:
     parts = [folder / name for name in order]
+    AffineTransform(affine_matrix()).write(folder / "affine.tfm")
     done = toy("transform", "compose", *parts, "--reference", folder / "fixed.nii.gz", "-o", folder / "both.nii.gz")
     assert done.code == 0, done.err
     fixed = read_grid(folder / "fixed.nii.gz")
@@ -456,6 +457,8 @@ def test_flirt_takes_moving_to_fixed(toy: Run, folder: Path) -> None:
 def test_fsl_warps(toy: Run, folder: Path, positions: bool) -> None:
     fixed, moving = (read_grid(folder / name) for name in ("fixed.nii.gz", "scan.nii.gz"))
     images = ["--fixed", folder / "fixed.nii.gz", "--moving", folder / "scan.nii.gz"]
+    if positions:  # their recognition needs axes in the same order
+        images[-1], moving = images[1], fixed
     total = Composite((AffineTransform(affine_matrix()), waves(fixed)))
     total.write(folder / "total.nii.gz")
     done = toy(
@@ -530,10 +533,10 @@ def test_convert_names_the_spaces(toy: Run, folder: Path) -> None:
     named = read_transform(folder / "x.tfm")
     assert named.from_grid == read_grid(folder / "fixed.nii.gz").digest()
     assert named.to_grid == read_grid(folder / "scan.nii.gz").digest()
-    done = toy("transform", "convert", folder / "x.tfm", "--fixed", folder / "fixed.nii.gz", "-o", folder / "x.nii.gz")
+    done = toy("transform", "convert", folder / "x.tfm", "--fixed", folder / "fixed.nii.gz", "-o", folder / "y.nii.gz")
     assert done.code == 0, done.err
     points = corners(read_grid(folder / "fixed.nii.gz"))
-    np.testing.assert_allclose(by_sitk(in_sitk(folder / "x.nii.gz"), points), named.map_points(points), atol=1e-4)
+    np.testing.assert_allclose(by_sitk(in_sitk(folder / "y.nii.gz"), points), named.map_points(points), atol=1e-4)
 
 
 @pytest.mark.slow

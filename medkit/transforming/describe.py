@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +118,17 @@ def _part_in_words(part: dict[str, Any]) -> Iterator[str]:
         yield f"grid         {shape} voxels of {spacing} mm, axes {grid['axes']}, digest {grid['digest']}"
         yield "displacement " + ", ".join(f"{name} {value:.3g}" for name, value in lengths.items()) + " mm"
         return
-    about = ", ".join(f"{name} {angle:.3f}" for name, angle in zip("xyz", part["rotation_deg"], strict=True))
-    axis = ", ".join(f"{value:.3f}" for value in part["axis"])
+    about = ", ".join(f"{name} {angle}" for name, angle in zip("xyz", _fixed(part["rotation_deg"], 3), strict=True))
+    axis = ", ".join(_fixed(part["axis"], 3))
     yield f"rotation     {part['angle_deg']:.3f} deg about ({axis}): {about} deg"
-    yield f"translation  {', '.join(f'{value:.3f}' for value in part['translation_mm'])} mm (RAS)"
-    yield f"scale        {', '.join(f'{v:.5f}' for v in part['scale'])}, determinant {part['determinant']:.5f}"
-    yield "shear        " + ", ".join(f"{name} {value:.5f}" for name, value in part["shear"].items())
+    yield f"translation  {', '.join(_fixed(part['translation_mm'], 3))} mm (RAS)"
+    yield f"scale        {', '.join(_fixed(part['scale'], 5))}, determinant {part['determinant']:.5f}"
+    shear = zip(part["shear"], _fixed(part["shear"].values(), 5), strict=True)
+    yield "shear        " + ", ".join(f"{name} {value}" for name, value in shear)
     for number, row in enumerate(part["matrix"][:3]):
-        yield ("matrix       " if number == 0 else " " * 13) + " ".join(f"{value:11.6f}" for value in row)
+        yield ("matrix       " if number == 0 else " " * 13) + " ".join(f"{word:>11}" for word in _fixed(row, 6))
+
+
+def _fixed(values: Iterable[float], digits: int) -> list[str]:
+    """With `digits` after the point, and no minus before a zero."""
+    return [f"{round(value, digits) + 0.0:.{digits}f}" for value in values]
