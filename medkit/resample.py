@@ -151,10 +151,11 @@ def _warp_step(part: Transform, grid: Grid | None) -> Step:
 def _same_grid_step(part: DisplacementField) -> Step:
     import torch
 
+    # rows of axis I: no copy where the field is stored so, as those of files are
+    rows = torch.from_numpy(np.ascontiguousarray(part.field.transpose(2, 1, 0, 3)).reshape(-1, part.grid.shape[0], 3))
+
     def step(points: Points, slab: slice) -> Points:
-        k, j = np.divmod(np.arange(slab.start, slab.stop), part.grid.shape[1])
-        shift = torch.from_numpy(part.field[:, j, k])
-        x, y, z = (point + shift[..., axis].T for axis, point in enumerate(points))
+        x, y, z = (point + shift for point, shift in zip(points, rows[slab].unbind(-1), strict=True))
         return x, y, z
 
     return step

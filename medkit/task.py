@@ -268,8 +268,8 @@ class _Run:
         if self.options.progress and self.options.verbosity >= 0 and not record.failed:
             done = sum(self.counts.values())
             what = "kept" if status == "skipped" else f"{record.medkit.get('seconds', 0):.1f} s"
-            more = f"  {self.task.summary(record)}" if self.task.summary else ""
-            _say(f"{self.task.name} [{done}] {record.path.name}  {what}{more}")
+            more = self.task.summary(record) if self.task.summary else ""
+            _say(f"{self.task.name} [{done}] {record.path.name}  {what}  {more}".rstrip())
         self.emitter.emit(record)
 
     def _exit_code(self) -> int:

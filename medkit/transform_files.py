@@ -287,8 +287,8 @@ def is_fsl_warp(shape: Sequence[int]) -> bool:
 
 
 def _field_of(path: Path, vectors: np.ndarray, flips: np.ndarray) -> np.ndarray:
-    """(I, J, K, 2 or 3) of any frame -> (I, J, K, 3) float32 RAS+ mm."""
-    field = np.zeros((*vectors.shape[:3], 3), np.float32)
+    """(I, J, K, 2 or 3) of any frame -> (I, J, K, 3) float32 RAS+ mm, vectors whole and axis I fastest in memory."""
+    field = np.zeros((*vectors.shape[2::-1], 3), np.float32).transpose(2, 1, 0, 3)
     np.multiply(vectors, flips, out=field[..., : vectors.shape[3]], casting="same_kind")
     if not np.isfinite(field).all():
         raise InputError(f"{path}: expected finite displacements, got NaN or infinity")

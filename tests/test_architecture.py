@@ -44,6 +44,9 @@ NUMPY = (
     "metrics",
     "label_table",
     "point_files",
+    "jacobian",
+    "fsl_files",
+    "freesurfer_files",
 )
 """Modules that may import numpy, and nothing else of others, when they are imported."""
 

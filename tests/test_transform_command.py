@@ -257,7 +257,7 @@ def test_affine_transforms_stay_affine(toy: Run, folder: Path) -> None:
     assert isinstance(both, AffineTransform)
     np.testing.assert_allclose(both.matrix, affine_matrix() @ np.diag([2.0, 1, 1, 1]))
     assert both.to_grid == read_grid(folder / "scan.nii.gz").digest()
-    assert "compose" in toy("show", folder / "both.tfm").out
+    assert f"compose {folder / 'affine.tfm'} {folder / 'wide.tfm'}" in toy("show", folder / "both.tfm").out
 
 
 @pytest.mark.parametrize("order", [("affine.tfm", "warp.nii.gz"), ("warp.nii.gz", "affine.tfm")])
@@ -522,6 +522,13 @@ def test_what_convert_refuses(toy: Run, folder: Path) -> None:
     done = toy("transform", "convert", folder / "f.mat", "-o", folder / "x.tfm")
     assert (done.code, "--moving" in done.err) == (3, True)
     assert not list(folder.glob("x.*"))
+
+
+def test_the_forms_of_the_help_are_those_there_are() -> None:
+    from medkit.commands.transform import _FORMS
+    from medkit.transforming.convert import FORMS
+
+    assert list(_FORMS) == list(FORMS)
 
 
 def test_convert_names_the_spaces(toy: Run, folder: Path) -> None:

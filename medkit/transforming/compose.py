@@ -68,12 +68,15 @@ def composition(reference: Path | None) -> Task:
         arity="all",
         whole=True,
         shared=shared,
+        uses_torch=False,
     )
 
 
 def _compose(case: Case) -> Result:
     paths = [path for role, path in case.inputs.items() if role.split("_")[0] == "transform"]
     composed = compose([read_transform(path) for path in paths], [path.name for path in paths])
+    if not isinstance(composed, AffineTransform):
+        case.runtime.limit_torch()
     return Result(
         {"transform": AsFile(composed, _reference(case))},
         spatial_reference=case.inputs.get("reference"),
@@ -99,6 +102,7 @@ def inversion(reference: Path | None) -> Task:
         role="transform",
         shared=shared,
         summary=_inverse_in_words,
+        uses_torch=False,
     )
 
 
@@ -116,6 +120,7 @@ def _invert(case: Case) -> Result:
     grid = _reference(case)
     if grid is None:
         raise InputError(f"{case.path}: the inverse of a displacement field needs --reference, the moving image")
+    case.runtime.limit_torch()
     field = to_displacement_field(inverse, grid)
     metrics = quality(transform, field)
     return result({"transform": AsFile(field, grid)}, metrics=metrics, warnings=_doubts(transform, grid, metrics))

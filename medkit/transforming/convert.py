@@ -70,6 +70,7 @@ def conversion(form: str | None, output: Path | None, fixed: Path | None, moving
         takes=TAKES,
         role="transform",
         shared=images,
+        uses_torch=False,
     )
 
 
@@ -85,6 +86,8 @@ def _convert(case: Case, *, form: str) -> Result:
     fixed, moving = _volume(case.inputs.get("fixed")), _volume(case.inputs.get("moving"))
     transform = read_any(case.path, fixed, moving)
     ends = [None if volume is None else volume.grid for volume in (fixed, moving)]
+    if form in ("field", "fsl-warp"):
+        case.runtime.limit_torch()
     warnings = check_ends(transform, ends[0], ends[1], "exchange --fixed and --moving, or invert it")
     transform = with_ends(transform, *(None if grid is None else grid.digest() for grid in ends))
     return Result(
@@ -139,7 +142,7 @@ class _InForm:
         if self.fixed is None or self.moving is None or not (FORMS[self.form].write or self.form == "fsl-warp"):
             AsFile(self.transform, None if self.fixed is None else self.fixed.grid).write(path)
             return
-        if getattr(self.transform, "dims", 3) != 3:
+        if getattr(self.transform, "dims", 3) != 3 or self.fixed.grid.dims != 3:
             raise OutputError(f"{path.name}: {self.form} knows no transforms of the plane")
         if write := FORMS[self.form].write:
             if not isinstance(self.transform, AffineTransform):

@@ -12,7 +12,7 @@ from medkit.errors import InputError
 from medkit.files import Output
 from medkit.jacobian import LOG_FLOOR, Determinants, jacobian_determinant
 from medkit.records import Record, absolute
-from medkit.space import Grid, read_transform
+from medkit.space import AffineTransform, DisplacementField, Grid, read_transform
 from medkit.transforming.compose import TAKES
 from medkit.transforming.spaces import grid_of_field
 
@@ -29,6 +29,7 @@ def measurement(reference: Path | None, mask: Path | None, log: bool) -> Task:
         role="transform",
         shared={role: absolute(path) for role, path in files.items() if path is not None},
         summary=_in_words,
+        uses_torch=False,
     )
 
 
@@ -39,6 +40,8 @@ def _measure(case: Case, *, log: bool) -> Result:
     grid = read_grid(case.inputs["reference"]) if "reference" in case.inputs else grid_of_field(transform)
     if grid is None:
         raise InputError(f"{case.path}: an affine transform has no grid: name the fixed image as --reference")
+    if not isinstance(transform, AffineTransform | DisplacementField) or "mask" in case.inputs:
+        case.runtime.limit_torch()
     values = jacobian_determinant(transform, grid)
     found = Determinants.of(values, _mask(case.inputs.get("mask"), grid))
     warnings = [f"the transform folds in {found.folding * 100:.2g} % of the voxels"] if found.folding else []
