@@ -372,21 +372,25 @@ def _itk_of(path: Path, transform: Transform, dims: int) -> Any:
     if isinstance(transform, AffineTransform):
         matrix, offset = _lps_parts(transform.matrix, dims)
         result = itk.AffineTransform[itk.D, dims].New()
-        values = [*matrix.ravel(), *offset]
-        parameters = itk.OptimizerParameters[itk.D](len(values))
-        for number, value in enumerate(values):
-            parameters.SetElement(number, float(value))
-        result.SetParameters(parameters)
+        result.SetParameters(_itk_parameters([*matrix.ravel(), *offset]))
         return result
     if not isinstance(transform, DisplacementField):
         raise OutputError(f"{path}: expected affine transforms and displacement fields")
-    flips = np.diag(RAS_TO_LPS)[:dims]
-    vectors = np.ascontiguousarray((transform.field[..., :dims] * flips).transpose(2, 1, 0, 3))  # (K, J, I, n) float64
-    image = itk.image_from_array(vectors if dims == 3 else vectors[0], ttype=itk.Image[itk.Vector[itk.D, dims], dims])
-    directions, spacing, origin = lps_parts(transform.grid.affine, dims)
-    image.SetOrigin([float(value) for value in origin])
-    image.SetSpacing([float(value) for value in spacing])
-    image.SetDirection(np.ascontiguousarray(directions))
+    grid = transform.grid
+    directions, spacing, origin = lps_parts(grid.affine, dims)
     result = itk.DisplacementFieldTransform[itk.D, dims].New()
-    result.SetDisplacementField(image)
+    # makes a field of zeros: itk's wheels cannot make an image of double vectors from an array
+    result.SetFixedParameters(_itk_parameters([*grid.shape[:dims], *origin, *spacing, *directions.ravel()]))
+    vectors = transform.field[..., :dims] * np.diag(RAS_TO_LPS)[:dims]
+    view = itk.array_view_from_image(result.GetDisplacementField())  # (K, J, I, n), without K in the plane
+    view[:] = vectors.transpose(2, 1, 0, 3).reshape(view.shape)
     return result
+
+
+def _itk_parameters(values: Sequence[float]) -> Any:
+    import itk
+
+    parameters = itk.OptimizerParameters[itk.D](len(values))
+    for number, value in enumerate(values):
+        parameters.SetElement(number, float(value))
+    return parameters
