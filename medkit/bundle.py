@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit import trust as trusted
-from medkit.bundle_files import RECORD
+from medkit.bundle_files import RECORD, unpack
 from medkit.errors import BundleError, UsageError, WeightsMissingError, listed
 
 if TYPE_CHECKING:
@@ -209,8 +209,6 @@ def _own_task(root: Path) -> str | None:
 
 def _from_zip(archive: Path) -> Bundle:
     """A bundle unpacked into a folder that goes with this process."""
-    from medkit.bundle_store import unpack
-
     folder = Path(tempfile.mkdtemp(prefix="medkit-bundle-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     root = unpack(archive, folder)

@@ -1,20 +1,21 @@
-"""The files of a bundle in a folder or a zip: their names and kinds, and what makes names unsafe to write.
+"""The files of a bundle in a folder or a zip: their names and kinds, what makes names unsafe, and copying them.
 
-Nothing here is executed or unpacked; names and contents come from strangers.
+Nothing here is executed; names and contents come from strangers, and are checked before anything is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from medkit.errors import BundleError, InputError
+from medkit.errors import BundleError, InputError, OutputError
 
 MAX_FILES = 10_000
 MAX_BYTES = 32 << 30
@@ -27,6 +28,7 @@ SMALL = 64 << 20
 RECORD = ".medkit.json"
 """What `medkit bundle install` writes into a bundle's folder about it; hidden, so that no bundle brings its own."""
 
+_CHUNK = 1 << 20
 _JUNK = ("__MACOSX", "__pycache__")
 
 
@@ -162,3 +164,58 @@ def printable(text: str) -> str:
     'a\\x1b[31m'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+# ---- copying
+
+
+@contextlib.contextmanager
+def errors_said() -> Iterator[None]:
+    """A full disk or a folder that is not ours is an error that users can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{error.filename or 'the bundle'}: {error.strerror or error}") from error
+
+
+def checked(source: Path, entries: list[Entry], archive_bytes: int | None) -> tuple[list[Entry], str]:
+    """The entries to copy, named from the bundle's root on, and the prefix they had."""
+    # the names of what is left out are checked as well: an archive that has such names is not to be dealt with;
+    # not so in a folder, where a hidden file may be anything of its owner
+    considered = entries if archive_bytes is not None else [e for e in entries if not is_junk(e.name)]
+    if found := list(problems(considered, archive_bytes)):
+        more = f"; {len(found) - 5} more" if len(found) > 5 else ""
+        raise BundleError(f"{source}: {'; '.join(found[:5])}{more}")
+    try:
+        prefix = bundle_root_in(e.name for e in entries)
+    except BundleError as error:
+        raise BundleError(f"{source}: no bundle: {error}") from None
+    named = [replace(e, name=e.name[len(prefix) :]) for e in entries if e.name.startswith(prefix)]
+    return [e for e in named if not is_junk(e.name)], prefix
+
+
+def copy(entry: Entry, path: Path, source: Path) -> None:
+    """Writes one entry of `source` to `path`, no more than it says it holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = entry.size
+    try:
+        with entry.open() as file, open(path, "xb") as out:
+            while chunk := file.read(_CHUNK):
+                left -= len(chunk)
+                if left < 0:  # a zip's directory may lie about sizes
+                    raise BundleError(f"{source}: {entry.name} is larger than it says")
+                out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise InputError(f"{source}: {entry.name} cannot be read: {error}") from None
+
+
+def unpack(source: Path, folder: Path) -> Path:
+    """Copies the bundle in a zip into `folder`, below the name it has there; gives its root. Raises as `install`."""
+    with errors_said(), open_zip(source) as archive:
+        kept, prefix = checked(source, list(zip_entries(archive)), source.stat().st_size)
+        root = folder / (Path(prefix).name or source.stem)
+        for entry in kept:
+            copy(entry, root / entry.name, source)
+        return root

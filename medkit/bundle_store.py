@@ -24,7 +24,9 @@ from medkit.bundle import CONFIG_SUFFIXES, WEIGHTS, read_metadata, read_record, 
 from medkit.bundle_files import (
     RECORD,
     Entry,
-    bundle_root_in,
+    checked,
+    copy,
+    errors_said,
     folder_entries,
     is_junk,
     open_zip,
@@ -32,12 +34,11 @@ from medkit.bundle_files import (
     problems,
     zip_entries,
 )
-from medkit.errors import BundleError, InputError, OutputError, UsageError, listed
+from medkit.errors import BundleError, OutputError, UsageError, listed
 from medkit.files import whole, write_atomically
 from medkit.records import sha256_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def install(
     its code may run. Raises InputError for a file that is no zip, BundleError for a bundle that is none or unsafe,
     UsageError for a name that cannot be, and OutputError where another version has the name.
     """
-    with _errors_said():
+    with errors_said():
         if source.is_dir():
             entries = [_followed(e, source) for e in folder_entries(source)]
             return _install(source, entries, source.resolve().name, None, name, task, overwrite, trust, taken)
@@ -116,20 +117,11 @@ def install(
             return _install(source, entries, source.stem, size, name, task, overwrite, trust, taken)
 
 
-@contextlib.contextmanager
-def _errors_said() -> Iterator[None]:
-    """A full disk or a folder that is not ours is an error that users can act on."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{error.filename or 'the bundle'}: {error.strerror or error}") from error
-
-
 def _install(
     source: Path, entries: list[Entry], own_name: str, archive_bytes: int | None, name: str | None, task: str | None,
     overwrite: bool, trust: bool, taken: Sequence[str],
 ) -> Installed:  # fmt: skip
-    kept, prefix = _checked(source, entries, archive_bytes)
+    kept, prefix = checked(source, entries, archive_bytes)
     name = _valid_name(name or prefix.rstrip("/") or own_name, taken)
     folder = user_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +130,7 @@ def _install(
         part = folder / f".{name}.part"
         try:
             for entry in kept:
-                _copy(entry, part / entry.name, source)
+                copy(entry, part / entry.name, source)
             done = _described(part, folder / name, name, task)
             done = _put(done, part, source, overwrite)
         finally:
@@ -146,32 +138,6 @@ def _install(
     if trust:
         trusted.remember(done.root)
     return replace(done, left_out=tuple(e.name for e in entries if is_junk(e.name.removeprefix(prefix))))
-
-
-def unpack(source: Path, folder: Path) -> Path:
-    """Copies the bundle in a zip into `folder`, below the name it has there; gives its root. Raises as `install`."""
-    with _errors_said(), open_zip(source) as archive:
-        kept, prefix = _checked(source, list(zip_entries(archive)), source.stat().st_size)
-        root = folder / (Path(prefix).name or source.stem)
-        for entry in kept:
-            _copy(entry, root / entry.name, source)
-        return root
-
-
-def _checked(source: Path, entries: list[Entry], archive_bytes: int | None) -> tuple[list[Entry], str]:
-    """The entries to copy, named from the bundle's root on, and the prefix they had."""
-    # the names of what is left out are checked as well: an archive that has such names is not to be dealt with;
-    # not so in a folder, where a hidden file may be anything of its owner
-    considered = entries if archive_bytes is not None else [e for e in entries if not is_junk(e.name)]
-    if found := list(problems(considered, archive_bytes)):
-        more = f"; {len(found) - 5} more" if len(found) > 5 else ""
-        raise BundleError(f"{source}: {'; '.join(found[:5])}{more}")
-    try:
-        prefix = bundle_root_in(e.name for e in entries)
-    except BundleError as error:
-        raise BundleError(f"{source}: no bundle: {error}") from None
-    named = [replace(e, name=e.name[len(prefix) :]) for e in entries if e.name.startswith(prefix)]
-    return [e for e in named if not is_junk(e.name)], prefix
 
 
 def _valid_name(name: str, taken: Sequence[str]) -> str:
@@ -199,22 +165,6 @@ def _recover(folder: Path, name: str) -> None:
         os.replace(old, folder / name)
     for leftover in (old, folder / f".{name}.part"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _copy(entry: Entry, path: Path, source: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    left = entry.size
-    try:
-        with entry.open() as file, open(path, "xb") as out:
-            while chunk := file.read(_CHUNK):
-                left -= len(chunk)
-                if left < 0:  # a zip's directory may lie about sizes
-                    raise BundleError(f"{source}: {entry.name} is larger than it says")
-                out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise InputError(f"{source}: {entry.name} cannot be read: {error}") from None
 
 
 def _described(part: Path, root: Path, name: str, task: str | None) -> Installed:
@@ -264,7 +214,7 @@ def pack(root: Path, name: str, target: Path, *, overwrite: bool = False) -> str
     if target.resolve().is_relative_to(root.resolve()):
         raise OutputError(f"{target}: lies in the bundle itself; choose another -o")
     files = bundle_files(root)
-    with _errors_said():
+    with errors_said():
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as out, zipfile.ZipFile(out, "w") as archive:
             for entry in files:

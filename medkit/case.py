@@ -65,6 +65,15 @@ class Runtime:
     threads: int
     seed: int
 
+    def limit_torch(self) -> None:
+        """Gives torch these threads, importing it; `run_task` does so itself where a task says `uses_torch`."""
+        # Threads that wait by spinning take the processor from the other stages of a pipe: two registrations
+        # side by side on two cores took 18 s with torch's default and 6 s so. Read when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        import torch
+
+        torch.set_num_threads(self.threads)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -130,6 +139,10 @@ class Task:
     """Role -> file that all cases use, such as the fixed image."""
     arity: Literal["each", "all"] = "each"
     """Whether every line is a case, or all lines (of a `--group-by` group) are one."""
+    whole: bool = False
+    """With `arity="all"`: nothing is made where one of the lines has failed, since the result would lack a part."""
+    summary: Callable[[Record], str] | None = None
+    """What the progress line says of a finished case beside its seconds."""
     memory: Callable[[Grid], int] | None = None
     """Bytes needed for an input on this grid, for `--dry-run`."""
     devices: Sequence[str] = ("cpu",)
@@ -261,12 +274,9 @@ class CaseWorker:
         """The task's function; the first call limits the threads and builds what all cases share."""
         if self._process is None:
             if self.task.uses_torch:
-                # Threads that wait by spinning take the processor from the other stages of a pipe: two registrations
-                # side by side on two cores took 18 s with torch's default and 6 s so. Read when torch is loaded.
-                os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+                self.runtime.limit_torch()
                 import torch
 
-                torch.set_num_threads(self.runtime.threads)
                 torch.manual_seed(self.runtime.seed)
             if self.task.setup is not None:
                 self._process = self.task.setup(self.runtime)

@@ -24,7 +24,7 @@ _CORE_COMMANDS = (
     CommandSpec("plugins", "List the plugins, or begin a new one.", "medkit.commands.plugins:plugins"),
     CommandSpec("show", "Show where a file comes from.", "medkit.commands.show:show"),
     CommandSpec("bundle", "List, check, install and pack bundles.", "medkit.commands.bundle:bundle"),
-    CommandSpec("transform", "Apply spatial transforms.", "medkit.commands.transform:transform"),
+    CommandSpec("transform", "Apply, compose, invert and convert transforms.", "medkit.commands.transform:transform"),
     CommandSpec("evaluate", "Score labels, images or points against references.", "medkit.commands.evaluate:evaluate"),
     CommandSpec("train", "Train a bundle's network on your data, into a new bundle.", "medkit.commands.train:train"),
     CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),

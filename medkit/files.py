@@ -58,18 +58,22 @@ class Output:
     `{space}` for the label of `reference`. None given: `desc-<suffix>`."""
     reference: Path | None = None
     """The image whose space the file is in or leads to, for `{space}`."""
+    extensions: Sequence[str] = ()
+    """Further types it may have: an input's own where it is one of them, and any of them by `-o`."""
 
     def name(self, source: Path) -> str:
         """The file name for an input: the BIDS derivative name for a BIDS-named one, else `<stem>_<suffix><ext>`."""
+        own = suffix_of(source).lower()
+        extension = own if own in self.extensions else self.extension
         if not is_bids(source):
-            return f"{stem(source)}_{self.suffix}{self.extension}"
+            return f"{stem(source)}_{self.suffix}{extension}"
         entities, bids_suffix = split_bids(source)
         space = space_label(self.reference, source) if self.reference else ""
         added = {k: v.format(suffix=bids_suffix, space=space) for k, v in self.entities.items()}
         suffix = _BIDS_SUFFIX.get(self.kind, bids_suffix if self.kind == "image" else self.suffix)
         if not added and suffix != self.suffix:
             added = {"desc": "".join(c for c in self.suffix if c.isalnum())}
-        return join_bids(entities | added, suffix) + self.extension
+        return join_bids(entities | added, suffix) + extension
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def _derived(main: Path, output: Output, *, first: bool) -> Path:
     if not first:
         return main.with_name(f"{stem(main)}_{output.suffix}{output.extension}")
     allowed = WRITABLE_IMAGES if output.extension in WRITABLE_IMAGES else (output.extension,)
+    allowed = tuple(dict.fromkeys([*allowed, *output.extensions]))
     if suffix_of(main).lower() not in allowed:
         raise UsageError(f"--output {main}: expected a name that ends in {listed(allowed)}")
     return main

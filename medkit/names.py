@@ -13,11 +13,13 @@ IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", "
 """Image files medkit can be given, longest first where one ends in another."""
 WRITABLE_IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
 """The image files medkit writes: one file each, so that it can be put in place by one rename."""
-TRANSFORM_SUFFIXES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")
+TRANSFORM_SUFFIXES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm", ".lta", ".dat")
+MARKUP_SUFFIXES = (".mrk.json", ".fcsv")
+"""3D Slicer's files of points; tables may hold points as well."""
 TABLE_SUFFIXES = (".tsv", ".csv")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Pictures: medkit reads none, but bundles for them read their own."""
-KNOWN_SUFFIXES = IMAGE_SUFFIXES + TRANSFORM_SUFFIXES + TABLE_SUFFIXES + PICTURE_SUFFIXES
+KNOWN_SUFFIXES = IMAGE_SUFFIXES + TRANSFORM_SUFFIXES + MARKUP_SUFFIXES + TABLE_SUFFIXES + PICTURE_SUFFIXES
 
 _BIDS_ORDER = (
     "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi from to "
@@ -110,6 +112,8 @@ def kind_of_name(path: Path) -> str:
     suffix = suffix_of(path).lower()
     if suffix in TRANSFORM_SUFFIXES:
         return "transform"
+    if suffix in MARKUP_SUFFIXES:
+        return "points"
     if suffix in TABLE_SUFFIXES:
         return "table"
     last = stem(path).rsplit("_", 1)[-1].lower()

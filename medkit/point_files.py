@@ -1,16 +1,18 @@
-"""Files of landmarks: tables in RAS+ mm, and 3D Slicer's .fcsv and .mrk.json in the frame that they name."""
+"""Files of landmarks: tables in RAS+ or LPS+ mm, and 3D Slicer's .fcsv and .mrk.json in the frame that they name."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from medkit.errors import InputError
+from medkit.errors import InputError, OutputError
 from medkit.space import RAS_TO_LPS, apply_affine
 
 POINT_SUFFIXES = (".csv", ".tsv", ".fcsv", ".mrk.json")
@@ -34,11 +36,12 @@ class Points:
     """The file."""
 
 
-def read_points(path: Path) -> Points:
+def read_points(path: Path, frame: str = "RAS") -> Points:
     """Read landmarks.
 
-    `.csv` and `.tsv`: columns x, y, z in RAS+ mm and perhaps name (or label, or id), or three columns without a header.
-    `.fcsv` and `.mrk.json`: as 3D Slicer writes them, in the frame they name. Raises InputError.
+    `.csv` and `.tsv`: columns x, y, z, mm in `frame` (`RAS` or `LPS`), and perhaps name (or label, or id), or three
+    columns without a header. `.fcsv` and `.mrk.json`: as 3D Slicer writes them, in the frame they name. Raises
+    InputError.
     """
     try:
         if path.name.endswith(".json"):
@@ -46,7 +49,7 @@ def read_points(path: Path) -> Points:
         elif path.suffix == ".fcsv":
             rows = _fcsv(path)
         else:
-            rows = _table(path)
+            rows = _in_ras(_table(path), frame)
         positions = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(
@@ -59,10 +62,39 @@ def read_points(path: Path) -> Points:
     return Points(positions, names if named else tuple(str(n + 1) for n in range(len(rows))), named, path)
 
 
+def write_points(path: Path, points: Points, frame: str = "RAS") -> None:
+    """Write landmarks in the format of the name: tables in `frame`, Slicer's files in LPS.
+
+    Where that is the format of the file they were read from, everything else in it stays as it is: other columns,
+    colours, the frame. OutputError for another name.
+    """
+    same = path.suffix == points.path.suffix and path.name.endswith(POINT_SUFFIXES)
+    if path.name.endswith(".mrk.json"):
+        text = _markups_text(points, json.loads(points.path.read_bytes()) if same else _EMPTY_MARKUPS)
+    elif path.suffix == ".fcsv":
+        text = _fcsv_text(points, points.path.read_text(encoding="utf-8-sig") if same else _EMPTY_FCSV)
+    elif path.suffix in (".csv", ".tsv"):
+        text = _table_text(points, frame, "\t" if path.suffix == ".tsv" else ",")
+    else:
+        raise OutputError(f"{path}: expected a name of points that ends in {', '.join(POINT_SUFFIXES)}")
+    path.write_text(text, encoding="utf-8")
+
+
+_EMPTY_FCSV = """# Markups fiducial file version = 5.0
+# CoordinateSystem = LPS
+# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID
+"""
+_EMPTY_MARKUPS = {"markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": []}]}
 _Row = tuple[float, float, float, str]
 
 
 def _table(path: Path) -> list[_Row]:
+    _, rows, (x, y, z), name = _cells(path)
+    return [(float(r[x]), float(r[y]), float(r[z]), "" if name is None else r[name]) for r in rows]
+
+
+def _cells(path: Path) -> tuple[list[list[str]], list[list[str]], list[int], int | None]:
+    """The header of a table (no or one row), its other rows, the columns x, y and z, and the column of names."""
     text = path.read_text(encoding="utf-8-sig")
     rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
@@ -70,10 +102,9 @@ def _table(path: Path) -> list[_Row]:
     if not {"x", "y", "z"} <= set(header):
         if header and not all(_is_number(cell) for cell in header[:3]):
             raise ValueError(f"its first line should name the columns x, y and z, and is {', '.join(rows[0])}")
-        return [(float(row[0]), float(row[1]), float(row[2]), "") for row in rows]
-    x, y, z = (header.index(axis) for axis in "xyz")
+        return [], rows, [0, 1, 2], None
     name = next((header.index(word) for word in _NAMES if word in header), None)
-    return [(float(r[x]), float(r[y]), float(r[z]), "" if name is None else r[name]) for r in rows[1:]]
+    return rows[:1], rows[1:], [header.index(axis) for axis in "xyz"], name
 
 
 def _is_number(text: str) -> bool:
@@ -88,10 +119,13 @@ def _fcsv(path: Path) -> list[_Row]:
     """Slicer's older table: `# CoordinateSystem = LPS`, and the columns id, x, y, z, ..., label (12th)."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     comments = [line for line in lines if line.startswith("#")]
-    frame = next((line.split("=")[1].strip() for line in comments if "CoordinateSystem" in line), "RAS")
     rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
     found = [(float(r[1]), float(r[2]), float(r[3]), r[11] if len(r) > 11 else "") for r in rows]
-    return _in_ras(found, frame)
+    return _in_ras(found, _fcsv_frame(comments))
+
+
+def _fcsv_frame(comments: Sequence[str]) -> str:
+    return next((line.split("=")[1].strip() for line in comments if "CoordinateSystem" in line), "RAS")
 
 
 def _markups(path: Path) -> list[_Row]:
@@ -103,6 +137,60 @@ def _markups(path: Path) -> list[_Row]:
         found = [(*map(float, p["position"]), str(p.get("label", ""))) for p in placed]
         rows += _in_ras(found, str(markup.get("coordinateSystem", "LPS")))  # type: ignore[arg-type]
     return rows
+
+
+def _table_text(points: Points, frame: str, delimiter: str) -> str:
+    moved = _numbers(points.positions, frame)
+    if points.path.suffix in (".csv", ".tsv"):
+        header, rows, columns, _ = _cells(points.path)
+        for row, xyz in zip(rows, moved, strict=True):
+            for column, value in zip(columns, xyz, strict=True):
+                row[column] = value
+    else:
+        header = [["name", "x", "y", "z"]]
+        rows = [[name, *xyz] for name, xyz in zip(points.names, moved, strict=True)]
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=delimiter, lineterminator="\n").writerows(header + rows)
+    return stream.getvalue()
+
+
+def _fcsv_text(points: Points, text: str) -> str:
+    """The file's text with other positions; rows are made where it has none."""
+    lines = text.splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
+    rows = rows or [
+        [str(number), "", "", "", *"0001110", name, "", ""] for number, name in enumerate(points.names, start=1)
+    ]
+    for row, xyz in zip(rows, _numbers(points.positions, _fcsv_frame(comments)), strict=True):
+        row[1:4] = xyz
+    stream = io.StringIO("\n".join([*comments, ""]))
+    stream.seek(0, io.SEEK_END)
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()
+
+
+def _markups_text(points: Points, content: Any) -> str:
+    """The file's JSON with other positions; control points are made where it has none."""
+    places = iter(points.positions)
+    markups = content["markups"]
+    if not any(markup["controlPoints"] for markup in markups):
+        made = [{"id": str(n), "label": name} for n, name in enumerate(points.names, start=1)]
+        markups = [dict(markups[0]) | {"controlPoints": made}]
+    for markup in markups:
+        for point in markup["controlPoints"]:
+            if point.get("positionStatus", "defined") == "defined":
+                position = np.array([next(places)])
+                frame = str(markup.get("coordinateSystem", "LPS"))
+                point["position"] = [float(word) for word in next(_numbers(position, frame))]
+    return json.dumps(content | {"markups": markups}, indent=1) + "\n"
+
+
+def _numbers(positions: np.ndarray, frame: str) -> Iterator[list[str]]:
+    """Positions (N, 3) RAS+ mm as the digits of `frame`, a nanometre being the last of them."""
+    if _FRAMES[frame.upper()] == "LPS":
+        positions = apply_affine(RAS_TO_LPS, positions)
+    return ([f"{value:.6f}" for value in row] for row in positions)
 
 
 def _in_ras(rows: Sequence[_Row], frame: str) -> list[_Row]:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from medkit.images import Image
-from medkit.space import AffineTransform, Composite, DisplacementField, Grid, Transform
+from medkit.space import (
+    AffineTransform,
+    Composite,
+    DisplacementField,
+    Grid,
+    InverseField,
+    Transform,
+    apply_affine,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +33,10 @@ SLAB = 1 << 17
 """Voxels of the output worked on at a time: the memory beside input and output stays at some 20 MB."""
 Points = tuple["Tensor", "Tensor", "Tensor"]
 """x, y and z of the voxels of one slab, float64, each (rows, I)."""
+INVERSE_TOLERANCE = 1e-3
+"""How far from its aim, in the smallest spacing of the field, a point of an inverse may end."""
+INVERSE_ROUNDS = 60
+"""Steps after which a point that has not arrived stays where it came nearest: 10 are usual, folds never end."""
 
 
 def resample(
@@ -73,6 +85,21 @@ def displacements(transform: Transform, grid: Grid) -> np.ndarray:
     return out.reshape(*grid.shape[::-1], 3).transpose(2, 1, 0, 3)
 
 
+def preimages(field: DisplacementField, points: np.ndarray) -> np.ndarray:
+    """(N, 3) points that `field` takes to `points` (N, 3), RAS+ mm, to within `INVERSE_TOLERANCE` where there are any.
+
+    Fixed-point iteration (Chen et al., Medical Physics 35, 2008) about the affine map that is nearest to the field,
+    with the step of Anderson's method of depth one, which also arrives where the field stretches strongly. Just beyond
+    the outermost voxels the field goes on as it is there; points that none of the grid leads to stay.
+    """
+    import torch
+
+    seek = _seeker(field)
+    with torch.inference_mode():
+        aims = torch.from_numpy(np.array(points, np.float64).T)
+        return torch.cat([seek(part) for part in aims.split(SLAB, dim=1)], dim=1).numpy().T
+
+
 Step = Callable[[Points, slice], Points]
 
 
@@ -104,6 +131,8 @@ def _affine_step(matrix: np.ndarray) -> Step:
 
 def _warp_step(part: Transform, grid: Grid | None) -> Step:
     """`part` as a step of world points; `grid` is given where these are the voxels of that grid themselves."""
+    if isinstance(part, InverseField):
+        return _many_points_step(_seeker(part.forward))
     if not isinstance(part, DisplacementField):
         return _foreign_step(part)
     if grid is not None and grid.shape == part.grid.shape and np.array_equal(grid.affine, part.grid.affine):
@@ -122,10 +151,11 @@ def _warp_step(part: Transform, grid: Grid | None) -> Step:
 def _same_grid_step(part: DisplacementField) -> Step:
     import torch
 
+    # rows of axis I: no copy where the field is stored so, as those of files are
+    rows = torch.from_numpy(np.ascontiguousarray(part.field.transpose(2, 1, 0, 3)).reshape(-1, part.grid.shape[0], 3))
+
     def step(points: Points, slab: slice) -> Points:
-        k, j = np.divmod(np.arange(slab.start, slab.stop), part.grid.shape[1])
-        shift = torch.from_numpy(part.field[:, j, k])
-        x, y, z = (point + shift[..., axis].T for axis, point in enumerate(points))
+        x, y, z = (point + shift for point, shift in zip(points, rows[slab].unbind(-1), strict=True))
         return x, y, z
 
     return step
@@ -134,13 +164,91 @@ def _same_grid_step(part: DisplacementField) -> Step:
 def _foreign_step(part: Transform) -> Step:
     import torch
 
+    return _many_points_step(lambda points: torch.from_numpy(np.ascontiguousarray(part.map_points(points.numpy().T).T)))
+
+
+def _many_points_step(move: Callable[[Tensor], Tensor]) -> Step:
+    """A step from a function of points (3, N)."""
+    import torch
+
     def step(points: Points, _: slice) -> Points:
-        shape = points[0].shape
-        moved = part.map_points(torch.stack([point.reshape(-1) for point in points], dim=1).numpy())
-        x, y, z = (torch.from_numpy(np.ascontiguousarray(moved[:, axis])).reshape(shape) for axis in range(3))
+        points = torch.broadcast_tensors(*points)
+        x, y, z = move(torch.stack([axis.reshape(-1) for axis in points])).reshape(3, *points[0].shape)
         return x, y, z
 
     return step
+
+
+def _seeker(field: DisplacementField) -> Callable[[Tensor], Tensor]:
+    """The function behind `preimages`: (3, N) float64 -> (3, N)."""
+    import torch
+
+    volume = torch.from_numpy(np.ascontiguousarray(field.field.transpose(3, 2, 1, 0)))[None]
+    size = torch.tensor(field.grid.shape, dtype=torch.float64)[:, None]
+    scale = 2 / (size - 1).clamp_(min=1)
+    tolerance = INVERSE_TOLERANCE * float(field.grid.spacing[: field.dims].min())
+    matrix, margin = _nearest_affine(field)
+    back = torch.from_numpy(np.linalg.inv(matrix))
+    to_index = torch.from_numpy(np.linalg.inv(field.grid.affine))
+
+    def through(affine: Tensor, points: Tensor) -> Tensor:
+        return torch.addmm(affine[:3, 3:], affine[:3, :3], points)
+
+    def missing(aims: Tensor, points: Tensor) -> Tensor:
+        """(3, N), mm, what to add to `points` that the field may take them to their aims, were it affine."""
+        places = through(to_index, points).mul_(scale).sub_(1).float().T[None, None, None]
+        # twice as fast as `_linear` for vectors; float32 is good for 1e-4 of a voxel
+        shift = torch.nn.functional.grid_sample(volume, places, align_corners=True, padding_mode="border")
+        return back[:3, :3] @ (aims - points).sub_(shift[0, :, 0, 0])
+
+    def seek(aims: Tensor) -> Tensor:
+        found = aims.clone()
+        points = through(back, aims)
+        index = through(to_index, points)
+        todo = ((index >= -0.5 - margin) & (index < size - 0.5 + margin)).all(dim=0).nonzero()[:, 0]
+        aims, points = aims[:, todo], points[:, todo]
+        step = rest = missing(aims, points)
+        distance, length = rest.norm(dim=0), torch.ones_like(rest[0])
+        for _ in range(INVERSE_ROUNDS):
+            away = distance >= tolerance
+            if away.sum() < 0.7 * away.numel():  # to leave out the others costs as much as a round
+                found[:, todo[~away]] = points[:, ~away]
+                todo, aims, points, rest, distance, step, length = (
+                    values[..., away] for values in (todo, aims, points, rest, distance, step, length)
+                )
+            if not todo.numel():
+                break
+            trial = points + step
+            rest_there = missing(aims, trial)
+            change = rest_there - rest
+            distance_there = rest_there.norm(dim=0)
+            nearer = distance_there < distance
+            points, rest = torch.where(nearer, trial, points), torch.where(nearer, rest_there, rest)
+            distance = torch.minimum(distance, distance_there)
+            slope = (change * rest).sum(dim=0) / change.square().sum(dim=0).clamp_(min=1e-12)
+            length = torch.where(nearer, (length * 2).clamp_(max=1), length / 2)
+            step = torch.where(nearer, rest - slope * (step + change), length * rest)
+        found[:, todo] = points
+        return found
+
+    return seek
+
+
+def _nearest_affine(field: DisplacementField) -> tuple[np.ndarray, float]:
+    """The affine map (4, 4) that fits `field` best, RAS+ mm, and how many voxels the field is away from it at most."""
+    every = tuple(slice(None, None, max(1, n // 16)) for n in field.grid.shape)
+    places = (np.arange(n)[step] for n, step in zip(field.grid.shape, every, strict=True))
+    index = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, 3)
+    points, shift = apply_affine(field.grid.affine, index), field.field[every].reshape(-1, 3).astype(np.float64)
+    lever = np.column_stack([points - field.grid.centre, np.ones(len(points))])
+    slopes = np.linalg.lstsq(lever, shift, rcond=1e-9)[0]  # of the shift: flat along an axis of one voxel
+    matrix = np.eye(4)
+    matrix[:3, :3] += slopes[:3].T
+    matrix[:3, 3] = slopes[3] - slopes[:3].T @ field.grid.centre
+    if np.linalg.det(matrix) < 1e-3:  # nothing like an affine map
+        matrix = np.eye(4)
+    apart = np.abs(apply_affine(np.linalg.inv(matrix), points + shift) - points).max()
+    return matrix, 1 + float(apart / field.grid.spacing[: field.dims].min())
 
 
 def _slabs(rows: int, length: int) -> Iterator[slice]:

@@ -22,10 +22,12 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ (NIfTI, medkit) to LPS (DICOM, ITK) and back: x and y change sign. Its own inverse."""
 
 TRANSFORM_SUFFIXES = (
-    *(".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm"),
+    *(".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm", ".lta"),
     *(".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr"),
 )
 """Files of transforms, and of displacement fields."""
+H5_SUFFIXES = (".h5", ".hdf5")
+"""ITK's form for any transform, ANTs' for composite ones."""
 _logger = logging.getLogger("medkit")
 
 
@@ -84,6 +86,9 @@ class Transform(Protocol):
 
     def map_points(self, points: np.ndarray) -> np.ndarray:
         """(N, 3) points of the fixed space -> (N, 3) points of the moving space, RAS+ mm."""
+
+    def inverse(self) -> Transform:
+        """The map from the moving to the fixed space."""
 
     def write(self, path: Path) -> None:
         """Write a file that ANTs and SimpleITK read."""
@@ -155,11 +160,52 @@ class DisplacementField:
             moved[inside] += weight[:, None] * self.field[at[:, 0], at[:, 1], at[:, 2]]
         return moved
 
+    def inverse(self) -> InverseField:
+        """The map from the moving to the fixed space, by iteration at the points that are asked for."""
+        return InverseField(self)
+
     def write(self, path: Path) -> None:
-        """Write what ANTs and SimpleITK read: NIfTI, vector intent, LPS mm, float32."""
+        """Write what ANTs and SimpleITK read: NIfTI, vector intent, LPS mm, float32; or ITK's `.h5`."""
         from medkit.transform_files import write_field
 
         write_field(Path(path), self)
+
+
+@dataclass(frozen=True, eq=False)
+class InverseField:
+    """The inverse of a displacement field, without a grid of its own: see `medkit.resample.preimages`."""
+
+    forward: DisplacementField
+    """The field that it undoes."""
+
+    @property
+    def from_grid(self) -> str | None:
+        """Digest of the grid it leads from: the one that `forward` leads to."""
+        return self.forward.to_grid
+
+    @property
+    def to_grid(self) -> str | None:
+        """Digest of the grid it leads to: the one that `forward` leads from."""
+        return self.forward.from_grid
+
+    @property
+    def dims(self) -> int:
+        """2 for a field of the plane, else 3."""
+        return self.forward.dims
+
+    def map_points(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) -> (N, 3), RAS+ mm: the points that `forward` takes to `points`."""
+        from medkit.resample import preimages
+
+        return preimages(self.forward, points)
+
+    def inverse(self) -> DisplacementField:
+        """The field itself."""
+        return self.forward
+
+    def write(self, path: Path) -> None:
+        """It has no file: raises OutputError. `to_displacement_field` puts it on a grid."""
+        raise OutputError(f"{path}: the inverse of a displacement field is written as a field on a grid of its own")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,11 +231,20 @@ class Composite:
             points = transform.map_points(points)
         return points
 
+    def inverse(self) -> Composite:
+        """The map from the moving to the fixed space: the inverses in the other order."""
+        return Composite(tuple(part.inverse() for part in reversed(self.transforms)))
+
     def write(self, path: Path) -> None:
-        """Write one displacement field on the grid of the last transform, which must be a field.
+        """Write one displacement field on the grid of the last transform, which must be a field; `.h5` keeps all.
 
         Where it is an affine one, no grid is known that covers the fixed image: see `to_displacement_field`.
         """
+        if Path(path).suffix in H5_SUFFIXES:
+            from medkit.transform_files import write_itk
+
+            write_itk(Path(path), self)
+            return
         last = self.transforms[-1]
         if not isinstance(last, DisplacementField):
             raise OutputError(f"{path}: a composite transform is written as a displacement field on the fixed grid")
@@ -226,15 +281,16 @@ def lps_parts(affine: np.ndarray, dims: int) -> tuple[np.ndarray, np.ndarray, np
     return lps[:, :dims] / spacing, spacing, lps[:, 3]
 
 
-def compose(transforms: Sequence[Transform]) -> Transform:
+def compose(transforms: Sequence[Transform], names: Sequence[str] = ()) -> Transform:
     """One transform from several in image order: `compose([a, b])` maps a point to a(b(point)).
 
-    Neighbouring affine ones are multiplied. InputError where one does not start in the space the next one ends in;
-    an unknown space is a warning.
+    Neighbouring affine ones are multiplied. InputError where one does not start in the space the next one ends in,
+    which says `names` where they are given; an unknown space is a warning.
     """
     if not transforms:
         raise ValueError("expected one transform or more")
-    for first, second in pairwise(transforms):
+    words = names or [f"transform {number}" for number in range(1, len(transforms) + 1)]
+    for first, second in pairwise(zip(words, transforms, strict=True)):
         _check_chain(first, second)
     return chain(transforms)
 
@@ -253,7 +309,7 @@ def chain(transforms: Iterable[Transform]) -> Transform:
 
 
 def read_transform(path: Path) -> Transform:
-    """Read a transform file of ITK, ANTs or MINC, or a displacement field (see `TRANSFORM_SUFFIXES`).
+    """Read a transform file of ITK, ANTs, MINC or FreeSurfer (LTA), or a displacement field (see `TRANSFORM_SUFFIXES`).
 
     A file of several transforms gives their composition. The digests of the grids it leads between are those that
     medkit wrote into the file, else None. Raises InputError, which names the file.
@@ -271,11 +327,12 @@ def to_displacement_field(transform: Transform, grid: Grid) -> DisplacementField
     return DisplacementField(displacement, grid, transform.from_grid, transform.to_grid)
 
 
-def _check_chain(first: Transform, second: Transform) -> None:
-    left, right = first.from_grid, second.to_grid
-    if left is None or right is None:
-        _logger.warning("transforms composed without knowing that the space between them is the same")
-    elif left != right:
+def _check_chain(first: tuple[str, Transform], second: tuple[str, Transform]) -> None:
+    (name, left), (other, right) = first, second
+    if left.from_grid is None or right.to_grid is None:
+        _logger.warning("%s and %s: whether the space between them is the same is not known", name, other)
+    elif left.from_grid != right.to_grid:
         raise InputError(
-            f"these transforms do not follow each other: the first leads from the grid {left}, the next to {right}"
+            f"these transforms do not follow each other: {name} leads from the grid {left.from_grid}, "
+            f"{other} to {right.to_grid}"
         )

@@ -154,7 +154,11 @@ class _Run:
                 yield record
             else:
                 groups.setdefault(self._group_of(record), []).append(record)
+        failed = sum(record.failed for record in records)
         for values, members in sorted(groups.items()):
+            if self.task.whole and failed:
+                yield self._refused(members[0], MedkitError(f"not made: {failed} of its {len(records)} inputs failed"))
+                continue
             yield self._planned(members[0], tuple(members), values)
 
     def _group_of(self, record: Record) -> tuple[str, ...]:
@@ -264,7 +268,8 @@ class _Run:
         if self.options.progress and self.options.verbosity >= 0 and not record.failed:
             done = sum(self.counts.values())
             what = "kept" if status == "skipped" else f"{record.medkit.get('seconds', 0):.1f} s"
-            _say(f"{self.task.name} [{done}] {record.path.name}  {what}")
+            more = self.task.summary(record) if self.task.summary else ""
+            _say(f"{self.task.name} [{done}] {record.path.name}  {what}  {more}".rstrip())
         self.emitter.emit(record)
 
     def _exit_code(self) -> int:

@@ -1,11 +1,12 @@
-"""Transform files: ITK text written and read here, other ITK forms through itk, displacement fields as NIfTI.
+"""Transform files: ITK's text and MATLAB forms written and read here, HDF5 through itk, displacement fields as NIfTI.
 
-ITK's writer takes nine seconds to load for ten lines of text, so the text form of affine transforms is our own.
+ITK's readers and writers take from nine seconds up to load, for ten lines of text, so these two forms are our own.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from medkit import nifti
 from medkit.errors import InputError, OutputError
 from medkit.space import (
+    H5_SUFFIXES,
     RAS_TO_LPS,
     TRANSFORM_SUFFIXES,
     AffineTransform,
@@ -24,6 +26,7 @@ from medkit.space import (
     Transform,
     chain,
     lps_affine,
+    lps_parts,
     three_axes,
 )
 
@@ -45,25 +48,36 @@ def read_transform_file(path: Path) -> Transform:
         return _read_text(path)
     if path.suffix == ".xfm":
         return _read_minc(path)
-    if path.suffix in (".mat", ".h5", ".hdf5"):
+    if path.suffix == ".mat":
+        return _read_matlab(path)
+    if path.suffix == ".lta":
+        from medkit.freesurfer_files import read_lta
+
+        return read_lta(path)
+    if path.suffix in H5_SUFFIXES:
         return chain(_read_itk(path))
     raise InputError(f"{path}: expected a transform that ends in {', '.join(TRANSFORM_SUFFIXES)}")
 
 
 def write_affine(path: Path, transform: AffineTransform) -> None:
-    """Write an ITK transform in LPS: text for `.tfm` and `.txt`, through itk for `.mat`, `.h5` and `.hdf5`."""
+    """Write an ITK transform in LPS: text for `.tfm` and `.txt`, MATLAB's form for `.mat`, through itk for `.h5`."""
     if path.suffix in (".tfm", ".txt"):
         path.write_text(_text(transform), encoding="ascii")
-    elif path.suffix in (".mat", ".h5", ".hdf5"):
-        _write_itk(path, transform)
+    elif path.suffix == ".mat":
+        path.write_bytes(_matlab(transform))
+    elif path.suffix in H5_SUFFIXES:
+        write_itk(path, transform)
     else:
         raise OutputError(f"{path}: expected the name of an affine transform to end in .tfm, .txt, .mat, .h5 or .hdf5")
 
 
 def write_field(path: Path, transform: DisplacementField) -> None:
-    """Write (I, J, K, 1, 3), for a field of the plane (I, J, 1, 1, 2): vector intent, LPS mm, float32."""
+    """Write (I, J, K, 1, 3), for a field of the plane (I, J, 1, 1, 2): vector intent, LPS mm, float32; or `.h5`."""
+    if path.suffix in H5_SUFFIXES:
+        write_itk(path, transform)
+        return
     if not path.name.endswith((".nii", ".nii.gz")):
-        raise OutputError(f"{path}: expected the name of a displacement field to end in .nii or .nii.gz")
+        raise OutputError(f"{path}: expected the name of a displacement field to end in .nii, .nii.gz or .h5")
     grid = transform.grid
     header = nifti.header_for(grid.header, grid.affine, grid.spacing)
     header["intent_code"] = 1007  # NIFTI_INTENT_VECTOR; 1006 would make ITK turn the vectors from RAS
@@ -82,6 +96,57 @@ def _text(transform: AffineTransform) -> str:
         f"Transform: AffineTransform_double_{dims}_{dims}\n"
         f"Parameters: {_numbers([*matrix.ravel(), *offset])}\nFixedParameters: {_numbers([0.0] * dims)}\n"
     )
+
+
+def _matlab(transform: AffineTransform) -> bytes:
+    """ITK's and ANTs' `.mat`: two vectors in MATLAB's level 4 format, as `itk::MatlabTransformIO` has them."""
+    matrix, offset = _lps_parts(transform.matrix, transform.dims)
+    name = f"AffineTransform_double_{transform.dims}_{transform.dims}"
+    return _matlab_vector(name, [*matrix.ravel(), *offset]) + _matlab_vector("fixed", [0.0] * transform.dims)
+
+
+def _matlab_vector(name: str, values: Sequence[float]) -> bytes:
+    head = struct.pack("<5i", 0, len(values), 1, 0, len(name) + 1)
+    return head + name.encode("ascii") + b"\0" + np.array(values, "<f8").tobytes()
+
+
+def _read_matlab(path: Path) -> Transform:
+    content = path.read_bytes()
+    if is_text_matrix(content):
+        raise InputError(
+            f"{path}: looks like an FSL matrix, which has a meaning for its two images alone: "
+            f"medkit transform convert {path.name} --fixed F --moving M -o x.tfm"
+        )
+    try:
+        name, parameters, rest = _vector_of_matlab(content)
+        found = _linear_block(name, parameters, _vector_of_matlab(rest)[1])
+    except (struct.error, ValueError) as error:
+        raise InputError(f"{path}: expected a transform of ITK or ANTs in MATLAB's form: {error}") from error
+    return found if found is not None else chain(_read_itk(path))
+
+
+def is_text_matrix(content: bytes) -> bool:
+    """Four lines of four numbers."""
+    try:
+        return (
+            np.array([line.split() for line in content.decode("ascii").split("\n") if line.strip()], float).size == 16
+        )
+    except ValueError:
+        return False
+
+
+def _vector_of_matlab(content: bytes) -> tuple[str, np.ndarray, bytes]:
+    """Name and values of the first vector of a MATLAB level 4 file, and what follows it. ValueError, struct.error."""
+    kind, rows, columns, imaginary, length = struct.unpack_from("<5i", content)
+    if kind not in (0, 10, 100, 110) or imaginary or rows < 0 or columns < 0 or not 0 < length <= 128:
+        raise ValueError("got something else")
+    start = 20 + length
+    dtype = np.dtype("<f8" if kind % 100 == 0 else "<f4")
+    end = start + rows * columns * dtype.itemsize
+    if end > len(content):
+        raise ValueError(f"truncated: {len(content)} bytes")
+    name = content[20 : start - 1].decode("ascii", "replace")
+    return name, np.frombuffer(content[start:end], dtype).astype(np.float64), content[end:]
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -197,6 +262,11 @@ def _read_field_nifti(path: Path) -> DisplacementField:
     from medkit.images import check_grid
 
     header, voxels = nifti.read(path)
+    if is_fsl_warp(voxels.shape):
+        raise InputError(
+            f"{path}: looks like a warp of FSL, which has a meaning for its two images alone: "
+            f"medkit transform convert {path.name} --fixed F --moving M -o x.nii.gz"
+        )
     vectors = voxels.ndim == 5 and voxels.shape[3] == 1 and voxels.shape[4] in (2, 3)
     if not vectors or voxels.dtype.kind != "f":
         raise InputError(
@@ -211,9 +281,14 @@ def _read_field_nifti(path: Path) -> DisplacementField:
     return _with_digests(DisplacementField(field, grid), bytes(header["descrip"]).decode("latin-1"))  # type: ignore[return-value]
 
 
+def is_fsl_warp(shape: Sequence[int]) -> bool:
+    """Whether a NIfTI file of this shape can be FSL's: three frames, where ITK has a fifth axis."""
+    return len(shape) == 4 and shape[3] == 3
+
+
 def _field_of(path: Path, vectors: np.ndarray, flips: np.ndarray) -> np.ndarray:
-    """(I, J, K, 2 or 3) of any frame -> (I, J, K, 3) float32 RAS+ mm."""
-    field = np.zeros((*vectors.shape[:3], 3), np.float32)
+    """(I, J, K, 2 or 3) of any frame -> (I, J, K, 3) float32 RAS+ mm, vectors whole and axis I fastest in memory."""
+    field = np.zeros((*vectors.shape[2::-1], 3), np.float32).transpose(2, 1, 0, 3)
     np.multiply(vectors, flips, out=field[..., : vectors.shape[3]], casting="same_kind")
     if not np.isfinite(field).all():
         raise InputError(f"{path}: expected finite displacements, got NaN or infinity")
@@ -276,14 +351,46 @@ def _field_from_itk(path: Path, transform: Any, dims: int) -> DisplacementField:
     return DisplacementField(_field_of(path, vectors, np.diag(RAS_TO_LPS)[:dims]), Grid(shape, affine, dims))
 
 
-def _write_itk(path: Path, transform: AffineTransform) -> None:
+def write_itk(path: Path, transform: Transform) -> None:
+    """Write ITK's HDF5 form, a composite one with its parts as they are. OutputError for what ITK has no type for."""
     import itk
 
-    matrix, offset = _lps_parts(transform.matrix, transform.dims)
-    result = itk.AffineTransform[itk.D, transform.dims].New()
-    values = [*matrix.ravel(), *offset]
+    parts = transform.transforms if isinstance(transform, Composite) else (transform,)
+    dims = max(part.dims for part in parts if isinstance(part, AffineTransform | DisplacementField))
+    written = [_itk_of(path, part, dims) for part in parts]
+    if len(written) > 1:
+        composite = itk.CompositeTransform[itk.D, dims].New()
+        for part in written:
+            composite.AddTransform(part)
+        written = [composite]
+    itk.transformwrite(written, str(path))
+
+
+def _itk_of(path: Path, transform: Transform, dims: int) -> Any:
+    import itk
+
+    if isinstance(transform, AffineTransform):
+        matrix, offset = _lps_parts(transform.matrix, dims)
+        result = itk.AffineTransform[itk.D, dims].New()
+        result.SetParameters(_itk_parameters([*matrix.ravel(), *offset]))
+        return result
+    if not isinstance(transform, DisplacementField):
+        raise OutputError(f"{path}: expected affine transforms and displacement fields")
+    grid = transform.grid
+    directions, spacing, origin = lps_parts(grid.affine, dims)
+    result = itk.DisplacementFieldTransform[itk.D, dims].New()
+    # makes a field of zeros: itk's wheels cannot make an image of double vectors from an array
+    result.SetFixedParameters(_itk_parameters([*grid.shape[:dims], *origin, *spacing, *directions.ravel()]))
+    vectors = transform.field[..., :dims] * np.diag(RAS_TO_LPS)[:dims]
+    view = itk.array_view_from_image(result.GetDisplacementField())  # (K, J, I, n), without K in the plane
+    view[:] = vectors.transpose(2, 1, 0, 3).reshape(view.shape)
+    return result
+
+
+def _itk_parameters(values: Sequence[float]) -> Any:
+    import itk
+
     parameters = itk.OptimizerParameters[itk.D](len(values))
     for number, value in enumerate(values):
         parameters.SetElement(number, float(value))
-    result.SetParameters(parameters)
-    itk.transformwrite([result], str(path))
+    return parameters

@@ -44,6 +44,9 @@ NUMPY = (
     "metrics",
     "label_table",
     "point_files",
+    "jacobian",
+    "fsl_files",
+    "freesurfer_files",
 )
 """Modules that may import numpy, and nothing else of others, when they are imported."""
 
@@ -63,7 +66,7 @@ EDGES = {
     "options": {"errors", "files", "records", "pipe"},
     "bundle_files": {"errors"},
     "trust": {"errors", "files", "bundle_files"},
-    "bundle": {"errors", "plugins", "trust", "bundle_files"},
+    "bundle": {"errors", "plugins", "specs", "trust", "bundle_files"},
 }
 """The lower layers, and all they may import of medkit."""
 

@@ -16,7 +16,7 @@ import zoo
 from medkit.bundle import Bundle
 from medkit.case import Case, Plan
 from medkit.files import Targets
-from medkit.inference.along_axes import AlongAxes
+from medkit.inference.along_axes import along_axes
 from medkit.inference.memory import footprint, ran_out
 from medkit.inference.network import Way
 from medkit.inference.steps import Prepared
@@ -201,7 +201,7 @@ def test_resampling_along_axes_is_monais(
     image = MetaTensor(torch.randn(2, 21, 18, 9), affine=torch.diag(torch.tensor([-1.1, 0.8, 3.0, 1.0])))
     step = Spacing(spacing, padding_mode=padding, align_corners=align_corners)
     found = []
-    for way in (AffineTransform, AlongAxes):
+    for way in (AffineTransform, along_axes()):
         monkeypatch.setattr(functional, "AffineTransform", way)
         found.append(step(image))
         found.append(step.inverse(found[-1].clone()))
@@ -217,6 +217,6 @@ def test_what_turns_is_left_to_monai(monkeypatch: pytest.MonkeyPatch) -> None:
     theta = torch.eye(4, dtype=torch.float64)
     theta[:2, :2] = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
     ways = [
-        way(normalized=False, align_corners=True)(image, theta, (12, 11, 10)) for way in (AffineTransform, AlongAxes)
+        way(normalized=False, align_corners=True)(image, theta, (12, 11, 10)) for way in (AffineTransform, along_axes())
     ]
     assert torch.equal(*ways)

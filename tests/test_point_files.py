@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medkit.errors import InputError
+from medkit.errors import InputError, OutputError
 from medkit.evaluation import Pair, Settings
 from medkit.evaluation.points import score_points
-from medkit.point_files import read_points
+from medkit.point_files import Points, read_points, write_points
 from medkit.space import AffineTransform
 
 FCSV = """# Markups fiducial file version = 5.0
@@ -101,3 +101,67 @@ def test_a_transform_takes_the_fixed_points_to_the_moving_ones(tmp_path: Path) -
 def test_other_numbers_of_points(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="as many points"):
         score_points(pair(tmp_path, "1,2,3\n", "1,2,3\n4,5,6\n"), Settings("points"))
+
+
+def moved(points: Points) -> Points:
+    return Points(points.positions + np.array([1, 2, 3]), points.names, points.named, points.path)
+
+
+@pytest.mark.parametrize("frame", ["RAS", "LPS"])
+def test_tables_in_either_frame(tmp_path: Path, frame: str) -> None:
+    (tmp_path / "a.csv").write_text("id,x,y,z,t,weight\nAC,1.5,-2,3,0,0.5\n")
+    points = read_points(tmp_path / "a.csv", frame)
+    sign = 1 if frame == "RAS" else -1
+    assert points.positions.tolist() == [[sign * 1.5, sign * -2, 3]]
+    write_points(tmp_path / "b.tsv", moved(points), frame)
+    x, y = (value + sign * step for value, step in ((1.5, 1), (-2, 2)))
+    assert (tmp_path / "b.tsv").read_text() == f"id\tx\ty\tz\tt\tweight\nAC\t{x:.6f}\t{y:.6f}\t6.000000\t0\t0.5\n"
+
+
+@pytest.mark.parametrize("target", ["b.csv", "b.tsv", "b.fcsv", "b.mrk.json"])
+@pytest.mark.parametrize("source", ["a.csv", "bare.csv", "a.fcsv", "a.mrk.json"])
+def test_every_format_as_every_other(tmp_path: Path, source: str, target: str) -> None:
+    markups = {
+        "markups": [
+            {
+                "coordinateSystem": "RAS",
+                "display": {"color": [1, 0, 0]},
+                "controlPoints": [
+                    {"label": "AC", "position": [-1.5, 2, 3], "description": "kept"},
+                    {"label": "?", "position": [0, 0, 0], "positionStatus": "undefined"},
+                    {"label": "PC", "position": [-4, -5, 6], "positionStatus": "defined"},
+                ],
+            }
+        ]
+    }
+    contents = {
+        "a.csv": "x,y,z,name\n-1.5,2,3,AC\n-4,-5,6,PC\n",
+        "bare.csv": "-1.5,2,3\n-4,-5,6\n",
+        "a.fcsv": FCSV.format(frame="LPS"),
+        "a.mrk.json": json.dumps(markups),
+    }
+    (tmp_path / source).write_text(contents[source])
+    points = read_points(tmp_path / source)
+    write_points(tmp_path / target, moved(points))
+    again = read_points(tmp_path / target)
+    np.testing.assert_allclose(again.positions, moved(points).positions)
+    if points.named or source == "a.csv":
+        assert again.names == points.names
+    if source == "a.mrk.json" == target.replace("b", "a"):
+        written = json.loads((tmp_path / target).read_text())["markups"][0]
+        assert written["display"] == {"color": [1, 0, 0]}
+        assert [point["label"] for point in written["controlPoints"]] == ["AC", "?", "PC"]
+        assert written["controlPoints"][1]["position"] == [0, 0, 0]
+
+
+def test_points_are_written_under_their_names_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2,3\n")
+    with pytest.raises(OutputError, match=r"\.fcsv"):
+        write_points(tmp_path / "a.nii.gz", read_points(tmp_path / "a.csv"))
+    assert not (tmp_path / "a.nii.gz").exists()
+
+
+def test_a_row_without_numbers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y,z\n1,2,3\nx,5,6\n")
+    with pytest.raises(InputError, match=r"a\.csv"):
+        read_points(tmp_path / "a.csv")

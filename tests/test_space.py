@@ -262,6 +262,81 @@ def test_refused_files(tmp_path: Path, name: str, content: str, message: str) ->
     assert str(tmp_path / name) in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello", "MATLAB's form"),
+        (b"\x00" * 40, "MATLAB's form"),
+        (b"1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "FSL matrix"),
+    ],
+)
+def test_refused_mat_files(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.mat"
+    AffineTransform(affine_matrix()).write(path)
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_transform(path)
+    path.write_bytes(whole[:100])
+    with pytest.raises(InputError, match="truncated"):
+        read_transform(path)
+
+
+def test_mat_files_do_without_itk(tmp_path: Path) -> None:
+    """Loading its readers takes from nine seconds up."""
+    AffineTransform(affine_matrix()).write(tmp_path / "x.mat")
+    code = "import sys; from medkit.space import read_transform as read; from pathlib import Path; "
+    code += "read(Path(sys.argv[1])); print('itk' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code, tmp_path / "x.mat"], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
+
+
+def stretching(grid: Grid, factor: float) -> DisplacementField:
+    """A map of a ball onto itself that stretches its middle (factor + 1) times and folds nowhere."""
+    points = space.apply_affine(grid.affine, np.argwhere(np.ones(grid.shape)).astype(float)) - grid.centre
+    radius = np.linalg.norm(points, axis=1, keepdims=True) / (0.4 * (grid.spacing * grid.shape)[: grid.dims].min())
+    scale = np.where(radius < 1, (factor + 1) / (1 + factor * np.minimum(radius, 1)), 1)
+    return DisplacementField((points * (scale - 1)).reshape(*grid.shape, 3).astype(np.float32), grid, A, B)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2, 6])
+@pytest.mark.parametrize("planar", [False, True])
+def test_inverse_of_a_field_that_stretches(factor: float, planar: bool) -> None:
+    grid = Grid((30, 26, 1), np.diag([2.0, -2, 1, 1]), dims=2) if planar else Grid((24, 26, 22), 4 * OBLIQUE / 2)
+    field = stretching(grid, factor)
+    inverse = field.inverse()
+    assert (inverse.from_grid, inverse.to_grid, inverse.dims) == (B, A, grid.dims)
+    points = points_in(Grid(grid.shape, grid.affine, grid.dims), 400)
+    back = inverse.map_points(points)
+    inside = np.all(np.abs(space.apply_affine(np.linalg.inv(grid.affine), points) - 0.5 * (np.array(grid.shape) - 1))
+                    < np.array(grid.shape) / 2 - 0.5 * (np.array(grid.shape) > 1), axis=1)  # fmt: skip
+    assert inside.sum() > 100
+    left = np.linalg.norm(field.map_points(back) - points, axis=1)[inside]
+    assert left.max() < 2e-3 * grid.spacing[: grid.dims].min()
+    on_grid = to_displacement_field(inverse, grid)
+    assert (on_grid.from_grid, on_grid.to_grid) == (B, A)
+    np.testing.assert_allclose(inverse.inverse().map_points(points), field.map_points(points))
+    with pytest.raises(OutputError, match="grid of its own"):
+        inverse.write(Path("x.nii.gz"))
+
+
+def test_inverse_of_a_composite(grid: Grid) -> None:
+    mixed = Composite((AffineTransform(affine_matrix(), B, C), stretching(grid, 0.5)))
+    back = mixed.inverse()
+    assert (back.from_grid, back.to_grid) == (C, A)
+    points = np.vstack([grid.centre, grid.centre + 0.3])
+    np.testing.assert_allclose(back.map_points(mixed.map_points(points)), points, atol=2e-3)
+
+
+def test_inverse_far_from_the_field() -> None:
+    """A field that leads to another end of the room: its inverse starts there."""
+    grid = Grid((12, 14, 10), np.eye(4))
+    field = stretching(grid, 0.3)
+    far = DisplacementField(field.field + np.float32([300, -200, 50]), grid)
+    points = points_in(grid)[:20] * 0.3 + 4
+    np.testing.assert_allclose(far.inverse().map_points(far.map_points(points)), points, atol=2e-3)
+
+
 def test_refused_transforms(tmp_path: Path, grid: Grid) -> None:
     with pytest.raises(InputError, match="no such"):
         read_transform(tmp_path / "missing.tfm")

@@ -78,14 +78,13 @@ def command_line(record: Record) -> str:
     """The command that makes such a result again, from what the sidecar keeps."""
     task = str(record.medkit.get("task", "?"))
     own = str(record.sources[0]) if record.sources else ""
-    files = {
-        role: str(entry.get("path"))
-        for role, entry in record.medkit.get("inputs", {}).items()
-        if entry.get("path") != own and role not in KINDS
-    }
+    inputs = {role: str(entry.get("path")) for role, entry in record.medkit.get("inputs", {}).items()}
+    main = next((role for role, path in inputs.items() if path == own), "")
+    others = [path for role, path in inputs.items() if main and re.fullmatch(rf"{re.escape(main)}_\d+", role)]
+    files = {role: path for role, path in inputs.items() if path not in (own, *others) and role not in KINDS}
     settings = {name: value for name, value in (record.medkit.get("arguments") or {}).items() if name not in files}
     words = [word for name, value in (settings | files).items() for word in _option(name, value)]
-    return shlex.join(["medkit", *(task.split() if " " in task else ["run", task]), *words, own])
+    return shlex.join(["medkit", *(task.split() if " " in task else ["run", task]), *words, own, *others])
 
 
 def _option(name: str, value: Any) -> list[str]:

@@ -1,87 +1,232 @@
-"""`medkit transform`: apply spatial transforms to images."""
+"""`medkit transform`: apply, compose, invert, measure, convert and describe spatial transforms."""
 
 from __future__ import annotations
 
-import functools
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any, TypeVar
 
 import click
 
-from medkit.options import RunOptions, task_options
-from medkit.records import absolute
-from medkit.task import Case, Output, Result, Task, run_task
-
-if TYPE_CHECKING:
-    from medkit.resample import Interpolation
+from medkit.errors import InputError, MedkitError, UsageError
+from medkit.names import kind_of_name
+from medkit.options import RunOptions, option, task_options
+from medkit.pipe import guarded_stdout, input_lines
+from medkit.records import record_from_line
+from medkit.task import run_task
 
 _FILE = click.Path(exists=True, path_type=Path)
+_FORMS = ("itk", "itk-mat", "itk-h5", "field", "flirt", "fsl-warp", "lta", "lta-voxels", "register-dat")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @click.group()
 def transform() -> None:
-    """Apply spatial transforms."""
+    """Apply, compose, invert, measure, convert and describe spatial transforms.
+
+    A transform takes points of the fixed image (the reference) to the moving one: ITK's convention, with which the
+    moving image is resampled onto the fixed one. Files: ITK's and ANTs' .tfm, .txt, .mat and .h5, displacement fields
+    (.nii.gz, .mha, .nrrd), FreeSurfer's .lta, MINC's linear .xfm; FSL's and register.dat through `convert`.
+    """
 
 
-@transform.command()
-@click.option("--reference", type=_FILE, required=True, help="The image whose grid the result lies on.")
+class _InOrder(click.Command):
+    """A command that keeps in `ctx.meta` the names of its options in the order in which they were given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[_ORDER] = [parameter.name for parameter in order]
+        return super().parse_args(ctx, args)
+
+
+_ORDER = "medkit.order"
+
+
+@transform.command(cls=_InOrder)
+@click.option("--reference", type=_FILE, help="The image whose grid the result lies on; points can do without.")
 @click.option(
     "--transform",
-    "transforms",
+    "forward",
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="A transform, such as ITK's and ANTs' .tfm, .mat, .h5 or a displacement field. Several apply in the "
-    "order given, the first one first. None: the scans' world coordinates alone.",
+    help="A transform from the reference to the input, several in the order in which they move the input: the "
+    "first one first. ANTs lists them the other way round.",
+)
+@click.option(
+    "--inverse-transform",
+    "inverse",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="As --transform, in the same order with them, but its inverse: ANTs' [FILE,1]. Exact for affine ones, "
+    "by iteration for displacement fields.",
 )
 @click.option(
     "--interpolation",
     type=click.Choice(["auto", "linear", "nearest", "label"]),
     default="auto",
     show_default=True,
-    help="label: the label with the largest weight around; auto: label for label images, else linear.",
+    help="Done once for the whole chain. label: the label with the largest weight around; auto: label for label "
+    "images, else linear.",
+)
+@click.option(
+    "--points-from",
+    type=click.Choice(["input", "reference"]),
+    default="input",
+    show_default=True,
+    help="input: points of the input image, which go where it goes. reference: points of the reference, taken to the "
+    "input image, as antsApplyTransformsToPoints and ITK's TransformPoint do with the same files.",
+)
+@click.option(
+    "--coordinates",
+    type=click.Choice(["RAS", "LPS"]),
+    default="RAS",
+    show_default=True,
+    help="Frame of points in tables, in and out (ANTs and ITK: LPS). Slicer's files name theirs.",
 )
 @task_options
-def apply(options: RunOptions, reference: Path, transforms: tuple[Path, ...], interpolation: str) -> None:
-    """Resample images onto a reference's grid through one or more transforms.
+@click.pass_context
+def apply(
+    ctx: click.Context,
+    options: RunOptions,
+    reference: Path | None,
+    forward: tuple[Path, ...],
+    inverse: tuple[Path, ...],
+    **settings: Any,
+) -> None:
+    """Take images, label images and points (.csv, .tsv, .fcsv, .mrk.json) through one or more transforms.
+
+    Images are resampled onto the reference's grid. Mind that points go the other way through a transform than images:
+    it takes points of the reference to the input. The points of the input image, say landmarks drawn on it, therefore
+    go through its inverse, and so land where the image does; --points-from reference does the opposite.
 
     \b
-    medkit transform apply labels.nii.gz --reference mni.nii.gz --transform x_transform.tfm -o out.nii.gz
+    medkit transform apply scan.nii.gz scan_dseg.nii.gz drawn.fcsv --reference mni.nii.gz --transform x.tfm -o in_mni
+    """  # fmt: skip
+    from medkit.transforming.apply import Settings, application
+
+    if reference is None and any(kind_of_name(Path(name)) not in ("points", "table") for name in options.inputs):
+        raise UsageError("--reference is needed: the image whose grid the result lies on")
+    remaining = {"forward": list(forward), "inverse": list(inverse)}
+    order = [name for name in ctx.meta[_ORDER] if name in remaining]
+    chain = [(remaining[name].pop(0), name == "inverse") for name in order]
+    run_task(application(reference, chain, Settings(**settings)), options)
+
+
+@transform.command()
+@click.option("--reference", type=_FILE, help="The fixed image: where a displacement field is to lie.")
+@task_options
+def compose(options: RunOptions, reference: Path | None) -> None:
+    """Make one transform of several, in the order in which they move an image: the first one first.
+
+    Affine ones give an affine one; with a displacement field among them the result is one displacement field on the
+    reference's grid (a .h5 file keeps them apart, as ANTs does). Transforms whose grids are known and do not meet are
+    refused.
+
+    \b
+    medkit transform compose to_template.tfm warp.nii.gz --reference mni.nii.gz -o both.nii.gz
     """
-    shared = {"reference": absolute(reference)}
-    shared |= {f"transform_{n}": absolute(path) for n, path in enumerate(transforms, start=1)}
-    task = Task(
-        name="transform apply",
-        outputs=(
-            Output("image", "image", "transformed", entities={"space": "{space}"}, reference=absolute(reference)),
-        ),
-        process=functools.partial(_apply, interpolation=interpolation, count=len(transforms)),
-        arguments={"interpolation": interpolation},
-        takes=("image", "labels", "mask"),
-        shared=shared,
-    )
-    run_task(task, options)
+    from medkit.files import is_file_name
+    from medkit.transforming.compose import composition
+
+    if options.output is None or not is_file_name(options.output):
+        raise UsageError("--output is needed: the file to write, .tfm, .txt, .mat, .h5 or .nii.gz")
+    run_task(composition(reference), options)
 
 
-def _apply(case: Case, *, interpolation: str, count: int) -> Result:
+@transform.command()
+@click.option("--reference", type=_FILE, help="The moving image: where the inverse of a displacement field is to lie.")
+@task_options
+def invert(options: RunOptions, reference: Path | None) -> None:
+    """Invert transforms: affine ones exactly, displacement fields by iteration on the grid of the moving image.
+
+    What is left, |forward(inverse(p)) - p| in mm, is on stderr and in the sidecar, with a warning where the field
+    folds.
+
+    \b
+    medkit transform invert warp.nii.gz --reference moving.nii.gz -o back.nii.gz
+    """
+    from medkit.transforming.compose import inversion
+
+    run_task(inversion(reference), options)
+
+
+@transform.command()
+@click.option("--reference", type=_FILE, help="Where to measure.  [default: the grid of the displacement field]")
+@click.option("--mask", type=_FILE, help="Where minimum, maximum and folding are counted.")
+@click.option("--log", is_flag=True, help="Write the natural logarithm: below 0 where the moving anatomy grows.")
+@task_options
+def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, log: bool) -> None:
+    """Draw the Jacobian determinant of transforms: of the whole map, affine parts included.
+
+    Minimum, maximum, mean and the fraction of voxels that fold (0 or less) are on stderr and in the sidecar.
+
+    \b
+    medkit transform jacobian warp.nii.gz --mask brain.nii.gz
+    """
+    from medkit.transforming.measure import measurement
+
+    run_task(measurement(reference, mask, log), options)
+
+
+@transform.command()
+@click.option("--to", "form", type=click.Choice(_FORMS), help="The form.  [default: what --output's name says]")
+@click.option("--fixed", type=_FILE, help="The image the transform leads from: FSL's -ref, FreeSurfer's dst.")
+@click.option("--moving", type=_FILE, help="The image the transform leads to: FSL's -in, FreeSurfer's src.")
+@task_options
+def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: Path | None) -> None:
+    """Convert transforms between ITK and ANTs, FSL (FLIRT matrix, warp) and FreeSurfer (LTA, register.dat).
+
+    FSL's files and register.dat have a meaning for their two images alone, so these have to be named.
+
+    \b
+    medkit transform convert flirt.mat --fixed mni.nii.gz --moving scan.nii.gz -o x.tfm
+    medkit transform convert x.tfm --fixed mni.nii.gz --moving scan.nii.gz --to flirt -o flirt.mat
+    """
+    from medkit.transforming.convert import conversion
+
+    run_task(conversion(form, options.output, fixed, moving), options)
+
+
+@transform.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option("--fixed", type=_FILE, help="The fixed image, for files of FSL and register.dat.")
+@click.option("--moving", type=_FILE, help="The moving image, for the same.")
+@option("--json", "as_json", is_flag=True, help="Print a JSON object per file.")
+@option("-0", "--null", is_flag=True, help="Lines in end in NUL instead of newline.")
+def show(files: tuple[str, ...], fixed: Path | None, moving: Path | None, as_json: bool, null: bool) -> int:
+    """Describe transforms: kind, grids, rotation, translation, scale and shear; displacements, Jacobian range.
+
+    \b
+    medkit transform show x.tfm
+    """
+    with guarded_stdout() as stdout:
+        count = refused = 0
+        for line in input_lines(files, None, null):
+            count += 1
+            try:
+                text = _described(line, fixed, moving, as_json)
+            except MedkitError as error:
+                refused += 1
+                click.echo(f"medkit: {error}", err=True)
+                continue
+            stdout.write(os.fsencode(text))
+            stdout.flush()
+    if not count:
+        raise MedkitError("no input arrived")
+    return InputError.exit_code if refused == count else int(refused > 0)
+
+
+def _described(line: str, fixed: Path | None, moving: Path | None, as_json: bool) -> str:
+    from medkit.freesurfer_files import Volume
     from medkit.images import read_grid
-    from medkit.resample import resample
-    from medkit.space import compose, read_transform
+    from medkit.transforming.convert import read_any
+    from medkit.transforming.describe import describe, in_words
 
-    kind = case.record.kind
-    discrete = kind in ("labels", "mask")
-    if interpolation == "auto":
-        interpolation = "label" if discrete else "linear"
-    blended = discrete and interpolation == "linear"
-    image = case.image(labels=(discrete and not blended) or interpolation == "label")
-    grid = read_grid(case.inputs["reference"])
-    parts = [read_transform(case.inputs[f"transform_{n}"]) for n in range(1, count + 1)]
-    way = cast("Interpolation", interpolation)
-    moved = resample(image, grid, compose(parts) if parts else None, way)
-    return Result(
-        {"image": moved},
-        warnings=[f"linear interpolation blends the numbers of {case.path.name}, which are labels"] if blended else [],
-        spatial_reference=case.inputs["reference"],
-        kind=kind,
-        description=f"{case.path.name} resampled onto {case.inputs['reference'].name}",
-    )
+    path = record_from_line(line).path
+    images = [None if image is None else Volume(image, read_grid(image)) for image in (fixed, moving)]
+    facts = describe(path, read_any(path, *images))
+    return (json.dumps(facts) if as_json else "\n".join(in_words(facts))) + "\n"

@@ -6,51 +6,57 @@ gives the same within rounding at several times the cost.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from monai.networks.layers import AffineTransform
-from monai.transforms.spatial import functional
+if TYPE_CHECKING:
+    import torch
 
 _STRAIGHT = 1e-9
 """Off-diagonal entries of a matrix whose axes count as kept."""
 
 
-class AlongAxes(AffineTransform):
+@functools.cache
+def along_axes() -> type:
     """MONAI's `AffineTransform`, computed axis by axis where it can be."""
+    from monai.networks.layers import AffineTransform
 
-    def forward(
-        self, src: torch.Tensor, theta: torch.Tensor, spatial_size: Sequence[int] | int | None = None
-    ) -> torch.Tensor:
-        """As MONAI's: src (N, C, I, J, K); theta (4, 4) takes voxels of the result to voxels of `src`."""
-        if not self._straight(src, theta) or spatial_size is None:
-            out: torch.Tensor = super().forward(src, theta, spatial_size)
-            return out
-        sizes = [int(n) for n in spatial_size]  # type: ignore[union-attr]
-        shrinking_first = sorted(range(3), key=lambda axis: sizes[axis] / src.shape[axis + 2])
-        for axis in shrinking_first:
-            src = _resampled(
-                src, axis + 2, sizes[axis], float(theta[axis, axis]), float(theta[axis, 3]), self.padding_mode
-            )
-        return src
+    class AlongAxes(AffineTransform):
+        def forward(
+            self, src: torch.Tensor, theta: torch.Tensor, spatial_size: Sequence[int] | int | None = None
+        ) -> torch.Tensor:
+            """As MONAI's: src (N, C, I, J, K); theta (4, 4) takes voxels of the result to voxels of `src`."""
+            if spatial_size is None or isinstance(spatial_size, int) or not _straight(self, src, theta):
+                out: torch.Tensor = super().forward(src, theta, spatial_size)
+                return out
+            sizes = [int(n) for n in spatial_size]
+            for axis in sorted(range(3), key=lambda axis: sizes[axis] / src.shape[axis + 2]):  # shrinking ones first
+                step, start = float(theta[axis, axis]), float(theta[axis, 3])
+                src = resampled(src, axis + 2, sizes[axis], step, start, border=str(self.padding_mode) == "border")
+            return src
 
-    def _straight(self, src: torch.Tensor, theta: torch.Tensor) -> bool:
-        if src.dim() != 5 or tuple(theta.shape) != (4, 4) or src.device.type != "cpu":
-            return False
-        if self.normalized or self.zero_centered or not self.reverse_indexing:
-            return False
-        if str(self.mode) != "bilinear" or str(self.padding_mode) not in ("zeros", "border"):
-            return False
-        matrix = theta[:3, :3]
-        return bool((matrix - matrix.diag().diag()).abs().max() < _STRAIGHT)
+    return AlongAxes
 
 
-def _resampled(src: torch.Tensor, dim: int, size: int, step: float, start: float, padding: Any) -> torch.Tensor:
-    """`src` at start, start + step, ... along an axis, in voxels."""
+def _straight(transform: Any, src: torch.Tensor, theta: torch.Tensor) -> bool:
+    if src.dim() != 5 or tuple(theta.shape) != (4, 4) or src.device.type != "cpu":
+        return False
+    if transform.normalized or transform.zero_centered or not transform.reverse_indexing:
+        return False
+    if str(transform.mode) != "bilinear" or str(transform.padding_mode) not in ("zeros", "border"):
+        return False
+    matrix = theta[:3, :3]
+    return bool((matrix - matrix.diag().diag()).abs().max() < _STRAIGHT)
+
+
+def resampled(src: torch.Tensor, dim: int, size: int, step: float, start: float, *, border: bool) -> torch.Tensor:
+    """`src` at start, start + step, ... along an axis, in voxels; outside 0, or with `border` what lies there."""
+    import torch
+
     last = src.shape[dim] - 1
     place = start + step * torch.arange(size, dtype=torch.float64)
-    if str(padding) == "border":
+    if border:
         place = place.clamp(0, last)
     if dim == src.dim() - 1:  # voxels of this axis lie side by side: a product of matrices beats picking them
         hats = (1 - (place[:, None] - torch.arange(last + 1)).abs()).clamp_(min=0)
@@ -58,15 +64,16 @@ def _resampled(src: torch.Tensor, dim: int, size: int, step: float, start: float
     below = place.floor()
     shape = [1] * src.dim()
     shape[dim] = size
-    out = None
+    parts = []
     for index, weight in ((below, 1 - (place - below)), (below + 1, place - below)):
         weight = torch.where((index >= 0) & (index <= last), weight, 0.0).to(src.dtype).reshape(shape)
-        part = src.index_select(dim, index.clamp(0, last).long())
-        out = part.mul_(weight) if out is None else out.addcmul_(part, weight)
-    assert out is not None
-    return out
+        parts.append((src.index_select(dim, index.clamp(0, last).long()), weight))
+    (low, low_weight), (high, high_weight) = parts
+    return low.mul_(low_weight).addcmul_(high, high_weight)
 
 
 def quicken() -> None:
-    """Lets the transforms of this process resample so."""
-    functional.AffineTransform = AlongAxes
+    """Lets MONAI's transforms of this process resample so."""
+    from monai.transforms.spatial import functional
+
+    functional.AffineTransform = along_axes()

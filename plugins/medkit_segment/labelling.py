@@ -6,11 +6,14 @@ Volumes are (I, J, K) on the network's grid; the channels of an answer, (C, I, J
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from medkit.space import Grid
+
+if TYPE_CHECKING:
+    import torch
 
 _SLAB_VALUES = 1 << 24
 """Logits that are turned into probabilities at a time: 64 MB."""
@@ -20,12 +23,16 @@ _SAME_VOXEL = 0.01
 
 def most_likely(logits: torch.Tensor) -> np.ndarray:
     """(I, J, K) uint8: the channel that is largest, the first of equal ones."""
+    import torch
+
     slabs = [part.max(1).indices.to(torch.uint8) for part in _slabs(logits)]
     return torch.cat(slabs).numpy()
 
 
 def certainty(logits: torch.Tensor, channels: np.ndarray) -> np.ndarray:
     """(I, J, K) float32: the probability of the channel chosen for each voxel; 1 where that is the background."""
+    import torch
+
     out = np.ones(channels.shape, np.float32)
     rows = logits.movedim(0, -1)
     first = 0
@@ -41,6 +48,8 @@ def certainty(logits: torch.Tensor, channels: np.ndarray) -> np.ndarray:
 
 def probabilities(logits: torch.Tensor) -> Iterator[np.ndarray]:
     """The probability of each channel, (I, J, K) float32, one after the other."""
+    import torch
+
     total = torch.cat([part.float().logsumexp(1) for part in _slabs(logits)])
     for channel in logits:
         yield (channel.float() - total).exp_().numpy()

@@ -1,0 +1,1 @@
+"""The work of `medkit transform`: applying, composing, inverting, measuring, converting, describing transforms."""
