@@ -222,7 +222,7 @@ def pack(root: Path, name: str, target: Path, *, overwrite: bool = False) -> str
                 info.create_system, info.external_attr = 3, 0o100644 << 16
                 info.file_size = entry.size
                 with entry.open() as file, archive.open(info, "w") as member:
-                    shutil.copyfileobj(file, member, _CHUNK)
+                    shutil.copyfileobj(file, member, 1 << 20)
         return sha256_of(target)
 
 

@@ -220,7 +220,7 @@ def test_a_zip_that_lies_about_sizes(root: Path, tmp_path: Path) -> None:
 def test_a_file_that_grows_while_it_is_copied(tmp_path: Path) -> None:
     entry = limits.Entry("a", "file", 2, lambda: io.BytesIO(b"abc"))
     with pytest.raises(BundleError, match="larger than it says"):
-        bundle_store._copy(entry, tmp_path / "b" / "a", tmp_path)
+        limits.copy(entry, tmp_path / "b" / "a", tmp_path)
 
 
 def test_a_damaged_zip(root: Path, tmp_path: Path) -> None:
