@@ -218,8 +218,11 @@ class BundleRunner:
         """What the values of labels mean."""
         if self.contract.kind != "labels":
             return {}
-        names = self.bundle.block.get("labels")
-        return {"labels": names or {str(n): name for n, name in self.contract.classes.items() if n}}
+        if names := self.bundle.block.get("labels"):
+            return {"labels": names}
+        if not self.postprocessing.gives_channels:
+            return {}
+        return {"labels": {str(n): name for n, name in self.contract.classes.items() if n}}
 
 
 RunnerFactory = Callable[[Bundle, "Parts", "torch.device", str, int | None], BundleRunner]

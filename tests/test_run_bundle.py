@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -154,6 +155,7 @@ def test_four_images_of_a_case(run: Run, scan: Callable[..., Path], tmp_path: Pa
     assert set(np.unique(labels)) <= {0, 1, 2, 4}
     assert len(np.unique(labels)) > 1
     assert set(done.records[0]["medkit"]["inputs"]) == {"image", "t1", "t2", "flair"}
+    assert "labels" not in done.records[0]["medkit"]  # what 1, 2 and 4 mean is not what the channels are called
 
     together = np.stack([voxels(p) for p in paths.values()], axis=-1)
     frames = tmp_path / "frames.nii.gz"
@@ -181,7 +183,7 @@ def test_images_under_keys_of_their_own(run: Run, scan: Callable[..., Path], tmp
     assert done.code == 0, done.err
     same_grid(done.paths[0], artery)
     done = run(root, artery, "-o", tmp_path / "o")
-    assert "no vein: the bundle takes artery, vein, excret" in done.err
+    assert "no vein, excret: the bundle takes artery, vein, excret" in done.err
 
 
 @pytest.mark.parametrize("name", ["breast_density_classification", "classification_template"])
@@ -229,6 +231,70 @@ def test_two_images_registered(run: Run, tmp_path: Path) -> None:
         np.testing.assert_allclose(voxels(made), (voxels(paths[0]) + voxels(paths[1])) / 2, atol=1e-6)
 
 
+def picture(path: Path, colours: bool = False, shape: tuple[int, ...] = (16, 16), seed: int = 0) -> Path:
+    from PIL import Image
+
+    values = np.random.default_rng(seed).integers(0, 255, (*shape, 3), np.uint8)
+    Image.fromarray(values if colours else values[..., 0]).save(path)
+    return path
+
+
+def test_two_pictures_registered(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    moving, fixed = (picture(tmp_path / f"{n}.png", seed=n) for n in range(2))
+    root = zoo.write(tmp_path / "reg", "mednist_reg")
+    record = {"path": str(moving), "inputs": {"fixed": str(fixed)}}
+    done = run(root, input=json.dumps(record) + "\n")
+    assert done.code == 0, done.err
+    scaled = [
+        (p - p.min()) / (p.max() - p.min()) for p in (np.asarray(Image.open(p), float).T for p in (moving, fixed))
+    ]
+    np.testing.assert_allclose(voxels(done.paths[0]), sum(scaled) / 2, atol=1e-6)
+
+    done = run(root, moving, "-o", tmp_path / "o")
+    assert (done.code, done.out) == (3, "")
+    assert "expected 2 channels (moving, fixed), got 1" in done.err
+    record["inputs"]["fixed"] = str(picture(tmp_path / "wide.png", shape=(16, 20)))
+    done = run(root, "-o", tmp_path / "o", input=json.dumps(record) + "\n")
+    assert "wide.png: expected the grid of 0.png" in done.err
+
+
+def test_a_label_that_the_network_is_given(run: Run, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png", colours=True)
+    record = {"path": str(source), "inputs": {"label": str(picture(tmp_path / "b.png", seed=1))}}
+    root = zoo.write(tmp_path / "nuclei", "pathology_nuclei_classification")
+    done = run(root, input=json.dumps(record) + "\n")
+    assert done.code == 0, done.err
+    done = run(root, source, "-o", tmp_path / "o")
+    assert (done.code, done.out) == (3, "")
+    assert "a.png: no label: the bundle takes image, label; a record names them" in done.err
+
+
+def test_files_of_arrays_and_devices_of_the_config(run: Run, scan: Callable[..., Path], tmp_path: Path) -> None:
+    import torch
+
+    root = zoo.write(tmp_path / "searched", "pancreas_ct_dints_segmentation")
+    found = root / "models" / "search.pt"
+    torch.save({"window": np.array([16, 16, 16])}, found, _use_new_zipfile_serialization=False)
+    for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):  # of NumPy 1 and 2
+        found.write_bytes(re.sub(rb"numpy\._?core\.multiarray", module, found.read_bytes()))
+        assert module in found.read_bytes()
+        done = run(root, scan(), "--device", "cpu", "--overwrite")
+        assert done.code == 0, done.err
+    torch.save({"window": Path("x")}, found)
+    done = run(root, scan("b.nii.gz"), "--device", "cpu")
+    assert done.code == 1
+    assert "a file to load holds more than weights" in done.err
+
+
+def test_a_package_that_is_missing(run: Run, scan: Callable[..., Path], tmp_path: Path) -> None:
+    key = "$__import__('no_such_package') and 'image'"
+    done = run(zoo.write(tmp_path / "b", "spleen_ct_segmentation", image_key=key), scan())
+    assert done.code == 1
+    assert "inference.json: needs the Python package no_such_package, which is not installed\n" in done.err
+
+
 def test_image_to_image(run: Run, scan: Callable[..., Path], tmp_path: Path) -> None:
     source = scan(orientation="PSR")
     done = run(zoo.write(tmp_path / "e", "enhancer"), source, "--json")
@@ -240,12 +306,17 @@ def test_image_to_image(run: Run, scan: Callable[..., Path], tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("lung_nodule_ct_detection", "finds boxes"), ("brats_mri_generative_diffusion", "makes images from noise")],
+    [
+        ("lung_nodule_ct_detection", "finds boxes"),
+        ("brats_mri_generative_diffusion", "makes images from noise"),
+        ("pathology_nuclick_annotation", "works where somebody clicks"),
+        ("pathology_tumor_detection", "its preprocessing loads no image"),
+    ],
 )
 def test_bundles_that_cannot_run_say_why(
     run: Run, scan: Callable[..., Path], tmp_path: Path, name: str, reason: str
 ) -> None:
-    done = run(zoo.write(tmp_path / name, name), scan())
+    done = run(zoo.write(tmp_path / name, name, weights=False), scan())  # before they are looked for
     assert done.code == 1
     assert reason in done.err
 

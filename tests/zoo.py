@@ -372,6 +372,48 @@ def _enhancer() -> Config:
     return config
 
 
+def _nuclei() -> Config:
+    """Pictures in three colours, and where the nucleus lies as a fourth channel, made of the label."""
+    return _evaluated(
+        network_def={
+            "_target_": "DenseNet", "spatial_dims": 2, "in_channels": 4, "out_channels": 4,
+            "init_features": 4, "growth_rate": 2, "block_config": [1, 1],
+        },
+        preprocessing=_compose(
+            _step("LoadImaged", ["image", "label"], dtype="uint8"),
+            _step("EnsureChannelFirstd", ["image", "label"]),
+            _step("ScaleIntensityRanged", a_min=0.0, a_max=255.0, b_min=-1.0, b_max=1.0),
+            _step("AddLabelAsGuidanced", source="label"),
+        ),
+        postprocessing=_compose(_pred("Activationsd", softmax=True), _pred("SaveImaged", output_ext=".json")),
+        checkpoint=_MODEL,
+        handlers=[_LOADER | {"load_path": "$@checkpoint"}],
+        run=["$@evaluator.run()"],
+    )  # fmt: skip
+
+
+def _clicks() -> Config:
+    config = _nuclei()
+    config["preprocessing"]["transforms"][-1] = {
+        "_target_": "AddClickSignalsd", "image": "image", "foreground": "foreground", "gaussian": False,
+    }  # fmt: skip
+    return config
+
+
+def _slides() -> Config:
+    """The dataset reads, not the preprocessing."""
+    return _nuclei() | {"preprocessing": _compose(_step("CastToTyped", dtype="float32"), _step("ToTensord"))}
+
+
+def _searched() -> Config:
+    """What a search has found is in a file of NumPy's arrays; devices are named where they are needed."""
+    load = "$torch.load(@bundle_root + '/models/search.pt', map_location=torch.device('cuda'))"
+    return _spleen() | {
+        "found": load,
+        "inferer": _windows(roi_size="$@found['window'].tolist()", device="$torch.device('cuda')"),
+    }
+
+
 def _detection() -> Config:
     return _spleen() | {"evaluator": {"_target_": "scripts.evaluator.DetectionEvaluator"}}
 
@@ -407,6 +449,10 @@ ZOO: dict[str, tuple[Callable[[], Config], Config, Config]] = {
     "renalStructures_CECT_segmentation": (_kidneys, _tensor(3), _labels(3)),
     "mednist_reg": (_registration, _tensor(2, shape=(16, 16), **_PAIR), _tensor(1, shape=(16, 16))),
     "enhancer": (_enhancer, _tensor(1), _tensor(1)),
+    "pathology_nuclei_classification": (_nuclei, _tensor(4, shape=(16, 16)), _tensor(4, **_CLASSES)),
+    "pathology_nuclick_annotation": (_clicks, _tensor(4, shape=(16, 16)), _labels(1, shape=(16, 16))),
+    "pathology_tumor_detection": (_slides, _tensor(4, shape=(16, 16)), _tensor(4, **_CLASSES)),
+    "pancreas_ct_dints_segmentation": (_searched, _tensor(1), _labels(2)),
     "lung_nodule_ct_detection": (_detection, _tensor(1), _tensor(1, kind="object", form="dict")),
     "brats_mri_generative_diffusion": (_spleen, _tensor(1, kind="noise", form="image"), _tensor(1, kind="feature")),
 }

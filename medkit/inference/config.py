@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import re
 import socket
 import sys
 import warnings
@@ -67,7 +68,10 @@ class InferenceConfig:
         self.parser = workflow.parser
         if unknown := [name for name in overrides or () if name not in self.parser]:
             raise UsageError(f"--set {unknown[0]}: {self.path} has no such id")
-        for name, value in {"bundle_root": str(bundle.root), "device": device, **(overrides or {})}.items():
+        for name in ("device", *_devices(self.parser.config)):
+            if name in self.parser:
+                self.parser[name] = device
+        for name, value in {"bundle_root": str(bundle.root), **(overrides or {})}.items():
             if name in self.parser:
                 self.parser[name] = value
         self._refuse_what_runs_itself()
@@ -86,13 +90,12 @@ class InferenceConfig:
 
     def open(self) -> Parts:
         """Builds all parts. Raises WeightsMissingError."""
-        with self._blame(), _offline():
-            network = self._network()
+        with self._blame(), _offline(), _arrays_allowed():
             preprocessing = _compose(self._get("preprocessing"))
+            self._want_images(preprocessing)
+            network = self._network()
             postprocessing = _compose(self._get("postprocessing", "evaluator::postprocessing"))
             inferer = self._get("inferer", "evaluator::inferer")
-        if preprocessing is None:
-            raise BundleError(f"{self.path}: has no id preprocessing")
         if inferer is None:
             from monai.inferers import SimpleInferer
 
@@ -104,6 +107,14 @@ class InferenceConfig:
             inferer,
             tuple(step for step in steps if not type(step).__name__.startswith("Save")),
         )
+
+    def _want_images(self, preprocessing: Any) -> None:
+        from medkit.inference.steps import loaders_of
+
+        if preprocessing is None:
+            raise BundleError(f"{self.path}: has no id preprocessing")
+        if not loaders_of(preprocessing):
+            raise BundleError(f"{self.path}: its preprocessing loads no image (LoadImaged), so medkit can feed it none")
 
     def _get(self, *names: str) -> Any:
         """What the config says under the first of `names` that it has."""
@@ -189,6 +200,16 @@ def _ids(config: Any, target: str, name: str = "") -> Iterator[str]:
         yield from _ids(value, target, f"{name}::{key}" if name else str(key))
 
 
+def _devices(config: Any, name: str = "") -> Iterator[str]:
+    """Ids of the CUDA devices that a config names itself, below its `device`: they are what the user asks for, too."""
+    pairs: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in pairs:
+        here = f"{name}::{key}" if name else str(key)
+        if key == "device" and re.match(r"\$\s*torch\.device\(.*cuda|cuda(:\d+)?$", str(value)):
+            yield here
+        yield from _devices(value, here)
+
+
 def _compose(value: Any) -> Any:
     from monai.transforms import Compose
 
@@ -211,6 +232,20 @@ def _put_code_first(root: Path) -> None:
         if not file.startswith(here):
             del sys.modules[name]
     importlib.invalidate_caches()
+
+
+def _arrays_allowed() -> Any:
+    """Inside, torch.load takes arrays of numbers for weights, such as the code of an architecture that was searched
+    for; nothing else of a pickle is executed for them."""
+    import numpy as np
+    import torch
+
+    make: Any = np.empty(0).__reduce__()[0]
+    # files name the module of the NumPy that wrote them
+    makers = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    kinds = {type(np.dtype(letter)) for letter in "?bBhHiIlLqQefd"}
+    allowed: list[Any] = [*makers, np.ndarray, np.dtype, *kinds]
+    return torch.serialization.safe_globals(allowed)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,9 @@ SUFFIX: Mapping[OutputKind, str] = {"labels": "dseg", "image": "pred", "table": 
 _NO_FILE = {"dict": "boxes", "object": "boxes", "points": "points", "tuples": "points"}
 _NO_INPUT = {"noise", "latent", "timesteps"}
 _OTHERS = {"label", "mask", "seg"}
-"""Keys that training data has and inference can do without."""
+"""Keys that training data has and inference can do without, where nothing is made of them."""
+_CLICKS = "AddClickSignals"
+"""MONAI's transform for networks that are told where to look; without clicks it fails."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,15 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
             f"bundle {bundle.name}: makes images from {given.get('type')}: there is no image to run it on"
         )
     content = read_config(bundle.config(config))
+    if any(_class_of(node).startswith(_CLICKS) for node in walk(content)):
+        raise BundleError(f"bundle {bundle.name}: works where somebody clicks ({_CLICKS}); medkit has images alone")
     keys = tuple(dict.fromkeys(_keys_of(content, "LoadImaged"))) or ("image",)
     saved = [key for key in dict.fromkeys(_keys_of(content, "SaveImaged")) if key not in keys]
     return Contract(
         kind=_kind(bundle, made),
         results=("pred",) if "pred" in saved or not saved else tuple(saved),
         keys=keys,
-        optional=tuple(key for key in keys[1:] if key in _OTHERS),
+        optional=tuple(key for key in keys[1:] if key in _OTHERS and key not in _sources(content)),
         channels=_channels(given) if len(keys) == 1 else (),
         classes={int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()},
         planar=len(given.get("spatial_shape") or ()) == 2,
@@ -116,8 +120,21 @@ def read_config(path: Path) -> Any:
 def _keys_of(content: Any, target: str) -> Iterator[str]:
     """The keys of all transforms of a class, references to plain values resolved."""
     for node in walk(content):
-        if isinstance(node, dict) and str(node.get("_target_", "")).rpartition(".")[2] == target:
+        if _class_of(node) == target:
             yield from _plain(content, node.get("keys"))
+
+
+def _sources(content: Any) -> set[str]:
+    """Keys that transforms of others are made from, such as the `source` of a crop."""
+    nodes = [node for node in walk(content) if _class_of(node) and "keys" in node]
+    return {
+        key for node in nodes for name in node.keys() - {"keys", "orig_keys"} for key in _plain(content, node[name])
+    }
+
+
+def _class_of(node: Any) -> str:
+    """The name of the class that a config's node is an object of; empty for none."""
+    return str(node.get("_target_", "")).rpartition(".")[2] if isinstance(node, dict) else ""
 
 
 def _plain(content: Any, value: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ Pictures (PNG and the like), which medkit does not read, are left to the bundle'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,33 +83,37 @@ def feed_of(case: Case, contract: Contract) -> Feed:
     The channels of an input are files that a record names, or the frames of one file.
     """
     main, *others = contract.keys
-    item: dict[str, Any] = {}
+    if missing := [key for key in others if key not in case.inputs and key not in contract.optional]:
+        takes = ", ".join(contract.keys)
+        raise InputError(f"{case.path}: no {', '.join(missing)}: the bundle takes {takes}; a record names them")
+    more = {key: str(case.inputs[key]) for key in others if key in case.inputs}
+    files = _channels(case, contract)
     if is_picture(case.path):
-        item = {main: str(case.path)} | {key: str(case.inputs[key]) for key in others if key in case.inputs}
-        return Feed(item, {}, _picture_grid(case.path))
-    images = _channels(case, contract) or _single(case, contract)
-    item[main] = list(images) if len(images) > 1 else next(iter(images))
-    grid = next(iter(images.values())).grid
-    for key in others:
-        if key in case.inputs:
-            images[str(case.inputs[key])] = case.image(key)
-            item[key] = str(case.inputs[key])
-        elif key not in contract.optional:
-            raise InputError(f"{case.path}: no {key}: the bundle takes {', '.join(contract.keys)}; a record names them")
-    _check_one_grid(images)
-    return Feed(item, images, grid)
+        grids = {name: _picture_grid(Path(name)) for name in files or (str(case.path),)}
+        _check_one_grid(grids)
+        return Feed({main: _one_or_all(grids)} | more, {}, grids[next(iter(grids))])
+    images = {name: case.image(role) for name, role in files.items()} if files else _single(case, contract)
+    item = {main: _one_or_all(images)} | more
+    images |= {name: case.image(key) for key, name in more.items()}
+    _check_one_grid({name: image.grid for name, image in images.items()})
+    return Feed(item, images, next(iter(images.values())).grid)
 
 
-def _channels(case: Case, contract: Contract) -> dict[str, Image] | None:
-    """The files that a record names for the channels; None where it names none."""
+def _one_or_all(names: Iterable[str]) -> str | list[str]:
+    first, *others = names
+    return [first, *others] if others else first
+
+
+def _channels(case: Case, contract: Contract) -> dict[str, str | None] | None:
+    """The files that a record names for the channels, and their roles; None where it names none."""
     named = [name for name in contract.channels if name in case.inputs and len(contract.channels) > 1]
     if not named:
         return None
     first, *rest = contract.channels
     if missing := [name for name in rest if name not in named]:
         raise InputError(f"{case.path}: no {', '.join(missing)}: the bundle takes {', '.join(contract.channels)}")
-    begin = {str(case.inputs.get(first, case.path)): case.image(first if first in case.inputs else None)}
-    return begin | {str(case.inputs[name]): case.image(name) for name in rest}
+    begin = first if first in case.inputs else None
+    return {str(case.inputs.get(name or "", case.path)): name for name in (begin, *rest)}
 
 
 def _single(case: Case, contract: Contract) -> dict[str, Image]:
@@ -132,10 +136,10 @@ def _frame_count(path: Path) -> int:
     return shape[3] if len(shape) == 4 else 1
 
 
-def _check_one_grid(images: Mapping[str, Image]) -> None:
-    (name, first), *others = images.items()
-    for other, image in others:
-        if image.grid.digest() != first.grid.digest():
+def _check_one_grid(grids: Mapping[str, Grid]) -> None:
+    (name, first), *others = grids.items()
+    for other, grid in others:
+        if grid.digest() != first.digest():
             raise InputError(f"{other}: expected the grid of {Path(name).name}; medkit run register can bring it there")
 
 

@@ -28,24 +28,25 @@ class Prepared:
     """Whether `pred` holds labels already (see `medkit.inference.tiles`)."""
 
 
+_BY_VOXEL = ("Activations", "EnsureType", "CastToType", "ToDevice", "ToTensor")
+"""Transforms that look at one voxel at a time, and leave the order of its channels."""
+_KEEP_VALUES = (*_BY_VOXEL, "KeepLargest", "RemoveSmall", "FillHoles", "SqueezeDim", "FromMetaTensor", "ToNumpy")
+"""Transforms that give no label another number."""
+
+
 class Preprocessing:
     """The transforms before the network, fed with the images that medkit has read."""
 
     def __init__(self, compose: Any, contract: Contract, name: str, *, planes: bool) -> None:
-        from monai.transforms import LoadImage, LoadImaged, MapTransform, Randomizable
+        from monai.transforms import LoadImaged, MapTransform, Randomizable
 
         from medkit.inference import along_axes
 
         along_axes.quicken()
         self.contract, self.name = contract, name
         steps = compose.flatten().transforms
-        loaders = [
-            s._loader if isinstance(s, LoadImaged) else s for s in steps if isinstance(s, LoadImaged | LoadImage)
-        ]
-        if not loaders:
-            raise BundleError(f"bundle {name}: its preprocessing loads no image (LoadImaged)")
         self.reader = ScanReader(planes)
-        for loader in loaders:
+        for loader in loaders_of(compose):
             loader.readers.append(self.reader)
         # a result must not depend on chance, whatever a demonstration of the bundle adds
         self.steps = [s for s in steps if not isinstance(s, Randomizable) or not _is_random(s)]
@@ -66,7 +67,7 @@ class Preprocessing:
             raise BundleError(f"bundle {self.name}: its preprocessing gives several samples of an image, not one")
         image: Any = item.get("image", item.get(self.contract.keys[0]))
         channels = self.contract.channels
-        if len(channels) > 1 and len(image) not in (len(channels), 1 if self.by_file else len(channels)):
+        if len(channels) > 1 and len(image) != len(channels):
             raise InputError(
                 f"{case.path}: expected {len(channels)} channels ({', '.join(channels)}), got {len(image)}; "
                 f'a record brings their files: {{"path": ..., "inputs": {{"{channels[1]}": ...}}}}'
@@ -107,18 +108,16 @@ class Postprocessing:
     @property
     def picks_largest(self) -> bool:
         """Whether labels are the largest channel of each voxel, brought back to the scan, and nothing else."""
-        plain = (
-            "Activations",
-            "Invert",
-            "AsDiscrete",
-            "MapLabelValue",
-            "EnsureType",
-            "CastToType",
-            "ToDevice",
-            "ToTensor",
-        )
         chosen = [s for s in self.steps if _named(s, "AsDiscrete")]
-        return len(chosen) == 1 and bool(chosen[0].argmax[0]) and all(_named(s, *plain) for s in self.steps)
+        plain = all(_named(s, "AsDiscrete", "Invert", "MapLabelValue", *_BY_VOXEL) for s in self.steps)
+        return plain and len(chosen) == 1 and _takes_largest(chosen[0])
+
+    @property
+    def gives_channels(self) -> bool:
+        """Whether labels are numbers of channels: the largest is taken, and nothing gives it another number."""
+        if any(_named(s, "AsDiscrete") and not _takes_largest(s) for s in self.steps):
+            return False
+        return all(_named(s, "AsDiscrete", "Invert", *_KEEP_VALUES) for s in self.steps)
 
     @property
     def voxelwise(self) -> tuple[Any, ...] | None:
@@ -127,8 +126,7 @@ class Postprocessing:
         if place is None:
             return None
         before = [s for s in self.steps[:place] if not _named(s, "Invert")]
-        harmless = ("Activations", "EnsureType", "CastToType", "ToDevice", "ToTensor")
-        return (*before, self.steps[place]) if all(_named(s, *harmless) for s in before) else None
+        return (*before, self.steps[place]) if all(_named(s, *_BY_VOXEL) for s in before) else None
 
     def __call__(self, prepared: Prepared) -> dict[str, Any]:
         """The item after all steps; after those that are left where it is labelled already."""
@@ -175,8 +173,22 @@ def _through(steps: Iterable[Any], value: Any) -> Any:
     return value
 
 
+def loaders_of(compose: Any) -> list[Any]:
+    """The `LoadImage` of each transform of a preprocessing that reads files."""
+    from monai.transforms import LoadImage, LoadImaged
+
+    steps = compose.flatten().transforms
+    return [s._loader if isinstance(s, LoadImaged) else s for s in steps if isinstance(s, LoadImaged | LoadImage)]
+
+
 def _named(step: Any, *names: str) -> bool:
     return type(step).__name__.startswith(names)
+
+
+def _takes_largest(step: Any) -> bool:
+    """Whether an `AsDiscrete` or `AsDiscreted` gives the number of the largest channel."""
+    argmax = step.argmax
+    return bool(argmax if isinstance(argmax, bool) else next(iter(argmax)))
 
 
 def _is_random(step: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pickle
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -189,9 +191,13 @@ def hush() -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """An error and what caused it, in a line."""
+    """An error and what caused it, in a line; for a package that is not installed, its name alone."""
     parts, cause = [], error
     while True:
+        if missing := re.search(r"No module named '(\w+)'", str(cause)):
+            return f"needs the Python package {missing[1]}, which is not installed"
+        if isinstance(cause, pickle.UnpicklingError):
+            return "a file to load holds more than weights, which torch refuses"
         text = " ".join(f"{type(cause).__name__}: {cause}".split())
         parts.append(text if len(text) < 300 else text[:300] + " ...")
         if cause.__cause__ is None or isinstance(cause.__cause__, InputError):
