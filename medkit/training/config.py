@@ -197,7 +197,7 @@ def sentence(error: BaseException) -> str:
         if missing := re.search(r"No module named '(\w+)'", str(cause)):
             return f"needs the Python package {missing[1]}, which is not installed"
         if isinstance(cause, pickle.UnpicklingError):
-            return "a file to load holds more than weights, which torch refuses"
+            return "a file to load holds more than weights (weights_only=True refuses it)"
         text = " ".join(f"{type(cause).__name__}: {cause}".split())
         parts.append(text if len(text) < 300 else text[:300] + " ...")
         if cause.__cause__ is None or isinstance(cause.__cause__, InputError):
