@@ -123,6 +123,7 @@ def test_one_epoch_under_monai(label_maps: Path, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_mask_variant_under_monai(label_maps: Path) -> None:
     monai_bundle(
         "run",
@@ -131,7 +132,7 @@ def test_the_mask_variant_under_monai(label_maps: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("layers", [(), ("mask_inference",)])
+@pytest.mark.parametrize("layers", [(), pytest.param(("mask_inference",), marks=pytest.mark.slow)])
 def test_inference_under_monai(layers: Sequence[str], tmp_path: Path) -> None:
     """An oblique scan in LPI: the labels lie on its grid, and the file holds no others than the metadata lists."""
     affine = np.array([[-2.5, 0.2, 0, 70], [0.2, -2.5, 0.1, 80], [0, 0.1, -3.0, 60], [0, 0, 0, 1]])
@@ -154,6 +155,7 @@ def test_inference_under_monai(layers: Sequence[str], tmp_path: Path) -> None:
     assert set(np.unique(np.asarray(labels.dataobj)).tolist()) <= allowed
 
 
+@pytest.mark.slow
 def test_labels_under_medkit_are_those_under_monai(medkit: Callable[..., Outcome], tmp_path: Path) -> None:
     """A phantom of about 1.5 mm in PIR, in float32: only rounding differs, which decides where labels are a tie."""
     source = make_image(tmp_path / "in" / "scan.nii.gz", (96, 80, 88), (1.43, 1.57, 1.38), "PIR")

@@ -64,6 +64,7 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_commands_run(scans: Path) -> None:
     ran = 0
     for block in blocks("sh"):
