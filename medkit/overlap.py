@@ -201,7 +201,7 @@ class _Overlap:
 
     def _write(self) -> None:
         try:
-            while (item := self._computed.get()) is not None:
+            while (item := self._next_computed()) is not None:
                 record = self._finish(item) if isinstance(item, _Job) else item
                 if not self._finished(record):
                     return
@@ -209,6 +209,15 @@ class _Overlap:
             self._trouble = error
         finally:
             self._over.set()
+
+    def _next_computed(self) -> _Job | Record | None:
+        """What was computed next; None at the end, and where none will come since the run was given up."""
+        while True:
+            try:
+                return self._computed.get(timeout=_TICK)
+            except queue.Empty:
+                if self._over.is_set():
+                    return None
 
     def _finish(self, job: _Job) -> Record:
         assert self._stages is not None
