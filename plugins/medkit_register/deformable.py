@@ -55,8 +55,10 @@ GAIN = 0.01
 """A round of steps that lowers the cost by less than this share is the last one."""
 NEAR = 4.0
 """Steps of the finest lattice around the objects within which points are compared."""
-FOLDED = 2e-4
-"""Share of folded points from which on the warp is smoothed."""
+LEAST = 0.15
+"""Volumes are not shrunk to less than this share: next to a fold a warp has no usable inverse."""
+FEW = 1e-5
+"""Share of points at which they may be."""
 MSE_UNIT = 0.3
 """mse: intensities (0 .. 1) are divided by this, about their deviation, so that all metrics step alike."""
 
@@ -105,6 +107,8 @@ class Warp:
     """(3, I, J, K) in lattice steps, see `warp`."""
     backward: torch.Tensor
     """Its inverse on the same lattice."""
+    near: torch.Tensor
+    """(N,) lattice points near the objects, as indices of the flattened lattice."""
     stages: tuple[StageReport, ...]
     """Coarse to fine."""
 
@@ -127,7 +131,7 @@ def register_deformable(
             reports.append(report)
         assert warp is not None
         warp = unfolded(warp)
-        return Warp(matrix, lattice, warp, invert(warp, threads), tuple(reports))
+        return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports))
 
 
 def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality) -> list[Stage]:
@@ -364,7 +368,7 @@ def follow(
     """Steps at one resolution until a round of them gains little."""
     import torch
 
-    points = indices(comparison.cells)
+    points = indices(comparison.cells).reshape(3, -1)[:, comparison.near]
     sums = torch.zeros(4, *comparison.cells)
     last = torch.zeros_like(warp)
     turns = len(comparison.phases)
@@ -379,7 +383,7 @@ def follow(
         mean = smooth_field(sums, stage.update)
         step = mean[:3].div_(mean[3].add_(STIFFNESS)).mul_(-1 / stage.warp)
         last = last.mul_(MOMENTUM).add_(step)
-        warp = compose(warp, last.clamp(-LONGEST, LONGEST), points, threads)
+        warp = compose(warp, last.clamp(-LONGEST, LONGEST), points, comparison.near, threads)
         warp = smooth_field(warp, stage.elastic)
     steps = len(costs) - 1 if stalled(costs, round_length) else len(costs)
     recent = costs[-round_length:]
@@ -396,9 +400,11 @@ def stalled(costs: Sequence[float], length: int) -> bool:
 
 
 def unfolded(warp: torch.Tensor) -> torch.Tensor:
-    """The warp, smoothed a little as often as it takes (ten times at most) until next to nothing is folded."""
+    """The warp, smoothed about the points whose volume it shrinks to less than LEAST until next to none is left."""
     for _ in range(10):
-        if float((jacobian(warp) <= 0).float().mean()) <= FOLDED:
+        steep = (jacobian(warp) < LEAST).float()[None]
+        if float(steep.mean()) <= FEW:
             break
-        warp = smooth_field(warp, 0.4)
+        share = (8 * smooth_field(steep, 1.0)).clamp_(0, 1)
+        warp = warp + share * (smooth_field(warp, 1.0) - warp)
     return warp

@@ -96,11 +96,18 @@ def smooth_field(field: torch.Tensor, sigma: float) -> torch.Tensor:
     return field
 
 
-def compose(field: torch.Tensor, step: torch.Tensor, points: torch.Tensor, threads: int) -> torch.Tensor:
-    """The field of p -> (p + step(p)) moved by `field`; `points` are the lattice's indices, (3, I, J, K)."""
+def compose(
+    field: torch.Tensor, step: torch.Tensor, points: torch.Tensor, near: torch.Tensor, threads: int
+) -> torch.Tensor:
+    """The field of p -> (p + step(p)) moved by `field`, at the flattened lattice's points `near` (N,).
+
+    `points` (3, N) are their indices. Elsewhere steps are as good as zero, and the two are added.
+    """
+    out = field + step
+    flat = step.reshape(3, -1).index_select(1, near)
     sampler = Sampler(field, threads)
-    at = sampler.prepared((points + step).reshape(3, -1))
-    return sampler.at(at).reshape(field.shape).add_(step)
+    out.reshape(3, -1)[:, near] = sampler.at(sampler.prepared(points + flat)).add_(flat)
+    return out
 
 
 def resized(field: torch.Tensor, lattice: Lattice) -> torch.Tensor:
@@ -172,22 +179,34 @@ def invert(field: torch.Tensor, threads: int, *, tolerance: float = 1e-3, limit:
     Newton's method at every point, begun with a few steps of the fixed-point iteration (Chen et al. 2008), until the
     mean step is under `tolerance` lattice steps. Near a fold there is no inverse, and the result is the closest found.
     """
-    import torch
-
     points = indices(tuple(field.shape[1:])).reshape(3, -1)
-    slopes = derivatives(field)
-    both = Sampler(torch.cat([field, slopes.reshape(9, *field.shape[1:])]), threads)
-    shift = Sampler(field, threads)
     found = -field.reshape(3, -1)
+    shift = Sampler(field, threads)
     for _ in range(4):
         found = 0.5 * (found - shift.at(shift.prepared(points + found)))
+    newton = Newton(field, threads)
     for _ in range(limit):
-        values = both.at(both.prepared(points + found))
-        step = newton_step(values[3:].reshape(3, 3, -1), found + values[:3])
+        step = newton.step(points, found)
         found = found - step
         if float(step.abs().mean()) < tolerance:
             break
     return found.reshape(field.shape)
+
+
+class Newton:
+    """Newton's method for the inverse of a warp, at any points."""
+
+    def __init__(self, field: torch.Tensor, threads: int) -> None:
+        """`field` (3, I, J, K)."""
+        import torch
+
+        slopes = derivatives(field).reshape(9, *field.shape[1:])
+        self._both = Sampler(torch.cat([field, slopes]), threads)
+
+    def step(self, points: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """(3, N) what is to be taken from the inverse's displacements `found` (3, N) at `points` (3, N)."""
+        values = self._both.at(self._both.prepared(points + found))
+        return newton_step(values[3:].reshape(3, 3, -1), found + values[:3])
 
 
 def newton_step(slopes: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
