@@ -59,8 +59,8 @@ LEAST = 0.15
 """Volumes are not shrunk to less than this share: next to a fold a warp has no usable inverse."""
 FEW = 1e-5
 """Share of points at which they may be."""
-MSE_UNIT = 0.3
-"""mse: intensities (0 .. 1) are divided by this, about their deviation, so that all metrics step alike."""
+UNIT = 0.3
+"""mse and mi: intensities (0 .. 1) are divided by this, about their deviation, so that all metrics step alike."""
 
 
 @dataclass(frozen=True)
@@ -267,14 +267,12 @@ class Comparison:
             at[axis].add_(shift, alpha=self.ratio * self.moving.scale[axis])
         out = self.moving.at(at)
         weights = self._weights(number, out)
-        residual, unit = self._residual(self.fixed[number], out[0], weights)
+        residual, unit, cost = self._residual(self.fixed[number], out[0], weights)
         slopes = out[1:4] / unit if unit != 1.0 else out[1:4]
         square = (slopes * slopes).sum(0, keepdim=True)
-        if weights is None:
-            return torch.cat([slopes * residual, square]), float(residual @ residual) / max(residual.numel(), 1)
-        weighted = weights * residual
-        cost = float(weighted @ residual) / max(float(weights.sum()), 1.0)
-        return torch.cat([slopes * weighted, square * weights]), cost
+        if weights is not None:
+            residual, square = residual * weights, square * weights
+        return torch.cat([slopes * residual, square]), cost
 
     def _weights(self, number: int, out: torch.Tensor) -> torch.Tensor | None:
         trust = None if self.trust is None else self.trust[number]
@@ -284,18 +282,24 @@ class Comparison:
 
     def _residual(
         self, fixed: torch.Tensor, moving: torch.Tensor, weights: torch.Tensor | None
-    ) -> tuple[torch.Tensor, float]:
-        """(N,) what the moving values have too much, in units of their usual deviation, and that unit."""
-        if self.metric == "lncc":
-            return moving - fixed, 1.0
-        if self.metric == "mse":
-            return (moving - fixed) / MSE_UNIT, MSE_UNIT
+    ) -> tuple[torch.Tensor, float, float]:
+        """(N,) what the moving values have too much, the unit of both, and the cost: the mean square of what is left.
+
+        For mi it is what the fit of `similarity` would change in one Gauss-Newton step, and the cost is the variance of
+        moving values that the fixed ones do not explain.
+        """
+        unit = 1.0 if self.metric == "lncc" else UNIT
+        if self.metric != "mi":
+            residual = (moving - fixed) / unit
+            weighted = residual if weights is None else weights * residual
+            total = residual.numel() if weights is None else float(weights.sum())
+            return residual, unit, float(weighted @ residual) / max(total, 1.0)
         ones = moving * 0 + 1 if weights is None else weights
         fit = MEASURES["mi"](fixed, moving, ones)
-        total = float(ones.sum())
-        unit = (1 / (max(fit.curvature, 1e-12) * max(total, 1.0))) ** 0.5
-        # the slope carries the weight, which `pull` multiplies by again
-        return fit.slope * (total * unit) / ones.clamp_min(1e-3), unit
+        curvature = max(fit.curvature, 1e-12)
+        # the slope carries the weight, by which `pull` multiplies again
+        residual = fit.slope / (curvature * unit) / ones.clamp_min(1e-3)
+        return residual, unit, 1 / (curvature * max(float(ones.sum()), 1.0) * unit**2)
 
 
 def on_lattice(
