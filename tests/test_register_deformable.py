@@ -81,11 +81,11 @@ def test_the_default_is_deformable_and_what_it_says(record: dict) -> None:
         "moving_registered.nii.gz", "moving_transform.nii.gz", "moving_inverse_transform.nii.gz",
     ]  # fmt: skip
     metrics = block["metrics"]
-    assert metrics["after"]["ncc"] > 0.97 > metrics["before"]["ncc"]
+    assert metrics["after"]["ncc"] > 0.992 > metrics["before"]["ncc"], metrics
     assert metrics["folded"] < 0.001
     assert 0 < metrics["jacobian_min"] < 1 < metrics["jacobian_max"]
     assert metrics["inverse_error_mm"]["mean"] < 0.1
-    assert metrics["dice"] > metrics["dice_before"] + 0.1
+    assert metrics["dice"] > 0.93 > metrics["dice_before"] + 0.02
     assert metrics["labels"] == 2
     assert metrics["tre_mm"] < 0.5 * metrics["tre_before_mm"]
     assert block["inputs"]["moving_landmarks"]["path"].endswith("moving.csv")

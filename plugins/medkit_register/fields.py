@@ -24,8 +24,8 @@ EXACT = 0.01
 """Lattice steps by which the inverse may be off near the objects."""
 REFINED = 3
 """Newton steps for it at most."""
-ROUND = 2.0**10
-"""Displacements are kept to 1/1024 mm: their last bits are noise that would double the size of a file."""
+ROUND = 2.0**8
+"""Displacements are kept to 1/256 mm: the bits after that are noise, and half of a compressed file."""
 
 
 def forward_field(warp: Warp, fixed: Grid, moving: Grid, threads: int) -> DisplacementField:
