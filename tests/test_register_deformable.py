@@ -71,7 +71,8 @@ def record(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
         *("--fixed-landmarks", "fixed.csv", "--moving-landmarks", "moving.csv"),
     ]
     options = [word if word.startswith("--") else str(pair / word) for word in given]
-    return register(pair, tmp_path_factory.mktemp("out"), *options)
+    folder = tmp_path_factory.mktemp("out")
+    return register(pair, folder, *options, "--qc", str(folder))
 
 
 def test_the_default_is_deformable_and_what_it_says(record: dict) -> None:
@@ -88,6 +89,7 @@ def test_the_default_is_deformable_and_what_it_says(record: dict) -> None:
     assert metrics["dice"] > 0.93 > metrics["dice_before"] + 0.02
     assert metrics["labels"] == 2
     assert metrics["tre_mm"] < 0.5 * metrics["tre_before_mm"]
+    assert Path(record["path"]).with_name("moving_registered.png").stat().st_size > 1000
     assert block["inputs"]["moving_landmarks"]["path"].endswith("moving.csv")
     assert [level["spacing_mm"] for level in block["registration"]["warp_levels"]][-1] == pytest.approx(3.4)
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 SLAB = 1 << 20
 """Voxels worked on at a time."""
-PROBES = 20_000
-"""Voxels at which the inverse is tried."""
 EXACT = 0.01
 """Lattice steps by which the inverse may be off near the objects."""
 REFINED = 3
@@ -132,11 +130,8 @@ def folding(warp: Warp) -> dict[str, float]:
     }
 
 
-def inverse_error(
-    forward: DisplacementField, backward: DisplacementField, object_voxels: np.ndarray
-) -> dict[str, float]:
+def inverse_error(forward: DisplacementField, backward: DisplacementField, voxels: np.ndarray) -> dict[str, float]:
     """Mean and largest distance in mm between voxels (N, 3) of the fixed grid and where both fields bring them."""
-    chosen = object_voxels[:: max(1, len(object_voxels) // PROBES)]
-    points = chosen @ forward.grid.affine[:3, :3].T + forward.grid.affine[:3, 3]
+    points = voxels @ forward.grid.affine[:3, :3].T + forward.grid.affine[:3, 3]
     apart = np.linalg.norm(backward.map_points(forward.map_points(points)) - points, axis=1)
     return {"mean": round(float(apart.mean()), 4), "max": round(float(apart.max()), 4)}

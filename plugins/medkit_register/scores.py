@@ -53,7 +53,8 @@ def _dice(fixed: Path, moving: Path, transform: Transform) -> dict[str, Any]:
     values: dict[str, Any] = {"labels": len(shared)}
     for name, used in (("dice", transform), ("dice_before", None)):
         moved = resample(b, a.grid, used, interpolation="nearest")
-        overlap = dice(*(torch.from_numpy(np.ascontiguousarray(i.data[0]).astype(np.int64)) for i in (a, moved)))
+        first, second = (torch.from_numpy(np.ascontiguousarray(i.data[0]).astype(np.int64)) for i in (a, moved))
+        overlap = dice(first, second)
         values[name] = round(float(np.mean([overlap.get(int(label), 0.0) for label in shared])), 4) if shared else None
     return values
 

@@ -207,10 +207,13 @@ class _Registration:
         return _Outcome(transform, inverse, warp, {**folding(warp), "inverse_error_mm": error})
 
     def _object_voxels(self) -> np.ndarray:
-        """(N, 3) indices of voxels that the object fills."""
-        low, high = np.percentile(self.fixed.data[0, ::3, ::3, ::3], (0.5, 99.5))
-        scaled = (self.fixed.data[0].astype(np.float32) - low) / max(high - low, 1e-9)
-        return np.argwhere(scaled > self.pyramid.threshold)
+        """(N, 3) indices of some of the voxels that the object fills."""
+        data = self.fixed.data[0]
+        low, high = np.percentile(data[::3, ::3, ::3] if min(data.shape) > 9 else data, (0.5, 99.5))
+        inside = np.flatnonzero(data.reshape(-1, order="A") > low + self.pyramid.threshold * (high - low))
+        order: Any = "F" if data.flags.f_contiguous else "C"
+        chosen = inside[:: max(1, len(inside) // _PROBES)]
+        return np.stack(np.unravel_index(chosen, data.shape, order), axis=1)
 
     def _similarity(self, image: Image) -> dict[str, float]:
         import torch
@@ -223,7 +226,11 @@ class _Registration:
     def _figure(self, moved: Image, name: str) -> np.ndarray:
         from medkit.figures import overlay_mosaic
 
-        return overlay_mosaic(self.fixed, moved, kind="image", title=f"{name} on {self.path.name}, {self.kind}")
+        return overlay_mosaic(self.fixed, moved, kind="image", title=f"{name} on {self.path.name}, {self.choices.kind}")
+
+
+_PROBES = 20_000
+"""Voxels at which the inverse is tried."""
 
 
 @dataclass(frozen=True, eq=False)
