@@ -55,7 +55,7 @@ GAIN = 0.01
 """A round of steps that lowers the cost by less than this share is the last one."""
 NEAR = 4.0
 """Steps of the finest lattice around the objects within which points are compared."""
-LEAST = 0.15
+LEAST: dict[Quality, float] = {"fast": 0.15, "default": 0.15, "best": 0.12}
 """Volumes are not shrunk to less than this share: next to a fold a warp has no usable inverse."""
 FEW = 1e-5
 """Share of points at which they may be."""
@@ -127,10 +127,10 @@ def register_deformable(
             warp = torch.zeros(3, *lattice.shape) if warp is None else resized(warp, lattice)
             comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, threads)
             spacing = float(spacings(finest).min()) * stage.image
-            warp, report = follow(comparison, warp, stage, threads, spacing)
+            warp, report = follow(comparison, warp, stage, threads, spacing, LEAST[quality])
             reports.append(report)
         assert warp is not None
-        warp = unfolded(warp)
+        warp = unfolded(warp, LEAST[quality])
         return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports))
 
 
@@ -143,9 +143,9 @@ def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality) -> list[Stage
         factor //= 2
     stages.append(Stage(2, 2, 1.5, 0.5, 2.0, 30))
     if quality != "fast":
-        stages.append(Stage(1, 2, 0.75, 0.4, 3.0, 32))
+        stages.append(Stage(1, 2, 0.6, 0.4, 3.0, 32))
     if quality == "best":
-        stages.append(Stage(1, 1, 1.25, 0.6, 3.0, 20))
+        stages.append(Stage(1, 1, 1.0, 0.5, 3.0, 20))
     return stages
 
 
@@ -367,9 +367,9 @@ def in_turns(every: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def follow(
-    comparison: Comparison, warp: torch.Tensor, stage: Stage, threads: int, spacing: float
+    comparison: Comparison, warp: torch.Tensor, stage: Stage, threads: int, spacing: float, least: float
 ) -> tuple[torch.Tensor, StageReport]:
-    """Steps at one resolution until a round of them gains little."""
+    """Steps at one resolution until a round of them gains little; volumes are kept above `least`."""
     import torch
 
     points = indices(comparison.cells).reshape(3, -1)[:, comparison.near]
@@ -389,6 +389,8 @@ def follow(
         last = last.mul_(MOMENTUM).add_(step)
         warp = compose(warp, last.clamp(-LONGEST, LONGEST), points, comparison.near, threads)
         warp = smooth_field(warp, stage.elastic)
+        if turn % round_length == round_length - 1:
+            warp = unfolded(warp, least, passes=1)
     steps = len(costs) - 1 if stalled(costs, round_length) else len(costs)
     recent = costs[-round_length:]
     report = StageReport(spacing, steps, stalled(costs, round_length), sum(recent) / max(len(recent), 1))
@@ -403,10 +405,10 @@ def stalled(costs: Sequence[float], length: int) -> bool:
     return now > (1 - GAIN) * before
 
 
-def unfolded(warp: torch.Tensor) -> torch.Tensor:
-    """The warp, smoothed about the points whose volume it shrinks to less than LEAST until next to none is left."""
-    for _ in range(10):
-        steep = (jacobian(warp) < LEAST).float()[None]
+def unfolded(warp: torch.Tensor, least: float, passes: int = 10) -> torch.Tensor:
+    """The warp, smoothed about the points whose volume it shrinks to less than `least` until next to none is left."""
+    for _ in range(passes):
+        steep = (jacobian(warp) < least).float()[None]
         if float(steep.mean()) <= FEW:
             break
         share = (8 * smooth_field(steep, 1.0)).clamp_(0, 1)

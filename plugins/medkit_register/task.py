@@ -202,7 +202,8 @@ class _Registration:
             threads=threads,
         )
         fixed = self.fixed.grid
-        transform, inverse = (make(warp, fixed, moving, threads) for make in (forward_field, backward_field))
+        transform = forward_field(warp, fixed, moving, threads)
+        inverse = backward_field(warp, transform, moving, threads)
         error = inverse_error(transform, inverse, self._object_voxels())
         return _Outcome(transform, inverse, warp, {**folding(warp), "inverse_error_mm": error})
 
