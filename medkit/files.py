@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from medkit import __version__
 from medkit.errors import MedkitError, OutputError, UsageError, listed
 from medkit.names import (
+    GREY_PICTURES,
     WRITABLE_IMAGES,
     bids_root,
     is_bids,
@@ -58,18 +59,22 @@ class Output:
     `{space}` for the label of `reference`. None given: `desc-<suffix>`."""
     reference: Path | None = None
     """The image whose space the file is in or leads to, for `{space}`."""
+    as_picture: bool = False
+    """Whether an input that is a grey picture (PNG, JPEG) gives a PNG, whatever `extension` says."""
 
     def name(self, source: Path) -> str:
         """The file name for an input: the BIDS derivative name for a BIDS-named one, else `<stem>_<suffix><ext>`."""
+        picture = self.as_picture and suffix_of(source).lower() in GREY_PICTURES
+        extension = ".png" if picture else self.extension
         if not is_bids(source):
-            return f"{stem(source)}_{self.suffix}{self.extension}"
+            return f"{stem(source)}_{self.suffix}{extension}"
         entities, bids_suffix = split_bids(source)
         space = space_label(self.reference, source) if self.reference else ""
         added = {k: v.format(suffix=bids_suffix, space=space) for k, v in self.entities.items()}
         suffix = _BIDS_SUFFIX.get(self.kind, bids_suffix if self.kind == "image" else self.suffix)
         if not added and suffix != self.suffix:
             added = {"desc": "".join(c for c in self.suffix if c.isalnum())}
-        return join_bids(entities | added, suffix) + self.extension
+        return join_bids(entities | added, suffix) + extension
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ NUMPY = (
     "nifti",
     "dicom",
     "itk_files",
+    "pictures",
     "transform_files",
     "resample",
     "figures",
