@@ -48,7 +48,7 @@ NUMPY = (
 )
 """Modules that may import numpy, and nothing else of others, when they are imported."""
 
-NAMED_BY_CONFIGS = {"synthesis", "losses"}
+NAMED_BY_CONFIGS = {"synthesis", "degradation", "losses"}
 """Modules of networks' building blocks, which train configs name: they import torch and monai, and nobody them."""
 
 EDGES = {

@@ -12,14 +12,16 @@ from medkit_enhance.noise import span
 WEAK = 0.03
 """Standard deviation of the logarithm of a field, over the foreground, below which it is left alone."""
 LEVELS, ITERATIONS = 4, 50
-"""N4's levels, each with twice the control points of the one before, and the iterations of each."""
+"""N4's levels, each with twice the meshes of the one before, and the iterations of each."""
+MESH = 4
+"""Voxels of the shrunk image along a mesh at least: small images get fewer levels."""
 CONVERGENCE = 1e-3
 SHRINK = 4
 """Voxels that N4 takes for one: a field changes slowly."""
 SMALLEST = 12
 """Voxels that are left along an axis at least."""
-PERIOD = 100.0
-"""mm: what changes over more is a field to the homomorphic filter, what changes over less is anatomy."""
+WIDTH = 25.0
+"""mm: standard deviation of the Gaussian that is the homomorphic filter's notion of slow."""
 
 
 def foreground(values: np.ndarray) -> np.ndarray:
@@ -53,7 +55,9 @@ def by_n4(values: np.ndarray, spacing: np.ndarray, threads: int) -> np.ndarray:
     small = np.maximum(small, floor)  # N4 takes logarithms, and the field is found as a quotient
     bias = _n4(small, mask, threads)
     log_field = np.log(small) - np.log(np.maximum(bias, 1e-12))
-    return _enlarged(log_field - log_field[mask].mean(), values.shape, factors)
+    inside = log_field[mask]
+    log_field = np.clip(log_field, inside.min(), inside.max())  # beyond the mask it is extrapolated
+    return _enlarged(log_field - inside.mean(), values.shape, factors)
 
 
 def _n4(image: np.ndarray, mask: np.ndarray, threads: int) -> np.ndarray:
@@ -64,13 +68,14 @@ def _n4(image: np.ndarray, mask: np.ndarray, threads: int) -> np.ndarray:
     from itk import itkN4BiasFieldCorrectionImageFilterPython as module
 
     dims = image.ndim
+    levels = max(1, min(LEVELS, 1 + int(math.log2(max(1, min(image.shape) / MESH)))))
     name = f"itkN4BiasFieldCorrectionImageFilterIF{dims}IUC{dims}IF{dims}"
     found: Any = getattr(module, name).New()
-    found.SetInput(itk.image_view_from_array(np.ascontiguousarray(image, np.float32)))
-    found.SetMaskImage(itk.image_view_from_array(np.ascontiguousarray(mask, np.uint8)))
+    found.SetInput(itk.image_from_array(np.ascontiguousarray(image, np.float32)))
+    found.SetMaskImage(itk.image_from_array(np.ascontiguousarray(mask, np.uint8)))
     found.SetUseMaskLabel(False)
-    found.SetMaximumNumberOfIterations([ITERATIONS] * LEVELS)
-    found.SetNumberOfFittingLevels(LEVELS)
+    found.SetMaximumNumberOfIterations([ITERATIONS] * levels)
+    found.SetNumberOfFittingLevels(levels)
     found.SetConvergenceThreshold(CONVERGENCE)
     found.SetNumberOfWorkUnits(threads)
     found.Update()
@@ -116,4 +121,4 @@ def by_homomorphic(values: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 def _low_pass(values: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     from medkit_enhance.contrast import filtered
 
-    return filtered(values, spacing, lambda frequency: np.exp(-0.5 * (frequency * PERIOD / math.sqrt(2)) ** 2))
+    return filtered(values, spacing, lambda frequency: np.exp(-0.5 * (2 * math.pi * WIDTH * frequency) ** 2))
