@@ -38,9 +38,9 @@ class DiceCrossEntropyLoss(nn.Module):
 class EnhancementLoss(nn.Module):
     """How far an image without noise, and the bias field of its tissue, are off.
 
-    `image` times the root mean square error of the first channel: unlike the mean square it weighs faint noise as much as
-    strong. `field` times the mean absolute error of the second, the logarithm of the field, over voxels whose target is
-    brighter than `tissue`; a constant factor is no error, for nobody knows it.
+    `image` times the root mean square error of the first channel: unlike the mean square it weighs faint noise as much
+    as strong. `field` times the mean absolute error of the second, the logarithm of the field, over voxels whose target
+    is brighter than `tissue`; a constant factor is no error, for nobody knows it.
     """
 
     def __init__(self, image: float = 1.0, field: float = 0.0, tissue: float = 0.05) -> None:
@@ -55,7 +55,9 @@ class EnhancementLoss(nn.Module):
             square = (pred[:, 0] - target[:, 0]).square().flatten(1).mean(1)
             loss = loss + self.image * (square + 1e-8).sqrt().mean()
         if self.field:
-            loss = loss + self.field * torch.stack([self._field(*pair) for pair in zip(pred, target, strict=True)]).mean()
+            loss = (
+                loss + self.field * torch.stack([self._field(*pair) for pair in zip(pred, target, strict=True)]).mean()
+            )
         return loss
 
     def _field(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

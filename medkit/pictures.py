@@ -86,6 +86,5 @@ def write_picture(path: Path, data: np.ndarray, grid: Grid) -> None:
         direction = grid.affine[:3, axis]
         if direction[np.abs(direction).argmax()] > 0:
             plane = np.flip(plane, axis)
-    settings = {"quality": JPEG_QUALITY} if path.suffix.lower() != ".png" else {}
     dpi = tuple(float(value) for value in 25.4 / grid.spacing[:2])
-    Image.fromarray(np.ascontiguousarray(plane.T)).save(path, dpi=dpi, **settings)
+    Image.fromarray(np.ascontiguousarray(plane.T)).save(path, dpi=dpi, quality=JPEG_QUALITY)

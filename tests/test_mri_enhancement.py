@@ -58,7 +58,9 @@ def weighted(root: Path, *, scale: float = 0.0, field: float = 0.0) -> Path:
     shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns("models"))
     for name in ("inference", "train"):
         path = root / "configs" / f"{name}.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {k: SMALL[k] for k in ("channels", "field_channels")}))
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {k: SMALL[k] for k in ("channels", "field_channels")})
+        )
     torch.manual_seed(0)
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "inference.json"))
@@ -185,7 +187,9 @@ def test_inference_under_monai(tmp_path: Path) -> None:
     given = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "device": "cpu"}
     monai_bundle("run", "--config_file", "configs/inference.json", given, root)
     (result,) = (tmp_path / "out").iterdir()
-    np.testing.assert_allclose(nibabel.load(result).affine, nibabel.load(tmp_path / "in" / "scan.nii.gz").affine, atol=1e-4)
+    np.testing.assert_allclose(
+        nibabel.load(result).affine, nibabel.load(tmp_path / "in" / "scan.nii.gz").affine, atol=1e-4
+    )
     np.testing.assert_allclose(voxels(result), noisy / 2, rtol=1e-3, atol=0.1)
 
 
@@ -214,9 +218,7 @@ def test_the_plugin_runs_the_network(enhance: Callable[..., Outcome], tmp_path: 
     assert record["medkit"]["bundle"]["weights_sha256"]
 
 
-def test_a_plane_goes_another_way_unless_the_network_was_named(
-    enhance: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_a_plane_goes_another_way_unless_the_network_was_named(enhance: Callable[..., Outcome], tmp_path: Path) -> None:
     root = weighted(tmp_path / "bundle")
     scan(tmp_path / "a.nii.gz")
     values = voxels(tmp_path / "a.nii.gz")[:, :, 20]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813 - as all its users call it
 from PIL import Image as Pillow
 
 from medkit.errors import InputError, OutputError

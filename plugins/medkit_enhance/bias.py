@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -64,9 +65,8 @@ def _n4(image: np.ndarray, mask: np.ndarray, threads: int) -> np.ndarray:
     """The corrected image of itk's filter."""
     import itk
 
-    # `itk.N4BiasFieldCorrectionImageFilter` loads all of itk's modules that any type of image could need: 17 s for 3
-    from itk import itkN4BiasFieldCorrectionImageFilterPython as module
-
+    # `itk.N4BiasFieldCorrectionImageFilter` loads all that any type of image could need: 17 s where this takes 3
+    module = importlib.import_module("itk.itkN4BiasFieldCorrectionImageFilterPython")
     dims = image.ndim
     levels = max(1, min(LEVELS, 1 + int(math.log2(max(1, min(image.shape) / MESH)))))
     name = f"itkN4BiasFieldCorrectionImageFilterIF{dims}IUC{dims}IF{dims}"

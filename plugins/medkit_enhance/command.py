@@ -38,7 +38,9 @@ _FILE = click.Path(exists=True, path_type=Path)
     show_default=True,
     help="What the images are; auto: CT by its air and its water, else MR for volumes.",
 )
-@click.option("--reference", type=_FILE, help='The image as it should be: PSNR, SSIM, MSE (or "reference" in a record).')
+@click.option(
+    "--reference", type=_FILE, help='The image as it should be: PSNR, SSIM, MSE (or "reference" in a record).'
+)
 @click.option("--difference", is_flag=True, help="Also write the result minus the input, as float32 NIfTI.")
 @click.option(
     "--bundle",

@@ -47,8 +47,11 @@ class Steps:
 
     def without_network(self) -> Steps:
         """The same by the methods that need no weights."""
-        plain = {w: DEFAULTS[w][-1] for w in ("denoise", "bias") if getattr(self, w) == "network"}
-        return replace(self, **plain)
+        denoise, bias = (
+            DEFAULTS[what][-1] if method == "network" else method
+            for what, method in (("denoise", self.denoise), ("bias", self.bias))
+        )
+        return replace(self, denoise=denoise, bias=bias)
 
     def without_bias(self) -> Steps:
         """The other steps."""
@@ -63,11 +66,16 @@ def steps_of(what: str, method: str | None, *, network: bool) -> Steps:
     if method is None:
         wanted = ("denoise", "bias") if what == "auto" else (what,)
         chosen = {w: next(m for m in DEFAULTS[w] if network or m != "network") for w in wanted}
-        return replace(Steps(insist=what != "auto", named=False), **chosen)
+        return _by(chosen, insist=what != "auto", named=False)
     if what != "auto" and what not in DOES[method]:
         able = [m for m, does in DOES.items() if what in does]
         raise UsageError(f"--method {method}: does {listed(DOES[method])}, not {what}; {listed(able)} do")
     if method == "bm4d" and importlib.util.find_spec("bm4d") is None:
         raise UsageError("--method bm4d: needs a package that is free for non-commercial use: pip install bm4d")
     does = (what,) if what != "auto" else DOES[method] if method == "network" else DOES[method][:1]
-    return replace(Steps(), **dict.fromkeys(does, method))
+    return _by(dict.fromkeys(does, method))
+
+
+def _by(methods: Mapping[str, str], *, insist: bool = True, named: bool = True) -> Steps:
+    denoise, bias, contrast = (methods.get(what) for what in DEFAULTS)
+    return Steps(denoise, bias, contrast, insist, named)

@@ -48,11 +48,12 @@ def enhancement(
         from medkit.runner import identity_of
 
         identity = identity_of(bundle)
-    settings = {"steps": steps, "bundle": bundle, "overrides": overrides, "modality": modality}
     return Task(
         name="enhance",
         outputs=outputs,
-        setup=functools.partial(set_up, **settings, difference=difference),
+        setup=functools.partial(
+            set_up, steps=steps, bundle=bundle, overrides=overrides, modality=modality, difference=difference
+        ),
         arguments=arguments,
         accepts=("reference",),
         shared={"reference": reference} if reference else {},
@@ -153,7 +154,10 @@ class Enhancer:
             "change": relative_change(made, image),
         }
         if "reference" in case.inputs:
-            metrics |= {"before": scores(image, case.image("reference")), "after": scores(made, case.image("reference"))}
+            metrics |= {
+                "before": scores(image, case.image("reference")),
+                "after": scores(made, case.image("reference")),
+            }
         return Result(
             outputs,
             metrics=metrics,
