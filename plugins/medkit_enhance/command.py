@@ -16,6 +16,7 @@ from medkit_enhance.methods import DOES, WHATS, steps_of
 from medkit_enhance.task import MODALITIES, enhancement
 
 _FILE = click.Path(exists=True, path_type=Path)
+_BUNDLE = "mri_enhancement"
 
 
 @click.command()
@@ -79,7 +80,7 @@ def enhance(
     medkit run enhance *_T1w.nii.gz -o clean
     medkit run enhance --what contrast --method gamma xray.png
     """
-    chosen = bundles.choose(name, "enhance", plugins.registry(), trust=trust)
+    chosen = bundles.choose(name or _BUNDLE, "enhance", plugins.registry(), trust=trust)
     wanted = "network" if name and method is None and what in ("auto", *DOES["network"]) else method
     steps = steps_of(what, wanted, network=(chosen.root / bundles.WEIGHTS).is_file())
     task = enhancement(

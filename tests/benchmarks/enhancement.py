@@ -1,10 +1,10 @@
 """Enhancement of real scans beside its peers: noise and bias fields that are known, since they were added.
 
-    python tests/benchmarks/enhancement.py [--data FOLDER] [--size N] [--noise 3 6 9] [--bias 20 40 60] [SCAN ...]
+    python tests/benchmarks/enhancement.py [SCAN ...] [--data FOLDER] [--size N] [--noise 3 6 9] [--bias 20 40 60]
 
 Noise: Rician, its standard deviation in percent of the scan's 99.9th percentile, which is also the peak of PSNR; PSNR
 and SSIM are those inside the head. Peers get the true standard deviation: BM4D (`pip install bm4d`) as it is and with
-the floor of the Rice distribution taken away after it, and scikit-image's NLM likewise. medkit is told nothing. Seconds
+the floor of the Rice distribution taken away after it; scikit-image's NLM gets it too. medkit is told nothing. Seconds
 are those of a case without start and loading: medkit's as its record gives them, reading and writing included.
 
 Bias: a smooth field whose ends differ by so many percent from its middle; the coefficient of variation in white matter
