@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medkit.space import DisplacementField, Grid
+from medkit_register.deformable import spacings
 from medkit_register.warp import Newton, Sampler, jacobian
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ EXACT = 0.01
 """Lattice steps by which the inverse may be off near the objects."""
 REFINED = 3
 """Newton steps for it at most."""
+COARSE = 3.0
+"""Where the warp's steps are so many voxels or more, interpolation between these is as good as exact."""
 PART = 0.6
 """Of a voxel's mean miss that it is moved by: all of it would make inverse then forward miss by as much."""
 LIGHT = 0.2
@@ -48,7 +51,8 @@ def backward_field(warp: Warp, forward: DisplacementField, moving: Grid, threads
     lattice = warp.lattice.affine
     to_lattice = np.linalg.inv(warp.matrix @ lattice) @ moving.affine
     values = _displacements(_Inverse(warp, threads), moving, to_lattice, lattice)
-    _fit(values, moving, forward, warp, threads)
+    if spacings(warp.lattice).min() < COARSE * moving.spacing[np.asarray(moving.shape) > 1].max():
+        _fit(values, moving, forward, warp, threads)
     return DisplacementField(values, moving, forward.to_grid, forward.from_grid)
 
 
@@ -75,8 +79,10 @@ def _fit(values: np.ndarray, grid: Grid, forward: DisplacementField, warp: Warp,
             index = _mapped(to_index, tuple(end)).flip(0)
             miss = start - end - sampler.at(sampler.prepared(index))
             _spread(sums, tuple(stored.shape[1:]), index, miss)
-        shares = (PART * sums[:, :3] / (sums[:, 3:] + LIGHT)).T.reshape(stored.shape)
-        stored.add_(shares).mul_(ROUND).round_().div_(ROUND)
+        sums[:, :3] *= PART / (sums[:, 3:] + LIGHT)
+        for number, component in enumerate(stored):
+            component += sums[:, number].reshape(component.shape)
+        stored.mul_(ROUND).round_().div_(ROUND)
 
 
 def _spread(sums: torch.Tensor, shape: tuple[int, ...], index: torch.Tensor, miss: torch.Tensor) -> None:

@@ -85,13 +85,12 @@ def memory_needed(fixed: Path, kind: str, moving: Grid) -> int:
     if kind == "deformable":
         from medkit_register.deformable import LARGEST
 
-        needed += _BYTES_PER_DISPLACEMENT * sum(voxels) + _BYTES_PER_POINT * min(voxels[0], LARGEST)
+        needed += _BYTES_PER_POINT * min(voxels[0], LARGEST)
     return needed
 
 
 _PROGRAM_BYTES = 400 * 2**20
 _BYTES_PER_VOXEL = 40
-_BYTES_PER_DISPLACEMENT = 18
 _BYTES_PER_POINT = 140
 
 
