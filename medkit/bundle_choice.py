@@ -12,6 +12,7 @@ from medkit.bundle import Bundle
 from medkit.case import Case
 from medkit.dicom import is_dicom
 from medkit.errors import InputError, UsageError, listed
+from medkit.inference.contract import Contract, contract_of
 from medkit.names import stem
 
 _MR_NAMES = re.compile(r"(?:^|_)(?:T1w?|T2w?|T2starw|FLAIR|PDw?|PDT2|inplaneT[12]|UNIT1|bold|dwi|angio|MR)(?:_|$)")
@@ -65,11 +66,14 @@ def _in_header(path: Path) -> str | None:
     return found.group(1).decode() if found else None
 
 
-def check_alike(task: str, bundles: Sequence[Bundle]) -> None:
-    """Raises UsageError where bundles do not give the same files, so that no one run could choose among them."""
-    from medkit.inference.contract import contract_of
+def common_contract(task: str, bundles: Sequence[Bundle]) -> Contract:
+    """What all bundles take and give: that of the first one.
 
-    made = {(c.kind, c.results) for c in map(contract_of, bundles)}
-    if len(made) > 1:
+    Raises UsageError where they do not give the same files, so that no one run could choose among them, and as
+    `contract_of` does.
+    """
+    first, *others = (contract_of(bundle) for bundle in bundles)
+    if any((other.kind, other.results) != (first.kind, first.results) for other in others):
         names = listed([b.name for b in bundles])
         raise UsageError(f"task {task}: its bundles give different files; choose one with --bundle: {names}")
+    return first

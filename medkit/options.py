@@ -71,7 +71,8 @@ def granted_threads(environ: Mapping[str, str] = os.environ) -> int:
         return cores
 
 
-def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+def absolute_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """Callback of options that name a file or folder."""
     return None if value is None else absolute(value)
 
 
@@ -144,12 +145,14 @@ _OPTIONS = (
     option("-o", "--output", callback=_output, metavar="PATH", help="File or folder.  [default: the input's folder]"),
     option("--json", is_flag=True, help="Print records (JSON, one per line) instead of paths."),
     option("-0", "--null", is_flag=True, help="Lines in and out end in NUL instead of newline."),
-    option("--list", variable=False, callback=_path, type=click.Path(exists=True, dir_okay=False), metavar="FILE",
-           help="Read the inputs from FILE, as from stdin."),
+    option("--list", variable=False, callback=absolute_path, type=click.Path(exists=True, dir_okay=False),
+           metavar="FILE", help="Read the inputs from FILE, as from stdin."),
     option("--overwrite", is_flag=True, help="Replace existing results."),
     option("--skip-existing", is_flag=True, help="Keep existing results that are whole and up to date."),
-    option("--keep-tree", callback=_path, metavar="ROOT", help="Mirror the inputs' folders below ROOT in the output."),
-    option("--failed", callback=_path, type=_FILE, metavar="FILE", help="Write the paths of failed inputs to FILE."),
+    option("--keep-tree", callback=absolute_path, metavar="ROOT",
+           help="Mirror the inputs' folders below ROOT in the output."),
+    option("--failed", callback=absolute_path, type=_FILE, metavar="FILE",
+           help="Write the paths of failed inputs to FILE."),
     option("--fail-fast", is_flag=True, help="Stop at the first failure."),
     option("--shard", variable=False, callback=_shard, metavar="K/N|auto",
            help="Work on the K-th of N parts of the sorted inputs; auto: this job's rank in its array."),
@@ -164,7 +167,7 @@ _OPTIONS = (
     option("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]"),
     option("--frame", type=click.IntRange(min=0), metavar="N", help="The frame of images that hold several, from 0."),
     option("--series", metavar="UID|NUMBER", help="The series of a DICOM folder that holds several."),
-    option("--qc", callback=_path, type=click.Path(file_okay=False), metavar="DIR",
+    option("--qc", callback=absolute_path, type=click.Path(file_okay=False), metavar="DIR",
            help="Write a picture per case into DIR."),
     option("--dry-run", is_flag=True, help="Say what would run and the memory it needs, and stop."),
     option("-q", "--quiet", is_flag=True, help="Only errors on stderr."),

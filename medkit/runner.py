@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundle import AUTO, Bundle
-from medkit.bundle_choice import check_alike, choose_bundle
+from medkit.bundle_choice import choose_bundle, common_contract
 from medkit.case import Case, Result, Runtime, Stages, Task, Writable
 from medkit.errors import BundleError, MedkitError
 from medkit.files import Output
@@ -52,8 +52,7 @@ def bundle_task(
     run, with the reason, and UsageError for bundles that give different files; nothing of them is executed before the
     first case.
     """
-    contract = contract_of(bundles[0])
-    check_alike(name, bundles)
+    contract = common_contract(name, bundles)
     one = len(bundles) == 1
     load = functools.partial(load_runner, bundle=bundles[0]) if one else functools.partial(choosing, bundles=bundles)
     return Task(
@@ -122,14 +121,15 @@ def choosing(
     runtime: Runtime, *, bundles: Sequence[Bundle], settings: RunSettings, runner: RunnerFactory | None = None
 ) -> Stages:
     """The three stages of the work on a case by the bundle that fits it; each is loaded when a case first needs it."""
-    loaded: dict[str, Stages] = {}
+    loaded: dict[str, tuple[Stages, dict[str, Any]]] = {}
 
     def prepare(case: Case) -> tuple[Stages, Mapping[str, Any], Any]:
         bundle, reason = choose_bundle(case, bundles)
         if bundle.name not in loaded:
-            loaded[bundle.name] = load_runner(runtime, bundle=bundle, settings=settings, runner=runner)
-        stages = loaded[bundle.name]
-        return stages, {"choice": identity_of(bundle) | {"reason": reason}}, stages.prepare(case)
+            stages = load_runner(runtime, bundle=bundle, settings=settings, runner=runner)
+            loaded[bundle.name] = stages, identity_of(bundle)  # its digests read all weights: once, not for every case
+        stages, identity = loaded[bundle.name]
+        return stages, {"choice": identity | {"reason": reason}}, stages.prepare(case)
 
     def compute(case: Case, value: Any) -> Any:
         stages, choice, prepared = value

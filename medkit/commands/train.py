@@ -15,7 +15,7 @@ import click
 from medkit import bundle as bundles
 from medkit import pipe, plugins
 from medkit.errors import MedkitError, Stopped, UsageError
-from medkit.options import option, settings, valid_device
+from medkit.options import absolute_path, option, settings, valid_device
 from medkit.records import absolute
 from medkit.signals import StopRequest
 
@@ -25,17 +25,13 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
-    return None if value is None else absolute(value)
-
-
 @click.command()
 @click.argument("task")
 @click.option(
     "-o",
     "--output",
     required=True,
-    callback=_path,
+    callback=absolute_path,
     metavar="FOLDER",
     allow_from_autoenv=False,
     help="The new bundle's folder.",
@@ -63,7 +59,7 @@ def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
 )
 @click.option(
     "--data",
-    callback=_path,
+    callback=absolute_path,
     metavar="PATH",
     help="A datalist's .json, a Medical Decathlon, nnU-Net or BIDS folder, or a folder of images.",
 )

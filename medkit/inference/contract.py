@@ -40,8 +40,6 @@ class Contract:
     """Channel of the output -> its name."""
     planar: bool
     """Whether the network works on planes."""
-    modality: str | None = None
-    """The modality it says it takes, such as `CT`."""
 
     @property
     def accepts(self) -> tuple[str, ...]:
@@ -75,7 +73,6 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
         channels=_channels(given) if len(keys) == 1 else (),
         classes={int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()},
         planar=len(given.get("spatial_shape") or ()) == 2,
-        modality=given.get("modality"),
     )
 
 
