@@ -87,6 +87,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def clean_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that run bundles, which put their roots on sys.path."""
+    import zoo
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    zoo.forget_scripts()
+
+
+@pytest.fixture
 def toy(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Runs `medkit` with the plugin of `toy.py` in this process: toy("run", "double", path, input="...", env={})."""
     import toy as plugin

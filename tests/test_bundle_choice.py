@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -27,18 +26,10 @@ from medkit.specs import BundleSpec
 from medkit.task import run_task
 from medkit.testing import make_image
 
+pytestmark = pytest.mark.usefixtures("clean_path")
+
 CPU = Runtime("cpu", 1, 0)
 NOTHING = Task("t", ())
-
-
-@pytest.fixture(autouse=True)
-def clean_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bundles put their roots on sys.path."""
-    import sys
-
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    zoo.forget_scripts()
 
 
 def case_of(path: Path, kind: str = "image") -> Case:

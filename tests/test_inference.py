@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,9 @@ from medkit.runner import BundleRunner, RunSettings, bundle_task, load_runner
 from medkit.task import Runtime
 from medkit.testing import make_image
 
+pytestmark = pytest.mark.usefixtures("clean_path")
+
 CPU = Runtime("cpu", 2, 0)
-
-
-@pytest.fixture(autouse=True)
-def clean_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bundles put their roots on sys.path."""
-    import sys
-
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    zoo.forget_scripts()
 
 
 def load(root: Path, memory: int | None = None) -> BundleRunner:

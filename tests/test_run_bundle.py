@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,10 @@ from conftest import Outcome
 from medkit.testing import make_image
 from medkit.training.config import hush
 
+pytestmark = pytest.mark.usefixtures("clean_path")
+
 Run = Callable[..., Outcome]
 SHAPE, SPACING = (20, 18, 14), (3.0, 3.5, 5.0)
-
-
-@pytest.fixture(autouse=True)
-def clean_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bundles put their roots on sys.path."""
-    import sys
-
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    zoo.forget_scripts()
 
 
 @pytest.fixture

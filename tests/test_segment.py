@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,12 @@ from medkit.records import read_sidecar
 from medkit.space import Grid
 from medkit.testing import make_image
 
+pytestmark = pytest.mark.usefixtures("clean_path")
+
 Run = Callable[..., Outcome]
 NAMES = {"4": "left part", "9": "right part"}
 CENTRES = (60.0, 451.0, 752.0)
 """Intensities that the channels stand for: the background, label 4, label 9."""
-
-
-@pytest.fixture(autouse=True)
-def clean_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bundles put their roots on sys.path."""
-    import sys
-
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    zoo.forget_scripts()
 
 
 def write_bundle(root: Path, **block: Any) -> Path:
