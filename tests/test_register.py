@@ -48,6 +48,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def register(fixed: Path, moving: Path, output: Path, *more: str) -> dict:
+    """The record of one case, affine where no type is named."""
+    more = more if "--type" in more else ("--type", "affine", *more)
     done = run_medkit(["run", "register", "--fixed", str(fixed), str(moving), "--json", "-o", str(output), *more])
     assert done.returncode == 0, done.stderr
     (record,) = records(done.stdout)
@@ -121,6 +123,7 @@ def test_the_way_a_scan_is_stored_changes_nothing(pair: Path, tmp_path: Path) ->
             "--fixed",
             str(pair / "fixed.nii.gz"),
             *map(str, scans),
+            *("--type", "affine"),
             "--json",
             "-o",
             str(tmp_path / "o"),
@@ -163,8 +166,9 @@ def test_a_moving_mask_comes_by_option_or_by_record(pair: Path, tmp_path: Path) 
     )
     line = json.dumps({"path": str(pair / "moving.nii.gz"), "inputs": {"moving_mask": str(tmp_path / "mask.nii.gz")}})
     done = run_medkit(
-        ["run", "register", "--fixed", str(pair / "fixed.nii.gz"), "--json", "-o", str(tmp_path / "b")], line + "\n"
-    )
+        ["run", "register", "--fixed", str(pair / "fixed.nii.gz"), "--type", "affine", "--json",
+         "-o", str(tmp_path / "b")], line + "\n"
+    )  # fmt: skip
     (by_record,) = records(done.stdout)
     assert apart(by_option, by_record, head_points(pair / "fixed.nii.gz")) == 0
     assert by_record["medkit"]["inputs"]["moving_mask"]["path"] == str(tmp_path / "mask.nii.gz")

@@ -15,7 +15,7 @@ class TestContract(PluginContract):
 
     def arguments(self, task: str, folder: Path) -> Arguments:
         fixed = make_image(folder / "fixed.nii.gz", (44, 50, 40), (3.4, 3.1, 3.8), "RAS", oblique_degrees=5)
-        return ["--fixed", fixed]
+        return ["--fixed", fixed, "--quality", "fast"]
 
     def test_the_reference_is_the_fixed_image(self, task: str, tmp_path_factory: object) -> None:
         """So that `grid = "reference"` means the fixed image's grid."""
@@ -30,4 +30,4 @@ class TestPlanarContract(TestContract):
     dims = (2,)
 
     def arguments(self, task: str, folder: Path) -> Arguments:
-        return ["--fixed", make_image(folder / "fixed.nii.gz", (60, 66), (2.3, 2.2))]
+        return ["--fixed", make_image(folder / "fixed.nii.gz", (60, 66), (2.3, 2.2)), "--quality", "fast"]

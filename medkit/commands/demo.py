@@ -63,7 +63,8 @@ def demo(output: Path) -> None:
     fixed, truths = make_subjects(folder)
     click.echo(f"$ cd {shlex.quote(os.path.relpath(folder))}")
     lines = _shell(
-        f"ls scans/*.nii.gz | medkit run register --fixed {fixed.name} --json --qc pictures -o aligned", folder
+        f"ls scans/*.nii.gz | medkit run register --type affine --fixed {fixed.name} --json --qc pictures -o aligned",
+        folder,
     )
     for record in map(json.loads, lines.splitlines()):
         name = Path(record["Sources"][0]).name.removesuffix(".nii.gz")

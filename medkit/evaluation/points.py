@@ -17,7 +17,7 @@ def score_points(pair: Pair, settings: Settings) -> Scores:
     (of the moving image), which is where ITK's convention leads.
     """
     result, reference = read_points(pair.result), read_points(pair.reference)
-    names, ours, theirs, warnings = _matched(result, reference)
+    names, ours, theirs, warnings = matched(result, reference)
     if pair.transform is not None:
         theirs = read_transform(pair.transform).map_points(theirs)
     distances = np.linalg.norm(ours - theirs, axis=1)
@@ -30,7 +30,7 @@ def score_points(pair: Pair, settings: Settings) -> Scores:
     return Scores(pair, values, rows, tuple(warnings))
 
 
-def _matched(result: Points, reference: Points) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, list[str]]:
+def matched(result: Points, reference: Points) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, list[str]]:
     """Names and positions of the points that both have: by name where both have names, else by their order."""
     if result.named and reference.named and set(result.names) & set(reference.names):
         names = tuple(name for name in reference.names if name in result.names)

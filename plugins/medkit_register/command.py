@@ -9,7 +9,7 @@ import click
 from medkit.options import RunOptions, task_options
 from medkit.records import absolute
 from medkit.task import run_task
-from medkit_register.task import registration
+from medkit_register.task import Choices, registration
 
 _FILE = click.Path(exists=True, path_type=Path)
 
@@ -19,10 +19,17 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option(
     "--type",
     "kind",
-    type=click.Choice(["rigid", "affine"]),
-    default="affine",
+    type=click.Choice(["rigid", "affine", "deformable"]),
+    default="deformable",
     show_default=True,
-    help="What the transform may do: turn and shift, or scale and shear as well.",
+    help="What the transform may do: turn and shift; scale and shear as well; or bend.",
+)
+@click.option(
+    "--quality",
+    type=click.Choice(["fast", "default", "best"]),
+    default="default",
+    show_default=True,
+    help="How closely a deformable registration follows the images, and how long it takes.",
 )
 @click.option(
     "--metric",
@@ -40,24 +47,28 @@ _FILE = click.Path(exists=True, path_type=Path)
 )
 @click.option("--fixed-mask", type=_FILE, help="Where the metric looks in the fixed image.")
 @click.option("--moving-mask", type=_FILE, help='Where it looks in the moving image (or "moving_mask" in a record).')
+@click.option("--fixed-labels", type=_FILE, help="Labels of the fixed image: Dice goes into the sidecar.")
+@click.option("--moving-labels", type=_FILE, help='Labels of the moving image (or "moving_labels" in a record).')
+@click.option("--fixed-landmarks", type=_FILE, help="Points of the fixed image (csv, fcsv, json): TRE in the sidecar.")
+@click.option("--moving-landmarks", type=_FILE, help='The same points of the moving image (or "moving_landmarks").')
 @task_options
 def register(
     options: RunOptions,
     fixed: Path,
     kind: str,
+    quality: str,
     metric: str,
     init: str,
-    fixed_mask: Path | None,
-    moving_mask: Path | None,
+    **files: Path | None,
 ) -> None:
     """Align images with a fixed image.
 
     Each INPUT is a moving image. Gives the image on the fixed one's grid, the transform that resamples it there (it
-    maps fixed points to moving points, as in ITK), and the inverse transform.
+    maps fixed points to moving points, as in ITK), and the inverse transform: displacement fields, or text where
+    the type is rigid or affine.
 
     \b
     medkit run register --fixed mni.nii.gz sub-*_T1w.nii.gz -o aligned
     """
-    masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
-    shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in masks.items() if path}
-    run_task(registration(shared, kind=kind, metric=metric, init=init), options)
+    shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
+    run_task(registration(shared, Choices(kind, metric, init, quality)), options)

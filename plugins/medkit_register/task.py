@@ -1,10 +1,10 @@
-"""The task `register`: files in, aligned image and transforms out. The alignment itself is in `affine`."""
+"""The task `register`: files in, aligned image and transforms out. The work is in `affine` and `deformable`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,39 +13,62 @@ import numpy as np
 from medkit.errors import UsageError
 from medkit.records import absolute
 from medkit.task import Case, Output, Result, Runtime, Task
+from medkit_register.scores import SCORED, check_pairs, scores
 
 if TYPE_CHECKING:
     from medkit.images import Image
-    from medkit.space import AffineTransform, Grid
+    from medkit.space import Grid, Transform
+    from medkit_register.deformable import Warp
     from medkit_register.pyramid import Pyramid, Volume
 
 _STARTS = ("auto", "moments", "centre", "header")
 
 
-def registration(shared: Mapping[str, Path], *, kind: str, metric: str, init: str) -> Task:
-    """The task for one set of options. `shared` has the roles `fixed` and, where given, `fixed_mask`, `moving_mask`.
+@dataclass(frozen=True)
+class Choices:
+    """What the command's options say."""
 
-    Raises UsageError for an `init` that is neither a known word nor a file.
+    kind: str
+    """rigid, affine or deformable."""
+    metric: str
+    """auto, lncc, mi or mse."""
+    init: str
+    """auto, moments, centre, header, or the name of a transform file."""
+    quality: str = "default"
+    """fast, default or best; for deformable."""
+
+
+def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
+    """The task for one set of options.
+
+    `shared` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks` and the same of
+    `moving_`. Raises UsageError for an `init` that is neither a known word nor a file, and for moving labels or
+    landmarks without fixed ones.
     """
-    if init not in _STARTS:
-        if not Path(init).is_file():
-            raise UsageError(f"--init {init}: expected {', '.join(_STARTS)} or a transform file")
-        shared = {**shared, "init": absolute(init)}
-        init = "file"
+    check_pairs(shared)
+    if choices.init not in _STARTS:
+        if not Path(choices.init).is_file():
+            raise UsageError(f"--init {choices.init}: expected {', '.join(_STARTS)} or a transform file")
+        shared = {**shared, "init": absolute(choices.init)}
+        choices = replace(choices, init="file")
     output = functools.partial(Output, reference=shared["fixed"])
+    extension = ".nii.gz" if choices.kind == "deformable" else ".tfm"
+    arguments = {"type": choices.kind, "metric": choices.metric, "init": choices.init}
+    if choices.kind == "deformable":
+        arguments["quality"] = choices.quality
     return Task(
         name="register",
         outputs=(
             output("image", "image", "registered", entities={"space": "{space}", "desc": "registered"}),
-            output("transform", "transform", "transform", ".tfm", _direction("{suffix}", "{space}")),
-            output("inverse_transform", "transform", "inverse_transform", ".tfm", _direction("{space}", "{suffix}")),
+            output("transform", "transform", "transform", extension, _direction("{suffix}", "{space}")),
+            output("inverse_transform", "transform", "inverse_transform", extension, _direction("{space}", "{suffix}")),
         ),
-        setup=functools.partial(set_up, shared=shared, kind=kind, metric=metric, init=init),
-        arguments={"type": kind, "metric": metric, "init": init},
+        setup=functools.partial(set_up, shared=shared, choices=choices),
+        arguments=arguments,
         role="moving",
-        accepts=("moving_mask",),
+        accepts=("moving_mask", *(f"moving_{what}" for what in SCORED)),
         shared=shared,
-        memory=functools.partial(memory_needed, shared["fixed"]),
+        memory=functools.partial(memory_needed, shared["fixed"], choices.kind),
     )
 
 
@@ -53,35 +76,39 @@ def _direction(start: str, end: str) -> dict[str, str]:
     return {"from": start, "to": end, "mode": "image"}
 
 
-def memory_needed(fixed: Path, moving: Grid) -> int:
+def memory_needed(fixed: Path, kind: str, moving: Grid) -> int:
     """Bytes that aligning an image on the grid `moving` takes at its peak, torch included (measured, see the tests)."""
     from medkit.images import read_grid
 
     voxels = [int(np.prod(grid.shape)) for grid in (read_grid(fixed), moving)]
-    return _PROGRAM_BYTES + _BYTES_PER_VOXEL * sum(voxels)
+    needed = _PROGRAM_BYTES + _BYTES_PER_VOXEL * sum(voxels)
+    if kind == "deformable":
+        from medkit_register.deformable import LARGEST
+
+        needed += _BYTES_PER_POINT * min(voxels[0], LARGEST)
+    return needed
 
 
 _PROGRAM_BYTES = 400 * 2**20
 _BYTES_PER_VOXEL = 40
+_BYTES_PER_POINT = 140
 
 
-def set_up(
-    runtime: Runtime, *, shared: Mapping[str, Path], kind: str, metric: str, init: str
-) -> Callable[[Case], Result]:
+def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) -> Callable[[Case], Result]:
     """Reads and prepares what all cases share: the fixed image, its mask, a given start."""
     from medkit.images import read_image
     from medkit.space import read_transform
     from medkit_register.affine import prepare
 
     fixed = read_image(shared["fixed"])
-    start: Any = init
-    if init == "file":
+    start: Any = choices.init
+    if start == "file":
         transform = read_transform(shared["init"])
         start = getattr(transform, "matrix", None)
         if start is None:
             raise UsageError(f"--init {shared['init']}: expected an affine transform")
     mask = _mask_on(fixed.grid, shared.get("fixed_mask"))
-    return _Registration(shared["fixed"], fixed, prepare(_volume(fixed, mask)), kind, metric, start, runtime.seed).case
+    return _Registration(shared["fixed"], fixed, prepare(_volume(fixed, mask)), choices, start, runtime).case
 
 
 def _volume(image: Image, mask: np.ndarray | None) -> Volume:
@@ -116,39 +143,77 @@ class _Registration:
     path: Path
     fixed: Image
     pyramid: Pyramid
-    kind: str
-    metric: str
+    choices: Choices
     start: Any
-    seed: int
+    runtime: Runtime
 
     def case(self, case: Case) -> Result:
         """Aligns one moving image."""
         from medkit.resample import resample
-        from medkit.space import AffineTransform
         from medkit_register.affine import Settings, register_affine
+        from medkit_register.pyramid import Pyramid
 
         moving = case.image()
         mask = _mask_on(moving.grid, case.inputs.get("moving_mask"))
-        settings = Settings(type=self.kind, metric=self.metric, init=self.start, seed=self.seed)  # type: ignore[arg-type]
-        found = register_affine(self.pyramid, _volume(moving, mask), settings)
-        fixed = self.fixed.grid
-        transform = AffineTransform(
-            found.matrix, fixed.digest(), moving.grid.digest(), dims=min(fixed.dims, moving.grid.dims)
-        )
-        moved = resample(moving, fixed, transform)
-        before, after = self._similarity(resample(moving, fixed)), self._similarity(moved)
+        kind = "rigid" if self.choices.kind == "rigid" else "affine"
+        settings = Settings(kind, self.choices.metric, self.start, self.runtime.seed)  # type: ignore[arg-type]
+        pyramid = Pyramid(_volume(moving, mask))
+        found = register_affine(self.pyramid, pyramid, settings)
+        if self.choices.kind == "deformable":
+            outcome = self._warped(moving.grid, pyramid, found)
+        else:
+            outcome = self._linear(moving.grid, found)
+        del pyramid
+        moved = resample(moving, self.fixed.grid, outcome.transform)
+        before, after = self._similarity(resample(moving, self.fixed.grid)), self._similarity(moved)
+        agreement, missing = scores(case.inputs, outcome.transform)
         return Result(
-            {"image": moved, "transform": transform, "inverse_transform": transform.inverse()},
-            metrics={"before": before, "after": after},
-            warnings=[*self.fixed.warnings, *found.warnings, *_verdict(before, after)],
+            {"image": moved, "transform": outcome.transform, "inverse_transform": outcome.inverse},
+            metrics={"before": before, "after": after, **outcome.metrics, **agreement},
+            warnings=[*self.fixed.warnings, *found.warnings, *missing, *_verdict(before, after)],
             details={
-                "grids": {"from": transform.from_grid, "to": transform.to_grid},
-                "registration": _story(found, transform),
+                "grids": {"from": outcome.transform.from_grid, "to": outcome.transform.to_grid},
+                "registration": _story(found, outcome.warp),
             },
             spatial_reference=self.path,
-            description=f"{case.path.name} resampled onto {self.path.name} by {self.kind} registration",
+            description=f"{case.path.name} resampled onto {self.path.name} by {self.choices.kind} registration",
             figure=functools.partial(self._figure, moved, case.path.name),
         )
+
+    def _linear(self, moving: Grid, found: Any) -> _Outcome:
+        from medkit.space import AffineTransform
+
+        fixed = self.fixed.grid
+        transform = AffineTransform(found.matrix, fixed.digest(), moving.digest(), dims=min(fixed.dims, moving.dims))
+        return _Outcome(transform, transform.inverse())
+
+    def _warped(self, moving: Grid, pyramid: Pyramid, found: Any) -> _Outcome:
+        from medkit_register.deformable import register_deformable
+        from medkit_register.fields import backward_field, folding, forward_field, inverse_error
+
+        threads = self.runtime.threads
+        warp = register_deformable(
+            self.pyramid,
+            pyramid,
+            found.matrix,
+            metric=found.metric,
+            quality=self.choices.quality,  # type: ignore[arg-type]
+            threads=threads,
+        )
+        fixed = self.fixed.grid
+        transform = forward_field(warp, fixed, moving, threads)
+        inverse = backward_field(warp, transform, moving, threads)
+        error = inverse_error(transform, inverse, self._object_voxels())
+        return _Outcome(transform, inverse, warp, {**folding(warp), "inverse_error_mm": error})
+
+    def _object_voxels(self) -> np.ndarray:
+        """(N, 3) indices of some of the voxels that the object fills."""
+        data = self.fixed.data[0]
+        low, high = np.percentile(data[::3, ::3, ::3] if min(data.shape) > 9 else data, (0.5, 99.5))
+        inside = np.flatnonzero(data.reshape(-1, order="A") > low + self.pyramid.threshold * (high - low))
+        order: Any = "F" if data.flags.f_contiguous else "C"
+        chosen = inside[:: max(1, len(inside) // _PROBES)]
+        return np.stack(np.unravel_index(chosen, data.shape, order), axis=1)
 
     def _similarity(self, image: Image) -> dict[str, float]:
         import torch
@@ -161,20 +226,36 @@ class _Registration:
     def _figure(self, moved: Image, name: str) -> np.ndarray:
         from medkit.figures import overlay_mosaic
 
-        return overlay_mosaic(self.fixed, moved, kind="image", title=f"{name} on {self.path.name}, {self.kind}")
+        return overlay_mosaic(self.fixed, moved, kind="image", title=f"{name} on {self.path.name}, {self.choices.kind}")
 
 
-def _story(found: Any, transform: AffineTransform) -> dict[str, Any]:
+_PROBES = 20_000
+"""Voxels at which the inverse is tried."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """Transforms and what is known of them."""
+
+    transform: Transform
+    inverse: Transform
+    warp: Warp | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _story(found: Any, warp: Warp | None) -> dict[str, Any]:
     """How the alignment was found, for the sidecar."""
-    return {
+    story = {
         "metric": found.metric,
         "reason": found.reason,
-        "matrix_ras_mm": np.round(transform.matrix, 6).tolist(),
-        "levels": [
-            {"spacing_mm": round(level.spacing, 2), "steps": level.steps, "converged": level.converged}
-            for level in found.levels
-        ],
+        "matrix_ras_mm": np.round(found.matrix, 6).tolist(),
+        "levels": [_level(level) for level in found.levels],
     }
+    return story if warp is None else story | {"warp_levels": [_level(stage) for stage in warp.stages]}
+
+
+def _level(level: Any) -> dict[str, Any]:
+    return {"spacing_mm": round(level.spacing, 2), "steps": level.steps, "converged": level.converged}
 
 
 def _verdict(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:

@@ -1,0 +1,416 @@
+"""Deformable registration on the CPU in seconds: Gauss-Newton steps on locally normalised images, coarse to fine.
+
+The affine map of `affine` comes first. Then each level adds small smooth steps s to the warp u by composition,
+x -> u(x + s(x)), so that the warp stays one to one (Vercauteren et al. 2009). What makes it fast: local correlation is
+taken as the mean square of images normalised once per level, so that no window is summed while the warp changes (as in
+the affine engine); a step needs the moving image's values and slopes at points only; and on the finest level each step
+looks at one of the eight points of every cell of the warp's lattice, which is twice as coarse: the eight take turns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from medkit_register.problem import Look, reliable
+from medkit_register.similarity import MEASURES, normalised
+from medkit_register.warp import (
+    Lattice,
+    Sampler,
+    at_phase,
+    compose,
+    gradient,
+    indices,
+    invert,
+    jacobian,
+    resized,
+    smooth_field,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from medkit_register.pyramid import Pyramid
+
+Quality = Literal["fast", "default", "best"]
+
+LARGEST = 8_000_000
+"""Points of the finest lattice at most: it bounds the memory. A brain has four million at 1 mm."""
+COARSEST = 12.0
+"""The object's radius over this is the coarsest spacing at most."""
+MARGIN = 6
+"""Steps of the finest lattice around the object."""
+STIFFNESS = 0.01
+"""Added to the squared slopes, per squared step of the finest lattice: flat regions follow their neighbours."""
+LONGEST = 0.5
+"""Steps of the warp's lattice that one update moves a point at most, so that it has an inverse."""
+MOMENTUM = 0.5
+"""Share of the last update in the next."""
+GAIN = 0.01
+"""A round of steps that lowers the cost by less than this share is the last one."""
+NEAR = 4.0
+"""Steps of the finest lattice around the objects within which points are compared."""
+LEAST: dict[Quality, float] = {"fast": 0.15, "default": 0.15, "best": 0.12}
+"""Volumes are not shrunk to less than this share: next to a fold a warp has no usable inverse."""
+FEW = 1e-5
+"""Share of points at which they may be."""
+UNIT = 0.3
+"""mse and mi: intensities (0 .. 1) are divided by this, about their deviation, so that all metrics step alike."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution, in steps of the finest lattice."""
+
+    image: int
+    """Spacing of the images."""
+    warp: int
+    """Spacing of the warp: that of the images, or twice as coarse."""
+    update: float
+    """Standard deviation, in steps of the warp's lattice, of the Gaussian over which steps are averaged."""
+    elastic: float
+    """The same for the Gaussian that the whole warp passes after each step."""
+    window: float
+    """lncc: standard deviation of its window in steps of the image's lattice."""
+    limit: int
+    """At most so many steps."""
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """How one stage went."""
+
+    spacing: float
+    """mm between the points of the images' lattice."""
+    steps: int
+    """Steps taken."""
+    converged: bool
+    """False: the limit on steps ended it."""
+    cost: float
+    """Mean squared residual at the end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """A deformable registration: x -> matrix(x + forward(x)), and its inverse."""
+
+    matrix: np.ndarray
+    """(4, 4) RAS+ mm, fixed points to moving points."""
+    lattice: Lattice
+    """Where the fields are; in the fixed space."""
+    forward: torch.Tensor
+    """(3, I, J, K) in lattice steps, see `warp`."""
+    backward: torch.Tensor
+    """Its inverse on the same lattice."""
+    near: torch.Tensor
+    """(N,) lattice points near the objects, as indices of the flattened lattice."""
+    stages: tuple[StageReport, ...]
+    """Coarse to fine."""
+
+
+def register_deformable(
+    fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, *, metric: str, quality: Quality, threads: int
+) -> Warp:
+    """Refine an affine map `matrix` ((4, 4) RAS+ mm, fixed points to moving points) by a warp."""
+    import torch
+
+    finest = finest_lattice(fixed)
+    warp, reports = None, []
+    with torch.inference_mode():
+        for stage in make_stages(fixed, finest, quality):
+            lattice = finest.coarser(stage.warp)
+            warp = torch.zeros(3, *lattice.shape) if warp is None else resized(warp, lattice)
+            comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, threads)
+            spacing = float(spacings(finest).min()) * stage.image
+            warp, report = follow(comparison, warp, stage, threads, spacing, LEAST[quality])
+            reports.append(report)
+        assert warp is not None
+        warp = unfolded(warp, LEAST[quality])
+        return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports))
+
+
+def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality) -> list[Stage]:
+    """Coarse to fine; `fast` leaves out the finest images, `best` adds a warp as fine as they are."""
+    factor = coarsest_factor(fixed.radius, float(spacings(finest).min()))
+    stages = []
+    while factor > 2:
+        stages.append(Stage(factor, factor, 2.0, 0.5, 2.0, 50))
+        factor //= 2
+    stages.append(Stage(2, 2, 1.5, 0.5, 2.0, 30))
+    if quality != "fast":
+        stages.append(Stage(1, 2, 0.6, 0.4, 3.0, 32))
+    if quality == "best":
+        stages.append(Stage(1, 1, 1.0, 0.5, 3.0, 20))
+    return stages
+
+
+def coarsest_factor(radius: float, step: float) -> int:
+    """A power of two, 2 at least: the coarsest spacing in steps of the finest (mm), for an object's radius (mm)."""
+    factor = 2
+    while radius / (2 * factor * step) >= COARSEST:
+        factor *= 2
+    return factor
+
+
+def spacings(lattice: Lattice) -> np.ndarray:
+    """mm between points along each axis that has more than one."""
+    steps = np.linalg.norm(lattice.affine[:3, :3], axis=0)
+    return steps[np.asarray(lattice.shape) > 1]
+
+
+def finest_lattice(fixed: Pyramid) -> Lattice:
+    """The box of the fixed object and a margin, at the scan's median spacing, wider where the box is large."""
+    several = fixed.size > 1
+    level = fixed.level(fixed.extent / 60)
+    on = (level.image > 0.5 * fixed.threshold).nonzero().numpy()
+    if len(on) == 0:
+        on = np.array([[0, 0, 0], np.asarray(level.image.shape) - 1])
+    low, high = on.min(0) - 1.0, on.max(0) + 1.0
+    axes = np.linalg.norm(level.affine[:3, :3], axis=0)
+    sides = (high - low) * axes
+    step = float(np.median(fixed.spacing[several]))
+    step = max(step, float(np.prod(sides[several] + 2 * MARGIN * step) / LARGEST) ** (1 / several.sum()))
+    multiple = coarsest_factor(fixed.radius, step)
+    counts = np.ceil((sides / step + 2 * MARGIN) / multiple) * multiple
+    counts = np.where(several, counts, 1).astype(int)
+    affine = level.affine.copy()
+    affine[:3, :3] *= np.where(several, step / axes, 1.0)
+    middle = np.where(several, (low + high) / 2, 0.0)
+    affine[:3, 3] = level.affine[:3] @ [*middle, 1.0] - affine[:3, :3] @ ((counts - 1) / 2)
+    return Lattice((int(counts[0]), int(counts[1]), int(counts[2])), affine)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The two scans at one resolution, on a lattice in the fixed space that the affine map has brought both to."""
+
+    metric: str
+    """lncc, mi or mse."""
+    cells: tuple[int, int, int]
+    """Shape of the warp's lattice."""
+    ratio: float
+    """Steps of the images' lattice in one of the warp's: 1 or 2."""
+    phases: tuple[tuple[int, ...], ...]
+    """Which point of each cell is looked at, in turns."""
+    near: torch.Tensor
+    """(N,) the cells that are looked at, as indices of the flattened lattice."""
+    fixed: tuple[torch.Tensor, ...]
+    """Per phase the fixed values, (N,)."""
+    trust: tuple[torch.Tensor, ...] | None
+    """Per phase the weights of the fixed points, (N,) 0..1; None: 1."""
+    positions: tuple[torch.Tensor, ...]
+    """Per phase the points, (3, N), as `moving` takes them."""
+    moving: Sampler
+    """Moving value, its three slopes per finest step, and a weight where one is needed."""
+
+    @classmethod
+    def make(
+        cls,
+        fixed: Pyramid,
+        moving: Pyramid,
+        matrix: np.ndarray,
+        finest: Lattice,
+        stage: Stage,
+        metric: str,
+        threads: int,
+    ) -> Comparison:
+        """Both scans brought to the stage's lattice; `matrix` as in `register_deformable`."""
+        import torch
+
+        lattice = finest.coarser(stage.image)
+        spacing = float(spacings(lattice).min())
+        look = Look(metric, stage.window)
+        f, fixed_trust = on_lattice(fixed, lattice, np.eye(4), spacing, look, threads)
+        m, moving_trust = on_lattice(moving, lattice, matrix, spacing, look, threads)
+        near = neighbourhood(f > 0.3 * fixed.threshold, m > 0.3 * moving.threshold, stage)
+        f, m = comparable(f, look), comparable(m, look)
+        channels = [m[None], gradient(m) / stage.image]
+        if moving_trust is not None:
+            channels.append(moving_trust[None])
+        sampler = Sampler(torch.cat(channels), threads)
+        cells = finest.coarser(stage.warp).shape
+        every = [2 if n != c else 1 for n, c in zip(lattice.shape, cells, strict=True)]
+        phases = in_turns(every)
+
+        def picked(image: torch.Tensor, phase: tuple[int, ...]) -> torch.Tensor:
+            a, b, c = (slice(p, None, e) for p, e in zip(phase, every, strict=True))
+            return image[a, b, c].reshape(-1)[near]
+
+        points = indices(cells).reshape(3, -1)[:, near]
+        steps = torch.tensor(every, dtype=torch.float32)[:, None]
+        return cls(
+            metric,
+            cells,
+            float(max(every)),
+            phases,
+            near,
+            tuple(picked(f, phase) for phase in phases),
+            None if fixed_trust is None else tuple(picked(fixed_trust, phase) for phase in phases),
+            tuple(sampler.prepared(points * steps + torch.tensor(phase)[:, None]) for phase in phases),
+            sampler,
+        )
+
+    def pull(self, warp: torch.Tensor, turn: int) -> tuple[torch.Tensor, float]:
+        """Residual times slopes and squared slopes, (4, N) at the near cells, and the mean squared residual."""
+        import torch
+
+        number = turn % len(self.phases)
+        moved = at_phase(warp, self.phases[number]) if len(self.phases) > 1 else warp
+        at = self.positions[number].clone()
+        for axis in range(3):
+            shift = moved[axis].reshape(-1).index_select(0, self.near)
+            at[axis].add_(shift, alpha=self.ratio * self.moving.scale[axis])
+        out = self.moving.at(at)
+        weights = self._weights(number, out)
+        residual, unit, cost = self._residual(self.fixed[number], out[0], weights)
+        slopes = out[1:4] / unit if unit != 1.0 else out[1:4]
+        square = (slopes * slopes).sum(0, keepdim=True)
+        if weights is not None:
+            residual, square = residual * weights, square * weights
+        return torch.cat([slopes * residual, square]), cost
+
+    def _weights(self, number: int, out: torch.Tensor) -> torch.Tensor | None:
+        trust = None if self.trust is None else self.trust[number]
+        if out.shape[0] == 4:
+            return trust
+        return out[4] if trust is None else out[4] * trust
+
+    def _residual(
+        self, fixed: torch.Tensor, moving: torch.Tensor, weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, float, float]:
+        """(N,) what the moving values have too much, the unit of both, and the cost: the mean square of what is left.
+
+        For mi it is what the fit of `similarity` would change in one Gauss-Newton step, and the cost is the variance of
+        moving values that the fixed ones do not explain.
+        """
+        unit = 1.0 if self.metric == "lncc" else UNIT
+        if self.metric != "mi":
+            residual = (moving - fixed) / unit
+            weighted = residual if weights is None else weights * residual
+            total = residual.numel() if weights is None else float(weights.sum())
+            return residual, unit, float(weighted @ residual) / max(total, 1.0)
+        ones = moving * 0 + 1 if weights is None else weights
+        fit = MEASURES["mi"](fixed, moving, ones)
+        curvature = max(fit.curvature, 1e-12)
+        # the slope carries the weight, by which `pull` multiplies again
+        residual = fit.slope / (curvature * unit) / ones.clamp_min(1e-3)
+        return residual, unit, 1 / (curvature * max(float(ones.sum()), 1.0) * unit**2)
+
+
+def on_lattice(
+    pyramid: Pyramid, lattice: Lattice, matrix: np.ndarray, spacing: float, look: Look, threads: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A scan (I, J, K) on a lattice whose points `matrix`, (4, 4) RAS+ mm, takes to it, and how far to trust it.
+
+    Weights (I, J, K) 0..1, None where they are 1 everywhere.
+    """
+    import torch
+
+    level = pyramid.level(spacing)
+    to_index = torch.from_numpy((level.index_from_world @ matrix @ lattice.affine).astype(np.float32))
+    at = to_index[:3, :3] @ indices(lattice.shape).reshape(3, -1) + to_index[:3, 3:]
+    trust = reliable(pyramid, spacing, look)
+    several = np.asarray(level.image.shape) > 1
+    open_faces = not pyramid.closed[several].all()
+    if trust is None and open_faces:
+        trust = torch.ones_like(level.image)
+    channels = level.image[None] if trust is None else torch.stack([level.image, trust])
+    sampler = Sampler(channels, threads)
+    out = sampler.at(sampler.prepared(at))
+    if trust is not None and open_faces:
+        out[1] *= inside(at, level.image.shape)
+    shaped = out.reshape(-1, *lattice.shape)
+    return shaped[0], None if trust is None else shaped[1]
+
+
+def inside(index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(N,) 1 where indices (3, N) lie within an image of that shape, else 0; an axis of one voxel is no limit."""
+    import torch
+
+    kept = torch.ones(index.shape[1], dtype=torch.bool)
+    for along, size in zip(index, shape, strict=True):
+        if size > 1:
+            kept &= (along >= -0.5) & (along <= size - 0.5)
+    return kept.float()
+
+
+def comparable(image: torch.Tensor, look: Look) -> torch.Tensor:
+    """(I, J, K) what the metric compares."""
+    return normalised(image, look.window, look.floor) if look.metric == "lncc" else image
+
+
+def neighbourhood(fixed: torch.Tensor, moving: torch.Tensor, stage: Stage) -> torch.Tensor:
+    """(N,) indices of the warp's cells near either object; `fixed` and `moving` (I, J, K) bool."""
+    from torch.nn.functional import max_pool3d
+
+    on = (fixed | moving).float()[None, None]
+    factor = stage.warp // stage.image
+    if factor > 1:
+        on = max_pool3d(on, tuple(factor if n > 1 else 1 for n in fixed.shape))
+    reach = max(1, round(NEAR / stage.warp))
+    size = tuple(2 * reach + 1 if n > 1 else 1 for n in on.shape[2:])
+    on = max_pool3d(on, size, 1, tuple(n // 2 for n in size))
+    return on.reshape(-1).nonzero().squeeze(1)
+
+
+def in_turns(every: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The points of a cell of `every` (3,) points along each axis; one and the opposite one follow each other."""
+    points = list(itertools.product(*[range(e) for e in every]))
+    half = points[: len(points) // 2]
+    opposite = [tuple(e - 1 - p for p, e in zip(point, every, strict=True)) for point in half]
+    return tuple(itertools.chain(*zip(half, opposite, strict=True))) or tuple(points)
+
+
+def follow(
+    comparison: Comparison, warp: torch.Tensor, stage: Stage, threads: int, spacing: float, least: float
+) -> tuple[torch.Tensor, StageReport]:
+    """Steps at one resolution until a round of them gains little; volumes are kept above `least`."""
+    import torch
+
+    points = indices(comparison.cells).reshape(3, -1)[:, comparison.near]
+    sums = torch.zeros(4, *comparison.cells)
+    last = torch.zeros_like(warp)
+    turns = len(comparison.phases)
+    round_length = turns if turns > 1 else 5
+    costs: list[float] = []
+    for turn in range(stage.limit):
+        pull, cost = comparison.pull(warp, turn)
+        costs.append(cost)
+        if stalled(costs, round_length):
+            break
+        sums.view(4, -1)[:, comparison.near] = pull
+        mean = smooth_field(sums, stage.update)
+        step = mean[:3].div_(mean[3].add_(STIFFNESS)).mul_(-1 / stage.warp)
+        last = last.mul_(MOMENTUM).add_(step)
+        warp = compose(warp, last.clamp(-LONGEST, LONGEST), points, comparison.near, threads)
+        warp = smooth_field(warp, stage.elastic)
+        if turn % round_length == round_length - 1:
+            warp = unfolded(warp, least, passes=1)
+    steps = len(costs) - 1 if stalled(costs, round_length) else len(costs)
+    recent = costs[-round_length:]
+    report = StageReport(spacing, steps, stalled(costs, round_length), sum(recent) / max(len(recent), 1))
+    return warp, report
+
+
+def stalled(costs: Sequence[float], length: int) -> bool:
+    """Whether the last two rounds of `length` steps show a gain under GAIN."""
+    if len(costs) % length or len(costs) < 2 * length:
+        return False
+    before, now = sum(costs[-2 * length : -length]), sum(costs[-length:])
+    return now > (1 - GAIN) * before
+
+
+def unfolded(warp: torch.Tensor, least: float, passes: int = 10) -> torch.Tensor:
+    """The warp, smoothed about the points whose volume it shrinks to less than `least` until next to none is left."""
+    for _ in range(passes):
+        steep = (jacobian(warp) < least).float()[None]
+        if float(steep.mean()) <= FEW:
+            break
+        share = (8 * smooth_field(steep, 1.0)).clamp_(0, 1)
+        warp = warp + share * (smooth_field(warp, 1.0) - warp)
+    return warp
