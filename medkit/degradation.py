@@ -137,6 +137,31 @@ def spoiled(
     return noisy / bright, target / bright, log_field
 
 
+@dataclass(frozen=True)
+class LowField:
+    """What a scanner of low field (0.064 T, say) shows of what one of high field would."""
+
+    resolution: tuple[float, float, float] = (1.6, 1.6, 5.0)
+    """mm of its voxels along each axis."""
+    contrast: float = 0.6
+    """Exponent of the intensities: less than 1 makes tissues more alike."""
+    faults: Faults = Faults(
+        noise=(0.03, 0.06), none=0.0, rician=1.0, varying=0.0, correlated=0.0, emptied=0.0, bias=0.2
+    )
+    """Its noise, in voxels of its own, and its bias field."""
+
+
+def lowered(clean: torch.Tensor, spacing: float, random: Random, scanner: LowField) -> torch.Tensor:
+    """A clean image (1, I, J, K), 0 to about 1, as a scanner of low field shows it, interpolated to the same grid."""
+    shape = clean.shape[1:]
+    ranges = Ranges(bias=scanner.faults.bias, bias_spacing=scanner.faults.bias_spacing)
+    dull = clean.clamp(min=0).pow(scanner.contrast) * bias_field(shape, spacing, random, ranges)
+    size = [max(2, round(n * spacing / mm)) for n, mm in zip(shape, scanner.resolution, strict=True)]
+    coarse = functional.interpolate(dull[None], size, mode="area")[0]
+    noisy = noised(coarse, spacing, random, scanner.faults)
+    return functional.interpolate(noisy[None], tuple(shape), mode="trilinear")[0]
+
+
 def noised(image: torch.Tensor, spacing: float, random: Random, faults: Faults) -> torch.Tensor:
     """The image (1, I, J, K) with noise."""
     low, high = (math.log(bound) for bound in faults.noise)

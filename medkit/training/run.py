@@ -86,10 +86,13 @@ class Run:
 
     def _set_numbers(self) -> None:
         """Chooses the precision, and makes the network whose weights are the average over steps."""
+        import torch
+
         self.precision = choose_precision(self.plan.precision, self.device)
         self.trainer.amp = self.precision == "fp16"
         self.average = Average(self.network, float(self.config.get("ema", EMA)))
-        for network in {self.network, self.average.network}:  # once where they are the same
+        others = {m for m in self.parts.further.values() if isinstance(m, torch.nn.Module)}
+        for network in {self.network, self.average.network, *others}:  # once where they are the same
             prepare(network, self.precision)
         if self.evaluator:
             self.evaluator.amp = self.trainer.amp
@@ -101,6 +104,8 @@ class Run:
         self.parts.optimizer.load_state_dict(state["optimizer"])
         if self.parts.scheduler is not None and state["scheduler"] is not None:
             self.parts.scheduler.load_state_dict(state["scheduler"])
+        for name, value in self.parts.further.items():
+            value.load_state_dict(state["further"][name])
         self.scaler_state = state["scaler"]
         step = self.saved_step = state["step"]
         self.trainer.state.iteration, self.trainer.state.epoch = step, step // self.epoch_length
@@ -300,6 +305,7 @@ class Run:
             "optimizer": self.parts.optimizer.state_dict(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "further": {name: value.state_dict() for name, value in self.parts.further.items()},
             "pending": [self.guard.sum, self.guard.count, self.guard.skipped],
             "validated_step": self.validated_step,
             "validation_due": self.validation_due,

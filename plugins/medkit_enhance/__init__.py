@@ -19,4 +19,7 @@ def medkit_tasks() -> list[TaskSpec]:
 @hookimpl
 def medkit_bundles() -> list[BundleSpec]:
     """The bundles of the task `enhance`."""
-    return [BundleSpec("enhance", "mri_enhancement", _BUNDLES / "mri_enhancement", modality="MR")]
+    return [
+        BundleSpec("enhance", "mri_enhancement", _BUNDLES / "mri_enhancement", modality="MR"),
+        BundleSpec("enhance", "lowfield_to_highfield", _BUNDLES / "lowfield_to_highfield", modality="MR", auto=False),
+    ]
