@@ -5,9 +5,9 @@
     python tests/benchmarks/translation.py score trained scans --picture translation.png
 
 Scans are drawn from label maps with T1-like intensities: of subjects 1 to 9 at low field alone, of 10 to 18 at high
-field alone, so that no pair can be learnt from; of 19 and 20 both, for the score alone. The score is over the head, every
-image divided by its 99th percentile as networks here are given it; `fitted` after the linear function of the image that
-is nearest to the truth, since the contrast of the two kinds differs. Beside the network: the scan as it is, and what the
+field alone, so that no pair can be learnt from; of 19 and 20 both, for the score alone. The score is over the head
+of images over their 99th percentile, as networks here get them; `fitted`: after the linear function of the image that
+is nearest to the truth, since the kinds differ in contrast. Beside the network: the scan as it is, and what the
 classical methods of `medkit run enhance` make of it.
 """
 
