@@ -12,8 +12,10 @@ from medkit.degradation import (
     CompareFieldd,
     DegradeImaged,
     Faults,
+    LowField,
     PrepareSourced,
     Remap,
+    lowered,
     noised,
     patch,
     remapped,
@@ -77,6 +79,33 @@ def test_the_target_keeps_the_field_and_the_field_is_told() -> None:
     bright = clean > 0.1
     assert float(share[bright].std()) < 1e-4
     torch.testing.assert_close(image, target)
+
+
+def stripes(axis: int, millimetres: float, spacing: float) -> torch.Tensor:
+    """(1, 60, 60, 60) between 0.4 and 0.8, of one period in so many mm along an axis."""
+    wave = 0.6 + 0.2 * torch.sin(2 * math.pi * torch.arange(60) * spacing / millimetres)
+    return wave.reshape([-1 if a == axis else 1 for a in range(3)]).expand(1, 60, 60, 60).clone()
+
+
+@pytest.mark.parametrize(("axis", "kept"), [(0, True), (1, True), (2, False)])
+@pytest.mark.parametrize("spacing", [1.0, 0.5])
+def test_low_field_sees_as_much_as_its_voxels_let_it(axis: int, kept: bool, spacing: float) -> None:
+    scanner = LowField((1.0, 1.0, 6.0), contrast=1.0, faults=always(noise=(1e-6, 1e-6)))
+    image = stripes(axis, 6.0, spacing)
+    seen = lowered(image, spacing, Random(0, CPU), scanner)
+    assert seen.shape == image.shape
+    assert float(seen.std() / image.std()) == pytest.approx(1 if kept else 0, abs=0.15)
+
+
+def test_low_field_has_less_contrast_and_its_noise_spans_its_voxels() -> None:
+    image = torch.full((1, 60, 60, 60), 0.5)
+    image[:, :30] = 1
+    dull = lowered(image, 1.0, Random(0, CPU), LowField((1.5, 1.5, 5.0), faults=always(noise=(1e-6, 1e-6))))
+    assert float(dull[:, 40:].mean()) == pytest.approx(0.5**0.6, abs=0.01)
+    noise = lowered(image, 1.0, Random(0, CPU), LowField((1.5, 1.5, 5.0), faults=always(noise=(0.05, 0.05)))) - dull
+    assert 0.02 < float(noise.std()) < 0.05
+    apart = [float((noise[0] * noise[0].roll(2, axis)).mean() / noise.var()) for axis in range(3)]
+    assert apart[2] > 0.6 > 0.4 > max(apart[:2]), "a voxel is thick along the third axis"
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -33,9 +33,9 @@ from medkit.figures import sample_sheet, write_png
 from medkit.label_table import LabelTable
 from medkit.synthesis import Random, Ranges, Synthesis, scale
 
-SHAPE = (160, 192, 160)
+SHAPE = (160, 208, 208)
 CLEAN = Ranges(
-    prior=1.0, flip=0.5, stripped=0.0, dark=1.0, cut=0.0, shift=4.0, texture=(0.3, 0.6), thick=0.0, coarse=0.0,
+    prior=1.0, flip=0.5, stripped=0.0, dark=1.0, cut=0.0, shift=4.0, texture=(0.1, 0.2), thick=0.0, coarse=0.0,
     blur=(0.4, 0.5), bias=0.0, noise=0.0, gamma=0.0, ghosting=0.0, salt_and_pepper=0.0,
 )  # fmt: skip
 """Heads as a T1-weighted scan of high field shows them, without faults."""
@@ -121,8 +121,8 @@ def compared(image: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def middle(values: np.ndarray) -> np.ndarray:
-    """(1, J, K) of a sagittal plane beside the middle: it shows how slices fit together."""
-    return values[len(values) // 2 + 8 :][:1]
+    """(I, K) of the coronal plane in the middle, which shows how slices fit together."""
+    return values[:, values.shape[1] // 2]
 
 
 def cycle_errors(bundle: Path, scans: Path, names: list[str]) -> Iterator[tuple[str, float]]:
@@ -151,7 +151,7 @@ def main() -> None:
     drawing = verbs.add_parser("draw")
     drawing.add_argument("maps", type=Path)
     drawing.add_argument("out", type=Path)
-    drawing.add_argument("--draws", type=int, default=3, help="scans of each subject")
+    drawing.add_argument("--draws", type=int, default=2, help="scans of each subject")
     scoring = verbs.add_parser("score")
     scoring.add_argument("bundle", type=Path)
     scoring.add_argument("scans", type=Path)
