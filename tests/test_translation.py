@@ -323,6 +323,20 @@ def test_it_learns(train: Train, tmp_path: Path) -> None:
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
+@pytest.mark.slow
+def test_the_config_runs_under_monai_alone(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    for kind, folder in (("source", "A"), ("target", "B")):
+        shutil.copytree(scans / folder, tmp_path / "data" / kind)
+    given = {"--dataset_dir": tmp_path / "data", "--device": "cpu", "--steps": 2, "--epoch_length": 2}
+    words = [str(part) for pair in given.items() for part in pair]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/cyclegan.json", *words]
+    search = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, cwd=bundle, env=os.environ | {"PYTHONPATH": search}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture
 def medkit_with_plugin(toy: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     monkeypatch.setattr(sys, "path", list(sys.path))

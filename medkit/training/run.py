@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -86,13 +87,11 @@ class Run:
 
     def _set_numbers(self) -> None:
         """Chooses the precision, and makes the network whose weights are the average over steps."""
-        import torch
-
         self.precision = choose_precision(self.plan.precision, self.device)
         self.trainer.amp = self.precision == "fp16"
         self.average = Average(self.network, float(self.config.get("ema", EMA)))
-        others = {m for m in self.parts.further.values() if isinstance(m, torch.nn.Module)}
-        for network in {self.network, self.average.network, *others}:  # once where they are the same
+        # once where they are the same
+        for network in {self.network, self.average.network, *_networks(self.parts.further.values())}:
             prepare(network, self.precision)
         if self.evaluator:
             self.evaluator.amp = self.trainer.amp
@@ -359,6 +358,17 @@ class Run:
         if 0 < p.fraction < 1:
             parts.append(f"about {_duration(p.seconds * (1 - p.fraction) / p.fraction)} left")
         progress_log.info("%s", ", ".join(parts))
+
+
+def _networks(objects: Iterable[Any]) -> Iterator[torch.nn.Module]:
+    """The networks among objects, those in a ModuleDict or ModuleList one by one, since these are never called."""
+    import torch
+
+    for found in objects:
+        if isinstance(found, torch.nn.ModuleDict | torch.nn.ModuleList):
+            yield from found.children()
+        elif isinstance(found, torch.nn.Module):
+            yield found
 
 
 def _per_class(details: Any) -> tuple[float, ...]:
