@@ -250,8 +250,19 @@ def train(bundle: Path, scans: Path) -> Train:
     """Runs `medkit train enhance` in a process of its own; gives how it ended."""
 
     def run(out: Path, trouble: str = "", *more: str) -> int:
-        command = ["train", "enhance", "--bundle", bundle, "--trust", "--config", "cyclegan", "-o", out, *more]
-        command += ["--data", scans / "A", scans / "B", "--steps", STEPS, "--threads", 1, "--precision", "float32"]
+        command = ["train", "enhance", "--bundle", bundle, "--trust", "--config", "cyclegan", "-o", out]
+        command += [
+            "--data",
+            scans / "A",
+            scans / "B",
+            "--steps",
+            STEPS,
+            "--threads",
+            1,
+            "--precision",
+            "float32",
+            *more,
+        ]
         search = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"TINY_TROUBLE": trouble, "PYTHONPATH": search}
         command = [sys.executable, "-m", "medkit", *map(str, command)]
