@@ -60,6 +60,7 @@ def enhance(
     \b
     medkit run enhance *_T1w.nii.gz -o clean
     medkit run enhance --what contrast --method gamma xray.png
+    medkit run enhance low.nii.gz --bundle lowfield_to_highfield
     """
     found = chosen.of_task("enhance")
     named = chosen.name != bundles.AUTO
