@@ -31,7 +31,7 @@ class Choices:
     kind: str
     """rigid, affine or deformable."""
     metric: str
-    """auto, lncc, mi or mse."""
+    """auto, lncc, mi, mse or mind."""
     init: str
     """auto, moments, centre, header, or the name of a transform file."""
     quality: str = "default"
@@ -91,7 +91,7 @@ def memory_needed(fixed: Path, kind: str, moving: Grid) -> int:
 
 _PROGRAM_BYTES = 400 * 2**20
 _BYTES_PER_VOXEL = 40
-_BYTES_PER_POINT = 140
+_BYTES_PER_POINT = 180
 
 
 def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) -> Callable[[Case], Result]:
@@ -156,7 +156,8 @@ class _Registration:
         moving = case.image()
         mask = _mask_on(moving.grid, case.inputs.get("moving_mask"))
         kind = "rigid" if self.choices.kind == "rigid" else "affine"
-        settings = Settings(kind, self.choices.metric, self.start, self.runtime.seed)  # type: ignore[arg-type]
+        metric = "mi" if self.choices.metric == "mind" else self.choices.metric
+        settings = Settings(kind, metric, self.start, self.runtime.seed)  # type: ignore[arg-type]
         pyramid = Pyramid(_volume(moving, mask))
         found = register_affine(self.pyramid, pyramid, settings)
         if self.choices.kind == "deformable":
@@ -196,7 +197,7 @@ class _Registration:
             self.pyramid,
             pyramid,
             found.matrix,
-            metric=found.metric,
+            metric=warp_metric(self.choices.metric, found.metric),
             quality=self.choices.quality,  # type: ignore[arg-type]
             threads=threads,
         )
@@ -243,6 +244,11 @@ class _Outcome:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
+def warp_metric(asked: str, affine: str) -> str:
+    """What a warp follows, from what was asked for and what the affine map followed: unlike contrasts need mind."""
+    return "mind" if asked == "mind" or (asked == "auto" and affine == "mi") else affine
+
+
 def _story(found: Any, warp: Warp | None) -> dict[str, Any]:
     """How the alignment was found, for the sidecar."""
     story = {
@@ -251,7 +257,9 @@ def _story(found: Any, warp: Warp | None) -> dict[str, Any]:
         "matrix_ras_mm": np.round(found.matrix, 6).tolist(),
         "levels": [_level(level) for level in found.levels],
     }
-    return story if warp is None else story | {"warp_levels": [_level(stage) for stage in warp.stages]}
+    if warp is None:
+        return story
+    return story | {"warp_metric": warp.metric, "warp_levels": [_level(stage) for stage in warp.stages]}
 
 
 def _level(level: Any) -> dict[str, Any]:
