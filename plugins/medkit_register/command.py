@@ -33,10 +33,11 @@ _FILE = click.Path(exists=True, path_type=Path)
 )
 @click.option(
     "--metric",
-    type=click.Choice(["auto", "lncc", "mi", "mse"]),
+    type=click.Choice(["auto", "lncc", "mi", "mse", "mind"]),
     default="auto",
     show_default=True,
-    help="What is to become alike: auto picks by how alike the contrasts are.",
+    help="What is to become alike: auto picks by how alike the contrasts are. mind is for warps: their affine part "
+    "and the types rigid and affine follow mi.",
 )
 @click.option(
     "--init",

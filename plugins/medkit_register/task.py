@@ -31,7 +31,7 @@ class Choices:
     kind: str
     """rigid, affine or deformable."""
     metric: str
-    """auto, lncc, mi or mse."""
+    """auto, lncc, mi, mse or mind."""
     init: str
     """auto, moments, centre, header, or the name of a transform file."""
     quality: str = "default"
@@ -109,7 +109,7 @@ def memory_needed(fixed: Path, kind: str, moving: Grid) -> int:
 
 _PROGRAM_BYTES = 400 * 2**20
 _BYTES_PER_VOXEL = 40
-_BYTES_PER_POINT = 140
+_BYTES_PER_POINT = 180
 
 
 def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) -> Callable[[Case], Result]:
@@ -230,18 +230,21 @@ class _Registration:
         from medkit_register.affine import Settings, register_affine, swapped
 
         kind: Any = "rigid" if self.choices.kind == "rigid" else "affine"
-        metric: Any = self.choices.metric
+        metric: Any = "mi" if self.choices.metric == "mind" else self.choices.metric
         settings = Settings(kind, metric, self.start, self.runtime.seed)
         return register_affine(fixed, moving, swapped(settings) if back else settings)
 
     def _warp(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, metric: str) -> Warp | None:
-        """What refines the affine map `matrix`; None where the type is an affine one."""
+        """What refines the affine map `matrix`, found by `metric`; None where the type is an affine one."""
         if self.choices.kind != "deformable":
             return None
         from medkit_register.deformable import register_deformable
 
         quality: Any = self.choices.quality
-        return register_deformable(fixed, moving, matrix, metric=metric, quality=quality, threads=self.runtime.threads)
+        followed = warp_metric(self.choices.metric, metric)
+        return register_deformable(
+            fixed, moving, matrix, metric=followed, quality=quality, threads=self.runtime.threads
+        )
 
     def _maps(
         self, matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid, voxels: np.ndarray
@@ -303,6 +306,11 @@ class _Outcome:
     """Role -> further outputs."""
 
 
+def warp_metric(asked: str, affine: str) -> str:
+    """What a warp follows, from what was asked for and what the affine map followed: unlike contrasts need mind."""
+    return "mind" if asked == "mind" or (asked == "auto" and affine == "mi") else affine
+
+
 def _story(found: Any, warp: Warp | None) -> dict[str, Any]:
     """How the alignment was found, for the sidecar."""
     story = {
@@ -311,7 +319,9 @@ def _story(found: Any, warp: Warp | None) -> dict[str, Any]:
         "matrix_ras_mm": np.round(found.matrix, 6).tolist(),
         "levels": [_level(level) for level in found.levels],
     }
-    return story if warp is None else story | {"warp_levels": [_level(stage) for stage in warp.stages]}
+    if warp is None:
+        return story
+    return story | {"warp_metric": warp.metric, "warp_levels": [_level(stage) for stage in warp.stages]}
 
 
 def _level(level: Any) -> dict[str, Any]:
