@@ -292,6 +292,15 @@ def test_structures_of_implausible_size() -> None:
     assert report.structures(cube(10, 3, 6), 1.0, {1: 0.2}, EXPECTED)[0].look == ("unsure",)
 
 
+@pytest.mark.parametrize(("sure", "dice", "look"), [(0.9, 0.8, ()), (0.7, 0.4, ("unsure",)), (0.2, 0.0, ("unsure",))])
+def test_the_dice_to_be_expected_decides_where_it_is_known(sure: float, dice: float, look: tuple[str, ...]) -> None:
+    expected = Expected.of({1: "one"}, {"expected_dice": {"1": [-1.0, 2.0]}})
+    (row,) = report.structures(cube(10, 3, 6), 1.0, {1: sure}, expected)
+    assert (row.expected_dice, row.look) == (pytest.approx(dice), look)
+    (header, line, _) = report.as_tsv([row]).split("\n")
+    assert dict(zip(header.split("\t"), line.split("\t"), strict=True))["expected_dice"] == f"{dice:.4f}"
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [

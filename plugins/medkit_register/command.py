@@ -33,10 +33,11 @@ _FILE = click.Path(exists=True, path_type=Path)
 )
 @click.option(
     "--metric",
-    type=click.Choice(["auto", "lncc", "mi", "mse"]),
+    type=click.Choice(["auto", "lncc", "mi", "mse", "mind"]),
     default="auto",
     show_default=True,
-    help="What is to become alike: auto picks by how alike the contrasts are.",
+    help="What is to become alike: auto picks by how alike the contrasts are. mind is for warps: their affine part "
+    "and the types rigid and affine follow mi.",
 )
 @click.option(
     "--init",
@@ -44,6 +45,11 @@ _FILE = click.Path(exists=True, path_type=Path)
     show_default=True,
     metavar="auto|moments|centre|header|FILE",
     help="Where to start: header takes the scans' own world coordinates, FILE is an affine transform.",
+)
+@click.option(
+    "--midpoint",
+    is_flag=True,
+    help="Bring both images to a space half-way between them, where neither is favoured: for time points.",
 )
 @click.option("--fixed-mask", type=_FILE, help="Where the metric looks in the fixed image.")
 @click.option("--moving-mask", type=_FILE, help='Where it looks in the moving image (or "moving_mask" in a record).')
@@ -59,6 +65,7 @@ def register(
     quality: str,
     metric: str,
     init: str,
+    midpoint: bool,
     **files: Path | None,
 ) -> None:
     """Align images with a fixed image.
@@ -71,4 +78,4 @@ def register(
     medkit run register --fixed mni.nii.gz sub-*_T1w.nii.gz -o aligned
     """
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
-    run_task(registration(shared, Choices(kind, metric, init, quality)), options)
+    run_task(registration(shared, Choices(kind, metric, init, quality, midpoint)), options)

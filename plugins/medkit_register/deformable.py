@@ -1,10 +1,11 @@
 """Deformable registration on the CPU in seconds: Gauss-Newton steps on locally normalised images, coarse to fine.
 
-The affine map of `affine` comes first. Then each level adds small smooth steps s to the warp u by composition,
-x -> u(x + s(x)), so that the warp stays one to one (Vercauteren et al. 2009). What makes it fast: local correlation is
+The affine map of `affine` comes first. Then each level adds small smooth steps s to the warp u by composition, x ->
+u(x + s(x)), so that the warp stays one to one (Vercauteren et al. 2009). What makes it fast: local correlation is
 taken as the mean square of images normalised once per level, so that no window is summed while the warp changes (as in
 the affine engine); a step needs the moving image's values and slopes at points only; and on the finest level each step
 looks at one of the eight points of every cell of the warp's lattice, which is twice as coarse: the eight take turns.
+Scans of unlike contrasts are compared by their `descriptors` instead, several numbers per point.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medkit_register.problem import Look, reliable
+from medkit_register.descriptors import SUPPORT, descriptors
+from medkit_register.problem import Look, reliable, slope
 from medkit_register.similarity import MEASURES, normalised
 from medkit_register.warp import (
     Lattice,
@@ -79,6 +81,8 @@ class Stage:
     """lncc: standard deviation of its window in steps of the image's lattice."""
     limit: int
     """At most so many steps."""
+    detail: int = 0
+    """mind: spacing at which descriptors are taken, then averaged over the image's lattice; 0: that lattice itself."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ class Warp:
     """(N,) lattice points near the objects, as indices of the flattened lattice."""
     stages: tuple[StageReport, ...]
     """Coarse to fine."""
+    metric: str
+    """What was compared: lncc, mi, mse or mind."""
 
 
 def register_deformable(
@@ -122,7 +128,7 @@ def register_deformable(
     finest = finest_lattice(fixed)
     warp, reports = None, []
     with torch.inference_mode():
-        for stage in make_stages(fixed, finest, quality):
+        for stage in make_stages(fixed, finest, quality, metric):
             lattice = finest.coarser(stage.warp)
             warp = torch.zeros(3, *lattice.shape) if warp is None else resized(warp, lattice)
             comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, threads)
@@ -131,12 +137,14 @@ def register_deformable(
             reports.append(report)
         assert warp is not None
         warp = unfolded(warp, LEAST[quality])
-        return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports))
+        return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports), metric)
 
 
-def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality) -> list[Stage]:
+def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str) -> list[Stage]:
     """Coarse to fine; `fast` leaves out the finest images, `best` adds a warp as fine as they are."""
     factor = coarsest_factor(fixed.radius, float(spacings(finest).min()))
+    if metric == "mind":
+        return stiff_stages(factor, quality)
     stages = []
     while factor > 2:
         stages.append(Stage(factor, factor, 2.0, 0.5, 2.0, 50))
@@ -146,6 +154,22 @@ def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality) -> list[Stage
         stages.append(Stage(1, 2, 0.6, 0.4, 3.0, 32))
     if quality == "best":
         stages.append(Stage(1, 1, 1.0, 0.5, 3.0, 20))
+    return stages
+
+
+def stiff_stages(factor: int, quality: Quality) -> list[Stage]:
+    """The same for mind, from the coarsest spacing `factor` on: descriptors are noisier, and warps must be smoother.
+
+    Coarse images have lost the structure that descriptors describe: they are taken at half the spacing and averaged.
+    """
+    stages = [Stage(factor, factor, 3.0, 1.0, SUPPORT, 50, factor // 2)]
+    while factor > 2:
+        factor //= 2
+        stages.append(Stage(factor, factor, 3.0, 1.0, SUPPORT, 30, 0 if factor == 2 else factor // 2))
+    if quality != "fast":
+        stages.append(Stage(1, 2, 2.5, 1.0, SUPPORT, 24))
+    if quality == "best":
+        stages.append(Stage(1, 1, 3.0, 1.0, SUPPORT, 15))
     return stages
 
 
@@ -190,7 +214,7 @@ class Comparison:
     """The two scans at one resolution, on a lattice in the fixed space that the affine map has brought both to."""
 
     metric: str
-    """lncc, mi or mse."""
+    """lncc, mi, mse or mind."""
     cells: tuple[int, int, int]
     """Shape of the warp's lattice."""
     ratio: float
@@ -200,13 +224,18 @@ class Comparison:
     near: torch.Tensor
     """(N,) the cells that are looked at, as indices of the flattened lattice."""
     fixed: tuple[torch.Tensor, ...]
-    """Per phase the fixed values, (N,)."""
+    """Per phase the fixed values, (N,); for mind (C, N)."""
     trust: tuple[torch.Tensor, ...] | None
     """Per phase the weights of the fixed points, (N,) 0..1; None: 1."""
     positions: tuple[torch.Tensor, ...]
     """Per phase the points, (3, N), as `moving` takes them."""
     moving: Sampler
-    """Moving value, its three slopes per finest step, and a weight where one is needed."""
+    """Moving value, its three slopes per finest step, and a weight where one is needed.
+
+    For mind C values, the sum of their squared slopes, and the weight.
+    """
+    step: int
+    """Spacing of the images in steps of the finest lattice."""
 
     @classmethod
     def make(
@@ -223,13 +252,18 @@ class Comparison:
         import torch
 
         lattice = finest.coarser(stage.image)
-        spacing = float(spacings(lattice).min())
+        detail = finest.coarser(stage.detail or stage.image)
         look = Look(metric, stage.window)
-        f, fixed_trust = on_lattice(fixed, lattice, np.eye(4), spacing, look, threads)
-        m, moving_trust = on_lattice(moving, lattice, matrix, spacing, look, threads)
-        near = neighbourhood(f > 0.3 * fixed.threshold, m > 0.3 * moving.threshold, stage)
-        f, m = comparable(f, look), comparable(m, look)
-        channels = [m[None], gradient(m) / stage.image]
+        f, fixed_trust = on_lattice(fixed, detail, np.eye(4), look, threads)
+        m, moving_trust = on_lattice(moving, detail, matrix, look, threads)
+        objects = [averaged(x, lattice) for x in (f, m)]
+        near = neighbourhood(objects[0] > 0.3 * fixed.threshold, objects[1] > 0.3 * moving.threshold, stage)
+        f, m = (averaged(comparable(x, look, p.threshold), lattice) for x, p in ((f, fixed), (m, moving)))
+        fixed_trust, moving_trust = (None if t is None else averaged(t, lattice) for t in (fixed_trust, moving_trust))
+        if metric == "mind":
+            channels = [m, squared_slopes(m, stage.image)[None]]
+        else:
+            channels = [m[None], gradient(m) / stage.image]
         if moving_trust is not None:
             channels.append(moving_trust[None])
         sampler = Sampler(torch.cat(channels), threads)
@@ -239,7 +273,7 @@ class Comparison:
 
         def picked(image: torch.Tensor, phase: tuple[int, ...]) -> torch.Tensor:
             a, b, c = (slice(p, None, e) for p, e in zip(phase, every, strict=True))
-            return image[a, b, c].reshape(-1)[near]
+            return image[..., a, b, c].flatten(-3)[..., near]
 
         points = indices(cells).reshape(3, -1)[:, near]
         steps = torch.tensor(every, dtype=torch.float32)[:, None]
@@ -253,6 +287,7 @@ class Comparison:
             None if fixed_trust is None else tuple(picked(fixed_trust, phase) for phase in phases),
             tuple(sampler.prepared(points * steps + torch.tensor(phase)[:, None]) for phase in phases),
             sampler,
+            stage.image,
         )
 
     def pull(self, warp: torch.Tensor, turn: int) -> tuple[torch.Tensor, float]:
@@ -266,7 +301,9 @@ class Comparison:
             shift = moved[axis].reshape(-1).index_select(0, self.near)
             at[axis].add_(shift, alpha=self.ratio * self.moving.scale[axis])
         out = self.moving.at(at)
-        weights = self._weights(number, out)
+        if self.metric == "mind":
+            return self._pull_of_several(number, at, out)
+        weights = self._weights(number, out[4:])
         residual, unit, cost = self._residual(self.fixed[number], out[0], weights)
         slopes = out[1:4] / unit if unit != 1.0 else out[1:4]
         square = (slopes * slopes).sum(0, keepdim=True)
@@ -274,11 +311,27 @@ class Comparison:
             residual, square = residual * weights, square * weights
         return torch.cat([slopes * residual, square]), cost
 
-    def _weights(self, number: int, out: torch.Tensor) -> torch.Tensor | None:
+    def _pull_of_several(self, number: int, at: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """`pull` for values (C, N) of which only the sum of the squared slopes is at hand."""
+        import torch
+
+        fixed = self.fixed[number]
+        count = len(fixed)
+        residual, square = out[:count] - fixed, out[count : count + 1]
+        weights = self._weights(number, out[count + 1 :])
+        total = float(residual.shape[1] if weights is None else weights.sum())
+        weighted = residual
+        if weights is not None:
+            weighted, square = residual * weights, square * weights
+        cost = float(weighted.flatten() @ residual.flatten()) / max(total, 1.0)
+        return torch.cat([self.moving.pulled(at, weighted).div_(self.step), square]), cost
+
+    def _weights(self, number: int, moving: torch.Tensor) -> torch.Tensor | None:
+        """(N,) both scans' weights, of which `moving` (1 or 0, N) is one's; None: 1."""
         trust = None if self.trust is None else self.trust[number]
-        if out.shape[0] == 4:
+        if not len(moving):
             return trust
-        return out[4] if trust is None else out[4] * trust
+        return moving[0] if trust is None else moving[0] * trust
 
     def _residual(
         self, fixed: torch.Tensor, moving: torch.Tensor, weights: torch.Tensor | None
@@ -303,7 +356,7 @@ class Comparison:
 
 
 def on_lattice(
-    pyramid: Pyramid, lattice: Lattice, matrix: np.ndarray, spacing: float, look: Look, threads: int
+    pyramid: Pyramid, lattice: Lattice, matrix: np.ndarray, look: Look, threads: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A scan (I, J, K) on a lattice whose points `matrix`, (4, 4) RAS+ mm, takes to it, and how far to trust it.
 
@@ -311,6 +364,7 @@ def on_lattice(
     """
     import torch
 
+    spacing = float(spacings(lattice).min())
     level = pyramid.level(spacing)
     to_index = torch.from_numpy((level.index_from_world @ matrix @ lattice.affine).astype(np.float32))
     at = to_index[:3, :3] @ indices(lattice.shape).reshape(3, -1) + to_index[:3, 3:]
@@ -339,9 +393,34 @@ def inside(index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return kept.float()
 
 
-def comparable(image: torch.Tensor, look: Look) -> torch.Tensor:
-    """(I, J, K) what the metric compares."""
+def comparable(image: torch.Tensor, look: Look, threshold: float) -> torch.Tensor:
+    """(I, J, K) what the metric compares, for mind (C, I, J, K); `threshold` lies between background and object."""
+    if look.metric == "mind":
+        return descriptors(image, threshold)
     return normalised(image, look.window, look.floor) if look.metric == "lncc" else image
+
+
+def averaged(image: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+    """(..., I, J, K) on `lattice`, from an image on it or on one twice as fine."""
+    from torch.nn.functional import avg_pool3d
+
+    shape = image.shape[-3:]
+    if tuple(shape) == lattice.shape:
+        return image
+    factors = tuple(fine // coarse for fine, coarse in zip(shape, lattice.shape, strict=True))
+    return avg_pool3d(image.reshape(1, -1, *shape), factors).reshape(*image.shape[:-3], *lattice.shape)
+
+
+def squared_slopes(values: torch.Tensor, step: int) -> torch.Tensor:
+    """(I, J, K) of values (C, I, J, K) on a lattice of `step` finest steps, summed over axes and values."""
+    import torch
+
+    total = torch.zeros_like(values[0])
+    for value in values:
+        for axis in range(3):
+            along = slope(value, axis)
+            total.addcmul_(along, along)
+    return total.div_(step**2)
 
 
 def neighbourhood(fixed: torch.Tensor, moving: torch.Tensor, stage: Stage) -> torch.Tensor:

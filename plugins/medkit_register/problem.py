@@ -155,9 +155,9 @@ class Look:
     """What of a level the metric sees."""
 
     metric: str
-    """A key of MEASURES."""
+    """A key of MEASURES, or mind."""
     window: float
-    """lncc: the window's standard deviation in lattice steps."""
+    """lncc: the window's standard deviation in lattice steps; mind: about that of what a descriptor rests on."""
     floor: float = 0.05
     """lncc: added to local deviations (levels run 0..1), so that noise in flat regions stays small."""
 
@@ -208,7 +208,7 @@ def reliable(pyramid: Pyramid, spacing: float, look: Look) -> torch.Tensor | Non
     from medkit_register.pyramid import smooth
 
     level = pyramid.level(spacing)
-    if look.metric != "lncc":
+    if look.metric not in ("lncc", "mind"):
         return level.mask
     inside = None
     if level.mask is not None:

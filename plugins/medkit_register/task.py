@@ -31,11 +31,13 @@ class Choices:
     kind: str
     """rigid, affine or deformable."""
     metric: str
-    """auto, lncc, mi or mse."""
+    """auto, lncc, mi, mse or mind."""
     init: str
     """auto, moments, centre, header, or the name of a transform file."""
     quality: str = "default"
     """fast, default or best; for deformable."""
+    midpoint: bool = False
+    """Both images go half of the way (see `midpoint`)."""
 
 
 def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
@@ -51,18 +53,14 @@ def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
             raise UsageError(f"--init {choices.init}: expected {', '.join(_STARTS)} or a transform file")
         shared = {**shared, "init": absolute(choices.init)}
         choices = replace(choices, init="file")
-    output = functools.partial(Output, reference=shared["fixed"])
-    extension = ".nii.gz" if choices.kind == "deformable" else ".tfm"
-    arguments = {"type": choices.kind, "metric": choices.metric, "init": choices.init}
+    arguments: dict[str, Any] = {"type": choices.kind, "metric": choices.metric, "init": choices.init}
     if choices.kind == "deformable":
         arguments["quality"] = choices.quality
+    if choices.midpoint:
+        arguments["midpoint"] = True
     return Task(
         name="register",
-        outputs=(
-            output("image", "image", "registered", entities={"space": "{space}", "desc": "registered"}),
-            output("transform", "transform", "transform", extension, _direction("{suffix}", "{space}")),
-            output("inverse_transform", "transform", "inverse_transform", extension, _direction("{space}", "{suffix}")),
-        ),
+        outputs=_outputs(shared["fixed"], choices),
         setup=functools.partial(set_up, shared=shared, choices=choices),
         arguments=arguments,
         role="moving",
@@ -70,6 +68,26 @@ def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
         shared=shared,
         memory=functools.partial(memory_needed, shared["fixed"], choices.kind),
     )
+
+
+def _outputs(fixed: Path, choices: Choices) -> tuple[Output, ...]:
+    """The files of one case: the moving image and its transforms, with a midpoint those of the fixed one as well."""
+    output = functools.partial(Output, reference=fixed)
+    extension = ".nii.gz" if choices.kind == "deformable" else ".tfm"
+    space = "midpoint" if choices.midpoint else "{space}"
+    outputs = [
+        output("image", "image", "registered", entities={"space": space, "desc": "registered"}),
+        output("transform", "transform", "transform", extension, _direction("{suffix}", space)),
+        output("inverse_transform", "transform", "inverse_transform", extension, _direction(space, "{suffix}")),
+    ]
+    if choices.midpoint:
+        there, back = _direction("{space}", space), _direction(space, "{space}")
+        outputs += [
+            output("fixed_image", "image", "fixed", entities={"space": space, "desc": "fixed"}),
+            output("fixed_transform", "transform", "fixed_transform", extension, there),
+            output("fixed_inverse_transform", "transform", "fixed_inverse_transform", extension, back),
+        ]
+    return tuple(outputs)
 
 
 def _direction(start: str, end: str) -> dict[str, str]:
@@ -91,7 +109,7 @@ def memory_needed(fixed: Path, kind: str, moving: Grid) -> int:
 
 _PROGRAM_BYTES = 400 * 2**20
 _BYTES_PER_VOXEL = 40
-_BYTES_PER_POINT = 140
+_BYTES_PER_POINT = 180
 
 
 def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) -> Callable[[Case], Result]:
@@ -150,61 +168,97 @@ class _Registration:
     def case(self, case: Case) -> Result:
         """Aligns one moving image."""
         from medkit.resample import resample
-        from medkit_register.affine import Settings, register_affine
         from medkit_register.pyramid import Pyramid
 
         moving = case.image()
-        mask = _mask_on(moving.grid, case.inputs.get("moving_mask"))
-        kind = "rigid" if self.choices.kind == "rigid" else "affine"
-        settings = Settings(kind, self.choices.metric, self.start, self.runtime.seed)  # type: ignore[arg-type]
-        pyramid = Pyramid(_volume(moving, mask))
-        found = register_affine(self.pyramid, pyramid, settings)
-        if self.choices.kind == "deformable":
-            outcome = self._warped(moving.grid, pyramid, found)
-        else:
-            outcome = self._linear(moving.grid, found)
+        pyramid = Pyramid(_volume(moving, _mask_on(moving.grid, case.inputs.get("moving_mask"))))
+        outcome = (self._half_way if self.choices.midpoint else self._all_the_way)(moving.grid, pyramid)
         del pyramid
-        moved = resample(moving, self.fixed.grid, outcome.transform)
-        before, after = self._similarity(resample(moving, self.fixed.grid)), self._similarity(moved)
-        agreement, missing = scores(case.inputs, outcome.transform)
+        found, target = outcome.found, outcome.target
+        moved = resample(moving, target.grid, outcome.transform)
+        before = self._similarity(self.fixed, resample(moving, self.fixed.grid))
+        after = self._similarity(target, moved)
+        agreement, missing = scores(case.inputs, outcome.whole)
+        files = {"image": moved, "transform": outcome.transform, "inverse_transform": outcome.inverse, **outcome.files}
         return Result(
-            {"image": moved, "transform": outcome.transform, "inverse_transform": outcome.inverse},
+            files,
             metrics={"before": before, "after": after, **outcome.metrics, **agreement},
             warnings=[*self.fixed.warnings, *found.warnings, *missing, *_verdict(before, after)],
             details={
                 "grids": {"from": outcome.transform.from_grid, "to": outcome.transform.to_grid},
                 "registration": _story(found, outcome.warp),
             },
-            spatial_reference=self.path,
-            description=f"{case.path.name} resampled onto {self.path.name} by {self.choices.kind} registration",
-            figure=functools.partial(self._figure, moved, case.path.name),
+            spatial_reference=None if self.choices.midpoint else self.path,
+            description=self._description(case.path),
+            figure=functools.partial(self._figure, target, moved, case.path.name),
         )
 
-    def _linear(self, moving: Grid, found: Any) -> _Outcome:
-        from medkit.space import AffineTransform
+    def _description(self, moving: Path) -> str:
+        if self.choices.midpoint:
+            return f"{moving.name} and {self.path.name} half-way to each other by {self.choices.kind} registration"
+        return f"{moving.name} resampled onto {self.path.name} by {self.choices.kind} registration"
+
+    def _all_the_way(self, moving: Grid, pyramid: Pyramid) -> _Outcome:
+        """The moving image on the fixed one's grid."""
+        found = self._affine(self.pyramid, pyramid)
+        warp = self._warp(self.pyramid, pyramid, found.matrix, found.metric)
+        transform, inverse, metrics = self._maps(found.matrix, warp, self.fixed.grid, moving, self._object_voxels())
+        return _Outcome(found, self.fixed, transform, inverse, transform, warp, metrics)
+
+    def _half_way(self, moving: Grid, pyramid: Pyramid) -> _Outcome:
+        """Both images on a grid between them; see `midpoint`."""
+        from medkit.resample import resample
+        from medkit.space import apply_affine, chain
+        from medkit_register.midpoint import mean_matrix, middle_grid, middle_warp, root, to_fixed
 
         fixed = self.fixed.grid
-        transform = AffineTransform(found.matrix, fixed.digest(), moving.digest(), dims=min(fixed.dims, moving.dims))
-        return _Outcome(transform, transform.inverse())
+        found = self._affine(self.pyramid, pyramid)
+        found = replace(found, matrix=mean_matrix(found.matrix, self._affine(pyramid, self.pyramid, back=True).matrix))
+        half = root(found.matrix)
+        there = self._warp(self.pyramid, pyramid, found.matrix, found.metric)
+        back = self._warp(pyramid, self.pyramid, np.linalg.inv(found.matrix), found.metric)
+        warp = middle_warp(there, back, half, self.runtime.threads) if there and back else None
+        middle = middle_grid(fixed, moving, half)
+        points = apply_affine(np.linalg.inv(middle.affine) @ half @ fixed.affine, self._object_voxels())
+        transform, inverse, metrics = self._maps(half, warp, middle, moving, points)
+        first, from_first, _ = self._maps(np.linalg.inv(half), warp and to_fixed(warp), middle, fixed, points)
+        target = resample(self.fixed, middle, first)
+        files = {"fixed_image": target, "fixed_transform": first, "fixed_inverse_transform": from_first}
+        return _Outcome(found, target, transform, inverse, chain([transform, from_first]), warp, metrics, files)
 
-    def _warped(self, moving: Grid, pyramid: Pyramid, found: Any) -> _Outcome:
+    def _affine(self, fixed: Pyramid, moving: Pyramid, *, back: bool = False) -> Any:
+        from medkit_register.affine import Settings, register_affine, swapped
+
+        kind: Any = "rigid" if self.choices.kind == "rigid" else "affine"
+        metric: Any = "mi" if self.choices.metric == "mind" else self.choices.metric
+        settings = Settings(kind, metric, self.start, self.runtime.seed)
+        return register_affine(fixed, moving, swapped(settings) if back else settings)
+
+    def _warp(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, metric: str) -> Warp | None:
+        """What refines the affine map `matrix`, found by `metric`; None where the type is an affine one."""
+        if self.choices.kind != "deformable":
+            return None
         from medkit_register.deformable import register_deformable
+
+        quality: Any = self.choices.quality
+        followed = warp_metric(self.choices.metric, metric)
+        return register_deformable(
+            fixed, moving, matrix, metric=followed, quality=quality, threads=self.runtime.threads
+        )
+
+    def _maps(
+        self, matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid, voxels: np.ndarray
+    ) -> tuple[Transform, Transform, dict[str, Any]]:
+        """The transform from `fixed` to `moving`, the one back, and for a warp how well they do at `voxels` (N, 3)."""
+        from medkit.space import AffineTransform
         from medkit_register.fields import backward_field, folding, forward_field, inverse_error
 
-        threads = self.runtime.threads
-        warp = register_deformable(
-            self.pyramid,
-            pyramid,
-            found.matrix,
-            metric=found.metric,
-            quality=self.choices.quality,  # type: ignore[arg-type]
-            threads=threads,
-        )
-        fixed = self.fixed.grid
-        transform = forward_field(warp, fixed, moving, threads)
-        inverse = backward_field(warp, transform, moving, threads)
-        error = inverse_error(transform, inverse, self._object_voxels())
-        return _Outcome(transform, inverse, warp, {**folding(warp), "inverse_error_mm": error})
+        if warp is None:
+            linear = AffineTransform(matrix, fixed.digest(), moving.digest(), dims=min(fixed.dims, moving.dims))
+            return linear, linear.inverse(), {}
+        transform = forward_field(warp, fixed, moving, self.runtime.threads)
+        inverse = backward_field(warp, transform, moving, self.runtime.threads)
+        return transform, inverse, {**folding(warp), "inverse_error_mm": inverse_error(transform, inverse, voxels)}
 
     def _object_voxels(self) -> np.ndarray:
         """(N, 3) indices of some of the voxels that the object fills."""
@@ -215,18 +269,17 @@ class _Registration:
         chosen = inside[:: max(1, len(inside) // _PROBES)]
         return np.stack(np.unravel_index(chosen, data.shape, order), axis=1)
 
-    def _similarity(self, image: Image) -> dict[str, float]:
+    def _similarity(self, fixed: Image, moved: Image) -> dict[str, float]:
         import torch
 
         from medkit.metrics import similarity
 
-        fixed, moved = (torch.from_numpy(i.data[0].astype(np.float32)) for i in (self.fixed, image))
-        return similarity(fixed, moved)
+        return similarity(*(torch.from_numpy(image.data[0].astype(np.float32)) for image in (fixed, moved)))
 
-    def _figure(self, moved: Image, name: str) -> np.ndarray:
+    def _figure(self, fixed: Image, moved: Image, name: str) -> np.ndarray:
         from medkit.figures import overlay_mosaic
 
-        return overlay_mosaic(self.fixed, moved, kind="image", title=f"{name} on {self.path.name}, {self.choices.kind}")
+        return overlay_mosaic(fixed, moved, kind="image", title=f"{name} on {self.path.name}, {self.choices.kind}")
 
 
 _PROBES = 20_000
@@ -237,10 +290,25 @@ _PROBES = 20_000
 class _Outcome:
     """Transforms and what is known of them."""
 
+    found: Any
+    """The affine part, as `register_affine` gives it."""
+    target: Image
+    """The fixed image where the moving one is brought to: as it is, or half-way."""
     transform: Transform
+    """The target's points to the moving scan."""
     inverse: Transform
+    """Back."""
+    whole: Transform
+    """Fixed points to the moving scan."""
     warp: Warp | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """Role -> further outputs."""
+
+
+def warp_metric(asked: str, affine: str) -> str:
+    """What a warp follows, from what was asked for and what the affine map followed: unlike contrasts need mind."""
+    return "mind" if asked == "mind" or (asked == "auto" and affine == "mi") else affine
 
 
 def _story(found: Any, warp: Warp | None) -> dict[str, Any]:
@@ -251,7 +319,9 @@ def _story(found: Any, warp: Warp | None) -> dict[str, Any]:
         "matrix_ras_mm": np.round(found.matrix, 6).tolist(),
         "levels": [_level(level) for level in found.levels],
     }
-    return story if warp is None else story | {"warp_levels": [_level(stage) for stage in warp.stages]}
+    if warp is None:
+        return story
+    return story | {"warp_metric": warp.metric, "warp_levels": [_level(stage) for stage in warp.stages]}
 
 
 def _level(level: Any) -> dict[str, Any]:

@@ -58,16 +58,34 @@ class Sampler:
 
     def at(self, positions: torch.Tensor) -> torch.Tensor:
         """(C, N) at (3, N) prepared positions."""
-        import torch
         from torch.nn.functional import grid_sample
 
-        count = positions.shape[1]
-        chunk = -(-count // self._threads)  # in 3D grid_sample runs one thread per batch entry
-        padded = torch.nn.functional.pad(positions, (0, chunk * self._threads - count))
-        grid = padded.flip(0).reshape(3, self._threads, chunk).permute(1, 2, 0)[:, :, None, None]
         volume = self._volume.expand(self._threads, -1, -1, -1, -1)
-        out = grid_sample(volume, grid, mode="bilinear", padding_mode="border", align_corners=True)
-        return out[..., 0, 0].transpose(0, 1).reshape(out.shape[1], -1)[:, :count]
+        out = grid_sample(volume, self._grid(positions), mode="bilinear", padding_mode="border", align_corners=True)
+        return out[..., 0, 0].transpose(0, 1).reshape(out.shape[1], -1)[:, : positions.shape[1]]
+
+    def pulled(self, positions: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """(3, N) slopes per step, at (3, N) prepared positions, of the first channels summed in weights (C, N)."""
+        import torch
+
+        count = positions.shape[1]
+        grid = self._grid(positions)
+        padded = torch.nn.functional.pad(weights, (0, grid.shape[0] * grid.shape[1] - count))
+        given = padded.reshape(len(weights), *grid.shape[:2]).transpose(0, 1)[..., None, None]
+        volume = self._volume[:, : len(weights)].expand(self._threads, -1, -1, -1, -1)
+        # what a backward pass would compute, without the slopes of the volume
+        _, slopes = torch.ops.aten.grid_sampler_3d_backward(given, volume, grid, 0, 1, True, [False, True])
+        along = slopes.reshape(-1, 3)[:count].T.flip(0)
+        return torch.stack([s * scale for s, scale in zip(along, self.scale, strict=True)])
+
+    def _grid(self, positions: torch.Tensor) -> torch.Tensor:
+        """(T, M, 1, 1, 3) of (3, N): in 3D grid_sample runs one thread per batch entry."""
+        import torch
+
+        count = positions.shape[1]
+        chunk = -(-count // self._threads)
+        padded = torch.nn.functional.pad(positions, (0, chunk * self._threads - count))
+        return padded.flip(0).reshape(3, self._threads, chunk).permute(1, 2, 0)[:, :, None, None]
 
 
 def indices(shape: tuple[int, ...]) -> torch.Tensor:

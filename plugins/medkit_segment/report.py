@@ -11,7 +11,9 @@ import numpy as np
 from medkit.figures import label_colours
 
 UNSURE = 0.75
-"""Mean probability of a structure's voxels below which it is to be looked at."""
+"""Mean probability of a structure's voxels below which it is to be looked at, where no Dice can be expected from it."""
+POOR = 0.5
+"""Dice to be expected of a structure below which it is to be looked at."""
 CUT_SHARE = 0.02
 """Share of a body's voxels on the faces of the field of view from which on it is cut off."""
 
@@ -25,6 +27,8 @@ class Structure:
     volume_mm3: float
     confidence: float | None
     """Mean probability of its label over its voxels, 0 to 1; None where it was not found, or the bundle gives none."""
+    expected_dice: float | None
+    """Dice that scans drawn for validation had with that confidence; None where the bundle does not know it."""
     look: tuple[str, ...]
     """Why a person should look at it; empty where nothing speaks against it."""
 
@@ -36,13 +40,23 @@ class Expected:
     names: Mapping[int, str]
     volumes: Mapping[int, tuple[float, float]]
     """Label -> smallest and largest plausible volume in mm3; `total` is that of the label 0."""
+    dice: Mapping[int, tuple[float, float]]
+    """Label -> intercept and slope of the Dice to be expected over the confidence."""
 
     @classmethod
     def of(cls, names: Mapping[int, str], block: Mapping[str, Any]) -> Expected:
         """From a bundle's metadata."""
         stated = block.get("volumes_mm3") or {}
         volumes = {0 if key == "total" else int(key): (float(low), float(high)) for key, (low, high) in stated.items()}
-        return cls(names, volumes)
+        lines = block.get("expected_dice") or {}
+        return cls(names, volumes, {int(key): (float(start), float(slope)) for key, (start, slope) in lines.items()})
+
+    def dice_at(self, index: int, confidence: float | None) -> float | None:
+        """The Dice to be expected of a structure; 0 to 1, None where it is not known."""
+        if confidence is None or index not in self.dice:
+            return None
+        start, slope = self.dice[index]
+        return min(max(start + slope * confidence, 0.0), 1.0)
 
 
 def structures(
@@ -58,10 +72,15 @@ def structures(
         low, high = expected.volumes.get(index, (0.0, np.inf))
         if not low <= volume <= high:
             look.append("not found" if not counts[index] else "small" if volume < low else "large")
-        if sure is not None and sure < UNSURE:
+        dice = expected.dice_at(index, sure)
+        if sure is not None and (sure < UNSURE if dice is None else dice < POOR):
             look.append("unsure")
-        out.append(Structure(index, name, volume, None if sure is None else round(sure, 4), tuple(look)))
+        out.append(Structure(index, name, volume, _rounded(sure), _rounded(dice), tuple(look)))
     return out
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) -> list[str]:
@@ -99,10 +118,10 @@ def _at_the_faces(labels: np.ndarray) -> float:
 
 def as_tsv(rows: Sequence[Structure]) -> str:
     """A BIDS table of segmentation labels (`_dseg.tsv`), with what was measured in columns of its own."""
-    lines = ["index\tname\tcolor\tvolume_mm3\tconfidence\tlook"]
+    lines = ["index\tname\tcolor\tvolume_mm3\tconfidence\texpected_dice\tlook"]
     for row in rows:
         colour = "#" + "".join(f"{int(c):02X}" for c in label_colours(np.array(row.index)))
-        confidence = "n/a" if row.confidence is None else f"{row.confidence:.4f}"
+        sure, dice = ("n/a" if value is None else f"{value:.4f}" for value in (row.confidence, row.expected_dice))
         look = ", ".join(row.look) or "n/a"
-        lines.append(f"{row.index}\t{row.name}\t{colour}\t{row.volume_mm3:.1f}\t{confidence}\t{look}")
+        lines.append(f"{row.index}\t{row.name}\t{colour}\t{row.volume_mm3:.1f}\t{sure}\t{dice}\t{look}")
     return "\n".join([*lines, ""])

@@ -129,6 +129,7 @@ class SegmentRunner(BundleRunner):
                 "total_mm3": round(sum(row.volume_mm3 for row in rows), 1),
                 "volumes_mm3": {row.name: round(row.volume_mm3, 1) for row in rows},
                 "confidence": {row.name: row.confidence for row in rows if row.confidence is not None},
+                "expected_dice": {row.name: row.expected_dice for row in rows if row.expected_dice is not None},
                 "look": bool(found),
                 "look_at": {row.name: list(row.look) for row in rows if row.look},
             },
