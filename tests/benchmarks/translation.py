@@ -33,7 +33,7 @@ from medkit.figures import sample_sheet, write_png
 from medkit.label_table import LabelTable
 from medkit.synthesis import Random, Ranges, Synthesis, scale
 
-SHAPE = (160, 208, 208)
+SHAPE = (160, 208, 224)
 CLEAN = Ranges(
     prior=1.0, flip=0.5, stripped=0.0, dark=1.0, cut=0.0, shift=4.0, texture=(0.1, 0.2), thick=0.0, coarse=0.0,
     blur=(0.4, 0.5), bias=0.0, noise=0.0, gamma=0.0, ghosting=0.0, salt_and_pepper=0.0,
