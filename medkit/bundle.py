@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,10 @@ class Bundle:
                 return folder / f"{name}{suffix}"
         there = sorted(p.stem for p in folder.glob("*") if p.suffix in CONFIG_SUFFIXES and p.stem != "metadata")
         raise BundleError(f"bundle {self.name}: no config {name} in {folder}; there is {listed(there or ['none'])}")
+
+    def has_config(self, name: str) -> bool:
+        """Whether it has a config of that name."""
+        return any((self.root / "configs" / f"{name}{suffix}").is_file() for suffix in CONFIG_SUFFIXES)
 
     @property
     def weights(self) -> Path:
@@ -236,8 +240,10 @@ def for_task(text: str, task: str, registry: Registry, *, trust: bool) -> tuple[
     return tuple(own)
 
 
-def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> Bundle:
+def choose(text: str | None, task: str, registry: Registry, *, trust: bool, configs: Sequence[str] = ()) -> Bundle:
     """The bundle whose configs may run for a task: the one that `text` names, or the only one that the task has.
+
+    Of several the one that has all `configs`.
 
     Raises UsageError for a task that no bundle is for, for a bundle of another task, and for one that no plugin brings
     unless `trust` says that its code may run, now or before (see `medkit.trust`).
@@ -251,6 +257,7 @@ def choose(text: str | None, task: str, registry: Registry, *, trust: bool) -> B
         own = [b for b in known if b.task == task]
         # what a script runs without naming it stays the same when the user installs another
         own = [b for b in own if not b.by_user] or own
+        own = [b for b in own if all(b.has_config(name) for name in configs)] or own
         if len(own) > 1:
             raise UsageError(f"task {task} has several bundles; choose one with --bundle: {_names(own)}")
         bundle = own[0]

@@ -83,6 +83,28 @@ def overlay_mosaic(
     return _compose(tiles, planes, [[(title, WHITE)], [(convention, DIM)], note])
 
 
+def comparison_mosaic(before: Image, after: Image, *, title: str = "", slices: int = 1) -> np.ndarray:
+    """Slices of an image, the same of one on its grid that was made from it, and the difference of the two.
+
+    Both images have the grey window of the first; in the difference (second minus first) mid-grey is none, and the
+    header says what black and white are. Gives (H, W, 3) uint8, radiological convention.
+    """
+    window, frame = choose_window(before), choose_frame(before.grid)
+    planes = [plane for row in choose_planes(before, window, frame, None, slices) for plane in row]
+    change = before.with_data(after.data.astype(np.float32) - before.data)
+    most = float(np.percentile(np.abs(change.data), 99.9)) or 1.0
+    tiles = [
+        [
+            *(_rgb(window.grey(sample(image, plane, window.low))) for image in (before, after)),
+            _rgb(np.clip(0.5 + sample(change, plane) / (2 * most), 0, 1)),
+        ]
+        for plane in planes
+    ]
+    what = f"before, after (grey: {window.low:.4g} to {window.high:.4g}{window.unit})"
+    note = f"{what}, difference ({-most:.3g} to {most:.3g}); patient's right on the left (radiological)"
+    return _compose(tiles, [[plane] * 3 for plane in planes], [[(title, WHITE)], [(note, DIM)]])
+
+
 def sample_sheet(samples: Sequence[tuple[np.ndarray, np.ndarray | None]], columns: int = 4) -> np.ndarray:
     """What a network is trained with: a slice of each sample, and beside it the same slice with its labels.
 

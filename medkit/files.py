@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from medkit import __version__
 from medkit.errors import MedkitError, OutputError, UsageError, listed
 from medkit.names import (
+    GREY_PICTURES,
     WRITABLE_IMAGES,
     bids_root,
     is_bids,
@@ -60,11 +61,15 @@ class Output:
     """The image whose space the file is in or leads to, for `{space}`."""
     extensions: Sequence[str] = ()
     """Further types it may have: an input's own where it is one of them, and any of them by `-o`."""
+    as_picture: bool = False
+    """Whether an input that is a grey picture (PNG, JPEG) gives a PNG, whatever `extension` says."""
 
     def name(self, source: Path) -> str:
         """The file name for an input: the BIDS derivative name for a BIDS-named one, else `<stem>_<suffix><ext>`."""
         own = suffix_of(source).lower()
         extension = own if own in self.extensions else self.extension
+        if self.as_picture and own in GREY_PICTURES:
+            extension = ".png"
         if not is_bids(source):
             return f"{stem(source)}_{self.suffix}{extension}"
         entities, bids_suffix = split_bids(source)

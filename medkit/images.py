@@ -1,7 +1,7 @@
 """Images: reading with the sanity checks that come before any work, and writing on an exact grid.
 
 One frame (RAS+, mm) and one layout, (C, I, J, K), whatever the format of the file. NIfTI and MGH go through nibabel,
-NRRD, MetaImage and DICOM through itk.
+NRRD, MetaImage and DICOM through itk, PNG and JPEG through Pillow.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from medkit import itk_files, nifti
+from medkit import itk_files, nifti, pictures
 from medkit.dicom import is_dicom, read_dicom, read_dicom_grid
 from medkit.errors import InputError, OutputError
+from medkit.names import GREY_PICTURES
 from medkit.space import Grid, three_axes
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
-"""What `read_image` takes, beside a folder with one DICOM series."""
+"""What `read_image` takes, beside a folder with one DICOM series and grey pictures (`GREY_PICTURES`)."""
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 MGH_DATA_OFFSET = 284
 SPACING_RANGE = (1e-3, 1e3)
@@ -67,8 +68,11 @@ class Image:
             _write_mgh(path, data, self.grid)
         elif path.suffix in (".nrrd", ".nhdr", ".mha", ".mhd"):
             itk_files.write_image(path, data, self.grid)
+        elif _is_picture(path):
+            pictures.write_picture(path, data, self.grid)
         else:
-            raise OutputError(f"{path}: expected a name that ends in {', '.join(IMAGE_SUFFIXES[:-1])}")
+            known = (*IMAGE_SUFFIXES[:-1], *GREY_PICTURES)
+            raise OutputError(f"{path}: expected a name that ends in {', '.join(known)}")
 
 
 def read_image(path: Path, *, frame: int | None = None, series: str | None = None, labels: bool = False) -> Image:
@@ -95,6 +99,8 @@ def read_grid(path: Path, *, series: str | None = None) -> Grid:
         grid = _mgh_grid(path, _mgh_header(path, nifti.read_head(path)))
     elif path.name.endswith(ITK_SUFFIXES):
         grid = itk_files.grid_of(path, itk_files.read_header(path))
+    elif _is_picture(path):
+        grid = pictures.read_picture_grid(path)
     elif path.suffix == ".dcm" or is_dicom(path):
         grid = read_dicom_grid(path, series)
     else:
@@ -140,13 +146,16 @@ def _read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
         return _read_mgh(path, frame)
     if path.name.endswith(ITK_SUFFIXES) and not path.is_dir():
         return _read_itk(path, frame)
+    if _is_picture(path):
+        return _read_picture(path, frame)
     if path.suffix == ".dcm" or is_dicom(path):
         return _read_dicom(path, frame, series)
     raise _unknown(path)
 
 
 def _unknown(path: Path) -> InputError:
-    return InputError(f"{path}: expected a DICOM folder or a file that ends in {', '.join(IMAGE_SUFFIXES)}")
+    known = ", ".join((*IMAGE_SUFFIXES, *GREY_PICTURES))
+    return InputError(f"{path}: expected a DICOM folder or a file that ends in {known}")
 
 
 def _existing(path: Path) -> Path:
@@ -157,6 +166,15 @@ def _existing(path: Path) -> Path:
 
 def _is_nifti(path: Path) -> bool:
     return path.name.endswith((".nii", ".nii.gz")) and not path.is_dir()
+
+
+def _is_picture(path: Path) -> bool:
+    return path.name.lower().endswith(GREY_PICTURES) and not path.is_dir()
+
+
+def _read_picture(path: Path, frame: int | None) -> Stored:
+    voxels, grid, warnings = pictures.read_picture(path)
+    return Stored(pick_frame(path, voxels[0, ..., None], frame)[None], grid, tuple(warnings))
 
 
 def _read_nifti(path: Path, frame: int | None) -> Stored:

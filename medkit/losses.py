@@ -1,4 +1,4 @@
-"""The loss of a segmentation network, several times faster than one that spreads the labels over channels."""
+"""Losses of networks that label structures, and of those that enhance images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class DiceCrossEntropyLoss(nn.Module):
-    """1 - mean Dice of the labels present + `cross_entropy` times the cross entropy.
+    """1 - mean Dice of the labels present + `cross_entropy` times the cross entropy, in a fraction of the usual time.
 
     What monai.losses.DiceCELoss(to_onehot_y=True, softmax=True, batch=True) measures, but for labels that are absent,
     which here count neither way. No one-hot volume is made: with 32 labels on two cores it takes a fifth of the time.
@@ -33,3 +33,36 @@ class DiceCrossEntropyLoss(nn.Module):
         weight = count.clamp_min(1).float().pow(-self.balance)
         entropy = -(own * weight[labels]).sum() / (weight * count).sum()
         return 1 - (dice * present).sum() / share + self.cross_entropy * entropy
+
+
+class EnhancementLoss(nn.Module):
+    """How far an image without noise, and the bias field of its tissue, are off.
+
+    `image` times the root mean square error of the first channel: unlike the mean square it weighs faint noise as much
+    as strong. `field` times the mean absolute error of the second, the logarithm of the field, over voxels whose target
+    is brighter than `tissue`; a constant factor is no error, for nobody knows it.
+    """
+
+    def __init__(self, image: float = 1.0, field: float = 0.0, tissue: float = 0.05) -> None:
+        super().__init__()
+        self.image, self.field, self.tissue = image, field, tissue
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """pred, target: (B, 2, *space)."""
+        pred, target = torch.as_tensor(pred).float(), torch.as_tensor(target).float()
+        loss = pred.new_zeros(())
+        if self.image:
+            square = (pred[:, 0] - target[:, 0]).square().flatten(1).mean(1)
+            loss = loss + self.image * (square + 1e-8).sqrt().mean()
+        if self.field:
+            loss = (
+                loss + self.field * torch.stack([self._field(*pair) for pair in zip(pred, target, strict=True)]).mean()
+            )
+        return loss
+
+    def _field(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        tissue = target[0] > self.tissue
+        if not bool(tissue.any()):
+            return pred.sum() * 0
+        error = pred[1][tissue] - target[1][tissue]
+        return (error - error.mean()).abs().mean()

@@ -11,14 +11,16 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".dcm", ".ima")
 """Image files medkit can be given, longest first where one ends in another."""
-WRITABLE_IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
+WRITABLE_IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".png", ".jpg", ".jpeg")
 """The image files medkit writes: one file each, so that it can be put in place by one rename."""
 TRANSFORM_SUFFIXES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm", ".lta", ".dat")
 MARKUP_SUFFIXES = (".mrk.json", ".fcsv")
 """3D Slicer's files of points; tables may hold points as well."""
 TABLE_SUFFIXES = (".tsv", ".csv")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-"""Pictures: medkit reads none, but bundles for them read their own."""
+"""Pictures: medkit reads the grey ones of `GREY_PICTURES`; bundles for pictures read their own."""
+GREY_PICTURES = (".png", ".jpg", ".jpeg")
+"""Pictures that medkit reads and writes as images of one plane, 8 or 16 bits of grey."""
 KNOWN_SUFFIXES = IMAGE_SUFFIXES + TRANSFORM_SUFFIXES + MARKUP_SUFFIXES + TABLE_SUFFIXES + PICTURE_SUFFIXES
 
 _BIDS_ORDER = (

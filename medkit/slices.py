@@ -271,7 +271,7 @@ def _to_frame(voxels: np.ndarray, grid: Grid, frame: Frame) -> np.ndarray:
 def choose_window(image: Image) -> Window:
     """Grey window and structure levels, from the image alone; a CT is known by its air and its water."""
     values = _thinned(image)[0].astype(np.float64).ravel()
-    if _is_ct(values):
+    if is_ct(values):
         return _ct_window(values)
     distinct, counts = np.unique(values[:: len(values) // 200_000 + 1], return_counts=True)
     padding = distinct[counts.argmax()] if counts.max() > 0.2 * counts.sum() else np.nan
@@ -288,7 +288,8 @@ def choose_window(image: Image) -> Window:
     return Window(low, high, (outline, _otsu(inside[inside > outline])))
 
 
-def _is_ct(values: np.ndarray) -> bool:
+def is_ct(values: np.ndarray) -> bool:
+    """Whether voxels of any shape are Hounsfield units: there is air, and water."""
     air, tissue = (values > -1100) & (values < -700), np.abs(values) < 200
     return bool(values.min() < -700 and air.mean() > 0.01 and tissue.mean() > 0.03)
 

@@ -236,6 +236,10 @@ class Random:
         """(count,) bool on the device."""
         return (torch.rand(count, generator=self._cpu) < probability).to(self.device)
 
+    def order(self, count: int) -> list[int]:
+        """The numbers below `count` in any order."""
+        return [int(n) for n in torch.randperm(count, generator=self._cpu)]
+
     def noise(self, shape: Sequence[int]) -> torch.Tensor:
         """Standard normal numbers on the device."""
         return torch.randn(tuple(shape), generator=self._device, device=self.device)
@@ -493,12 +497,17 @@ def ghosted(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor
 
 
 def scaled(image: torch.Tensor, random: Random | None = None, ranges: Ranges | None = None) -> torch.Tensor:
-    """The image over the 99th percentile of what is not 0: the scale that networks here are given."""
+    """The image over its `scale`: what networks here are given."""
+    return image / scale(image)
+
+
+def scale(image: torch.Tensor) -> torch.Tensor:
+    """The 99th percentile of what is not 0, a number; 1 where all is."""
     values = image.reshape(-1)[::7]
     values = values[values > 0]
     if not len(values):
-        return image
-    return image / values.kthvalue(max(1, round(0.99 * len(values)))).values.clamp_min(1e-6)
+        return image.new_ones(())
+    return values.kthvalue(max(1, round(0.99 * len(values)))).values.clamp_min(1e-6)
 
 
 def noisy(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:

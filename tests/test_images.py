@@ -364,7 +364,7 @@ def test_missing_and_unknown(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_image(tmp_path / "x.nii")
     with pytest.raises(OutputError, match="expected a name that ends in"):
-        Image(VOXELS[None], Grid(VOXELS.shape, OBLIQUE)).write(tmp_path / "x.png")
+        Image(VOXELS[None], Grid(VOXELS.shape, OBLIQUE)).write(tmp_path / "x.bmp")
 
 
 def test_grid_of_a_file_is_checked(tmp_path: Path) -> None:

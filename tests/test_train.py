@@ -132,7 +132,7 @@ def test_the_result_is_a_whole_bundle(unbroken: Path) -> None:
 def test_the_card_tells_what_was_done(unbroken: Path) -> None:
     card = (unbroken / "docs" / "README.md").read_text()
     assert card.startswith("# Halves\n\nWritten by its authors.\n")
-    for words in ("3 items for training, 1 for validation", "| steps | 12 in 0.00 h |", "seed 0", "| bright half | 0."):
+    for words in ("3 items for training, 1 for validation", "| steps | 12 in 0.", "seed 0", "| bright half | 0."):
         assert words in card
     assert "medkit train" in (unbroken / "docs" / "data_license.txt").read_text()
     assert (unbroken / "docs" / "data_license.txt").read_text().startswith("No data.\n")

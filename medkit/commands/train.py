@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(absolute(text) for text in value)
+
+
 @click.command()
 @click.argument("task")
+@click.argument("more_data", nargs=-1, metavar="", callback=_paths)
 @click.option(
     "-o",
     "--output",
@@ -61,7 +66,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     "--data",
     callback=absolute_path,
     metavar="PATH",
-    help="A datalist's .json, a Medical Decathlon, nnU-Net or BIDS folder, or a folder of images.",
+    help="A datalist's .json, a Medical Decathlon, nnU-Net or BIDS folder, or a folder of images; "
+    "for configs that learn from images that do not belong together two folders, --data A/ B/.",
 )
 @click.option("--init-from", metavar="BUNDLE|FILE", help="Begin with the parameters of a bundle, .pt or .ts file.")
 @click.option(
@@ -155,7 +161,10 @@ def _plan(bundle_name: str | None, trust: bool, wishes: dict[str, Any]) -> Train
     from medkit.training.plan import TrainingPlan
 
     registry = plugins.registry()
-    chosen = bundles.choose(bundle_name, wishes["task"], registry, trust=trust)
+    if wishes["more_data"] and wishes["data"] is None:
+        raise UsageError(f"{wishes['more_data'][0]}: unexpected; data are given by --data")
+    configs = wishes["config_name"].split(",")
+    chosen = bundles.choose(bundle_name, wishes["task"], registry, trust=trust, configs=configs)
     begin = wishes.pop("init_from")
     return TrainingPlan(
         bundle=chosen,

@@ -8,13 +8,13 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.errors import BundleError, InputError, MedkitError, UsageError
-from medkit.training.data import DataList, check_files, find_items
+from medkit.training.data import DataList, check_files, find_items, find_unpaired
 from medkit.training.handlers import Progress
 from medkit.training.plan import TrainingPlan
 
@@ -45,6 +45,8 @@ class Parts:
     progress: Progress
     steps: int
     """The steps that the config asks for."""
+    further: Mapping[str, Any]
+    """What the config calls `save_dict`: what else has to be in a checkpoint, by name."""
 
 
 class TrainConfig:
@@ -86,9 +88,13 @@ class TrainConfig:
         """Finds the items and puts them into the config. Raises InputError and UsageError."""
         keys = self.get("datalist_keys", ["image", "label"])
         validates = EVALUATOR in self.parser
+        kinds = self.get("unpaired_keys")
+        if self.plan.more_data and not kinds:
+            raise UsageError(f"--data {self.plan.data} {self.plan.more_data[0]}: {self.path} learns from one")
         if self.plan.data is None:
             return self._own_data(keys)
-        found = find_items(self.plan.data, keys)
+        data = (self.plan.data, *self.plan.more_data)
+        found = find_unpaired(data, kinds) if kinds else find_items(self.plan.data, keys)
         if not validates:
             found = DataList((*found.training, *found.validation), (), found.root)
         elif not found.validation:
@@ -145,7 +151,15 @@ class TrainConfig:
             scheduler=self.get("lr_scheduler"),
             progress=self.get("progress") or Progress(),
             steps=int(self.get("steps") or trainer.state.max_epochs * trainer.state.epoch_length),
+            further=self._further(),
         )
+
+    def _further(self) -> dict[str, Any]:
+        found = self.get("save_dict") or {}
+        for name, value in found.items():
+            if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
+                raise BundleError(f"{self.path}: save_dict::{name}: expected an object with a state_dict")
+        return dict(found)
 
     def _check(self, trainer: Any) -> None:
         if not (hasattr(trainer, "network") and hasattr(trainer, "optimizer")):

@@ -53,6 +53,39 @@ def find_items(data: Path, keys: Sequence[str]) -> DataList:
     return found if found.validation else _split(found)
 
 
+def find_unpaired(data: Sequence[Path], keys: Sequence[str]) -> DataList:
+    """The items of things that do not belong together, each with one of `keys`.
+
+    Taken are a folder for each key, in their order, a folder that has such folders `<key>` or `<key>s`, and a datalist
+    whose items each have one of the keys. Nothing is set aside for validation unless a datalist says so.
+
+    Raises InputError where nothing fits, or a file that an item names is missing.
+    """
+    first, *others = data
+    if not others and first.is_file():
+        found = _from_datalist(first, keys)
+        for number, item in enumerate((*found.training, *found.validation)):
+            if len(has := [key for key in keys if key in item]) != 1:
+                raise InputError(
+                    f"{first}: item {number} has {listed(has or ['none'])} of {listed(keys)}; expected one"
+                )
+            check_files([item], has, first)
+        items = found.training
+    else:
+        if not others:
+            data = [p if (p := first / f"{key}s").is_dir() else first / key for key in keys]
+        if len(data) != len(keys) or not all(folder.is_dir() for folder in data):
+            wanted = " and ".join(f"one of {key} images" for key in keys)
+            given = listed([str(folder) for folder in data])
+            raise InputError(f"--data {given}: expected {len(keys)} folders, {wanted}, or a datalist's .json")
+        lists = [find_items(folder, [key]) for folder, key in zip(data, keys, strict=True)]
+        found = DataList((), (), data[0])
+        items = tuple(item for part in lists for item in (*part.training, *part.validation))
+    if absent := [key for key in keys if not any(key in item for item in items)]:
+        raise InputError(f"--data {first}: no images of {listed(absent)}")
+    return DataList(items, found.validation, found.root)
+
+
 def check_files(items: Iterable[Item], keys: Sequence[str], source: object) -> None:
     """Raises InputError unless every item has every key, and every file that one names exists."""
     for number, item in enumerate(items):

@@ -29,6 +29,8 @@ class TrainingPlan:
     """Names of configs, with commas; the ids of a later one replace those of the ones before it."""
     data: Path | None = None
     """A datalist's JSON or a folder; None: what the config names."""
+    more_data: tuple[Path, ...] = ()
+    """Further folders, for a config that learns from things that do not belong together."""
     init_from: Path | None = None
     """A file with parameters to begin with."""
     freeze: tuple[str, ...] = ()
@@ -78,7 +80,7 @@ def identity_of(plan: TrainingPlan, training: Sequence[Any], validation: Sequenc
         "configs": digest([[p.name, sha256_of(p)] for p in configs]),
         "config": plan.config,
         "set": {k: v for k, v in sorted(plan.overrides.items()) if k not in NOT_IDENTITY},
-        "data": digest([_portable(training, plan.data), _portable(validation, plan.data)]),
+        "data": digest([_portable(items, _roots(plan)) for items in (training, validation)]),
         "init-from": sha256_of(plan.init_from) if plan.init_from else None,
         "freeze": sorted(plan.freeze),
         "seed": plan.seed,
@@ -101,9 +103,14 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return out
 
 
-def _portable(items: Iterable[Any], data: Path | None) -> Any:
-    """Items with paths relative to the data's folder and the files' sizes, so that data may be moved as a whole."""
-    root = data if data is None or data.is_dir() else data.parent
+def _roots(plan: TrainingPlan) -> list[Path]:
+    """The folders that the data lie in."""
+    given = (*([plan.data] if plan.data else []), *plan.more_data)
+    return [path if path.is_dir() else path.parent for path in given]
+
+
+def _portable(items: Iterable[Any], roots: Sequence[Path]) -> Any:
+    """Items with paths relative to the data's folders and the files' sizes, so that data may be moved as a whole."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -112,8 +119,8 @@ def _portable(items: Iterable[Any], data: Path | None) -> Any:
             return [convert(v) for v in value]
         if isinstance(value, str | Path) and Path(value).is_file():
             path = Path(value)
-            inside = root is not None and path.is_relative_to(root)
-            return [str(path.relative_to(root)) if inside and root else str(path), path.stat().st_size]
+            root = next((r for r in roots if path.is_relative_to(r)), None)
+            return [str(path.relative_to(root) if root else path), path.stat().st_size]
         return value
 
     return [convert(item) for item in items]

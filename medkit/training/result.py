@@ -15,7 +15,7 @@ from medkit.files import whole, write_atomically
 from medkit.training.curve import draw_curve
 from medkit.training.history import Row
 from medkit.training.plan import TrainingPlan
-from medkit.training.samples import Samples
+from medkit.training.samples import Samples, UnpairedSamples
 from medkit.training.weights import copied
 
 if TYPE_CHECKING:
@@ -73,11 +73,15 @@ def write_samples(folder: Path, parts: Parts) -> None:
     from medkit.figures import sample_sheet, write_png
 
     loader = parts.trainer.data_loader
-    if not isinstance(dataset := getattr(loader, "dataset", None), Samples):
+    if not isinstance(dataset := getattr(loader, "dataset", None), Samples | UnpairedSamples):
         return  # other datasets' samples depend on what was drawn before: looking at them would change the training
-    pairs = []
+    pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
     for number in range(SHOWN):
         sample = dataset[number * parts.steps * (loader.batch_size or 1) // SHOWN]
+        if isinstance(dataset, UnpairedSamples):
+            shown = [_first_channel(sample, key) for key in sample]
+            pairs += [(image, None) for image in shown if image is not None]
+            continue
         image, labels = (_first_channel(sample, key) for key in ("image", "label"))
         if image is None:
             return

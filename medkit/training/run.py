@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ class Run:
         self.precision = choose_precision(self.plan.precision, self.device)
         self.trainer.amp = self.precision == "fp16"
         self.average = Average(self.network, float(self.config.get("ema", EMA)))
-        for network in {self.network, self.average.network}:  # once where they are the same
+        # once where they are the same
+        for network in {self.network, self.average.network, *_networks(self.parts.further.values())}:
             prepare(network, self.precision)
         if self.evaluator:
             self.evaluator.amp = self.trainer.amp
@@ -101,6 +103,8 @@ class Run:
         self.parts.optimizer.load_state_dict(state["optimizer"])
         if self.parts.scheduler is not None and state["scheduler"] is not None:
             self.parts.scheduler.load_state_dict(state["scheduler"])
+        for name, value in self.parts.further.items():
+            value.load_state_dict(state["further"][name])
         self.scaler_state = state["scaler"]
         step = self.saved_step = state["step"]
         self.trainer.state.iteration, self.trainer.state.epoch = step, step // self.epoch_length
@@ -300,6 +304,7 @@ class Run:
             "optimizer": self.parts.optimizer.state_dict(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "further": {name: value.state_dict() for name, value in self.parts.further.items()},
             "pending": [self.guard.sum, self.guard.count, self.guard.skipped],
             "validated_step": self.validated_step,
             "validation_due": self.validation_due,
@@ -353,6 +358,17 @@ class Run:
         if 0 < p.fraction < 1:
             parts.append(f"about {_duration(p.seconds * (1 - p.fraction) / p.fraction)} left")
         progress_log.info("%s", ", ".join(parts))
+
+
+def _networks(objects: Iterable[Any]) -> Iterator[torch.nn.Module]:
+    """The networks among objects, those in a ModuleDict or ModuleList one by one, since these are never called."""
+    import torch
+
+    for found in objects:
+        if isinstance(found, torch.nn.ModuleDict | torch.nn.ModuleList):
+            yield from found.children()
+        elif isinstance(found, torch.nn.Module):
+            yield found
 
 
 def _per_class(details: Any) -> tuple[float, ...]:

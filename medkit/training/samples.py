@@ -100,6 +100,32 @@ def _order(seed: int, round_: int, count: int) -> tuple[int, ...]:
     return tuple(order)
 
 
+class UnpairedSamples:
+    """Samples of several kinds of things that do not belong together: sample `n` has sample `n` of each.
+
+    Each kind goes through its own items in its own order, however many they are.
+
+    Args:
+        kinds: by name, the items of a kind.
+        transform: as that of `Samples`, for items of all kinds.
+        key: what of an item is given, under the name of its kind.
+        seed: of orders and transforms.
+    """
+
+    def __init__(
+        self,
+        kinds: Mapping[str, Sequence[Mapping[str, Any]]],
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        key: str = "image",
+        seed: int = 0,
+    ) -> None:
+        self.key = key
+        self.kinds = {name: Samples(items, transform, seed_of(seed, name)) for name, items in kinds.items()}
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        return {name: samples[n][self.key] for name, samples in self.kinds.items()}
+
+
 class SampleNumbers:
     """A sampler that counts without end from `start`, which medkit sets where a training resumes."""
 

@@ -1,0 +1,70 @@
+"""`medkit run enhance`: options and one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from medkit import bundle as bundles
+from medkit.bundle_options import BundleOptions, bundle_options
+from medkit.options import RunOptions, task_options
+from medkit.records import absolute
+from medkit.task import run_task
+from medkit_enhance.methods import DOES, WHATS, steps_of
+from medkit_enhance.task import MODALITIES, Wishes, enhancement
+
+_FILE = click.Path(exists=True, path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--what",
+    type=click.Choice(WHATS),
+    default="auto",
+    show_default=True,
+    help="What to improve; auto: noise and bias field, where there are any.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(list(DOES)),
+    help="How.  [default: the network for volumes of MR where its weights are there, else nlm, n4 and clahe]",
+)
+@click.option(
+    "--modality",
+    type=click.Choice(MODALITIES),
+    default="auto",
+    show_default=True,
+    help="What the images are; auto: CT by its air and its water, else MR for volumes.",
+)
+@click.option(
+    "--reference", type=_FILE, help='The image as it should be: PSNR, SSIM, MSE (or "reference" in a record).'
+)
+@click.option("--difference", is_flag=True, help="Also write the result minus the input, as float32 NIfTI.")
+@bundle_options()
+@task_options
+def enhance(
+    options: RunOptions,
+    chosen: BundleOptions,
+    what: str,
+    method: str | None,
+    modality: str,
+    reference: Path | None,
+    difference: bool,
+) -> None:
+    """Remove noise and bias fields from images, or strengthen their contrast.
+
+    The noise is estimated first, and an image that has too little of it to matter is left alone, as is one whose bias
+    field is weak. Results are on the input's grid, scale and type; a CT keeps its Hounsfield units.
+
+    \b
+    medkit run enhance *_T1w.nii.gz -o clean
+    medkit run enhance --what contrast --method gamma xray.png
+    medkit run enhance low.nii.gz --bundle lowfield_to_highfield
+    """
+    found = chosen.of_task("enhance")
+    named = chosen.name != bundles.AUTO
+    wanted = "network" if named and method is None and what in ("auto", *DOES["network"]) else method
+    steps = steps_of(what, wanted, network=all((b.root / bundles.WEIGHTS).is_file() for b in found))
+    wishes = Wishes(modality, absolute(reference) if reference else None, difference)
+    run_task(enhancement(steps, wishes, found, chosen.settings), options)

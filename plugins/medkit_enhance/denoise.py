@@ -1,0 +1,48 @@
+"""Noise removed without a network: non-local means and BM4D."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from medkit.errors import InputError
+from medkit_enhance.noise import Noise, without_floor
+
+PATCH, DISTANCE = 5, 3
+"""Voxels along a side of the patches that are compared, and how far apart they may lie."""
+STRENGTH = 0.6
+"""Cut-off of the patches' distance in standard deviations of the noise (Buades et al. 2011)."""
+SLAB = 64
+"""Slices computed at once: bounds the memory, which is several times that of the image."""
+
+
+def by_nlm(values: np.ndarray, noise: Noise) -> np.ndarray:
+    """Non-local means (Buades et al. 2005; scikit-image) of an image (I, J, K) or (I, J), float32.
+
+    Computed in slabs that overlap by all that a voxel depends on, so that no seam is left.
+    """
+    from skimage.restoration import denoise_nl_means
+
+    reach = DISTANCE + PATCH // 2 + 1
+    out = np.empty(values.shape, np.float32)
+    size = len(values)
+    slabs = max(1, math.ceil(size / SLAB)) if values.ndim == 3 else 1
+    for n in range(slabs):
+        begin, end = size * n // slabs, size * (n + 1) // slabs
+        first, last = max(0, begin - reach), min(size, end + reach)
+        smooth = denoise_nl_means(
+            values[first:last].astype(np.float32) / noise.sigma,
+            patch_size=PATCH, patch_distance=DISTANCE, h=STRENGTH, sigma=1.0, fast_mode=True,
+        )  # fmt: skip
+        out[begin:end] = smooth[begin - first : len(smooth) - (last - end)]
+    return without_floor(out * noise.sigma, noise)
+
+
+def by_bm4d(values: np.ndarray, noise: Noise) -> np.ndarray:
+    """BM4D (Maggioni et al. 2013; the package bm4d) of a volume (I, J, K), float32. Raises InputError for a plane."""
+    from bm4d import bm4d  # type: ignore[import-not-found]
+
+    if values.ndim != 3:
+        raise InputError(f"bm4d: expected a volume, got a plane of {' x '.join(map(str, values.shape))} pixels")
+    return without_floor(bm4d(values.astype(np.float32), noise.sigma).astype(np.float32), noise)

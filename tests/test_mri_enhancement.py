@@ -1,0 +1,243 @@
+"""The bundle mri_enhancement: its configs under MONAI's own tools, `medkit train` and `medkit run enhance`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import Outcome
+from monai.bundle import ConfigParser, verify_net_in_out
+
+from medkit.testing import make_image, run_medkit
+
+ROOT = Path(__file__).parents[1] / "bundles" / "mri_enhancement"
+CONFIGS = ROOT / "configs"
+SMALL = {"channels": [4, 4, 8], "field_channels": [4, 4, 8], "epoch_length": 2, "steps": 2}
+
+
+def built(*names: str, **changes: object) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{n}.json") for n in names])
+    for key, value in changes.items():
+        parser[key] = value
+    return parser
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A datalist of label maps of a head and a scan, and the tables of the labels."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    rows = ["0\t0\t0\tbackground", "2\t1\t2\tleft brain", "41\t1\t41\tright brain", "502\t2\t0\tbackground"]
+    (folder / "labels.tsv").write_text("\n".join(["index\tintensity_class\ttarget\ttarget_name", *rows]) + "\n")
+    priors = [f"{row.split()[0]}\t{n}\t{60 * n}\t5\t5\t2" for n, row in enumerate(rows)]
+    (folder / "t1_priors.tsv").write_text("\n".join(["index\tt1_class\tmean\tmean_sd\tstd\tstd_sd", *priors]) + "\n")
+    for n in range(2):
+        head = np.zeros((40, 40, 40), np.uint16)
+        head[3:37, 3:37, 3 + n : 37] = 502
+        head[6:20, 6:34, 6 + n : 34], head[20:34, 6:34, 6 + n : 34] = 2, 41
+        nibabel.save(nibabel.Nifti1Image(head, np.diag([4.0, 4, 4, 1])), folder / f"map_{n}.nii.gz")
+    make_image(folder / "scan.nii.gz", (44, 40, 36), (1, 1, 1))
+    maps = [{"source": f"map_{n}.nii.gz", "kind": "labels"} for n in range(2)]
+    scan = {"source": "scan.nii.gz", "kind": "scan"}
+    (folder / "sources.json").write_text(json.dumps({"training": [maps[0], scan], "validation": [maps[1], scan]}))
+    (folder / "maps.json").write_text(json.dumps({"training": maps[:1], "validation": maps[1:]}))
+    return folder
+
+
+def weighted(root: Path, *, scale: float = 0.0, field: float = 0.0) -> Path:
+    """The bundle with small networks' weights: what the first takes away times `scale`, a constant field."""
+    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns("models"))
+    for name in ("inference", "train"):
+        path = root / "configs" / f"{name}.json"
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {k: SMALL[k] for k in ("channels", "field_channels")})
+        )
+    torch.manual_seed(0)
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / "inference.json"))
+    network = parser.get_parsed_content("network_def")
+    network[0].submodule[2].weight.data.mul_(scale)
+    for parameter in network[1].submodule[1].output_block.parameters():
+        parameter.data.fill_(field if parameter.dim() == 1 else 0)
+    (root / "models").mkdir()
+    torch.save(network.state_dict(), root / "models" / "model.pt")
+    return root
+
+
+def scan(path: Path) -> np.ndarray:
+    """Writes an oblique scan of odd sizes in LPI, noisy; gives its voxels."""
+    affine = np.array([[-2.5, 0.2, 0, 70], [0.2, -2.5, 0.1, 80], [0, 0.1, -3.0, 60], [0, 0, 0, 1]])
+    x = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in (50, 61, 45)], indexing="ij"))
+    values = np.where((x**2).sum(0) < 0.7, 500 + 300 * (np.sin(7 * x[0]) > 0), 0.0)
+    rng = np.random.default_rng(0)
+    noisy = np.hypot(values + rng.normal(0, 60, values.shape), rng.normal(0, 60, values.shape)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(noisy, affine), path)
+    return noisy
+
+
+def voxels(path: str | Path) -> np.ndarray:
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+# ---- configs
+
+
+def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        device="cpu",
+    )
+
+
+def test_the_configs_agree_and_the_weights_will_be_small() -> None:
+    one, other = built("train"), built("inference")
+    for name in ("network_def", "backbone", "head", "denoise", "field_net", "field", "channels", "field_channels"):
+        assert one.get(name) == other.get(name), name
+    network = other.get_parsed_content("network_def")
+    count = sum(p.numel() for p in {id(p): p for p in network.parameters()}.values())
+    assert 2 * count < 4_900_000
+
+
+def test_what_is_taken_away_grows_with_the_image() -> None:
+    denoise = built("inference", channels=[4, 4, 8]).get_parsed_content("denoise").eval()
+    image = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        denoise.submodule[0].output_block.conv.conv.bias.zero_()
+        torch.testing.assert_close(denoise(3 * image), 3 * denoise(image), rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_of_the_field_have_one_name_in_both_configs() -> None:
+    """So that what `--config train,field` trains is found by `--init-from`, and `--freeze 1` keeps it."""
+    alone = built("train", "field").get_parsed_content("network_def").state_dict()
+    whole = built("train").get_parsed_content("network_def").state_dict()
+    assert alone
+    assert {k: v.shape for k, v in alone.items()} == {k: v.shape for k, v in whole.items() if k.startswith("1.")}
+
+
+# ---- training
+
+
+def as_sets(values: dict[str, object]) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def train(*arguments: object, **changes: object) -> Path:
+    small = {"epoch_length": 2, "channels": [4, 4, 8], "field_channels": [4, 4, 8]} | changes
+    done = run_medkit(["train", "enhance", *map(str, arguments), *as_sets(small), "--precision", "float32"])
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+@pytest.mark.slow
+def test_both_parts_train_one_after_the_other(sources: Path, tmp_path: Path) -> None:
+    field = train(
+        "--config", "train,field", "--data", sources / "maps.json", "-o", tmp_path / "field", "--steps", 4,
+        shape=[32, 32, 32],
+    )  # fmt: skip
+    begin = field / "models" / "model.pt"
+    whole = train(
+        "--data", sources / "sources.json", "--init-from", begin, "--freeze", "1", "--steps", 8,
+        "-o", tmp_path / "whole", shape=[32, 32, 32], spacing=4.0, field_of_view=[48, 48, 48],
+    )  # fmt: skip
+    before, after = (torch.load(p / "models" / "model.pt", weights_only=True) for p in (field, whole))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    moved = [name for name in after if name.startswith("0.")]
+    assert moved
+    log = (whole / "training" / "log.csv").read_text()
+    assert "PSNR" in log.splitlines()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [("train",), ("train", "field")])
+def test_one_epoch_under_monai(sources: Path, layers: Sequence[str]) -> None:
+    maps = f"$[{{'source': '{sources}/map_0.nii.gz', 'kind': 'labels'}}]"
+    changes = SMALL | {"dataset_dir": sources, "device": "cpu", "shape": [32, 32, 32], "train_datalist": maps}
+    monai_bundle("run", "--config_file", str([f"configs/{n}.json" for n in layers]), changes | {"val_datalist": maps})
+
+
+def monai_bundle(verb: str, flag: str, files: str, values: dict[str, object], root: Path = ROOT) -> None:
+    words = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", verb, flag, files, *words],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# ---- inference
+
+
+@pytest.mark.slow
+def test_inference_under_monai(tmp_path: Path) -> None:
+    """A network that takes nothing away and finds a field of factor 2 everywhere: half the image, on its own grid."""
+    root = weighted(tmp_path / "bundle", field=float(np.log(2)))
+    (tmp_path / "in").mkdir()
+    noisy = scan(tmp_path / "in" / "scan.nii.gz")
+    given = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "device": "cpu"}
+    monai_bundle("run", "--config_file", "configs/inference.json", given, root)
+    (result,) = (tmp_path / "out").iterdir()
+    np.testing.assert_allclose(
+        nibabel.load(result).affine, nibabel.load(tmp_path / "in" / "scan.nii.gz").affine, atol=1e-4
+    )
+    np.testing.assert_allclose(voxels(result), noisy / 2, rtol=1e-3, atol=0.1)
+
+
+@pytest.fixture
+def enhance(toy: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments: object) -> Outcome:
+        return toy("run", "enhance", *arguments, "--trust", "--json", env={"TOY_PLUGINS": "medkit_enhance"})
+
+    return run
+
+
+def test_the_plugin_runs_the_network(enhance: Callable[..., Outcome], tmp_path: Path) -> None:
+    """A field of one factor everywhere is none; the image comes back as it went in, or without its floor of noise."""
+    root = weighted(tmp_path / "bundle", field=0.7)
+    noisy = scan(tmp_path / "a.nii.gz")
+    done = enhance(tmp_path / "a.nii.gz", "--bundle", root)
+    assert done.code == 0, done.err
+    (record,) = done.records
+    steps = record["medkit"]["enhancement"]["steps"]
+    assert [(s["what"], s["method"], s["done"]) for s in steps] == [
+        ("denoise", "network", True), ("bias", "network", False),
+    ]  # fmt: skip
+    np.testing.assert_allclose(voxels(record["path"]), noisy, rtol=1e-3, atol=0.1)
+    assert record["medkit"]["bundle"]["weights_sha256"]
+
+
+def test_a_plane_goes_another_way_unless_the_network_was_named(enhance: Callable[..., Outcome], tmp_path: Path) -> None:
+    root = weighted(tmp_path / "bundle")
+    scan(tmp_path / "a.nii.gz")
+    values = voxels(tmp_path / "a.nii.gz")[:, :, 20]
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "plane.nii.gz")
+    done = enhance(tmp_path / "plane.nii.gz", "--bundle", root, "--method", "network")
+    assert (done.code, "takes volumes of MR, got a plane" in done.err) == (3, True)
+
+
+def test_large_images_go_through_in_parts_without_a_seam(tmp_path: Path) -> None:
+    """Parts that overlap by less than the network sees differ a little, but not where they meet more than elsewhere."""
+    parser = built("inference", **{k: SMALL[k] for k in ("channels", "field_channels")}, device="cpu")
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def").eval()
+    image = torch.rand(1, 1, 64, 32, 32)
+    with torch.no_grad():
+        whole = parser.get_parsed_content("inferer")(image, network)
+        parser["window"] = 32
+        parser.parse(reset=True)
+        parts = parser.get_parsed_content("inferer")(image, network)
+    assert whole.shape == parts.shape == (1, 2, 64, 32, 32)
+    jumps = (parts[0, 0] - image[0, 0]).diff(dim=0).abs().mean((1, 2))
+    assert float(jumps.max() / jumps.median()) < 2
