@@ -29,7 +29,7 @@ LIMIT = 30
 ROUNDS = 3
 """Means of two directions; they come together as fast as Newton's method does."""
 TURNED = 1e-3
-"""Imaginary part of a root: from that on there is no way half-way."""
+"""Radians within which a turn is one by 180 degrees: half of it may go either way."""
 
 
 def root(matrix: np.ndarray) -> np.ndarray:
@@ -39,10 +39,10 @@ def root(matrix: np.ndarray) -> np.ndarray:
     """
     from scipy.linalg import sqrtm
 
-    half = np.asarray(sqrtm(matrix))
-    if not np.isfinite(half).all() or np.abs(half.imag).max() > TURNED or np.linalg.det(matrix[:3, :3]) <= 0:
+    turns = np.abs(np.angle(np.linalg.eigvals(matrix[:3, :3])))
+    if turns.max() > np.pi - TURNED:
         raise MedkitError("no space lies half-way: one scan is turned by 180 degrees, or a mirror image of the other")
-    return half.real
+    return np.real(sqrtm(matrix))
 
 
 def mean_matrix(there: np.ndarray, back: np.ndarray) -> np.ndarray:
