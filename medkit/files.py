@@ -222,8 +222,24 @@ class Claim:
         main = targets.main
         self.part = main.with_name(f".{main.name}.{socket.gethostname()}.{os.getpid()}.part")
         self.path = main.with_name(f".{main.name}.claim")
+        self._descriptor: int | None = None
 
     def __enter__(self) -> Claim:
+        try:
+            self._take()
+        except BaseException:  # a signal may drop the case here, where no `with` undoes anything yet
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._release()
+        except BaseException:  # or here; it comes once
+            self._release()
+            raise
+
+    def _take(self) -> None:
         self.targets.main.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor, locked = self._lock()
         leftover = self._leftover()
@@ -233,13 +249,17 @@ class Claim:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, os.fsencode(self.part.name), 0)
         self.part.mkdir(exist_ok=True)
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _release(self) -> None:
+        """Removes the claim and its folder, and what is half done; a second call finds nothing to do."""
+        if self._descriptor is None:
+            return
         _undo(self.part, self.targets)  # a Ctrl-C or a full disk may have come in the middle of `commit`
         with contextlib.suppress(OSError):
-            self.path.unlink()
-        os.close(self._descriptor)  # releases the lock
+            if os.path.samestat(os.fstat(self._descriptor), self.path.stat()):
+                self.path.unlink()
+        descriptor, self._descriptor = self._descriptor, None
+        os.close(descriptor)  # releases the lock
 
     def _lock(self) -> tuple[int, bool]:
         """A descriptor of the claim file, and whether it is locked: some network file systems know no locks."""
@@ -260,6 +280,7 @@ class Claim:
 
     def _leftover(self) -> Path | None:
         """The folder of the process that held this name before and was killed."""
+        assert self._descriptor is not None
         name = os.fsdecode(os.pread(self._descriptor, 4096, 0))
         main = self.targets.main
         plausible = name.startswith(f".{main.name}.") and name.endswith(".part") and "/" not in name

@@ -7,11 +7,12 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medkit import files
-from medkit.errors import OutputError
+from medkit.errors import OutputError, Stopped
 from medkit.files import (
     Claim,
     Fingerprint,
@@ -178,6 +179,35 @@ def test_a_done_case_is_only_tidied(targets: Targets) -> None:
     remove_leftovers(targets)
     assert not part.exists()
     assert sorted(p.name for p in targets.main.parent.iterdir()) == ["x_copy.json", "x_copy.nii.gz", "x_facts.tsv"]
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite", "pread"])
+def test_a_signal_while_a_claim_is_taken_leaves_nothing(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(os, call, interrupted)
+    with pytest.raises(Stopped), Claim(targets):
+        pytest.fail("it is not taken")
+    monkeypatch.undo()
+    assert list(targets.main.parent.iterdir()) == []
+
+
+def test_a_signal_while_a_claim_is_given_back_leaves_nothing(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
+    undo, calls = files._undo, []
+
+    def interrupted(*given: Any) -> None:
+        calls.append(given)
+        if len(calls) == 1:
+            raise Stopped
+        undo(*given)
+
+    with pytest.raises(Stopped), Claim(targets):
+        monkeypatch.setattr(files, "_undo", interrupted)
+    assert len(calls) == 2
+    assert list(targets.main.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["../../etc", ".y.host.1.part", "x", "", ".x_copy.nii.gz.a/b.part", "\udcff"])
