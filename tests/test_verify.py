@@ -63,11 +63,12 @@ def test_a_check_that_kills_its_process_stops_no_other(root: Path) -> None:
 
 @pytest.mark.slow
 def test_the_bundles_of_this_distribution() -> None:
-    """Those of the first-party plugins keep what they promise."""
+    """Those of the first-party plugins keep what they promise; one that is not trained yet, all but its weights."""
     bundles = [spec for p in plugins.registry().plugins if p.distribution == "medkit" for spec in p.bundles]
     assert bundles
     for spec in bundles:
-        assert [c for c in verify(spec.root) if c.status != OK] == [], spec.name
+        fine = {OK} if (spec.root / "models" / "model.pt").exists() else {OK, SKIPPED}
+        assert [c for c in verify(spec.root) if c.status not in fine] == [], spec.name
 
 
 # ---- what is seen
