@@ -202,13 +202,14 @@ class _Registration:
         """The moving image on the fixed one's grid."""
         found = self._affine(self.pyramid, pyramid)
         warp = self._warp(self.pyramid, pyramid, found.matrix, found.metric)
-        transform, inverse, metrics = self._maps(found.matrix, warp, self.fixed.grid, moving, self._object_voxels())
+        transform, inverse = self._maps(found.matrix, warp, self.fixed.grid, moving)
+        metrics = self._quality(warp, transform, inverse, np.eye(4))
         return _Outcome(found, self.fixed, transform, inverse, transform, warp, metrics)
 
     def _half_way(self, moving: Grid, pyramid: Pyramid) -> _Outcome:
         """Both images on a grid between them; see `midpoint`."""
         from medkit.resample import resample
-        from medkit.space import apply_affine, chain
+        from medkit.space import chain
         from medkit_register.midpoint import mean_matrix, middle_grid, middle_warp, root, to_fixed
 
         fixed = self.fixed.grid
@@ -219,9 +220,9 @@ class _Registration:
         back = self._warp(pyramid, self.pyramid, np.linalg.inv(found.matrix), found.metric)
         warp = middle_warp(there, back, half, self.runtime.threads) if there and back else None
         middle = middle_grid(fixed, moving, half)
-        points = apply_affine(np.linalg.inv(middle.affine) @ half @ fixed.affine, self._object_voxels())
-        transform, inverse, metrics = self._maps(half, warp, middle, moving, points)
-        first, from_first, _ = self._maps(np.linalg.inv(half), warp and to_fixed(warp), middle, fixed, points)
+        transform, inverse = self._maps(half, warp, middle, moving)
+        first, from_first = self._maps(np.linalg.inv(half), warp and to_fixed(warp), middle, fixed)
+        metrics = self._quality(warp, transform, inverse, half)
         target = resample(self.fixed, middle, first)
         files = {"fixed_image": target, "fixed_transform": first, "fixed_inverse_transform": from_first}
         return _Outcome(found, target, transform, inverse, chain([transform, from_first]), warp, metrics, files)
@@ -246,19 +247,30 @@ class _Registration:
             fixed, moving, matrix, metric=followed, quality=quality, threads=self.runtime.threads
         )
 
-    def _maps(
-        self, matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid, voxels: np.ndarray
-    ) -> tuple[Transform, Transform, dict[str, Any]]:
-        """The transform from `fixed` to `moving`, the one back, and for a warp how well they do at `voxels` (N, 3)."""
+    def _maps(self, matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid) -> tuple[Transform, Transform]:
+        """The transform from `fixed` to `moving`, and the one back."""
         from medkit.space import AffineTransform
-        from medkit_register.fields import backward_field, folding, forward_field, inverse_error
+        from medkit_register.fields import backward_field, forward_field
 
         if warp is None:
             linear = AffineTransform(matrix, fixed.digest(), moving.digest(), dims=min(fixed.dims, moving.dims))
-            return linear, linear.inverse(), {}
+            return linear, linear.inverse()
         transform = forward_field(warp, fixed, moving, self.runtime.threads)
-        inverse = backward_field(warp, transform, moving, self.runtime.threads)
-        return transform, inverse, {**folding(warp), "inverse_error_mm": inverse_error(transform, inverse, voxels)}
+        return transform, backward_field(warp, transform, moving, self.runtime.threads)
+
+    def _quality(self, warp: Warp | None, transform: Any, inverse: Any, to_target: np.ndarray) -> dict[str, Any]:
+        """Folding of a warp, and how far its two fields are from each other where the object is.
+
+        `to_target` (4, 4) RAS+ mm takes fixed points to the space that `transform` leads from.
+        """
+        if warp is None:
+            return {}
+        from medkit.space import apply_affine
+        from medkit_register.fields import folding, inverse_error
+
+        to_voxels = np.linalg.inv(transform.grid.affine) @ to_target @ self.fixed.grid.affine
+        error = inverse_error(transform, inverse, apply_affine(to_voxels, self._object_voxels()))
+        return {**folding(warp), "inverse_error_mm": error}
 
     def _object_voxels(self) -> np.ndarray:
         """(N, 3) indices of some of the voxels that the object fills."""
