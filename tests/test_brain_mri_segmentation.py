@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import bundled
 import nibabel
 import numpy as np
 import pytest
 import torch
+from bundled import as_arguments
 from conftest import Outcome
-from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
+from monai.bundle import ckpt_export
 
 from medkit.testing import make_image
 
@@ -50,34 +51,14 @@ def label_maps(tmp_path: Path) -> Path:
     return folder
 
 
-def built(name: str, *names: str, **changes: object) -> ConfigParser:
-    """The config, or the config and what is laid over it."""
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / f"{n}.json") for n in (name, *names)])
-    for key, value in changes.items():
-        parser[key] = value
-    return parser
+built = functools.partial(bundled.built, ROOT)
 
 
-def monai_bundle(*arguments: str) -> None:
-    """`python -m monai.bundle` in a process of its own, as MONAI's users call it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def as_arguments(values: dict[str, object]) -> Sequence[str]:
-    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+monai_bundle = functools.partial(bundled.monai_bundle, ROOT)
 
 
 def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
-    verify_net_in_out(
-        "network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / "inference.json"),
-        device="cpu",
-    )
+    bundled.verify_network(ROOT)
 
 
 def test_the_configs_agree() -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import bundled
 import nibabel
 import numpy as np
 import pytest
 import torch
 from conftest import Outcome
-from monai.bundle import ConfigParser, verify_net_in_out
+from monai.bundle import ConfigParser
 
 from medkit.testing import make_image, run_medkit
 
@@ -23,12 +24,7 @@ CONFIGS = ROOT / "configs"
 SMALL = {"channels": [4, 4, 8], "field_channels": [4, 4, 8], "epoch_length": 2, "steps": 2}
 
 
-def built(*names: str, **changes: object) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / f"{n}.json") for n in names])
-    for key, value in changes.items():
-        parser[key] = value
-    return parser
+built = functools.partial(bundled.built, ROOT)
 
 
 @pytest.fixture
@@ -92,12 +88,7 @@ def voxels(path: str | Path) -> np.ndarray:
 
 
 def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
-    verify_net_in_out(
-        "network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / "inference.json"),
-        device="cpu",
-    )
+    bundled.verify_network(ROOT)
 
 
 def test_the_configs_agree_and_the_weights_will_be_small() -> None:
@@ -167,12 +158,7 @@ def test_one_epoch_under_monai(sources: Path, layers: Sequence[str]) -> None:
 
 
 def monai_bundle(verb: str, flag: str, files: str, values: dict[str, object], root: Path = ROOT) -> None:
-    words = [part for key, value in values.items() for part in (f"--{key}", str(value))]
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", verb, flag, files, *words],
-        cwd=root, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    bundled.monai_bundle(root, verb, flag, files, *bundled.as_arguments(values))
 
 
 # ---- inference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -13,12 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bundled
 import nibabel
 import numpy as np
 import pytest
 import torch
 from conftest import Outcome
-from monai.bundle import ConfigParser, verify_net_in_out
+from monai.bundle import ConfigParser
 from torch import nn
 
 from medkit.errors import InputError
@@ -190,17 +192,11 @@ def test_data_that_do_not_fit(tmp_path: Path, data: list[str], words: str) -> No
 # ---- the bundle
 
 
-def built(name: str, **changes: object) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(str(CONFIGS / f"{name}.json"))
-    for key, value in changes.items():
-        parser[key] = value
-    return parser
+built = functools.partial(bundled.built, ROOT)
 
 
 def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
-    files = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.json")}
-    verify_net_in_out("network_def", **files, device="cpu")
+    bundled.verify_network(ROOT)
 
 
 def test_the_configs_agree_and_the_weights_will_be_small() -> None:
@@ -335,17 +331,14 @@ def test_it_learns(train: Train, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_config_runs_under_monai_alone(bundle: Path, scans: Path, tmp_path: Path) -> None:
+def test_the_config_runs_under_monai_alone(
+    bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for kind, folder in (("source", "A"), ("target", "B")):
         shutil.copytree(scans / folder, tmp_path / "data" / kind)
-    given = {"--dataset_dir": tmp_path / "data", "--device": "cpu", "--steps": 2, "--epoch_length": 2}
-    words = [str(part) for pair in given.items() for part in pair]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/cyclegan.json", *words]
-    search = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, cwd=bundle, env=os.environ | {"PYTHONPATH": search}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    given = {"dataset_dir": tmp_path / "data", "device": "cpu", "steps": 2, "epoch_length": 2}
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    bundled.monai_bundle(bundle, "run", "--config_file", "configs/cyclegan.json", *bundled.as_arguments(given))
 
 
 @pytest.fixture
@@ -431,11 +424,8 @@ def test_inference_under_monai(bundle: Path, tmp_path: Path) -> None:
     root = brighter(bundle, tmp_path / "brighter")
     (tmp_path / "in").mkdir()
     values, bright = oblique(tmp_path / "in" / "a.nii.gz")
-    given = {"--dataset_dir": tmp_path / "in", "--output_dir": tmp_path / "out", "--device": "cpu"}
-    words = [str(part) for pair in given.items() for part in pair]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *words]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    given = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "device": "cpu"}
+    bundled.monai_bundle(root, "run", "--config_file", "configs/inference.json", *bundled.as_arguments(given))
     made = nibabel.load(tmp_path / "out" / "a_highfield.nii.gz")
     np.testing.assert_allclose(made.affine, nibabel.load(tmp_path / "in" / "a.nii.gz").affine, atol=1e-4)
     np.testing.assert_allclose(np.asarray(made.dataobj), values + 0.5 * bright, rtol=1e-3)
