@@ -46,23 +46,38 @@ def contrast(table: LabelTable, name: str) -> LabelTable:
     return replace(table, priors=tuple(replace(p, mean=mean(p)) for p in table.priors))
 
 
+LabelMap = tuple[torch.Tensor, tuple[float, ...]]
+"""Encoded labels (1, 1, I, J, K) in RAS, and mm between voxels."""
+
+
+def read_map(maps: Path, subject: str, table: LabelTable) -> LabelMap:
+    """A subject's label map."""
+    image = nibabel.as_closest_canonical(nibabel.load(maps / f"labelmap_{subject}.nii.gz"))
+    return torch.from_numpy(table.encode(np.asarray(image.dataobj)))[None, None], image.header.get_zooms()[:3]
+
+
+def write_drawn(path: Path, synthesis: Synthesis, label_map: LabelMap, seed: int) -> torch.Tensor:
+    """Writes an image drawn from a label map; its encoded labels (I, J, K), int64."""
+    drawn = synthesis(*label_map, seed=seed)
+    values = (1000 * drawn.image[0, 0]).clamp(0, 4000).short().numpy()
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    return drawn.labels[0, 0].long()
+
+
 def draw(maps: Path, folder: Path) -> dict[str, np.ndarray]:
     """Writes the heads; name -> true mask."""
     table = LabelTable.read(maps / "labels.tsv", maps / "t1_priors.tsv")
     inside = torch.tensor([index not in OUTSIDE for index in table.indices])
     truth = {}
     for subject in ("19", "20"):
-        image = nibabel.as_closest_canonical(nibabel.load(maps / f"labelmap_{subject}.nii.gz"))
-        encoded = torch.from_numpy(table.encode(np.asarray(image.dataobj)))[None, None]
+        label_map = read_map(maps, subject, table)
         for number, name in enumerate(("T1", "T2", "PD", "any")):
             own = contrast(table, name) if name in ("T2", "PD") else table
             ranges = replace(EASY, prior=0.0) if name == "any" else EASY
             synthesis = Synthesis(own, (192, 224, 192), 1.0, ranges, OUTSIDE, (24,))
-            drawn = synthesis(encoded, image.header.get_zooms()[:3], seed=31 * int(subject) + number)
             case = f"subject{subject}_{name}"
-            voxels = (1000 * drawn.image[0, 0]).clamp(0, 4000).short().numpy()
-            nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / f"{case}.nii.gz")
-            truth[case] = filled(inside[drawn.labels[0, 0].long()].numpy(), np.ones(3), MASK_GAP)
+            drawn = write_drawn(folder / f"{case}.nii.gz", synthesis, label_map, 31 * int(subject) + number)
+            truth[case] = filled(inside[drawn].numpy(), np.ones(3), MASK_GAP)
     return truth
 
 

@@ -18,16 +18,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import torch
+from brain_mask import BUNDLE, OUTSIDE, read_map, write_drawn
 from segmentation import dice, voxels
 
 from medkit.label_table import LabelTable
 from medkit.synthesis import Ranges, Synthesis
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "brain_mri_segmentation"
-OUTSIDE = (0, 24, *range(500, 600))
 RANGES = Ranges(prior=0.7, thickness=(1.0, 4.0), coarseness=(1.0, 2.0))
 MOST_SLOPE = 4.0
 """Dice over confidence: steeper is noise."""
@@ -39,16 +37,13 @@ def draw(maps: Path, folder: Path, count: int) -> dict[str, np.ndarray]:
     indices = torch.tensor(table.indices)
     truth = {}
     for subject in ("19", "20"):
-        image = nibabel.as_closest_canonical(nibabel.load(maps / f"labelmap_{subject}.nii.gz"))
-        encoded = torch.from_numpy(table.encode(np.asarray(image.dataobj)))[None, None]
+        label_map = read_map(maps, subject, table)
         for number in range(count):
             ranges = replace(RANGES, stripped=float(number % 2), flip=0.0)
             synthesis = Synthesis(table, (192, 224, 192), 1.0, ranges, OUTSIDE, (24,))
-            drawn = synthesis(encoded, image.header.get_zooms()[:3], seed=1000 * int(subject) + number)
             case = f"subject{subject}_{number}"
-            values = (1000 * drawn.image[0, 0]).clamp(0, 4000).short().numpy()
-            nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / f"{case}.nii.gz")
-            truth[case] = indices[drawn.labels[0, 0].long()].numpy()
+            drawn = write_drawn(folder / f"{case}.nii.gz", synthesis, label_map, 1000 * int(subject) + number)
+            truth[case] = indices[drawn].numpy()
     return truth
 
 

@@ -1,6 +1,6 @@
 """Unpaired translation from low to high field: draws the scans it learns from, and measures what it has learnt.
 
-    python tests/benchmarks/translation.py draw /work/shared/data/brain_labelmaps scans
+    python tests/benchmarks/translation.py draw ../shared/data/brain_labelmaps scans
     medkit train enhance --config cyclegan --data scans/low scans/high -o trained
     python tests/benchmarks/translation.py score trained scans --picture translation.png
 
