@@ -177,7 +177,8 @@ class _Child:
     def dismiss(self) -> None:
         """Makes the child drop its case, clean up and end."""
         if self._process.is_alive() and self._process.pid:
-            os.kill(self._process.pid, signal.SIGUSR2)
+            with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
+                os.kill(self._process.pid, signal.SIGUSR2)
             self._process.join(5)
             self._process.kill()
 

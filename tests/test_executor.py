@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from test_shell import leftovers, wait_for
+
+from medkit import executor
 
 Shell = Callable[..., "Outcome"]  # noqa: F821
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -143,6 +146,17 @@ def test_missing_weights_in_workers_are_exit_4(shell: Shell, blob: Make) -> None
     done = shell("medkit run unready a.nii.gz b.nii.gz --workers 2")
     assert done.code == 4
     assert done.err.count("toy weights") == 1
+
+
+def test_a_child_that_has_just_ended_is_dismissed_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("spawn")
+    ended = context.Process(target=os.getpid)
+    ended.start()
+    ended.join()
+    monkeypatch.setattr(ended, "is_alive", lambda: True)  # what was seen a moment before
+    child = executor._Child.__new__(executor._Child)
+    child._process = ended
+    child.dismiss()
 
 
 def test_usage_errors_and_failed_records_in_workers(shell: Shell, blob: Make) -> None:
