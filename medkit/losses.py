@@ -38,14 +38,15 @@ class DiceCrossEntropyLoss(nn.Module):
 class EnhancementLoss(nn.Module):
     """How far an image without noise, and the bias field of its tissue, are off.
 
-    `image` times the root mean square error of the first channel: unlike the mean square it weighs faint noise as much
-    as strong. `field` times the mean absolute error of the second, the logarithm of the field, over voxels whose target
-    is brighter than `tissue`; a constant factor is no error, for nobody knows it.
+    `image` times half the logarithm of the mean square error of the first channel, as in PSNR: to halve faint noise is
+    worth as much as to halve strong noise, down to `floor`, under which there is none. `field` times the mean absolute
+    error of the second, the logarithm of the field, over voxels whose target is brighter than `tissue`; a constant
+    factor is no error, for nobody knows it.
     """
 
-    def __init__(self, image: float = 1.0, field: float = 0.0, tissue: float = 0.05) -> None:
+    def __init__(self, image: float = 1.0, field: float = 0.0, tissue: float = 0.05, floor: float = 0.01) -> None:
         super().__init__()
-        self.image, self.field, self.tissue = image, field, tissue
+        self.image, self.field, self.tissue, self.floor = image, field, tissue, floor
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """pred, target: (B, 2, *space)."""
@@ -53,7 +54,7 @@ class EnhancementLoss(nn.Module):
         loss = pred.new_zeros(())
         if self.image:
             square = (pred[:, 0] - target[:, 0]).square().flatten(1).mean(1)
-            loss = loss + self.image * (square + 1e-8).sqrt().mean()
+            loss = loss + self.image * (square + self.floor**2).log().mean() / 2
         if self.field:
             loss = (
                 loss + self.field * torch.stack([self._field(*pair) for pair in zip(pred, target, strict=True)]).mean()

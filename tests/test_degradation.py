@@ -164,9 +164,13 @@ def test_scans_come_to_one_scale() -> None:
 
 def test_the_loss_of_images_weighs_faint_noise_as_much() -> None:
     target = torch.rand(1, 2, 8, 8, 8)
-    loss = EnhancementLoss()
-    faint, strong = (loss(target + torch.tensor([s, 5.0]).reshape(1, 2, 1, 1, 1), target) for s in (0.01, 0.1))
-    assert (float(faint), float(strong)) == (pytest.approx(0.01, rel=1e-2), pytest.approx(0.1, rel=1e-2))
+    loss = EnhancementLoss(floor=1e-6)
+    faint, twice, strong, none = (
+        float(loss(target + torch.tensor([s, 5.0]).reshape(1, 2, 1, 1, 1), target)) for s in (0.01, 0.02, 0.1, 0.0)
+    )
+    assert twice - faint == pytest.approx(math.log(2), rel=1e-3)
+    assert strong - faint == pytest.approx(math.log(10), rel=1e-3)
+    assert none == pytest.approx(math.log(1e-6), rel=1e-3)
 
 
 def test_the_loss_of_fields_knows_no_factor_and_no_background() -> None:

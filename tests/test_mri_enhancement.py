@@ -61,8 +61,8 @@ def weighted(root: Path, *, scale: float = 0.0, field: float = 0.0) -> Path:
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")
-    network[0].submodule[2].weight.data.mul_(scale)
-    for parameter in network[1].submodule[1].output_block.parameters():
+    network[0].submodule[-1].weight.data.mul_(scale)
+    for parameter in parser.get_parsed_content("found").parameters():
         parameter.data.fill_(field if parameter.dim() == 1 else 0)
     (root / "models").mkdir()
     torch.save(network.state_dict(), root / "models" / "model.pt")
@@ -93,7 +93,7 @@ def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
 
 def test_the_configs_agree_and_the_weights_will_be_small() -> None:
     one, other = built("train"), built("inference")
-    for name in ("network_def", "backbone", "head", "denoise", "field_net", "field", "channels", "field_channels"):
+    for name in ("network_def", "block", "level", "denoise", "field_net", "field", "channels", "field_channels"):
         assert one.get(name) == other.get(name), name
     network = other.get_parsed_content("network_def")
     count = sum(p.numel() for p in {id(p): p for p in network.parameters()}.values())
@@ -104,7 +104,6 @@ def test_what_is_taken_away_grows_with_the_image() -> None:
     denoise = built("inference", channels=[4, 4, 8]).get_parsed_content("denoise").eval()
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
-        denoise.submodule[0].output_block.conv.conv.bias.zero_()
         torch.testing.assert_close(denoise(3 * image), 3 * denoise(image), rtol=1e-4, atol=1e-4)
 
 
