@@ -19,13 +19,13 @@ SICK = {"a": 0.9, "b": 0.2, "c": 0.6, "d": 0.4, "e": 0.7, "f": 0.1}
 TRUTH = {"a": 1, "b": 0, "c": 0, "d": 1, "e": 1, "f": 0}
 
 
-def write_case(folder: Path, name: str, probabilities: Mapping[str, float], **metrics: object) -> Path:
+def write_case(folder: Path, name: str, probabilities: Mapping[str, float]) -> Path:
     """A `_class.tsv` as `medkit run bundle` writes it, with its sidecar."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_class.tsv"
     path.write_text("\n".join(["class\tprobability", *(f"{n}\t{p:.6f}" for n, p in probabilities.items()), ""]))
     record = {"path": path.name, "kind": "table", "Sources": [f"../scans/{name}.png"]}
-    record["medkit"] = {"status": "ok", "metrics": metrics}
+    record["medkit"] = {"status": "ok"}
     (folder / f"{name}_class.json").write_text(json.dumps(record))
     return path
 
@@ -115,7 +115,7 @@ def test_one_table_of_all_results(toy: Run, results: Path, table: Path, tmp_path
         0.9,
     )
     for reference in (table, rows):
-        found = measures(toy("evaluate", "--kind", "classes", rows, reference, "--json"))
+        found = measures(toy("evaluate", rows, reference, "--json"))
         assert {name: found[name] for name in EXPECTED} == pytest.approx(EXPECTED)
 
 
@@ -135,21 +135,61 @@ def test_several_classes(toy: Run, tmp_path: Path) -> None:
     assert sum(int(n) for row in matrix for n in row[1:]) == 30
 
 
-def test_cases_that_were_abstained_from(toy: Run, results: Path, table: Path) -> None:
+COLUMNS = ("candidate", "class", "probability", "confidence", "abstained", "reason", "distance",
+           *(f"probability_{name}" for name in CLASSES), "bundle", "version")  # fmt: skip
+"""Of the tables of `medkit run classify`; those of all cases begin with `image` and `sha256`."""
+
+
+def finding(p: float, *, candidate: str = "n/a", confidence: str = "n/a", abstained: bool = False) -> list[str]:
+    """A row of such a table."""
+    said = ["n/a"] * 2 if abstained else [CLASSES[p > 0.5], f"{max(p, 1 - p):.6f}"]
+    doubt = ["yes", "unlike the training images"] if abstained else ["no", "n/a"]
+    return [candidate, *said, confidence, *doubt, "0.5", f"{1 - p:.6f}", f"{p:.6f}", "chest", "0.1.0"]
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(row) + "\n" for row in (header, *rows)))
+    return path
+
+
+@pytest.mark.parametrize("form", ["one table", "files"])
+def test_cases_that_were_abstained_from(toy: Run, table: Path, tmp_path: Path, form: str) -> None:
     """Those abstained from are wrong, so that the answered ones are all right."""
-    for name in ("c", "d"):
-        p = SICK[name]
-        write_case(results, name, {"normal": 1 - p, "pneumonia": p}, abstained=True, confidence=0.3)
-    done = toy("evaluate", results, table)
+    found = {
+        name: finding(p, abstained=name in "cd", confidence="n/a" if name in "cd" else "0.8")
+        for name, p in SICK.items()
+    }
+    if form == "files":
+        for name, row in found.items():
+            write_rows(tmp_path / f"said/{name}_class.tsv", COLUMNS, [row])
+        where = tmp_path / "said"
+    else:
+        rows = [[f"../scans/{name}.png", "0" * 64, *row] for name, row in found.items()]
+        where = write_rows(tmp_path / "said/results.tsv", ("image", "sha256", *COLUMNS), rows)
+    done = toy("evaluate", where, table)
+    assert (done.code, done.err) == (0, "")
     assert "2 (33.3%) abstained from" in done.lines[0]
     assert done.lines[-3].split()[-1] == "abstained"
     assert [line.split() for line in done.lines[-2:]] == [["normal", "2", "0", "1"], ["pneumonia", "0", "2", "1"]]
-    done = toy("evaluate", results, table, "--json")
+    done = toy("evaluate", where, table, "--json")
     assert json.loads(done.out)["abstained"] == {"n": 2, "share": pytest.approx(1 / 3)}
     assert measures(done)["accuracy"] == pytest.approx(4 / 6)
+    assert measures(done)["auc"] == pytest.approx(8 / 9)
     assert measures(done, "answered")["accuracy"] == 1
-    # |1 - 0.9|, |2 - 0.8 - 0.9| ... each in a bin of its own but a, f (0.9) and c, d (0.3)
-    assert measures(done)["ece"] == pytest.approx((0.2 + 0.2 + 0.3 + 0.6) / 6)
+    # four right at 0.8; the probabilities, 0.6 each, of the two that are wrong and have no confidence
+    assert measures(done)["ece"] == pytest.approx((4 * 0.2 + 2 * 0.6) / 6)
+
+
+def test_candidates_of_one_image(toy: Run, tmp_path: Path) -> None:
+    rows = [["ct.nii.gz", "0" * 64, *finding(p, candidate=name)] for name, p in SICK.items()]
+    rows[1][-4:-2] = ["n/a", "n/a"]  # b lies outside the image
+    where = write_rows(tmp_path / "results.tsv", ("image", "sha256", *COLUMNS), rows)
+    for image in ("ct", "ct.nii.gz", "elsewhere/ct.nii.gz"):
+        known = truth(tmp_path / "t.csv", [(image, *row) for row in TRUTH.items()], ("image", "candidate", "class"))
+        done = toy("evaluate", where, known, "--allow-missing", "--json")
+        assert measures(done)["accuracy"] == pytest.approx(3 / 5)
+        assert "ct/b: nothing was said of it" in done.err
 
 
 def test_a_network_of_one_output(toy: Run, table: Path, tmp_path: Path) -> None:
@@ -221,7 +261,8 @@ def test_references_that_cannot_be(toy: Run, results: Path, tmp_path: Path, file
     [
         ("class\tprobability\nnormal\t1.5\n", "line 2: expected a probability (0 to 1), got '1.5'"),
         ("class\tprobability\nnormal\t0.5\nnormal\t0.5\n", "expected every class once"),
-        ("class\tp\nnormal\t0.5\n", "no column that names the cases"),
+        ("probability_normal\tprobability_pneumonia\n0.5\t-1\n", "line 2: expected a probability"),
+        ("class\tprobability_normal\tprobability_flu\nx\t0.5\t0.5\n", "line 2: expected one of normal, flu, got x"),
         ("case\tp\nx\t0.5\n", "expected the columns class and probability, or one called probability_"),
     ],
 )

@@ -128,7 +128,7 @@ def _work(files: tuple[str, ...], given: dict[str, Any]) -> tuple[str, int]:
         return measure_robustness(found, bad, reference, chosen, given)
     _refuse(given, "robustness", "shifts")
     results = [record.path for record in found]
-    from medkit.evaluation.pairs import hold_classes
+    from medkit.evaluation.classes.files import hold_classes
 
     if given["kind"] == "classes" or (given["kind"] == "auto" and hold_classes(results)):
         from medkit.commands.evaluate_classes import judge_classes

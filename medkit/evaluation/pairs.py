@@ -84,7 +84,7 @@ def of_kind(paths: Iterable[Path], kind: str) -> list[Path]:
     """Those of the files whose names fit a kind: label images among labels where there are any, else all but these."""
     if kind == "classes":
         every = list(paths)
-        return [path for path in every if _says_classes(path)] or every
+        return [path for path in every if says_classes(path)] or every
     every = [path for path in paths if kind == "transforms" or _is_points(path) is (kind == "points")]
     said = [path for path in every if _says_labels(path)]
     if kind == "labels":
@@ -209,14 +209,8 @@ def _is_points(path: Path) -> bool:
     return path.name.lower().endswith(POINT_SUFFIXES)
 
 
-def hold_classes(results: Sequence[Path]) -> bool:
-    """Whether all names of results, or of the files in their folders, say that they hold classes of cases."""
-    folders = [path for path in results if path.is_dir()]
-    files = [file for path in results if path.exists() for file in files_of(path, "points")]
-    return bool(files) and all(map(_says_classes, files)) and not any(files_of(path, "images") for path in folders)
-
-
-def _says_classes(path: Path) -> bool:
+def says_classes(path: Path) -> bool:
+    """Whether a file's name says that it holds the classes of a case."""
     return path.name.lower().endswith(("_class.tsv", "_class.csv"))
 
 

@@ -1,8 +1,9 @@
-"""What was said of cases: `_class.tsv` files of one case, and tables with a row for each case.
+"""What was said of cases: `_class.tsv` files of one case, and tables of all.
 
-A file of one case has a row for each class, with the columns `class` and `probability`. A table has one row for each
-case: a column that names it (`path`, `case`, ...), a column for each class called `probability_<class>`, and perhaps
-`class`, what was decided. Both may hold `confidence`, calibrated, and `abstained`.
+A table has a row for each case, or for each candidate in it: a column for each class called `probability_<class>`, and
+perhaps `class`, what was decided, `confidence`, calibrated, and `abstained`. In a table of all cases another column
+names them (`path`, `image`, ...). The file of one case may instead have a row for each class, with the columns `class`
+and `probability`, as `medkit run bundle` writes it. `n/a` stands for what is not known.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medkit.errors import InputError
+from medkit.evaluation.pairs import files_of, says_classes
+from medkit.names import stem
 from medkit.records import absolute, record_of
 
 CASE = ("path", "case", "image", "file", "filename", "name", "id", "participant_id", "subject")
 """What a column is called that names cases, the first that is there."""
+CANDIDATE = "candidate"
+"""The column that names one of several things in an image that were asked about."""
 CLASS = ("reference", "truth", "target", "class", "label", "diagnosis")
 """What a column is called that holds true classes, the first that is there."""
 PROBABILITY = "probability_"
 """What the name of a class's column begins with."""
-_NOT = {"", "0", "no", "false", "none", "n/a", "-"}
+_UNKNOWN = ("", "n/a")
+_NOT = {*_UNKNOWN, "0", "no", "false", "none", "-"}
 """What stands for no, such as in `abstained`."""
 
 
@@ -35,61 +41,91 @@ class Prediction:
     file: Path
     """Where it stands."""
     probabilities: Mapping[str, float]
-    """Class -> probability, in the bundle's order."""
+    """Class -> probability, in the bundle's order; none where nothing was said at all."""
     chosen: str
-    """The class that was decided on."""
+    """The class that was decided on, or would have been."""
     confidence: float
     """That of `chosen`: calibrated where the file has one, else its probability."""
     abstained: bool = False
     """Whether the bundle would rather say nothing."""
 
 
+def case_of(image: Path, candidate: str = "") -> Path:
+    """What stands for a candidate in an image, `a/ct.nii.gz` and `3` -> `a/ct/3`, or for the image itself."""
+    return image if candidate in _UNKNOWN else image.parent / stem(image) / candidate
+
+
+def hold_classes(results: Sequence[Path]) -> bool:
+    """Whether results, files or folders, are tables of classes, by their names or by their first lines."""
+    folders = [path for path in results if path.is_dir()]
+    files = [file for path in results if path.exists() for file in files_of(path, "points")]
+    return bool(files) and all(map(_holds_classes, files)) and not any(files_of(path, "images") for path in folders)
+
+
+def _holds_classes(path: Path) -> bool:
+    if says_classes(path) or not path.name.lower().endswith((".tsv", ".csv")):
+        return says_classes(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return PROBABILITY in file.readline()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def read_predictions(path: Path) -> list[Prediction]:
-    """The prediction of a `_class.tsv` file, or those of a table. Raises InputError."""
+    """The predictions of a table of one case or of all. Raises InputError."""
     rows = read_table(path)
-    columns = rows[0].keys()
-    if {"class", "probability"} <= columns:
-        return [_of_one_case(path, rows)]
-    case = column(path, columns, CASE, "names the cases")
+    columns = list(rows[0])
     classes = [name.removeprefix(PROBABILITY) for name in columns if name.startswith(PROBABILITY)]
+    if not classes and {"class", "probability"} <= set(columns):
+        return [_of_class_rows(path, rows)]
     if not classes:
         raise InputError(
             f"{path}: expected the columns class and probability, or one called {PROBABILITY}... for each class; "
             f"got {', '.join(columns)}"
         )
-    return [_of_row(path, number, row, case, classes) for number, row in enumerate(rows, start=2)]
+    named = column(columns, CASE)
+    if named is None and not says_classes(path):
+        raise InputError(f"{path}: no column that names the cases ({', '.join(CASE)}); there is {', '.join(columns)}")
+    alone = _source(path)
+    return [
+        _of_row(path, number, row, absolute(row[named], path.parent) if named else alone, classes)
+        for number, row in enumerate(rows, start=2)
+    ]
 
 
-def _of_one_case(path: Path, rows: Sequence[Mapping[str, str]]) -> Prediction:
-    probabilities = {row["class"]: _number(path, n, row["probability"]) for n, row in enumerate(rows, start=2)}
+def _source(path: Path) -> Path:
+    """The image that a file of one case was made from, by its sidecar, or the file itself."""
+    sources = record_of(path).sources
+    return sources[0] if sources else path
+
+
+def _of_class_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Prediction:
+    probabilities = {row["class"]: _probability(path, n, row["probability"]) for n, row in enumerate(rows, start=2)}
     if len(probabilities) < len(rows):
         raise InputError(f"{path}: expected every class once, got {', '.join(row['class'] for row in rows)}")
-    record = record_of(path)
-    found = record.medkit.get("metrics")
-    metrics = found if isinstance(found, Mapping) else {}
-    stated = {key: str(metrics[key]) for key in ("class", "confidence", "abstained") if metrics.get(key) is not None}
-    chosen = next((row for row in rows if row["class"] == stated.get("class")), rows[0])
-    facts = {key: chosen[key] for key in ("confidence", "abstained") if key in chosen}
-    return _prediction(path, 2, record.sources[0] if record.sources else path, probabilities, facts | stated)
+    return _prediction(path, 2, _source(path), probabilities, {})
 
 
-def _of_row(path: Path, number: int, row: Mapping[str, str], case: str, classes: Sequence[str]) -> Prediction:
-    probabilities = {name: _number(path, number, row[PROBABILITY + name]) for name in classes}
-    return _prediction(path, number, absolute(row[case], path.parent), probabilities, row)
+def _of_row(path: Path, number: int, row: Mapping[str, str], image: Path, classes: Sequence[str]) -> Prediction:
+    said = {name: row[PROBABILITY + name] for name in classes if row[PROBABILITY + name] not in _UNKNOWN}
+    probabilities = {name: _probability(path, number, text) for name, text in said.items()}
+    return _prediction(path, number, case_of(image, row.get(CANDIDATE, "")), probabilities, row)
 
 
 def _prediction(
     path: Path, number: int, case: Path, probabilities: Mapping[str, float], facts: Mapping[str, str]
 ) -> Prediction:
     """`facts`: `class`, `confidence` and `abstained`, where they are known."""
-    likeliest = max(probabilities, key=lambda name: probabilities[name])
-    chosen = facts.get("class") or likeliest
+    if not probabilities:
+        return Prediction(case, path, {}, "", 0.0, abstained=True)
+    known = {key: facts[key] for key in ("class", "confidence") if facts.get(key, "") not in _UNKNOWN}
+    chosen = known.get("class", max(probabilities, key=lambda name: probabilities[name]))
     if len(probabilities) > 1 and chosen not in probabilities:
         raise InputError(f"{path}: line {number}: expected one of {', '.join(probabilities)}, got {chosen}")
-    stated = facts.get("confidence", "").strip()
-    confidence = probabilities.get(chosen, 0.0) if stated in ("", "n/a") else _number(path, number, stated)
-    abstained = facts.get("abstained", "").strip().lower() not in _NOT
-    return Prediction(case, path, probabilities, chosen, confidence, abstained)
+    stated = known.get("confidence")
+    confidence = probabilities.get(chosen, 0.0) if stated is None else _probability(path, number, stated)
+    return Prediction(case, path, probabilities, chosen, confidence, facts.get("abstained", "").lower() not in _NOT)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -112,16 +148,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def column(path: Path, columns: Iterable[str], names: Sequence[str], what: str) -> str:
-    """The first of `names` that is a column, in any case of letters. Raises InputError."""
+def column(columns: Iterable[str], names: Sequence[str]) -> str | None:
+    """The first of `names` that is a column, in any case of letters."""
     lower = {name.lower(): name for name in columns}
-    found = next((lower[name] for name in names if name in lower), None)
-    if found is None:
-        raise InputError(f"{path}: no column that {what} ({', '.join(names)}); there is {', '.join(columns)}")
-    return found
+    return next((lower[name] for name in names if name in lower), None)
 
 
-def _number(path: Path, line: int, text: str) -> float:
+def _probability(path: Path, line: int, text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -64,7 +64,8 @@ def judge(cases: Sequence[Prediction], reference: str, seed: int = 0) -> Judged:
     truth = find_truth(names, reference)
     unmatched = {str(path): f"{path}: no reference: {why}" for path, why in truth.missing.items()}
     unmatched |= {name: f"{name}: no result for this reference" for name in truth.unused}
-    kept = [case for case in cases if case.case in truth.found]
+    unmatched |= {str(case.case): f"{case.case}: nothing was said of it" for case in cases if not case.probabilities}
+    kept = [case for case in cases if case.case in truth.found and case.probabilities]
     if not kept:
         raise MedkitError("\n".join([*unmatched.values(), "nothing to compare"]))
     given = gathered(kept, [truth.found[case.case] for case in kept])

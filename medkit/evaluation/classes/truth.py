@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError
-from medkit.evaluation.classes.files import CASE, CLASS, column, read_predictions, read_table
+from medkit.evaluation.classes.files import CANDIDATE, CASE, CLASS, case_of, column, read_predictions, read_table
 from medkit.evaluation.pairs import match, match_names
 from medkit.records import absolute
 
@@ -40,9 +40,9 @@ class _Stated:
 def find_truth(cases: Sequence[Path], where: str) -> Truth:
     """The class of each case: `where` is a table, a datalist (`.json`), a folder or a pattern with `{id}`.
 
-    A table has a column that names the cases, by their paths (from its folder) or by what tells them apart, and one of
-    classes. In a folder, and with a pattern, every case has a file of its own: one such as `_class.tsv`, whose
-    likeliest class is meant, or a text file that holds the class alone. Raises InputError.
+    A table has a column that names the cases, by their paths (from its folder) or by what tells them apart, one of
+    classes, and perhaps one of candidates. In a folder, and with a pattern, every case has a file of its own: one such
+    as `_class.tsv`, whose likeliest class is meant, or a text file that holds the class alone. Raises InputError.
     """
     place = absolute(where)
     if "{id}" in where or place.is_dir():
@@ -70,10 +70,14 @@ def _stated(place: Path) -> dict[Path, _Stated]:
 
 def _of_table(place: Path) -> Iterator[_Stated]:
     rows = read_table(place)
-    columns = rows[0].keys()
-    case = column(place, list(columns), CASE, "names the cases")
-    value = column(place, [name for name in columns if name != case], CLASS, "holds their classes")
-    return (_Stated(absolute(row[case], place.parent), row[value]) for row in rows)
+    columns = list(rows[0])
+    case = column(columns, CASE)
+    value = column([name for name in columns if name != case], CLASS)
+    for found, what, names in ((case, "names the cases", CASE), (value, "holds their classes", CLASS)):
+        if found is None:
+            raise InputError(f"{place}: no column that {what} ({', '.join(names)}); there is {', '.join(columns)}")
+    for row in rows:
+        yield _Stated(case_of(absolute(row[str(case)], place.parent), row.get(CANDIDATE, "")), row[str(value)])
 
 
 def _of_datalist(place: Path) -> Iterator[_Stated]:
