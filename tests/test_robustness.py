@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,11 +98,11 @@ def test_a_classifier(robust: Run, toy: Run, halves: Path, pictures: Path, tmp_p
         assert clean[name] == pytest.approx(theirs[name]["value"], abs=1e-6), name
     assert clean["auc"] > 0.8
     assert found["pgd", 0.03]["accuracy"] == found["fgsm", 0.03]["accuracy"] == 0
-    assert found["fgsm", 0.03]["fall accuracy"] == pytest.approx(clean["accuracy"])
+    assert found["fgsm", 0.03]["fall_accuracy"] == pytest.approx(clean["accuracy"])
     assert found["fgsm", 0.005]["auc"] < clean["auc"]
     assert (tmp_path / "plots/robustness.png").read_bytes().startswith(b"\x89PNG")
     lines = list(csv.DictReader(table.read_text().splitlines()))
-    assert float(lines[-1]["fall_auc"]) == pytest.approx(found["pgd", 0.03]["fall auc"])
+    assert float(lines[-1]["fall_auc"]) == pytest.approx(found["pgd", 0.03]["fall_auc"])
     assert float(lines[-1]["fall_auc_low"]) <= float(lines[-1]["fall_auc"]) <= float(lines[-1]["fall_auc_high"])
 
 
@@ -225,7 +228,7 @@ def test_labels(robust: Run, threshold: Path, scans: Path, tmp_path: Path) -> No
     for name in ("darker", "blur", "motion", "resolution"):
         dice = [found[name, strength]["dice"] for strength in SHIFTS[name].strengths]
         assert 1 > dice[0] > dice[-1], name
-        assert found[name, SHIFTS[name].strengths[0]]["fall dice"] == pytest.approx(1 - dice[0])
+        assert found[name, SHIFTS[name].strengths[0]]["fall_dice"] == pytest.approx(1 - dice[0])
     without = robust(threshold, scans, tmp_path / "labels", "--json", "--shifts", "blur")
     assert rows(without)["none", 0]["dice"] == 0  # 7 and 1 are not the same
 
@@ -265,6 +268,26 @@ def test_a_class_that_the_bundle_does_not_know(robust: Run, halves: Path, pictur
     assert done.code == 1
     assert "p03.png: class 'something else': expected one of thing 0, thing 1" in done.err
     assert {row["n"] for row in rows(done).values()} == {11}
+
+
+def test_a_signal_leaves_nothing(
+    robust: Run, threshold: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    seen = []
+
+    def stopped(self: Spoiler, *arguments: object) -> None:
+        seen.extend((tmp_path / "temporary").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Spoiler, "spoilt", stopped)
+    done = robust(threshold, scans, tmp_path / "labels", "--csv", tmp_path / "falls.csv")
+    assert (done.code, done.out) == (75, "")
+    assert "stopped by SIGTERM" in done.err
+    assert seen
+    assert not [p for p in seen if p.exists()]
+    assert not (tmp_path / "falls.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import click
 from medkit.bundle_options import BundleOptions
 from medkit.commands.evaluate_classes import write_pictures
 from medkit.commands.evaluate_lines import say
-from medkit.errors import MedkitError, UsageError
+from medkit.errors import MedkitError, Stopped, UsageError
 from medkit.files import write_atomically
 from medkit.options import RunOptions
 from medkit.records import Record
+from medkit.signals import StopRequest
 
 if TYPE_CHECKING:
     from medkit.robustness.run import Item
@@ -40,7 +41,12 @@ def measure_robustness(
     if not items:
         raise MedkitError("nothing to compare")
     options = RunOptions(device=given["device"], threads=given["threads"], seed=given["seed"])
-    done = measure(items, bundle, _settings(kind, given), chosen.settings, shifts, options, _tell)
+    try:
+        with StopRequest():
+            done = measure(items, bundle, _settings(kind, given), chosen.settings, shifts, options, _tell)
+    except Stopped as stopped:
+        say(f"stopped by {stopped}: nothing is written")
+        return "", Stopped.exit_code
     say(*done.failures)
     if given["csv_file"]:
         write_atomically(given["csv_file"], csv_text(done))

@@ -27,7 +27,7 @@ def table(done: Robustness) -> str:
     head = ["shift", "strength", _TITLES[main], *interval, "fall", *interval, *(_TITLES[o] for o in others), "n"]
     rows = [head]
     for row in done.rows:
-        value, fall = row.values[main], row.values[f"fall {main}"]
+        value, fall = row.values[main], row.values[f"fall_{main}"]
         numbers = [value.value, value.low, value.high]
         falls = [fall.value, fall.low, fall.high] if row.shift != AS_IT_IS[0] else [math.nan] * 3
         texts = [number_text(n) for n in (*numbers, *falls, *(row.values[o].value for o in others))]
@@ -37,10 +37,10 @@ def table(done: Robustness) -> str:
 
 def csv_text(done: Robustness) -> str:
     """A row for each shift and strength: every measure and its fall, each with the ends of its interval."""
-    names = [name for measure in MEASURES[done.settings.kind] for name in (measure, f"fall {measure}")]
+    names = [name for measure in MEASURES[done.settings.kind] for name in (measure, f"fall_{measure}")]
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    columns = [f"{name.replace(' ', '_')}{end}" for name in names for end in ("", "_low", "_high")]
+    columns = [name + end for name in names for end in ("", "_low", "_high")]
     writer.writerow(["shift", "strength", "n", *columns])
     for row in done.rows:
         numbers = [n for name in names for n in asdict(row.values[name]).values()]

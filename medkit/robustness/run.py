@@ -51,7 +51,7 @@ class Row:
     n: int
     """Cases that gave a result both as they are and so."""
     values: Mapping[str, Estimate]
-    """Measure -> its value; `fall <measure>` -> by how much it is worse than on the same images as they are."""
+    """Measure -> its value; `fall_<measure>` -> by how much it is worse than on the same images as they are."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _row(
     if not both:
         none = Estimate(*[float("nan")] * 3)
         names = MEASURES[settings.kind]
-        return Row(*key, 0, dict.fromkeys([*names, *(f"fall {name}" for name in names)], none))
+        return Row(*key, 0, dict.fromkeys([*names, *(f"fall_{name}" for name in names)], none))
     befores, afters, known = zip(*both, strict=True)
     before, after = (measure_of(settings.kind, side, known) for side in (befores, afters))
     return Row(*key, len(both), estimates(difference(before, after), len(both), settings.seed))
@@ -205,4 +205,6 @@ class _Work:
         return self.scorer.score(result, reference, case.record.path)
 
     def _fail(self, case: Case, what: str, error: Exception) -> None:
-        self.failures.append(f"{case.path}: {what}{explain(error, self.options)}")
+        message = explain(error, self.options)
+        named = case.path.name in message
+        self.failures.append(f"{what}{message}" if named else f"{case.path}: {what}{message}")

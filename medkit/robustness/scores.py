@@ -82,14 +82,14 @@ def measure_of(kind: str, scores: Sequence[Score], references: Sequence[Any]) ->
 
 
 def difference(before: Measure, after: Measure) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A measure of the same cases twice: the later values, and as `fall <name>` by how much they are worse."""
+    """A measure of the same cases twice: the later values, and as `fall_<name>` by how much they are worse."""
 
     def both(weights: np.ndarray) -> dict[str, np.ndarray]:
         then, now = before(weights), after(weights)
         signs = {name: -1.0 if name in LESS_IS_BETTER else 1.0 for name in now}
         # rounded, for sums of the same numbers in another order are not quite equal
         return dict(now) | {
-            f"fall {name}": np.round(sign * (then[name] - now[name]), 12) for name, sign in signs.items()
+            f"fall_{name}": np.round(sign * (then[name] - now[name]), 12) for name, sign in signs.items()
         }
 
     return both
