@@ -100,6 +100,8 @@ def test_a_classifier(robust: Run, toy: Run, halves: Path, pictures: Path, tmp_p
     assert found["pgd", 0.03]["accuracy"] == found["fgsm", 0.03]["accuracy"] == 0
     assert found["fgsm", 0.03]["fall_accuracy"] == pytest.approx(clean["accuracy"])
     assert found["fgsm", 0.005]["auc"] < clean["auc"]
+    for row in found.values():  # an error that grows is a fall
+        assert row["fall_ece"] == pytest.approx(row["ece"] - clean["ece"])
     assert (tmp_path / "plots/robustness.png").read_bytes().startswith(b"\x89PNG")
     lines = list(csv.DictReader(table.read_text().splitlines()))
     assert float(lines[-1]["fall_auc"]) == pytest.approx(found["pgd", 0.03]["fall_auc"])

@@ -16,7 +16,7 @@ from medkit.robustness.scores import MEASURES
 from medkit.robustness.shifts import SHIFTS
 
 _TITLES = TITLES | CLASS_TITLES
-_KEY = 190
+_KEY = 40
 """Pixels beside the axes for the names of the shifts."""
 
 
