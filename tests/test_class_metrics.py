@@ -120,6 +120,18 @@ def test_bootstrap_intervals() -> None:
     assert estimates(lambda w: overall(given, w), 300, seed=4) != found
 
 
+def test_the_interval_of_the_calibration_error_holds_it() -> None:
+    """Of a perfectly calibrated network: bootstrap samples are all further off than the cases themselves."""
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1, 300)
+    truth = (rng.random(300) > sure).astype(int)
+    given = Predictions(("a", "b"), np.stack([sure, 1 - sure], axis=1), truth, np.zeros(300, int), sure)
+    plain, moved = (estimates(lambda w: overall(given, w), 300, 0, names)["ece"] for names in ((), ("ece",)))
+    assert plain.value == moved.value
+    assert np.mean([plain.low, plain.high]) > moved.value + 0.01
+    assert 0 <= moved.low < moved.value < moved.high
+
+
 def test_samples_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from medkit.evaluation import bootstrap
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +28,18 @@ class Estimate:
     """97.5th percentile."""
 
 
-def estimates(measure: Measure, count: int, seed: int = 0) -> dict[str, Estimate]:
-    """Measures that are one number for each weighting, with their intervals, over `count` cases."""
+def estimates(measure: Measure, count: int, seed: int = 0, inflated: Collection[str] = ()) -> dict[str, Estimate]:
+    """Measures that are one number for each weighting, with their intervals, over `count` cases.
+
+    `inflated` names errors that drawing anew makes larger, as it makes a mean of absolute values: their samples are
+    moved down until their mean is the measure itself, and not below 0.
+    """
     values = {name: float(value[0]) for name, value in measure(np.ones((1, count))).items()}
     if count < 2:
         return {name: Estimate(value, float("nan"), float("nan")) for name, value in values.items()}
     drawn = resampled(measure, count, seed)
+    for name in inflated:
+        drawn[name] = np.maximum(drawn[name] - drawn[name].mean() + values[name], 0)
     return {name: Estimate(value, *interval(drawn[name])) for name, value in values.items()}
 
 

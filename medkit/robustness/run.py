@@ -13,6 +13,7 @@ from medkit.case import Case, CaseWorker, Plan, explain
 from medkit.errors import InputError, MedkitError, UsageError
 from medkit.evaluation.bootstrap import Estimate, estimates
 from medkit.evaluation.classes import Prediction, gathered
+from medkit.evaluation.classes.metrics import INFLATED
 from medkit.evaluation.scores import Settings
 from medkit.files import Targets
 from medkit.inference.contract import contract_of
@@ -127,7 +128,8 @@ def _row(
         return Row(*key, 0, dict.fromkeys([*names, *(f"fall_{name}" for name in names)], none))
     befores, afters, known = zip(*both, strict=True)
     before, after = (measure_of(settings.kind, side, known) for side in (befores, afters))
-    return Row(*key, len(both), estimates(difference(before, after), len(both), settings.seed))
+    inflated = [name for name in MEASURES[settings.kind] if name in INFLATED]
+    return Row(*key, len(both), estimates(difference(before, after), len(both), settings.seed, inflated))
 
 
 @dataclass(frozen=True, eq=False)

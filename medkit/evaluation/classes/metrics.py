@@ -15,6 +15,8 @@ BINS = 15
 """Of the confidences, for the calibration error (Guo 2017)."""
 BY_CLASS = ("auc", "sensitivity", "specificity", "ppv", "npv", "f1")
 OVERALL = ("auc", "accuracy", "balanced_accuracy", *BY_CLASS[1:], "ece", "brier")
+INFLATED = ("ece",)
+"""Measures that a bootstrap makes larger: the fewer different cases, the further each bin is off by chance."""
 
 
 @dataclass(frozen=True, eq=False)

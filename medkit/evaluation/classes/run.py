@@ -12,7 +12,7 @@ import numpy as np
 from medkit.errors import InputError, MedkitError
 from medkit.evaluation.bootstrap import Estimate, estimates
 from medkit.evaluation.classes.files import Prediction, read_predictions
-from medkit.evaluation.classes.metrics import BY_CLASS, Predictions, by_class, confusion, overall
+from medkit.evaluation.classes.metrics import BY_CLASS, INFLATED, Predictions, by_class, confusion, overall
 from medkit.evaluation.classes.truth import class_number, find_truth
 from medkit.evaluation.pairs import files_of, of_kind
 
@@ -124,7 +124,7 @@ def _with_both_classes(case: Prediction, truth: Sequence[str]) -> Prediction:
 
 
 def _measures(given: Predictions, seed: int) -> dict[str, Estimate]:
-    return estimates(lambda weights: overall(given, weights), len(given.truth), seed)
+    return estimates(lambda weights: overall(given, weights), len(given.truth), seed, INFLATED)
 
 
 def _by_class(given: Predictions, seed: int) -> dict[str, dict[str, Estimate]]:
