@@ -11,6 +11,7 @@ import click
 
 from medkit import bundle as bundles
 from medkit import plugins
+from medkit.errors import UsageError
 from medkit.options import bytes_of, option, settings
 
 if TYPE_CHECKING:
@@ -21,17 +22,19 @@ if TYPE_CHECKING:
 class BundleOptions:
     """What the user asked for with the options that all tasks that run bundles share."""
 
-    name: str
-    """A name, the path of a folder or zip, or `auto`."""
+    name: str | None
+    """A name, the path of a folder or zip, or `auto`; None where none was asked for and none need be."""
     trust: bool
     settings: RunSettings
 
     def of_task(self, task: str) -> tuple[bundles.Bundle, ...]:
         """The bundles that may run for a task: one, or those that `auto` chooses among. Raises UsageError."""
-        return bundles.for_task(self.name, task, plugins.registry(), trust=self.trust)
+        return bundles.for_task(self.name or bundles.AUTO, task, plugins.registry(), trust=self.trust)
 
     def any(self) -> bundles.Bundle:
         """The bundle named, whatever it is for. Raises UsageError."""
+        if self.name is None:
+            raise UsageError("--bundle: expected the name or the path of a bundle")
         found = bundles.find(self.name, plugins.registry())
         bundles.require_trust(found, trust=self.trust)
         return found
@@ -49,19 +52,24 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def bundle_options(*, named: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds the options; the function gets them as its argument `chosen`. With `named` a bundle has to be named."""
-    form = "NAME|PATH" if named else "NAME|PATH|auto"
-    default = {"required": True} if named else {"default": bundles.AUTO, "show_default": True}
+def bundle_options(
+    *, named: bool = False, optional: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds the options; the function gets them as its argument `chosen`.
+
+    With `named` a bundle has to be named, with `optional` it may be; else the default is `auto`.
+    """
+    form = "NAME|PATH" if named or optional else "NAME|PATH|auto"
+    default = {"required": True} if named else {} if optional else {"default": bundles.AUTO, "show_default": True}
     what = "An installed bundle's name, or a bundle's folder or zip"
-    which = f"{what}." if named else f"{what}; auto: the one that fits the image."
+    which = f"{what}." if named or optional else f"{what}; auto: the one that fits the image."
     choose = click.option("--bundle", "name", metavar=form, allow_from_autoenv=False, help=which, **default)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def with_bundle(
             *args: Any,
-            name: str,
+            name: str | None,
             trust: bool,
             overrides: dict[str, Any],
             precision: str,

@@ -103,18 +103,20 @@ def role_of(contract: Contract, key: str) -> str:
 def load_runner(
     runtime: Runtime, *, bundle: Bundle, settings: RunSettings, runner: RunnerFactory | None = None
 ) -> Stages:
-    """Loads a bundle: the three stages of its work on a case.
+    """Loads a bundle: the three stages of its work on a case. Raises as `open_runner` does."""
+    loaded = open_runner(runtime, bundle, settings, runner or BundleRunner)
+    return Stages(loaded.prepare, loaded.compute, loaded.finish)
 
-    Raises BundleError, and WeightsMissingError where there are none.
-    """
+
+def open_runner(runtime: Runtime, bundle: Bundle, settings: RunSettings, runner: RunnerFactory) -> BundleRunner:
+    """Loads a bundle, whose code is trusted. Raises BundleError, and WeightsMissingError where there are none."""
     from medkit.inference.config import InferenceConfig
     from medkit.precision import choose_device, choose_precision
 
     device = choose_device(runtime.device)
     parts = InferenceConfig(bundle, device, settings.overrides).open()
     precision = choose_precision(settings.precision, device)
-    loaded = (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
-    return Stages(loaded.prepare, loaded.compute, loaded.finish)
+    return runner(bundle, parts, device, precision, settings.memory)
 
 
 def choosing(

@@ -488,7 +488,8 @@ def ghosted(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor
     """(1, I, J, K) with faint copies along one axis, as periodic motion during the scan leaves them."""
     if random.number() >= ranges.ghosting:
         return image
-    axis = 1 + int(random.number() * 3)
+    axes = [axis for axis in (1, 2, 3) if image.shape[axis] > 1]
+    axis = axes[int(random.number() * len(axes))]
     number = 2 + int(random.number() * 4)
     strength = float(random.evenly(ranges.ghosts))
     step = image.shape[axis] // number

@@ -61,6 +61,10 @@ def scans(tmp_path: Path) -> Path:
     write_sound(tmp_path / "lung_bundle", "lungs", weights=False, train__handlers=[], validate__handlers=[])
     write_labels(tmp_path / "maps")
     zoo.write(tmp_path / "spleen_ct_segmentation", "spleen_ct_segmentation")
+    (tmp_path / "findings").mkdir()
+    for name, p in (("anna", 0.8), ("ben", 0.3)):
+        (tmp_path / f"findings/{name}_class.tsv").write_text(f"class\tprobability\nwell\t{1 - p}\nill\t{p}\n")
+    (tmp_path / "truth.csv").write_text("case,class\nanna,ill\nben,well\n")
     return tmp_path
 
 
@@ -81,6 +85,7 @@ def test_the_commands_run(scans: Path) -> None:
     assert len(list((scans / "labelled").glob("*_mask.nii.gz"))) == 2
     assert (scans / "my_lungs" / "training" / "log.csv").read_text().splitlines()[-1].startswith("8,")
     assert zipfile.is_zipfile(scans / "lungs-0.1.1.zip")
+    assert len(list((scans / "curves").glob("*.png"))) == 3
 
 
 def test_the_install_commands_are_what_ci_does() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from medkit.errors import InputError, UsageError
 from medkit.evaluation.scores import Kind
 from medkit.images import IMAGE_SUFFIXES
-from medkit.names import kind_of_name, stem
+from medkit.names import TABLE_SUFFIXES, kind_of_name, stem
 from medkit.point_files import POINT_SUFFIXES
 from medkit.records import absolute, record_of
 from medkit.space import TRANSFORM_SUFFIXES
@@ -33,6 +33,7 @@ _SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "images": IMAGE_SUFFIXES,
     "points": POINT_SUFFIXES,
     "transforms": TRANSFORM_SUFFIXES,
+    "classes": TABLE_SUFFIXES,
 }
 
 
@@ -51,7 +52,8 @@ class Matches:
 def files_of(where: Path, kind: str) -> list[Path]:
     """`where` itself, or the files of a kind below it where it is a folder (other than a DICOM series).
 
-    `kind`: labels, images, points or transforms. Hidden files do not count. Raises InputError where it is missing.
+    `kind`: labels, images, points, classes or transforms. Hidden files do not count. Raises InputError where it is
+    missing.
     """
     if not where.exists():
         raise InputError(f"{where}: no such file or folder")
@@ -80,6 +82,9 @@ def kind_between(results: Sequence[Path], references: Sequence[Path]) -> Kind:
 
 def of_kind(paths: Iterable[Path], kind: str) -> list[Path]:
     """Those of the files whose names fit a kind: label images among labels where there are any, else all but these."""
+    if kind == "classes":
+        every = list(paths)
+        return [path for path in every if says_classes(path)] or every
     every = [path for path in paths if kind == "transforms" or _is_points(path) is (kind == "points")]
     said = [path for path in every if _says_labels(path)]
     if kind == "labels":
@@ -100,27 +105,32 @@ def match(results: Sequence[Path], where: str, kind: str) -> Matches:
     candidates = files_of(place, kind)
     if candidates == [place]:
         return Matches(dict.fromkeys(results, place))
-    return _by_names(results, of_kind(candidates, kind))
+    return match_names(results, of_kind(candidates, kind))
 
 
-def _by_names(results: Sequence[Path], references: Sequence[Path]) -> Matches:
+def match_names(results: Sequence[Path], references: Sequence[Path]) -> Matches:
+    """The reference of each result by what they are called alone, as `match` finds it in a folder."""
     found: dict[Path, Path] = {}
+    used: set[Path] = set()
     ends: list[Callable[[Path], str]] = [partial(_end, depth=depth) for depth in (3, 2, 1)]
-    for key in (*ends, _case, _subject):
+    keys: list[Callable[[Path], str]] = [str, *ends, _case, _subject]
+    for key in keys:
         ours = _grouped((r for r in results if r not in found), key)
-        theirs = _grouped((r for r in references if r not in found.values()), key)
+        theirs = _grouped((r for r in references if r not in used), key)
         for name in ours.keys() & theirs.keys():
             if len(ours[name]) == len(theirs[name]) == 1:
                 found[ours[name][0]] = theirs[name][0]
-    left = [result for result in results if result not in found]
-    missing = {result: _reason(result, left, [r for r in references if r not in found.values()]) for result in left}
+                used.add(theirs[name][0])
+    left = _grouped((result for result in results if result not in found), _subject)
+    unused = tuple(reference for reference in references if reference not in used)
+    fitting = _grouped(unused, _subject) if left else {}
+    missing = {r: _reason(rivals, fitting.get(subject, [])) for subject, rivals in left.items() for r in rivals}
     in_order = {result: found[result] for result in results if result in found}
-    return Matches(in_order, missing, tuple(r for r in references if r not in found.values()))
+    return Matches(in_order, missing, unused)
 
 
-def _reason(result: Path, left: Sequence[Path], references: Sequence[Path]) -> str:
-    fitting = [r for r in references if _subject(r) == _subject(result)]
-    rivals = [r for r in left if _subject(r) == _subject(result)]
+def _reason(rivals: Sequence[Path], fitting: Sequence[Path]) -> str:
+    """Why results of one name have none of the references that it fits."""
     if not fitting:
         return "no name in the folder fits its own"
     several = fitting if len(fitting) > 1 else rivals
@@ -197,6 +207,11 @@ def _stripped(path: Path, words: str) -> str:
 
 def _is_points(path: Path) -> bool:
     return path.name.lower().endswith(POINT_SUFFIXES)
+
+
+def says_classes(path: Path) -> bool:
+    """Whether a file's name says that it holds the classes of a case."""
+    return path.name.lower().endswith(("_class.tsv", "_class.csv"))
 
 
 def _says_labels(path: Path) -> bool:

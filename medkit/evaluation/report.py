@@ -81,8 +81,8 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
             "seed": settings.seed,
         },
     }
-    finite: dict[str, Any] = _finite(out)
-    return finite
+    data: dict[str, Any] = finite(out)
+    return data
 
 
 def _case_data(score: Scores) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def _case_data(score: Scores) -> dict[str, Any]:
     return out | {"metrics": dict(score.values), "rows": rows, "warnings": list(score.warnings)}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -106,14 +106,14 @@ def _cases(evaluation: Evaluation) -> str:
     metrics = CASE_METRICS[kind]
     shown = (*metrics, "data_range") if kind == "images" else metrics
     rows = [["case", *(TITLES[metric] for metric in shown)]]
-    rows += [[score.pair.name, *(_number(score.values[m]) for m in shown)] for score in evaluation.scores]
+    rows += [[score.pair.name, *(number_text(score.values[m]) for m in shown)] for score in evaluation.scores]
     if len(evaluation.scores) > 1:
         rows.append([])
         rows += [
             [title, *(_statistic(evaluation.summary[metric], statistic) for metric in metrics)]
             for statistic, title in _STATISTICS.items()
         ]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _labels(evaluation: Evaluation) -> str:
@@ -123,23 +123,23 @@ def _labels(evaluation: Evaluation) -> str:
     extra = {k: v for k, v in _STATISTICS.items() if k != "mean"} if several else {}
     rows = [["label", "name", *(TITLES[m] for m in metrics), *(f"Dice {title}" for title in extra.values())]]
     for label, summaries in evaluation.labels.items():
-        means = [_number(summaries[m].mean) for m in metrics]
+        means = [number_text(summaries[m].mean) for m in metrics]
         spread = [_statistic(summaries["dice"], statistic) for statistic in extra]
         rows.append([label, evaluation.names.get(label, ""), *means, *spread])
-    return _aligned(rows, texts=2)
+    return aligned(rows, texts=2)
 
 
 def _points(score: Scores) -> str:
     rows = [[f"point of {score.pair.name}", TITLES["tre_mm"]]]
-    rows += [[row.label, _number(row.values["tre_mm"])] for row in score.rows]
-    return _aligned(rows)
+    rows += [[row.label, number_text(row.values["tre_mm"])] for row in score.rows]
+    return aligned(rows)
 
 
 def _statistic(summary: Summary, name: str) -> str:
-    return _number(getattr(summary, name))
+    return number_text(getattr(summary, name))
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     """Four digits, whole numbers from 1000 on, `-` for what is not defined."""
     if math.isnan(value):
         return "-"
@@ -150,7 +150,7 @@ def _exact(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def _aligned(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+def aligned(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
     """Columns two spaces apart, the first `texts` of them flush left, the numbers flush right."""
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
     lines = (

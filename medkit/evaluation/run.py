@@ -10,10 +10,18 @@ from medkit.errors import InputError, MedkitError
 from medkit.evaluation.images import score_images
 from medkit.evaluation.labels import score_labels
 from medkit.evaluation.points import score_points
-from medkit.evaluation.scores import CASE_METRICS, ROW_METRICS, Evaluation, Failure, Pair, Scores, Settings, Summary
+from medkit.evaluation.scores import (
+    CASE_METRICS,
+    RESAMPLES,
+    ROW_METRICS,
+    Evaluation,
+    Failure,
+    Pair,
+    Scores,
+    Settings,
+    Summary,
+)
 
-RESAMPLES = 2000
-"""Bootstrap samples: the ends of an interval then repeat to some 2 % of its width."""
 _SCORERS: Mapping[str, Callable[[Pair, Settings], Scores]] = {
     "labels": score_labels,
     "images": score_images,

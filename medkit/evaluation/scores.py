@@ -9,7 +9,7 @@ from typing import Literal
 
 from medkit.evaluation.label_maps import LabelMap
 
-Kind = Literal["labels", "images", "points"]
+Kind = Literal["labels", "images", "points", "classes"]
 
 ROW_METRICS: Mapping[str, tuple[str, ...]] = {
     "labels": ("dice", "hd95_mm", "assd_mm", "volume_error_percent", "volume_error_mm3"),
@@ -23,6 +23,8 @@ CASE_METRICS: Mapping[str, tuple[str, ...]] = {
     "points": ("mean_tre_mm", "median_tre_mm", "max_tre_mm"),
 }
 """Kind -> what is measured of each pair: for labels the mean over its labels."""
+RESAMPLES = 2000
+"""Bootstrap samples: the ends of an interval then repeat to some 2 % of its width."""
 
 
 @dataclass(frozen=True)

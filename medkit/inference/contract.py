@@ -17,8 +17,8 @@ SUFFIX: Mapping[OutputKind, str] = {"labels": "dseg", "image": "pred", "table": 
 """What is added to an input's stem."""
 _NO_FILE = {"dict": "boxes", "object": "boxes", "points": "points", "tuples": "points"}
 _NO_INPUT = {"noise", "latent", "timesteps"}
-_OTHERS = {"label", "mask", "seg"}
-"""Keys that training data has and inference can do without, where nothing is made of them."""
+NO_IMAGES = {"label", "mask", "seg"}
+"""Keys of what is no image; training data has them, and inference can do without where nothing is made of them."""
 _CLICKS = "AddClickSignals"
 """MONAI's transform for networks that are told where to look; without clicks it fails."""
 
@@ -69,7 +69,7 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
         kind=_kind(bundle, made),
         results=("pred",) if "pred" in saved or not saved else tuple(saved),
         keys=keys,
-        optional=tuple(key for key in keys[1:] if key in _OTHERS and key not in _sources(content)),
+        optional=tuple(key for key in keys[1:] if key in NO_IMAGES and key not in _sources(content)),
         channels=_channels(given) if len(keys) == 1 else (),
         classes={int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()},
         planar=len(given.get("spatial_shape") or ()) == 2,

@@ -1,0 +1,15 @@
+"""How good predicted classes are: of all cases, and of those that the bundle did not abstain from.
+
+What `medkit evaluate --kind classes` calls:
+
+    judged = judge(predictions_in([Path("results")]), "truth.csv")
+    print(judged.measures["all"]["auc"].value)
+"""
+
+from __future__ import annotations
+
+from medkit.evaluation.classes.files import Prediction, read_predictions
+from medkit.evaluation.classes.metrics import Predictions
+from medkit.evaluation.classes.run import Judged, gathered, judge, predictions_in
+
+__all__ = ["Judged", "Prediction", "Predictions", "gathered", "judge", "predictions_in", "read_predictions"]

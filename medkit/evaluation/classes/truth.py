@@ -1,0 +1,124 @@
+"""What cases really are: tables and datalists of cases and their classes, and files that hold the class of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medkit.errors import InputError
+from medkit.evaluation.classes.files import CANDIDATE, CASE, CLASS, case_of, column, read_predictions, read_table
+from medkit.evaluation.pairs import match, match_names
+from medkit.records import absolute
+
+_PATHS = ("image", "path")
+"""Keys of a datalist's items that say which file is meant, the first that is there."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true classes of cases."""
+
+    found: Mapping[Path, str]
+    """Case -> its class: a name, or a number as text."""
+    missing: Mapping[Path, str] = field(default_factory=dict)
+    """Case without one -> why."""
+    unused: tuple[str, ...] = ()
+    """References that no case was found for; of a datalist, those of the parts that any case is of."""
+
+
+@dataclass(frozen=True)
+class _Stated:
+    case: Path
+    value: str
+    part: str = ""
+    """Which list of a datalist it stands in."""
+
+
+def find_truth(cases: Sequence[Path], where: str) -> Truth:
+    """The class of each case: `where` is a table, a datalist (`.json`), a folder or a pattern with `{id}`.
+
+    A table has a column that names the cases, by their paths (from its folder) or by what tells them apart, one of
+    classes, and perhaps one of candidates. In a folder, and with a pattern, every case has a file of its own: one such
+    as `_class.tsv`, whose likeliest class is meant, or a text file that holds the class alone. Raises InputError.
+    """
+    place = absolute(where)
+    if "{id}" in where or place.is_dir():
+        matches = match(cases, where, "classes")
+        found = {case: _class_in(file) for case, file in matches.found.items()}
+        return Truth(found, matches.missing, tuple(map(str, matches.unused)))
+    if not place.is_file():
+        raise InputError(f"{place}: no such file or folder")
+    stated = _stated(place)
+    matches = match_names(cases, list(stated))
+    parts = {stated[reference].part for reference in matches.found.values()}
+    unused = [str(path) for path in matches.unused if stated[path].part in parts]
+    return Truth({c: stated[r].value for c, r in matches.found.items()}, matches.missing, tuple(unused))
+
+
+def _stated(place: Path) -> dict[Path, _Stated]:
+    """Case -> what a table or datalist says of it; InputError for one that is listed twice."""
+    out: dict[Path, _Stated] = {}
+    for entry in _of_datalist(place) if place.suffix == ".json" else _of_table(place):
+        if entry.case in out:
+            raise InputError(f"{place}: {entry.case} is listed twice")
+        out[entry.case] = entry
+    return out
+
+
+def _of_table(place: Path) -> Iterator[_Stated]:
+    rows = read_table(place)
+    columns = list(rows[0])
+    case = column(columns, CASE)
+    value = column([name for name in columns if name != case], CLASS)
+    for found, what, names in ((case, "names the cases", CASE), (value, "holds their classes", CLASS)):
+        if found is None:
+            raise InputError(f"{place}: no column that {what} ({', '.join(names)}); there is {', '.join(columns)}")
+    for row in rows:
+        yield _Stated(case_of(absolute(row[str(case)], place.parent), row.get(CANDIDATE, "")), row[str(value)])
+
+
+def _of_datalist(place: Path) -> Iterator[_Stated]:
+    """The items of the lists of a datalist that have a file and a class, as `medkit train` takes them."""
+    try:
+        content = json.loads(place.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{place}: expected a datalist: {error}") from None
+    parts: Mapping[str, Any] = content if isinstance(content, dict) else {"": content}
+    found = [
+        _Stated(absolute(str(item[key]), place.parent), str(item["label"]), part)
+        for part, items in parts.items()
+        for item in (items if isinstance(items, list) else ())
+        if isinstance(item, dict) and "label" in item and (key := next((k for k in _PATHS if k in item), None))
+    ]
+    if not found:
+        raise InputError(f'{place}: expected a datalist with items such as {{"image": "a.png", "label": 1}}')
+    return iter(found)
+
+
+def _class_in(file: Path) -> str:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: expected a class: {error}") from None
+    if len(lines) == 1:
+        return lines[0]
+    said = read_predictions(file)
+    if len(said) != 1:
+        raise InputError(f"{file}: expected the class of one case, got {len(said)} cases")
+    return said[0].chosen
+
+
+def class_number(value: str, classes: Sequence[str]) -> int:
+    """The number of a class that is given by its name, or else by its number. Raises InputError."""
+    if value in classes:
+        return classes.index(value)
+    try:
+        number = float(value)  # tables that held missing values say 1.0
+    except ValueError:
+        number = -1
+    if number not in range(len(classes)):
+        raise InputError(f"class {value!r}: expected one of {', '.join(classes)}, or its number from 0 on")
+    return int(number)
