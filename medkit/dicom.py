@@ -77,6 +77,10 @@ class Header:
     """Its slices."""
 
 
+INVERTED = "MONOCHROME1: low values are bright in this image"
+"""A warning of `read_dicom`."""
+
+
 def is_dicom(path: Path) -> bool:
     """A folder, or a file with DICOM's preamble."""
     if path.is_dir():
@@ -107,7 +111,7 @@ def read_dicom(path: Path, frame: int | None, series: str | None) -> tuple[np.nd
     planes = volumes[frame or 0]
     grid, found = _grid(path, headers[0], planes)
     if headers[0].inverted:
-        found.append("MONOCHROME1: low values are bright in this image")
+        found.append(INVERTED)
     dtype = np.result_type(*{header.dtype for header in headers})
     stack = (*grid.shape[:2], len(planes))
     voxels = np.empty(stack, dtype if dtype.kind in "iu" else np.float32, order="F")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,25 @@ class Network:
             told = () if way == Way() or way == Way(batch=1) else (f"computed in parts for lack of memory: {way}",)
             return replace(prepared, item=answer, warnings=told, labelled=way.tiles > 0)
         raise AssertionError("a loop over ways ends in a return or an error")
+
+    def together(self, cases: Sequence[Prepared]) -> list[Prepared]:
+        """As each alone, but computed as one batch where they are of one size, taken whole, and fit into memory."""
+        from monai.data import MetaTensor
+
+        images = [case.item["image"] for case in cases]
+        shapes = {tuple(image.shape) for image in images}
+        if len(cases) < 2 or len(shapes) > 1 or self._window(first := shapes.pop()) is not None:
+            return [self(case) for case in cases]
+        need = sum(self._need(Way(), first, case) for case in cases)
+        if need > available(self.limit, self.device):
+            return [self(case) for case in cases]
+        import torch
+
+        plain = [image.as_tensor() if isinstance(image, MetaTensor) else image for image in images]
+        with computing(self.precision, self.device):
+            answer = self.inferer(torch.stack(plain).to(self.device), self.network)
+        answers = answer if self.keeps_half else as_float(answer)
+        return [replace(c, item={**c.item, "pred": a}) for c, a in zip(cases, answers, strict=True)]
 
     # ---- which ways there are, and what they take
 

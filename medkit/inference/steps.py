@@ -57,7 +57,10 @@ class Preprocessing:
 
     def __call__(self, case: Case) -> Prepared:
         """Reads and prepares a case. Raises InputError."""
-        feed = feed_of(case, self.contract)
+        return self.fed(feed_of(case, self.contract), case)
+
+    def fed(self, feed: Feed, case: Case) -> Prepared:
+        """Prepares images that were read, or made, for a case. Raises InputError."""
         self.reader.images = feed.images
         try:
             item = self._by_file(feed) if self.by_file else _through(self.steps, dict(feed.item))
