@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from medkit.case import Plan, Table, Task, digest
 from medkit.errors import OutputError
-from medkit.files import Claim, Targets, settings_of, whole, write_atomically
+from medkit.files import Claim, Targets, settings_of
 from medkit.options import RunOptions
 from medkit.records import Record, read_sidecar, sha256_of
 
@@ -56,7 +56,7 @@ class RowFile:
         self._rows: dict[str, list[dict[str, str]]] = {}
         """Image -> its rows, of an earlier run."""
         self._held = contextlib.ExitStack()
-        self._held.enter_context(Claim(self._targets))
+        self._claim = self._held.enter_context(Claim(self._targets))
         try:
             self._open(options)
         except BaseException:
@@ -70,7 +70,7 @@ class RowFile:
         if exists and not options.overwrite:
             self._go_on()
         else:
-            write_atomically(self.path, self._text([]))
+            self._put(self.path, self._text([]))
         self._write_sidecar(self._head)
         self._stream = self._held.enter_context(self._appending())
 
@@ -144,7 +144,16 @@ class RowFile:
         return os.path.relpath(path, self.path.parent)
 
     def _write_sidecar(self, record: Record) -> None:
-        write_atomically(self._targets.sidecar, json.dumps(record.to_json(self.path.parent), indent=1) + "\n")
+        self._put(self._targets.sidecar, f"{json.dumps(record.to_json(self.path.parent), indent=1)}\n".encode())
+
+    def _put(self, path: Path, content: bytes) -> None:
+        """Writes a file whole or not at all."""
+        part = self._claim.part / path.name
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
 
     def _text(self, rows: Sequence[Mapping[str, str]]) -> bytes:
         return "\t".join(self._columns).encode() + b"\n" + self._lines(rows)
@@ -162,8 +171,7 @@ class RowFile:
         else:
             kept = [head, *(line for line in lines if line.split("\t", 1)[0] != _cell(without))]
             content = "".join(f"{line}\n" for line in kept).encode(errors="surrogateescape")
-        with whole(self.path) as file:
-            file.write(content)
+        self._put(self.path, content)
         if without is not None:
             self._stream = self._held.enter_context(self._appending())  # the old file is no longer the one of that name
 

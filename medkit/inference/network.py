@@ -89,22 +89,24 @@ class Network:
             return replace(prepared, item=answer, warnings=told, labelled=way.tiles > 0)
         raise AssertionError("a loop over ways ends in a return or an error")
 
-    def together(self, cases: Sequence[Prepared]) -> list[Prepared]:
-        """As each alone, but computed as one batch where they are of one size, taken whole, and fit into memory."""
-        from monai.data import MetaTensor
+    def one_batch(self, cases: Sequence[Prepared]) -> bool:
+        """Whether cases can be computed together: of one size, taken whole, and all in memory at once."""
+        shapes = {tuple(case.item["image"].shape) for case in cases}
+        if len(shapes) != 1 or self._window(shape := next(iter(shapes))) is not None:
+            return False
+        each = self._need(Way(), shape, cases[0]) - WORKSPACE
+        return WORKSPACE + len(cases) * each <= available(self.limit, self.device)
 
-        images = [case.item["image"] for case in cases]
-        shapes = {tuple(image.shape) for image in images}
-        if len(cases) < 2 or len(shapes) > 1 or self._window(first := shapes.pop()) is not None:
-            return [self(case) for case in cases]
-        need = sum(self._need(Way(), first, case) for case in cases)
-        if need > available(self.limit, self.device):
-            return [self(case) for case in cases]
+    def together(self, cases: Sequence[Prepared]) -> list[Prepared]:
+        """The answers to cases for which `one_batch` holds, computed as a batch."""
         import torch
 
-        plain = [image.as_tensor() if isinstance(image, MetaTensor) else image for image in images]
+        images = [case.item["image"] for case in cases]
+        plain = [image.as_tensor() if hasattr(image, "as_tensor") else image for image in images]
         with computing(self.precision, self.device):
-            answer = self.inferer(torch.stack(plain).to(self.device), self.network)
+            batch = torch.stack(plain).to(self.device)
+            layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(batch.dim())  # as the weights are laid out
+            answer = self.inferer(batch.contiguous(memory_format=layout) if layout else batch, self.network)
         answers = answer if self.keeps_half else as_float(answer)
         return [replace(c, item={**c.item, "pred": a}) for c, a in zip(cases, answers, strict=True)]
 

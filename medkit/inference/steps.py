@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,11 @@ class Postprocessing:
         self.activated = any(_named(s, "Activations") for s in self.steps)
         """Whether a classifier's values are made probabilities."""
 
+    @functools.cached_property
+    def softmax_alone(self) -> bool:
+        """Whether nothing but a softmax over all channels is done."""
+        return len(self.steps) == 1 and _named(self.steps[0], "Activations") and _is_softmax(self.steps[0])
+
     @property
     def inverts_all(self) -> bool:
         """Whether all channels of an answer are brought back, and not the labels made of them."""
@@ -192,6 +198,11 @@ def _takes_largest(step: Any) -> bool:
     """Whether an `AsDiscrete` or `AsDiscreted` gives the number of the largest channel."""
     argmax = step.argmax
     return bool(argmax if isinstance(argmax, bool) else next(iter(argmax)))
+
+
+def _is_softmax(step: Any) -> bool:
+    """Whether an `Activationsd` does that and nothing else."""
+    return tuple(getattr(step, "softmax", ())) == (True,) and not any(step.sigmoid) and not any(step.other)
 
 
 def _is_random(step: Any) -> bool:

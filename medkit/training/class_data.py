@@ -95,12 +95,12 @@ def _key(image: np.ndarray) -> bytes:
 def _write_part(samples: Sequence[Sample], folder: Path, part: str) -> list[dict[str, object]]:
     (folder / part).mkdir(parents=True, exist_ok=True)
     return [
-        {"image": f"{part}/{_write(sample.image, folder / part, f'{number:05}')}", "label": sample.label}
+        {"image": f"{part}/{write_image(sample.image, folder / part, f'{number:05}')}", "label": sample.label}
         for number, sample in enumerate(samples)
     ]
 
 
-def _write(image: np.ndarray, folder: Path, name: str) -> str:
+def write_image(image: np.ndarray, folder: Path, name: str) -> str:
     """Writes a picture, or the mask that a volume is; the file's name."""
     if image.ndim == 2:
         from PIL import Image as Picture

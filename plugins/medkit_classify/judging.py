@@ -17,8 +17,8 @@ from medkit.records import sha256_of
 if TYPE_CHECKING:
     import torch
 
-KEPT_VARIANCE = 0.99
-"""Share of the features' variance that the axes of the distance explain; what is left counts as one axis more."""
+FLOOR = 0.1
+"""Variance, where that of a feature is 1, that each axis of the distance has at least: less may be chance."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +49,30 @@ class Familiarity:
     """Where the features of training images lie: a Gaussian on the axes of their principal components."""
 
     mean: np.ndarray
-    """(F,)"""
+    """(F,), as the next ones of features whose large values are compressed."""
     scale: np.ndarray
     """(F,), by which features are divided first."""
     axes: np.ndarray
     """(F, D), orthonormal."""
     spread: np.ndarray
-    """(D + 1,): variance along each axis, and of a feature beside all of them."""
+    """(D + 1,): variance along each axis, and along all others."""
 
     @classmethod
     def fitted(cls, features: np.ndarray) -> Familiarity:
         """To (N, F) features of training images."""
+        features = _compressed(features)
         mean = features.mean(0)
         # features that hardly change on training images speak up on others: their scale is kept from vanishing
         scale = np.maximum(features.std(0), 1e-3 * np.abs(features).max())
         centred = (features - mean) / scale
         _, values, axes = np.linalg.svd(centred, full_matrices=False)
         variance = values**2 / len(features)
-        count = int(np.searchsorted(np.cumsum(variance), KEPT_VARIANCE * variance.sum())) + 1
-        rest = max(float(variance[count:].sum()) / max(1, len(mean) - count), 1e-4)
-        return cls(mean, scale, axes[:count].T, np.append(variance[:count], rest))
+        count = int((variance > FLOOR).sum())
+        return cls(mean, scale, axes[:count].T, np.append(variance[:count] + FLOOR, FLOOR))
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """(N,): root mean square of (N, F) features' standard scores, about 1 for images like those of the training."""
-        centred = (features - self.mean) / self.scale
+        centred = (_compressed(features) - self.mean) / self.scale
         along = centred @ self.axes
         left = ((centred**2).sum(1) - (along**2).sum(1)).clip(min=0)
         squares = (along**2 / self.spread[:-1]).sum(1) + left / self.spread[-1]
@@ -84,7 +84,11 @@ class Familiarity:
         import torch
 
         parts = {"mean": self.mean, "scale": self.scale, "axes": self.axes, "spread": self.spread}
-        return {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in parts.items()}
+        kinds = {"axes": np.float16}
+        return {
+            name: torch.from_numpy(np.ascontiguousarray(value, kinds.get(name, np.float32)))
+            for name, value in parts.items()
+        }
 
     @classmethod
     def read(cls, path: Path) -> Familiarity:
@@ -96,6 +100,12 @@ class Familiarity:
             return cls(**{name: state[name].double().numpy() for name in ("mean", "scale", "axes", "spread")})
         except Exception as error:  # torch raises several types of error for a file that is none of its own
             raise BundleError(f"{path}: expected where the features of training images lie: {error}") from error
+
+
+def _compressed(features: np.ndarray) -> np.ndarray:
+    """Means and deviations have long tails, which a Gaussian does not: their logarithm, straight about 0."""
+    out: np.ndarray = np.sign(features) * np.log1p(10 * np.abs(features))
+    return out
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,15 @@ class ClassifyRunner(BundleRunner):
     """A loaded bundle that classifies: images whole, or patches around candidates."""
 
     def __init__(
-        self, bundle: Bundle, parts: Parts, device: torch.device, precision: str, limit: int | None, *, wishes: Wishes
+        self,
+        bundle: Bundle,
+        parts: Parts,
+        device: torch.device,
+        precision: str,
+        limit: int | None,
+        *,
+        wishes: Wishes,
+        judge: Judge | None = None,
     ) -> None:
         super().__init__(bundle, parts, device, precision, limit)
         from medkit_classify.explaining import Explainer
@@ -130,7 +138,7 @@ class ClassifyRunner(BundleRunner):
 
         if self.contract.kind != "table":
             raise BundleError(f"bundle {bundle.name}: gives {self.contract.kind}, no classes")
-        self.wishes, self.judge, self.cut = wishes, Judge.of(bundle), Cut.of(bundle.block)
+        self.wishes, self.judge, self.cut = wishes, judge or Judge.of(bundle), Cut.of(bundle.block)
         try:
             self.watcher = Watcher(parts.network, self.judge.layers)
         except KeyError as error:
@@ -145,7 +153,8 @@ class ClassifyRunner(BundleRunner):
 
     def prepare(self, case: Case) -> list[Question]:  # type: ignore[override]
         """The images to classify. Raises InputError for an image that the bundle is not for."""
-        from medkit.inference.feed import feed_of
+        from medkit.inference.feed import feed_of, is_picture
+        from medkit.pictures import is_coloured
 
         feed = feed_of(case, self.contract)
         if self.cut and feed.grid.shape[2] > 1:
@@ -154,10 +163,11 @@ class ClassifyRunner(BundleRunner):
         feed = replace(feed, images={name: _upright(image) for name, image in feed.images.items()})
         with self._blame("preprocessing"):
             question = Question(self.preprocessing.fed(feed, case))
-        if self.cut and not self.cut.fits(feed.grid):
-            question.refused = (
-                f"a picture of {_by(feed.grid.shape[:2])} pixels, where patches of {_by(self.cut.size)} are expected"
-            )
+        if is_picture(case.path) and is_coloured(case.path):
+            question.refused = "a coloured picture, where grey values are expected"
+        elif self.cut and not self.cut.fits(feed.grid):
+            size, own = _by(feed.grid.shape[:2]), _by(self.cut.size)
+            question.refused = f"a picture of {size} pixels, where patches of {own} are expected"
         return [question]
 
     def _check_axes(self, case: Case, grid: Any) -> None:
@@ -214,23 +224,22 @@ class ClassifyRunner(BundleRunner):
         return values
 
     def _answer(self, questions: Sequence[Question]) -> None:
-        asked = [question for question in questions if question.prepared is not None]
+        asked = [(question, question.prepared) for question in questions if question.prepared is not None]
         for first in range(0, len(asked), AT_ONCE):
             part = asked[first : first + AT_ONCE]
-            shapes = {tuple(q.prepared.item["image"].shape) for q in part if q.prepared}
-            for group in [part] if len(shapes) == 1 else [[q] for q in part]:
-                self._answer_batch(group)
+            batches = [part] if self.network.one_batch([prepared for _, prepared in part]) else [[one] for one in part]
+            for batch in batches:
+                self._answer_batch(batch)
 
-    def _answer_batch(self, questions: Sequence[Question]) -> None:
+    def _answer_batch(self, asked: Sequence[tuple[Question, Prepared]]) -> None:
         self.watcher.forget()
-        answers = self.network.together([q.prepared for q in questions if q.prepared])
+        prepared = [one for _, one in asked]
+        answers = self.network.together(prepared) if len(prepared) > 1 else [self.network(prepared[0])]
         features, levels = self.watcher.features(), self.watcher.levels()
-        whole = features is None or len(features) == len(questions)
-        for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        for number, ((question, _), answer) in enumerate(zip(asked, answers, strict=True)):
             question.prepared = answer
-            if whole:
-                question.features = None if features is None else features[number].numpy()
-                question.levels = None if levels is None else levels[number].numpy()
+            question.features = None if features is None else features[number].numpy()
+            question.levels = None if levels is None else levels[number].numpy()
 
     def _explain(self, questions: Iterable[Question]) -> None:
         assert self.explainer is not None
@@ -271,8 +280,11 @@ class ClassifyRunner(BundleRunner):
                 question.candidate, "", dict.fromkeys(classes.values(), float("nan")), reason=question.refused
             )
         logits = _logits(question.prepared)
-        value = self.postprocessing(question.prepared)["pred"]
-        _, table = to_table(value, classes, activated=self.postprocessing.activated)
+        if self.postprocessing.softmax_alone:  # MONAI's way to it takes ten times as long
+            _, table = to_table(logits, classes, activated=False)
+        else:
+            value = self.postprocessing(question.prepared)["pred"]
+            _, table = to_table(value, classes, activated=self.postprocessing.activated)
         if len(table) == 1:  # one output: the probability of the second of two classes
             ((name, p),) = table.items()
             table = {f"not {name}": 1 - p, name: p}
