@@ -2,10 +2,11 @@
 
     python -m medkit_classify.calibrate BUNDLE DATALIST [--write]
 
-BUNDLE is a folder, DATALIST what `medkit train` was given. The temperature is the one with which the validation images
-are most probable (Guo et al. 2017); the distance beyond which no class is given is the one that a share of `--quantile`
-of them does not reach (Lee et al. 2018, here one Gaussian on the statistics of several layers). `--write` puts both
-into the bundle (`medkit.calibration` in its metadata, `models/calibration.pt`); test images are never looked at.
+BUNDLE is a folder, DATALIST what `medkit train` was given. The temperature is the one with which the classes of the
+validation images are most probable (Guo et al. 2017), with an offset for each class where that is not enough; the
+distance beyond which no class is given is the one that a share of `--quantile` of them does not reach (Lee et al. 2018,
+here one Gaussian on the statistics of several layers). `--write` puts both into the bundle (`medkit.calibration` in its
+metadata, `models/calibration.pt`); test images are never looked at.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 FILE = "models/calibration.pt"
 QUANTILE = 0.96
 """Share of the validation images that are answered about."""
+GOOD = 0.05
+"""Calibration error on the validation images above which a temperature alone is not enough."""
+PULL = 1.0
+"""Weight of the squared offsets, in images: few images change them little."""
 BINS = 15
 """Of the expected calibration error."""
 
@@ -57,8 +62,9 @@ def load(bundle: Bundle, layers: Sequence[str]) -> tuple[ClassifyRunner, Runtime
 def default_layers(parts: Parts) -> tuple[str, ...]:
     """The parts of the network's `encoder`, or all of the network where nothing is called so."""
     own = dict(parts.network.named_children())
-    encoder = own.get("encoder")
-    names = tuple(f"encoder.{name}" for name, _ in encoder.named_children()) if encoder else tuple(own)[:-1]
+    names = tuple(own)[:-1]
+    if encoder := own.get("encoder"):
+        names = tuple(f"encoder.{name}" for name, _ in encoder.named_children()) or ("encoder",)
     return names[::2] if len(names) > 4 else names  # neighbours say much the same
 
 
@@ -105,6 +111,19 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
+def best_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, tuple[float, ...]]:
+    """The temperature and the offsets of the classes, which add up to 0, with which labels are most probable."""
+    from scipy.optimize import minimize
+
+    def cost(values: np.ndarray) -> float:
+        temperature, offsets = float(np.exp(values[0])), np.append(values[1:], -values[1:].sum())
+        pull = PULL / len(labels) * float((offsets**2).sum())
+        return pull - log_likelihood(logits + temperature * offsets, labels, temperature)
+
+    found = minimize(cost, np.zeros(logits.shape[1]), method="Nelder-Mead")
+    return float(np.exp(found.x[0])), (*map(float, found.x[1:]), -float(found.x[1:].sum()))
+
+
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """The expected calibration error of (N, C) probabilities: confidence minus accuracy, over bins of equal width."""
     sure, right = probabilities.max(1), probabilities.argmax(1) == labels
@@ -123,11 +142,14 @@ def calibrated(
     _, seen = answers(runner, runtime, [Path(item["image"]) for item in items.training])
     logits, levels = answers(runner, runtime, [Path(item["image"]) for item in items.validation])
     labels = np.array([int(item["label"]) for item in items.validation])
-    temperature = best_temperature(logits, labels)
+    temperature, offsets = best_temperature(logits, labels), (0.0,) * logits.shape[1]
+    if calibration_error(softmax(logits / temperature), labels) > GOOD:
+        temperature, offsets = best_scaling(logits, labels)
     familiarity = Familiarity.fitted(seen)
     distances = familiarity.distances(levels)
     return {
         "temperature": round(temperature, 4),
+        "offsets": [round(value, 4) for value in offsets],
         "threshold": round(float(np.quantile(distances, quantile)), 4),
         "layers": list(runner.judge.layers),
         "file": FILE,
@@ -136,7 +158,7 @@ def calibrated(
         "validation_images": len(labels),
         "calibration_error": {
             "before": round(calibration_error(softmax(logits), labels), 4),
-            "after": round(calibration_error(softmax(logits / temperature), labels), 4),
+            "after": round(calibration_error(softmax(logits / temperature + offsets), labels), 4),
         },
     }, familiarity
 

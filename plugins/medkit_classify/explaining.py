@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medkit.errors import UsageError
+from medkit.space import apply_affine
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ PARTS = 6
 AT_ONCE = 16
 """Images with covered boxes in a batch."""
 STRONG = 0.5
-"""Of the largest value: what speaks for a class so strongly counts when its place is told."""
+"""From the smallest to the largest value: what speaks for a class so strongly counts when its place is told."""
 
 
 class Explainer:
@@ -109,21 +110,18 @@ def _listening(module: torch.nn.Module, name: str, found: list[str]) -> Iterator
 def in_words(heat: Image, picture: bool) -> str:
     """Where in an image the map (1, I, J, K) on its grid is strong."""
     values = heat.data[0]
-    strong = np.argwhere(values >= STRONG * values.max())
-    if not values.max() or not len(strong):
+    low, high = float(values.min()), float(values.max())
+    if low == high:
         return ""
-    middle = strong.mean(0)
+    middle = np.argwhere(values >= low + STRONG * (high - low)).mean(0)
     if picture:
         column, row = (middle[:2] + 0.5) / values.shape[:2]
         across = "left" if column < 1 / 3 else "right" if column > 2 / 3 else "middle"
         down = "top" if row < 1 / 3 else "bottom" if row > 2 / 3 else "middle"
         place = "middle" if across == down else f"{down} {across}".replace("middle ", "").replace(" middle", "")
         return f"the {place} of the picture"
-    x, y, z = heat.grid.affine[:3, :3] @ middle + heat.grid.affine[:3, 3]
-    sides = (
-        f"{abs(v):.0f} mm {'RL'[v < 0] if a == 0 else 'AP'[v < 0] if a == 1 else 'SI'[v < 0]}"
-        for a, v in enumerate((x, y, z))
-    )
+    place = apply_affine(heat.grid.affine, middle[None])[0]
+    sides = [f"{abs(mm):.0f} mm {names[int(mm < 0)]}" for mm, names in zip(place, ("RL", "AP", "SI"), strict=True)]
     return f"the region around {', '.join(sides)}"
 
 

@@ -116,6 +116,8 @@ class Judge:
     """Logits are divided by it for the confidence (Guo et al. 2017); None: not calibrated."""
     threshold: float | None = None
     """Distance beyond which no class is given; None: one is always given."""
+    offsets: tuple[float, ...] = ()
+    """Added to the scaled logit of each class, since a training may make rare ones look frequent; none: nothing."""
     layers: tuple[str, ...] = ()
     """The layers whose statistics are the features of the distance."""
     file: Path | None = None
@@ -134,6 +136,7 @@ class Judge:
         return cls(
             temperature=float(stated["temperature"]),
             threshold=float(stated["threshold"]),
+            offsets=tuple(map(float, stated.get("offsets", ()))),
             layers=tuple(map(str, stated["layers"])),
             file=bundle.root / str(stated["file"]),
         )
@@ -143,16 +146,15 @@ class Judge:
         """Where the features of training images lie."""
         return Familiarity.read(self.file) if self.file else None
 
-    def confidence(self, logits: np.ndarray, chosen: int) -> float | None:
-        """The calibrated probability of a class, from (C,) logits; one logit is that of the second of two classes."""
+    def calibrated(self, logits: np.ndarray) -> np.ndarray | None:
+        """(C,) probabilities from (C,) logits; one logit is that of the second of two classes. None: not calibrated."""
         if self.temperature is None:
             return None
-        scaled = logits.astype(np.float64) / self.temperature
-        if len(scaled) == 1:
-            positive = 1 / (1 + np.exp(-scaled[0]))
-            return float(positive if chosen else 1 - positive)
+        whole = np.array([0.0, logits[0]]) if len(logits) == 1 else logits.astype(np.float64)
+        scaled = whole / self.temperature + (self.offsets or 0.0)
         powers = np.exp(scaled - scaled.max())
-        return float(powers[chosen] / powers.sum())
+        out: np.ndarray = powers / powers.sum()
+        return out
 
     def distance(self, levels: np.ndarray | None) -> float | None:
         """How unlike the training images one is, 1 being the limit, from its (L,) statistics."""

@@ -289,11 +289,12 @@ class ClassifyRunner(BundleRunner):
             ((name, p),) = table.items()
             table = {f"not {name}": 1 - p, name: p}
         names = list(table)
-        chosen = int(np.argmax([table[name] for name in names]))
+        sure = self.judge.calibrated(logits)
+        chosen = int(np.argmax([table[name] for name in names] if sure is None else sure))
         distance = self.judge.distance(question.levels)
         reason = question.refused or unlike(distance)
-        sure = self.judge.confidence(logits, chosen)
-        return Finding(question.candidate, names[chosen], table, sure, distance, reason)
+        confidence = None if sure is None else float(sure[chosen])
+        return Finding(question.candidate, names[chosen], table, confidence, distance, reason)
 
     def _files(
         self,
