@@ -21,6 +21,7 @@ from medkit_classify.task import _upright
 from PIL import Image as Picture
 
 from medkit.bundle import Bundle
+from medkit.files import Claim, Targets
 from medkit.images import Image
 from medkit.records import read_sidecar, sha256_of
 from medkit.space import Grid, apply_affine
@@ -368,11 +369,33 @@ def test_a_table_makes_no_file_for_a_case(classify: Run, tmp_path: Path) -> None
     assert not (tmp_path / "t.tsv").exists()
 
 
-def test_workers_fill_the_table_too(classify: Run, tmp_path: Path) -> None:
-    sources = pictures(tmp_path, [0.7, 0.3])
-    done = classify(*sources, "--table", tmp_path / "t.tsv", "--dry-run")
+def test_a_dry_run_makes_no_table(classify: Run, tmp_path: Path) -> None:
+    done = classify(*pictures(tmp_path, [0.7, 0.3]), "--table", tmp_path / "t.tsv", "--dry-run")
     assert "a row of" in done.err
     assert not (tmp_path / "t.tsv").exists()
+
+
+@pytest.mark.slow
+def test_workers_fill_the_table_too(classify: Run, tmp_path: Path) -> None:
+    sources = pictures(tmp_path, [0.7, 0.3, 0.6])
+    done = classify(*sources, "--table", tmp_path / "t.tsv", "--workers", "1")
+    assert done.code == 0, done.err
+    assert [row["class"] for row in table(tmp_path / "t.tsv")] == ["bright", "dark", "bright"]
+
+
+def test_another_process_holds_the_table(classify: Run, tmp_path: Path) -> None:
+    with Claim(Targets({"table": tmp_path / "t.tsv"})):
+        done = classify(picture(tmp_path / "a.png", 0.7), "--table", tmp_path / "t.tsv")
+    assert done.code == 1
+    assert "another process is writing it" in done.err
+
+
+def test_an_image_that_comes_twice_has_one_row(classify: Run, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png", 0.7)
+    done = classify(source, source, "--table", tmp_path / "t.tsv")
+    assert done.code == 1
+    assert "a second time" in done.err
+    assert len(table(tmp_path / "t.tsv")) == 1
 
 
 # ---- candidates

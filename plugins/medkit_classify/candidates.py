@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.space import Grid, apply_affine, lps_affine
+from medkit.space import Grid, apply_affine
 
 if TYPE_CHECKING:
     from medkit.images import Image
@@ -71,10 +71,11 @@ class Cut:
         return Made(scaled.reshape(1, *grid.shape), grid)
 
     def _grid(self, centre: np.ndarray) -> Grid:
-        corner = np.array([*(-(np.array(self.size) - 1) / 2 * self.spacing), 0.0])
-        # the directions of a picture's columns and rows: to the patient's left and to the back
-        affine = lps_affine(np.eye(3), np.array([self.spacing, self.spacing, 1.0]), np.zeros(3))
-        affine[:3, 3] = centre + affine[:3, :3] @ (corner / [self.spacing, self.spacing, 1.0])
+        affine = np.eye(4)
+        # a picture's columns run to the patient's left and its rows to the back: against both axes of RAS+
+        affine[0, 0] = affine[1, 1] = -self.spacing
+        affine[:2, 3] = (np.array(self.size) - 1) / 2 * self.spacing
+        affine[:3, 3] += centre
         return Grid((*self.size, 1), affine, dims=2)
 
 
