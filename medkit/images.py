@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from medkit import itk_files, nifti, pictures
-from medkit.dicom import INVERTED, is_dicom, read_dicom, read_dicom_grid
+from medkit.dicom import is_dicom, read_dicom, read_dicom_grid
 from medkit.errors import InputError, OutputError
 from medkit.names import GREY_PICTURES
 from medkit.space import Grid, three_axes
@@ -44,8 +44,6 @@ class Image:
     """Type of an output made from it by interpolation: the file's integer type where unscaled, else float32."""
     warnings: tuple[str, ...] = ()
     """What the sanity check found but did not refuse, in plain sentences."""
-    inverted: bool = False
-    """Whether low values are meant to be seen bright (DICOM's MONOCHROME1)."""
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[1:] != self.grid.shape:
@@ -88,7 +86,7 @@ def read_image(path: Path, *, frame: int | None = None, series: str | None = Non
     warnings = list(stored.warnings) + check_grid(path, stored.grid)
     data = _label_values(path, stored.data) if labels else _finite_values(path, stored.data, warnings)
     own = stored.data.dtype if stored.data.dtype.kind in "iu" else None
-    return Image(data, stored.grid, path, None if labels else own, tuple(warnings), stored.inverted)
+    return Image(data, stored.grid, path, None if labels else own, tuple(warnings))
 
 
 def read_grid(path: Path, *, series: str | None = None) -> Grid:
@@ -139,8 +137,6 @@ class Stored:
     """Where they are."""
     warnings: tuple[str, ...] = ()
     """What the reader noticed."""
-    inverted: bool = False
-    """Whether low values are meant to be seen bright."""
 
 
 def _read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
@@ -285,7 +281,7 @@ def _read_itk(path: Path, frame: int | None) -> Stored:
 
 def _read_dicom(path: Path, frame: int | None, series: str | None) -> Stored:
     voxels, grid, warnings = read_dicom(path, frame, series)
-    return Stored(voxels.transpose(3, 0, 1, 2), grid, tuple(warnings), INVERTED in warnings)
+    return Stored(voxels.transpose(3, 0, 1, 2), grid, tuple(warnings))
 
 
 def _read_mgh(path: Path, frame: int | None) -> Stored:

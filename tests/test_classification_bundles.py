@@ -136,3 +136,41 @@ def test_each_image_goes_to_the_bundle_that_fits(medkit: Run, tmp_path: Path, so
     assert record is not None
     assert record.medkit["choice"]["name"] == name
     assert len(record.medkit["metrics"]["findings"]) == (2 if more else 1)
+
+
+def radiograph(path: Path, photometric: str, values: np.ndarray) -> Path:
+    """Writes (rows, columns) uint16 as a computed radiograph of 12 bits; MONOCHROME1 with its values turned round."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    found = pydicom.Dataset()
+    found.file_meta = pydicom.dataset.FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    found.file_meta.MediaStorageSOPClassUID = found.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    found.file_meta.MediaStorageSOPInstanceUID = found.SOPInstanceUID = generate_uid()
+    found.SeriesInstanceUID, found.StudyInstanceUID, found.Modality = generate_uid(), generate_uid(), "DX"
+    found.Rows, found.Columns = values.shape
+    found.PixelSpacing = [0.2, 0.2]
+    found.SamplesPerPixel, found.PhotometricInterpretation = 1, photometric
+    found.BitsAllocated, found.BitsStored, found.HighBit, found.PixelRepresentation = 16, 12, 11, 0
+    shown = values if photometric == "MONOCHROME2" else values.max() - (values - values.min())
+    found.PixelData = shown.astype("<u2").tobytes()
+    found.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_an_x_ray_is_the_same_in_dicom_of_both_kinds_and_as_a_picture(medkit: Run, tmp_path: Path) -> None:
+    rows, columns = np.indices((300, 260)) / 260
+    values = np.rint(400 + 3200 * np.exp(-(((rows - 0.5) * 2) ** 2) - ((columns - 0.4) * 3) ** 2)).astype(np.uint16)
+    Picture.fromarray(values).save(tmp_path / "p.png")
+    sources = [
+        tmp_path / "p.png",
+        radiograph(tmp_path / "a.dcm", "MONOCHROME2", values),
+        radiograph(tmp_path / "b.dcm", "MONOCHROME1", values),
+    ]
+    done = medkit("run", "classify", *sources, "--precision", "float32", "--json")
+    assert done.code == 0, done.err
+    blocks = [record["medkit"] for record in done.records]
+    assert {block["choice"]["name"] for block in blocks} == {"chest_xray_classification"}
+    found = [block["metrics"]["findings"][0]["probabilities"]["pneumonia"] for block in blocks]
+    assert found == pytest.approx([found[0]] * 3, abs=2e-3)

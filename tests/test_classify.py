@@ -17,7 +17,6 @@ from medkit_classify import calibrate, candidates, explaining
 from medkit_classify.candidates import Cut
 from medkit_classify.judging import Familiarity, Judge
 from medkit_classify.report import columns
-from medkit_classify.task import _upright
 from PIL import Image as Picture
 
 from medkit.bundle import Bundle
@@ -262,12 +261,6 @@ def test_a_volume_is_no_plane(classify: Run, tmp_path: Path) -> None:
     done = classify(tmp_path / "v.nii.gz")
     assert done.code == 3
     assert "expected a plane" in done.err
-
-
-def test_low_values_that_are_bright_are_turned_round() -> None:
-    image = Image(np.array([[[[5], [7]], [[9], [25]]]], np.uint8), Grid((2, 2, 1), np.eye(4), 2), inverted=True)
-    assert _upright(image).data[0, ..., 0].tolist() == [[25, 23], [21, 5]]
-    assert not _upright(image).inverted
 
 
 # ---- one table for all

@@ -25,7 +25,6 @@ from medkit_classify.judging import Finding, Judge, unlike
 if TYPE_CHECKING:
     import torch
 
-    from medkit.images import Image
     from medkit.inference.config import Parts
     from medkit.inference.steps import Prepared
     from medkit_classify.explaining import Method
@@ -160,7 +159,6 @@ class ClassifyRunner(BundleRunner):
         if self.cut and feed.grid.shape[2] > 1:
             return [self._patch(case, candidate, self.cut) for candidate in self._candidates(case)]
         self._check_axes(case, feed.grid)
-        feed = replace(feed, images={name: _upright(image) for name, image in feed.images.items()})
         with self._blame("preprocessing"):
             question = Question(self.preprocessing.fed(feed, case))
         if is_picture(case.path) and is_coloured(case.path):
@@ -330,14 +328,6 @@ def _logits(prepared: Prepared) -> np.ndarray:
     plain = value.as_tensor() if hasattr(value, "as_tensor") else value
     out: np.ndarray = np.atleast_1d(np.squeeze(plain.detach().cpu().numpy()))
     return out
-
-
-def _upright(image: Image) -> Image:
-    """An image whose low values are meant to be seen bright (MONOCHROME1), the other way round."""
-    if not image.inverted:
-        return image
-    data = image.data
-    return replace(image, data=data.max() - (data - data.min()), inverted=False)
 
 
 def _by(sizes: Iterable[int]) -> str:
