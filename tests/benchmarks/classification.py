@@ -210,12 +210,13 @@ def main() -> None:
         for key, found in SETS.items():
             if given.only not in (key, None):
                 continue
-            if key == "lung_nodule_50":
-                print("the same with strange pictures that were made patches of 50 x 50 pixels")
-            labels = write_test_set(found, given.data, folder / key)
-            rows = classified(found, folder / key, list(labels))
-            line = ", ".join(f"{k} {v:.4f}" for k, v in figures(rows, labels, found.positive).items())
-            print(f"{key}, {len(labels)} test images: {line}", flush=True)
+            if key.endswith("_50"):
+                print("strange pictures that were made patches of 50 x 50 pixels")
+            else:
+                labels = write_test_set(found, given.data, folder / key)
+                rows = classified(found, folder / key, list(labels))
+                line = ", ".join(f"{k} {v:.4f}" for k, v in figures(rows, labels, found.positive).items())
+                print(f"{key}, {len(labels)} test images: {line}", flush=True)
             kinds = write_strangers(found, given.data, folder / f"{key}_strange", given.count)
             rows = classified(found, folder / f"{key}_strange", [n for names in kinds.values() for n in names])
             for kind, names in kinds.items():
