@@ -13,11 +13,14 @@ from medkit.case import Case
 from medkit.dicom import is_dicom
 from medkit.errors import InputError, UsageError, listed
 from medkit.inference.contract import Contract, contract_of
-from medkit.names import stem
+from medkit.names import GREY_PICTURES, stem
+from medkit.records import record_of
 
 _MR_NAMES = re.compile(r"(?:^|_)(?:T1w?|T2w?|T2starw|FLAIR|PDw?|PDT2|inplaneT[12]|UNIT1|bold|dwi|angio|MR)(?:_|$)")
 _CT_NAMES = re.compile(r"(?:^|_)(?:CT|ct)(?:_|$)")
 _DICOM_MODALITY = re.compile(rb"\x08\x00\x60\x00(?:CS..|..\x00\x00)([A-Z]{2})", re.DOTALL)
+_SAME_AS = {"DX": "CR", "RG": "CR"}
+"""DICOM's other names for a projection X-ray."""
 _HEADER_BYTES = 1 << 16
 AIR = -500
 """Below it is air in Hounsfield units; no other modality has a good share of such values."""
@@ -28,7 +31,8 @@ def choose_bundle(case: Case, bundles: Sequence[Bundle]) -> tuple[Bundle, str]:
     """The bundle for a case and the reason in words. Raises InputError where none takes it or several do alike."""
     if len(bundles) == 1:
         return bundles[0], "the only one for the task"
-    kind = case.record.kind
+    # what came may be labels that the image was found from
+    kind = case.record.kind if case.path == case.record.path else record_of(case.path).kind
     fitting = [b for b in bundles if kind in b.kinds] or list(bundles)
     if len(fitting) == 1:
         return fitting[0], f"the only one that takes {kind}"
@@ -49,6 +53,8 @@ def modality_of(case: Case) -> tuple[str, str]:
     for pattern, modality in ((_CT_NAMES, "CT"), (_MR_NAMES, "MR")):
         if pattern.search(name):
             return modality, "its name says so"
+    if case.path.name.lower().endswith(GREY_PICTURES):
+        return "CR", "a picture, as projection X-rays come"
     voxels = case.image().data.reshape(-1)[:: max(1, case.image().data.size // 100_000)]
     share = float(np.mean(voxels < AIR))
     if share >= AIR_SHARE:
@@ -63,7 +69,8 @@ def _in_header(path: Path) -> str | None:
         return None
     with open(path, "rb") as file:
         found = _DICOM_MODALITY.search(file.read(_HEADER_BYTES))
-    return found.group(1).decode() if found else None
+    stated = found.group(1).decode() if found else None
+    return _SAME_AS.get(stated, stated) if stated else None
 
 
 def common_contract(task: str, bundles: Sequence[Bundle]) -> Contract:

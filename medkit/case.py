@@ -19,7 +19,9 @@ from medkit.files import (
     Fingerprint,
     Output,
     Targets,
+    Unclaimed,
     check_existing,
+    claim_of,
     describe_dataset,
     is_whole,
     remove_leftovers,
@@ -110,6 +112,8 @@ class Stages:
     """The work of the device, on what `prepare` gave; called in the main thread."""
     finish: Callable[[Case, Any], Result]
     """Makes the result from what `compute` gave; called in the thread that writes it."""
+    together: Callable[[Sequence[Case], Sequence[Any]], Sequence[Any]] | None = None
+    """`compute` for several small cases at once, where that is quicker; an error in it has each computed alone."""
 
     def __call__(self, case: Case) -> Result:
         return self.finish(case, self.compute(case, self.prepare(case)))
@@ -153,6 +157,20 @@ class Task:
     """Whether `process`, or what `setup` returns, is a `Stages`: cases then overlap (see `medkit.overlap`)."""
     uses_torch: bool = True
     """Whether torch is to be given the threads before the first case (importing it takes over a second)."""
+    table: Table | None = None
+    """A file that takes the results of all cases as rows; `outputs` is empty then, a case has no file of its own."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file with a row, or several, for every case (see `medkit.rows`)."""
+
+    path: Path
+    """A `.tsv`, absolute."""
+    columns: Sequence[str]
+    """Of the task; the input's name and digest come before them."""
+    rows: Callable[[Record], Sequence[Mapping[str, str]]]
+    """Column -> text, for each of a finished case's rows; what is missing is `n/a`."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,8 @@ class Case:
         self.members = plan.members
         self.inputs = plan.inputs
         self.path = plan.inputs[task.role]
+        self.outputs = plan.targets.outputs
+        """Role -> file that will be made; none where the case is a row of a table."""
         self.runtime = runtime
         self.warnings: list[str] = []
         self._options = options
@@ -194,6 +214,11 @@ class Case:
             self.warnings.extend(image.warnings)
             self._read[path] = image
         return self._read[path]
+
+    @property
+    def held(self) -> int:
+        """Bytes of the images that were read and are kept."""
+        return sum(image.data.nbytes for image in self._read.values())
 
 
 class CaseWorker:
@@ -215,7 +240,7 @@ class CaseWorker:
         process = self.set_up()
         start = time.perf_counter()
         try:
-            with Claim(plan.targets) as claim:
+            with claim_of(plan.targets) as claim:
                 self.check(plan, fingerprint)
                 return self._work(plan, process, claim, fingerprint, start)
         except (Exception, SystemExit, CaseTimeout) as error:  # a library's exit() ends its case, not the run
@@ -289,27 +314,25 @@ class CaseWorker:
         return Fingerprint(
             source=plan.record.path,
             inputs={role: digest(path) for role, path in plan.inputs.items()},
-            settings={
-                "arguments": dict(self.task.arguments) | self._input_choice(),
-                "bundle": dict(self.task.bundle) if self.task.bundle else None,
-                "seed": self.options.seed,
-                "programs": [dict(p) for p in self.options.programs],
-            },
+            settings=settings_of_run(self.task, self.options),
         )
-
-    def _input_choice(self) -> dict[str, Any]:
-        chosen = {"frame": self.options.frame, "series": self.options.series}
-        return {k: v for k, v in chosen.items() if v is not None}
 
     def _existing(self, plan: Plan, fingerprint: Fingerprint) -> Record | None:
         """The record of a result that need not be made again, with `--skip-existing`."""
+        if not plan.targets.outputs:  # whether its rows are in the table was looked up before
+            return None
         record = read_sidecar(plan.targets.sidecar) if self.options.skip_existing else None
         if record and fingerprint.made(record) and fingerprint.equals(record) and is_whole(record, plan.targets):
             return replace(record, medkit=dict(record.medkit) | {"skipped": True})
         return None
 
     def _work(
-        self, plan: Plan, process: Callable[[Case], Result], claim: Claim, fingerprint: Fingerprint, start: float
+        self,
+        plan: Plan,
+        process: Callable[[Case], Result],
+        claim: Claim | Unclaimed,
+        fingerprint: Fingerprint,
+        start: float,
     ) -> Record:
         case = Case(plan, self.task, self.options, self.runtime)
         with time_limit(self.options.timeout_per_case):
@@ -317,26 +340,27 @@ class CaseWorker:
             self.write(plan, result, claim)
         return self.commit(plan, case, result, claim, fingerprint, time.perf_counter() - start)
 
-    def write(self, plan: Plan, result: Result, claim: Claim) -> None:
+    def write(self, plan: Plan, result: Result, claim: Claim | Unclaimed) -> None:
         """Writes the files of a result where they are made whole. Raises MedkitError for roles not declared."""
         _check_roles(self.task, result)
         for role, value in result.outputs.items():
             value.write(claim.part / plan.targets.outputs[role].name)
 
     def commit(
-        self, plan: Plan, case: Case, result: Result, claim: Claim, fingerprint: Fingerprint, seconds: float
+        self, plan: Plan, case: Case, result: Result, claim: Claim | Unclaimed, fingerprint: Fingerprint, seconds: float
     ) -> Record:
         """Puts written files in place, with the picture and the sidecar; the record of the case."""
         record = self._record(plan, case, result, claim, fingerprint, seconds)
         if self.options.qc:
-            self._draw(case, plan, result, picture_path(self.options.qc, plan.targets.main, self.options.output))
+            named = plan.targets.main if plan.targets.outputs else plan.record.path
+            self._draw(case, plan, result, picture_path(self.options.qc, named, self.options.output))
         claim.commit(record)
         if is_bids(plan.record.path) and self.options.output and self.options.output.is_dir():
             describe_dataset(self.options.output)
         return record
 
     def _record(
-        self, plan: Plan, case: Case, result: Result, claim: Claim, fingerprint: Fingerprint, seconds: float
+        self, plan: Plan, case: Case, result: Result, claim: Claim | Unclaimed, fingerprint: Fingerprint, seconds: float
     ) -> Record:
         targets = plan.targets
         block = {
@@ -363,7 +387,7 @@ class CaseWorker:
         }
         return Record(
             path=targets.main,
-            kind=result.kind or self.task.outputs[0].kind,
+            kind=result.kind or (self.task.outputs[0].kind if self.task.outputs else "table"),
             sources=tuple(dict.fromkeys([plan.record.path, *plan.inputs.values()])),
             spatial_reference=result.spatial_reference or case.path,
             description=result.description or f"Result of medkit run {self.task.name}",
@@ -388,12 +412,25 @@ class CaseWorker:
         from medkit.figures import overlay_mosaic
         from medkit.images import Image
 
+        if not self.task.outputs:
+            return None
         value = result.outputs[self.task.outputs[0].role]
         kind = result.kind or self.task.outputs[0].kind
         if not isinstance(value, Image):
             return None
         drawn: Literal["labels", "image"] = "labels" if kind in ("labels", "mask") else "image"
         return overlay_mosaic(case.image(), value, kind=drawn, title=f"{self.task.name}  {case.path.name}")
+
+
+def settings_of_run(task: Task, options: RunOptions) -> dict[str, Any]:
+    """What all results of a run depend on beside their inputs."""
+    chosen = {"frame": options.frame, "series": options.series}
+    return {
+        "arguments": dict(task.arguments) | {k: v for k, v in chosen.items() if v is not None},
+        "bundle": dict(task.bundle) if task.bundle else None,
+        "seed": options.seed,
+        "programs": [dict(p) for p in options.programs],
+    }
 
 
 def picture_path(folder: Path, main: Path, output: Path | None) -> Path:

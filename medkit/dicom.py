@@ -107,7 +107,8 @@ def read_dicom(path: Path, frame: int | None, series: str | None) -> tuple[np.nd
     planes = volumes[frame or 0]
     grid, found = _grid(path, headers[0], planes)
     if headers[0].inverted:
-        found.append("MONOCHROME1: low values are bright in this image")
+        # GDCM gives 2^bits - 1 minus the stored value (measured: GDCM of itk 5.4)
+        found.append("MONOCHROME1: stored with low values bright; turned round, so that high values are bright")
     dtype = np.result_type(*{header.dtype for header in headers})
     stack = (*grid.shape[:2], len(planes))
     voxels = np.empty(stack, dtype if dtype.kind in "iu" else np.float32, order="F")

@@ -87,11 +87,13 @@ class Targets:
 
     outputs: Mapping[str, Path]
     """Role -> final path, absolute; the main output first."""
+    table: Path | None = None
+    """The file that takes the results of all cases as rows, where a case has no files of its own."""
 
     @property
     def main(self) -> Path:
         """The output that the pipe passes on."""
-        return next(iter(self.outputs.values()))
+        return next(iter(self.outputs.values())) if self.table is None else self.table
 
     @property
     def sidecar(self) -> Path:
@@ -100,8 +102,8 @@ class Targets:
 
     @property
     def names(self) -> tuple[Path, ...]:
-        """All final paths, the sidecar included."""
-        return (*self.outputs.values(), self.sidecar)
+        """All final paths of this case alone, the sidecar included."""
+        return (*self.outputs.values(), self.sidecar) if self.table is None else ()
 
 
 def targets_of(source: Path, outputs: Sequence[Output], output: Path | None, keep_tree: Path | None) -> Targets:
@@ -302,6 +304,26 @@ class Claim:
 
 
 _REPLACED = ".replaced.json"
+
+
+class Unclaimed:
+    """Stands for the claim of a case that has no files of its own."""
+
+    part = Path(os.devnull)
+
+    def __enter__(self) -> Unclaimed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Lets go of nothing."""
+
+    def commit(self, record: Record) -> None:
+        """Puts nothing in place."""
+
+
+def claim_of(targets: Targets) -> Claim | Unclaimed:
+    """The claim that a case needs."""
+    return Claim(targets) if targets.table is None else Unclaimed()
 
 
 def remove_leftovers(targets: Targets) -> None:

@@ -8,6 +8,7 @@ their order, a failed one included; whichever stage a case fails in, the others 
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -18,9 +19,11 @@ from typing import Any
 
 from medkit.case import Case, CaseWorker, Plan, Result, Stages, Task
 from medkit.executor import Item
-from medkit.files import Claim, Fingerprint
+from medkit.files import Claim, Fingerprint, Unclaimed, claim_of
 from medkit.options import RunOptions
 from medkit.records import Record
+
+log = logging.getLogger("medkit")
 
 
 def possible(task: Task, options: RunOptions) -> bool:
@@ -55,7 +58,7 @@ class _Job:
     plan: Plan
     fingerprint: Fingerprint
     case: Case
-    claim: Claim
+    claim: Claim | Unclaimed
     held: ExitStack = field(default_factory=ExitStack)
     """Lets go of the claim."""
     value: Any = None
@@ -78,6 +81,45 @@ class _SetUp:
 
 _TICK = 0.2
 """Seconds between two looks at signals."""
+AT_ONCE = 32
+"""Small cases that are computed together at most."""
+ROOM = 64 * 2**20
+"""Bytes of images up to which small cases wait for each other."""
+
+
+class _Prepared(queue.Queue[Any]):
+    """Where prepared cases wait: one, or with `several` as many small ones as fit into `ROOM`."""
+
+    several = False
+    _bytes = 0
+
+    def __init__(self) -> None:
+        super().__init__(maxsize=2)
+
+    def _qsize(self) -> int:
+        """What `put` and `get` go by: nothing, some, or no room for more."""
+        count = len(self.queue)
+        if not count:
+            return 0
+        return 1 if self.several and count < AT_ONCE and self._bytes < ROOM else 2
+
+    def _put(self, item: Any) -> None:
+        self._bytes += item.case.held if isinstance(item, _Job) else 0
+        super()._put(item)
+
+    def _get(self) -> Any:
+        item = super()._get()
+        self._bytes -= item.case.held if isinstance(item, _Job) else 0
+        return item
+
+    def next_job(self) -> _Job | None:
+        """The case that waits first; None where none waits, or something else comes before it."""
+        with self.mutex:
+            if not (self.queue and isinstance(self.queue[0], _Job)):
+                return None
+            item: _Job = self._get()
+            self.not_full.notify()
+            return item
 
 
 class _Overlap:
@@ -89,7 +131,7 @@ class _Overlap:
         stopped: Callable[[], bool],
     ) -> None:
         self._items, self._worker, self._finished, self._stopped = items, worker, finished, stopped
-        self._prepared: queue.Queue[_Job | Record | _SetUp | BaseException | None] = queue.Queue(maxsize=1)
+        self._prepared = _Prepared()
         self._computed: queue.Queue[_Job | Record | None] = queue.Queue(maxsize=1)
         self._stages: Stages | None = None
         self._ready = threading.Event()
@@ -120,8 +162,11 @@ class _Overlap:
                 self._set_up()
             elif item is None:
                 ended = True
+            elif isinstance(item, _Job):
+                for done in self._compute(self._with_others(item)):
+                    self._put(self._computed, done)
             else:
-                self._put(self._computed, self._compute(item) if isinstance(item, _Job) else item)
+                self._put(self._computed, item)
         self._put(self._computed, None)
         while self._writer.is_alive():
             self._writer.join(_TICK)
@@ -133,9 +178,33 @@ class _Overlap:
         stages = self._worker.set_up()
         assert isinstance(stages, Stages), "a Task that is staged needs Stages"
         self._stages = stages
+        if stages.together is not None:
+            self._prepared.several, self._computed.maxsize = True, AT_ONCE
         self._ready.set()
 
-    def _compute(self, job: _Job) -> _Job | Record:
+    def _with_others(self, job: _Job) -> list[_Job]:
+        """A case, and those that wait behind it, where cases are computed together."""
+        jobs = [job]
+        while self._prepared.several and len(jobs) < AT_ONCE and (more := self._prepared.next_job()) is not None:
+            jobs.append(more)
+        return jobs
+
+    def _compute(self, jobs: list[_Job]) -> Iterator[_Job | Record]:
+        assert self._stages is not None
+        if len(jobs) > 1 and self._stages.together is not None:
+            start = time.perf_counter()
+            try:
+                values = self._stages.together([job.case for job in jobs], [job.value for job in jobs])
+            except Exception:  # whose fault it is shows when each is alone
+                log.debug("%d cases could not be computed together", len(jobs), exc_info=True)
+            else:
+                for job, value in zip(jobs, values, strict=True):
+                    job.value, job.seconds = value, job.seconds + (time.perf_counter() - start) / len(jobs)
+                    yield job
+                return
+        yield from map(self._compute_alone, jobs)
+
+    def _compute_alone(self, job: _Job) -> _Job | Record:
         assert self._stages is not None
         try:
             with job.timed():
@@ -185,7 +254,7 @@ class _Overlap:
             self._ready.wait()
         if self._stages is None:  # the set-up has failed, or was interrupted
             return None
-        claim = Claim(plan.targets)
+        claim = claim_of(plan.targets)
         job = _Job(plan, fingerprint, Case(plan, self._worker.task, self._worker.options, self._worker.runtime), claim)
         try:
             with job.timed():

@@ -68,6 +68,20 @@ def _grey(path: Path, picture: Any) -> np.ndarray:
     return np.ascontiguousarray(colours[..., 0])
 
 
+def is_coloured(path: Path) -> bool:
+    """Whether a picture's pixels have colours. Raises InputError for a file that is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
+                return False
+            channels = np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: expected a picture: {error}") from error
+    return not bool((channels == channels[..., :1]).all())
+
+
 def write_picture(path: Path, data: np.ndarray, grid: Grid) -> None:
     """Writes a plane, (1, I, J, 1) uint8 or uint16, as PNG or (8 bits only) JPEG with the size of its pixels.
 

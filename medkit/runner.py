@@ -105,7 +105,7 @@ def load_runner(
 ) -> Stages:
     """Loads a bundle: the three stages of its work on a case. Raises as `open_runner` does."""
     loaded = open_runner(runtime, bundle, settings, runner or BundleRunner)
-    return Stages(loaded.prepare, loaded.compute, loaded.finish)
+    return Stages(loaded.prepare, loaded.compute, loaded.finish, loaded.together)
 
 
 def open_runner(runtime: Runtime, bundle: Bundle, settings: RunSettings, runner: RunnerFactory) -> BundleRunner:
@@ -137,16 +137,26 @@ def choosing(
         stages, choice, prepared = value
         return stages, choice, stages.compute(case, prepared)
 
+    def together(cases: Sequence[Case], values: Sequence[Any]) -> Sequence[Any]:
+        first = values[0][0]
+        if first.together is None or any(stages is not first for stages, _, _ in values):
+            return [compute(case, value) for case, value in zip(cases, values, strict=True)]
+        done = first.together(cases, [prepared for _, _, prepared in values])
+        return [(first, choice, result) for (_, choice, _), result in zip(values, done, strict=True)]
+
     def finish(case: Case, value: Any) -> Result:
         stages, choice, computed = value
         result: Result = stages.finish(case, computed)
         return replace(result, details={**result.details, **choice})
 
-    return Stages(prepare, compute, finish)
+    return Stages(prepare, compute, finish, together)
 
 
 class BundleRunner:
     """A loaded bundle. Each of its three methods is called by one thread, and the three may be called at once."""
+
+    together: Callable[[Sequence[Case], Sequence[Any]], Sequence[Any]] | None = None
+    """`compute` for several cases at once, of a task whose cases are small."""
 
     def __init__(self, bundle: Bundle, parts: Parts, device: torch.device, precision: str, limit: int | None) -> None:
         import torch

@@ -15,16 +15,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medkit import executor, overlap, pipe
-from medkit.case import Case, CaseWorker, Plan, Result, Runtime, Stages, Task, Text, explain, failed_record
+from medkit import executor, overlap, pipe, rows
+from medkit.case import (
+    Case,
+    CaseWorker,
+    Plan,
+    Result,
+    Runtime,
+    Stages,
+    Table,
+    Task,
+    Text,
+    explain,
+    failed_record,
+    settings_of_run,
+)
 from medkit.errors import InputError, MedkitError, OutputError, Stopped, UsageError, listed
-from medkit.files import Output, is_file_name, refuse_inputs, targets_of, write_atomically
+from medkit.files import Output, Targets, is_file_name, refuse_inputs, targets_of, write_atomically
 from medkit.names import is_bids, join_bids, split_bids, suffix_of
 from medkit.options import RunOptions
 from medkit.records import Record, absolute, find_kind, record_from_line, record_of
 from medkit.signals import StopRequest
 
-__all__ = ["Case", "Output", "Result", "Runtime", "Stages", "Task", "Text", "run_task"]
+__all__ = ["Case", "Output", "Result", "Runtime", "Stages", "Table", "Task", "Text", "run_task"]
 
 log = logging.getLogger("medkit")
 
@@ -64,11 +77,17 @@ class _Run:
     """`id` of the records that an earlier stage failed on; an executor hands them back as they are."""
     slices: Counter[Path] = field(default_factory=Counter)
     """Folder -> single DICOM files that came from it."""
+    rows: rows.RowFile | None = None
+    """The table that takes all results, where the task has one."""
 
     def all(self) -> int:
         """Works on all cases and gives the exit code."""
         try:
-            return self._loop()
+            with rows.opened(self.task, settings_of_run(self.task, self.options), self.options) as self.rows:
+                code = self._loop()
+            if self.task.table and not (self.options.json or self.options.dry_run):
+                self.emitter.emit(Record(self.task.table.path, "table"))
+            return code
         except pipe.ReaderGoneError:
             return self._exit_code()
         except Stopped as stopped:
@@ -177,22 +196,33 @@ class _Run:
     def _refused(self, record: Record, error: Exception) -> Record:
         return failed_record(record, self.task.name, explain(error, self.options), error)
 
-    def _plan(self, record: Record, members: tuple[Record, ...], group: tuple[str, ...]) -> Plan:
+    def _plan(self, record: Record, members: tuple[Record, ...], group: tuple[str, ...]) -> executor.Item:
         own = record.inputs.get(self.task.role, record.path)
         if own != record.path:
             record = replace(record_of(own), inputs=record.inputs, extra=record.extra)
         if not own.exists():
             raise InputError(f"{own}: no such file")
         inputs = self._inputs(record, members)
-        source = own if not members else self._group_name(own, group)
-        targets = targets_of(source, self.task.outputs, self.options.output, self.options.keep_tree)
+        targets = self._targets(own if not members else self._group_name(own, group))
         refuse_inputs(targets, list(inputs.values()))
         for path in targets.names:
             self.emitter.check_name(path)
         self._spare_inputs(targets.names, own)
         self._claim(targets.names, own)
         self._count_slices(own)
-        return Plan(record, inputs, targets, members)
+        plan = Plan(record, inputs, targets, members)
+        return (self.rows.known(plan) if self.rows else None) or plan
+
+    def _targets(self, source: Path) -> Targets:
+        """Where the files of a case go. Raises OutputError for a case whose rows are in the table, or will be."""
+        if self.task.table is None:
+            return targets_of(source, self.task.outputs, self.options.output, self.options.keep_tree)
+        if source == self.task.table.path:
+            raise OutputError(f"{source}: is the table that the results go into")
+        if str(source) in self.claimed:
+            raise OutputError(f"{source}: comes a second time; its rows are in {self.task.table.path.name} once")
+        self.claimed[str(source)] = str(source)
+        return Targets({}, self.task.table.path)
 
     def _inputs(self, record: Record, members: tuple[Record, ...]) -> dict[str, Path]:
         unknown = set(record.inputs) - {self.task.role, *self.task.accepts}
@@ -264,13 +294,16 @@ class _Run:
             if id(record) not in self.passed_on:  # else an earlier stage has said so already
                 status = "refused" if record.medkit.get("refused") else status
                 log.error("%s: %s", self.task.name, _with_name(record))
+        elif self.rows and status != "skipped":
+            self.rows.add(record)
         self.counts[status] += 1
         if self.options.progress and self.options.verbosity >= 0 and not record.failed:
             done = sum(self.counts.values())
             what = "kept" if status == "skipped" else f"{record.medkit.get('seconds', 0):.1f} s"
             more = self.task.summary(record) if self.task.summary else ""
             _say(f"{self.task.name} [{done}] {record.path.name}  {what}  {more}".rstrip())
-        self.emitter.emit(record)
+        if self.rows is None or self.options.json:
+            self.emitter.emit(record)
 
     def _exit_code(self) -> int:
         if not self.failures:
@@ -303,7 +336,7 @@ class _Run:
                 _say(f"would fail: {_with_name(found)}")
             elif isinstance(item, Plan):
                 self.counts["ok"] += 1
-                outputs = ", ".join(str(p) for p in item.targets.outputs.values())
+                outputs = ", ".join(map(str, item.targets.outputs.values())) or f"a row of {item.targets.main}"
                 if found is not None:
                     _say(f"would keep {outputs}")
                     continue

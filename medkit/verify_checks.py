@@ -309,10 +309,16 @@ def _case_problems(subject: Subject, kind: Mapping[str, Any], dims: int, channel
     import nibabel
     import numpy as np
 
+    from medkit.inference.contract import contract_of
+
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name).absolute()
         scan = _make_scan(folder / "in" / "scan.nii.gz", kind, dims, channels)
         _infer(subject, scan, folder / "out")
+        if contract_of(subject.bundle).kind == "table":
+            if not [path for path in (folder / "out").rglob("*") if path.is_file()]:
+                yield "the inference wrote no table of classes into output_dir"
+            return
         results = sorted((folder / "out").rglob("*.nii*"))
         if not results:
             yield "the inference wrote no NIfTI into output_dir"

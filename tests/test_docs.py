@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import zoo
+from PIL import Image as Picture
 from strangers import write_sound
 from tiny import write_labels
 
@@ -57,6 +58,13 @@ def scans(tmp_path: Path) -> Path:
         nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{name}.nii.gz")
         if name == "scans/anna":
             nib.save(nib.Nifti1Image((head > 500).astype(np.uint8), affine), tmp_path / "labels/anna_dseg.nii.gz")
+    (tmp_path / "xrays").mkdir()
+    for name in ("a", "b"):
+        pixels = np.clip(rng.normal(120, 40, (64, 60)), 0, 255).astype(np.uint8)
+        Picture.fromarray(pixels).save(tmp_path / "xrays" / f"{name}.png")
+    air = np.where(head > 500, 40, -900).astype(np.int16)
+    nib.save(nib.Nifti1Image(air, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "chest_ct.nii.gz")
+    (tmp_path / "candidates.csv").write_text("name,x,y,z\nfirst,60,70,50\n")
     (tmp_path / "scans.txt").write_text("scans/anna.nii.gz\nscans/ben.nii.gz\n")
     write_sound(tmp_path / "lung_bundle", "lungs", weights=False, train__handlers=[], validate__handlers=[])
     write_labels(tmp_path / "maps")
@@ -83,6 +91,8 @@ def test_the_commands_run(scans: Path) -> None:
     assert len((scans / "rigid.jsonl").read_text().splitlines()) == 2
     assert len(list((scans / "spleens").glob("*_dseg.nii.gz"))) == 2
     assert len(list((scans / "labelled").glob("*_mask.nii.gz"))) == 2
+    assert len((scans / "results.tsv").read_text().splitlines()) == 3
+    assert (scans / "nodules" / "chest_ct_gradcam.nii.gz").exists()
     assert (scans / "my_lungs" / "training" / "log.csv").read_text().splitlines()[-1].startswith("8,")
     assert zipfile.is_zipfile(scans / "lungs-0.1.1.zip")
     assert len(list((scans / "curves").glob("*.png"))) == 3

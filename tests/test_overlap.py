@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Outcome
 from test_shell import leftovers, wait_for
+
+from medkit import overlap
+from medkit.case import Case, Plan, Result, Stages, Task, Text
+from medkit.files import Output, Targets
+from medkit.options import RunOptions
+from medkit.records import Record
 
 Run = Callable[..., Outcome]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -171,3 +180,54 @@ def test_a_reader_that_leaves_ends_the_run(shell: Run, blob: Make, marks: Path, 
     assert (done.code, done.lines) == (0, [str(tmp_path / "00_copy.nii.gz")])
     assert not (marks / "29.finish").exists()
     assert leftovers(tmp_path) == []
+
+
+def test_small_cases_are_computed_together_and_blamed_alone(blob: Make, tmp_path: Path) -> None:
+    """While the first one is computed others come; one of them spoils the batch, and only itself."""
+    paths = [blob(f"{name}.nii.gz") for name in ("a", "b", "bad", "c", "d")]
+    prepared, sizes = threading.Semaphore(0), []
+
+    def prepare(case: Case) -> str:
+        prepared.release()
+        return case.path.name
+
+    def compute(case: Case, value: str) -> str:
+        if value == "a.nii.gz":
+            for _ in range(5):
+                assert prepared.acquire(timeout=10)
+        if value == "bad.nii.gz":
+            raise ValueError("spoilt")
+        return value
+
+    def together(cases: Sequence[Case], values: Sequence[str]) -> Sequence[str]:
+        sizes.append(len(cases))
+        return [compute(case, value) for case, value in zip(cases, values, strict=True)]
+
+    stages = Stages(prepare, compute, lambda case, value: Result({"text": Text(value)}), together)
+    task = Task("t", (Output("text", "table", "t", ".tsv"),), setup=lambda _: stages, staged=True, uses_torch=False)
+    plans = [
+        Plan(Record(path), {"image": path}, Targets({"text": path.with_name(f"{path.name}.tsv")})) for path in paths
+    ]
+    records: list[Record] = []
+    overlap.run(iter(plans), task, RunOptions(), lambda record: records.append(record) is None, lambda: False)
+    assert sizes == [4]
+    assert [record.failed for record in records] == [False, False, True, False, False]
+    assert [record.path.name for record in records if not record.failed] == [f"{n}.nii.gz.tsv" for n in "abcd"]
+
+
+def test_large_cases_do_not_wait_for_each_other() -> None:
+    waiting = overlap._Prepared()
+    waiting.several = True
+
+    def job(size: int) -> overlap._Job:
+        case = SimpleNamespace(held=size)
+        return overlap._Job(None, None, case, None)  # type: ignore[arg-type]
+
+    for size in (overlap.ROOM // 2, overlap.ROOM // 2):
+        waiting.put_nowait(job(size))
+    with pytest.raises(queue.Full):
+        waiting.put_nowait(job(1))
+    assert waiting.next_job() is not None
+    waiting.put_nowait(job(1))
+    waiting.get_nowait(), waiting.get_nowait()
+    assert waiting.next_job() is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,27 @@ class Network:
             told = () if way == Way() or way == Way(batch=1) else (f"computed in parts for lack of memory: {way}",)
             return replace(prepared, item=answer, warnings=told, labelled=way.tiles > 0)
         raise AssertionError("a loop over ways ends in a return or an error")
+
+    def one_batch(self, cases: Sequence[Prepared]) -> bool:
+        """Whether cases can be computed together: of one size, taken whole, and all in memory at once."""
+        shapes = {tuple(case.item["image"].shape) for case in cases}
+        if len(shapes) != 1 or self._window(shape := next(iter(shapes))) is not None:
+            return False
+        each = self._need(Way(), shape, cases[0]) - WORKSPACE
+        return WORKSPACE + len(cases) * each <= available(self.limit, self.device)
+
+    def together(self, cases: Sequence[Prepared]) -> list[Prepared]:
+        """The answers to cases for which `one_batch` holds, computed as a batch."""
+        import torch
+
+        images = [case.item["image"] for case in cases]
+        plain = [image.as_tensor() if hasattr(image, "as_tensor") else image for image in images]
+        with computing(self.precision, self.device):
+            batch = torch.stack(plain).to(self.device)
+            layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(batch.dim())  # as the weights are laid out
+            answer = self.inferer(batch.contiguous(memory_format=layout) if layout else batch, self.network)
+        answers = answer if self.keeps_half else as_float(answer)
+        return [replace(c, item={**c.item, "pred": a}) for c, a in zip(cases, answers, strict=True)]
 
     # ---- which ways there are, and what they take
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,10 @@ class Preprocessing:
 
     def __call__(self, case: Case) -> Prepared:
         """Reads and prepares a case. Raises InputError."""
-        feed = feed_of(case, self.contract)
+        return self.fed(feed_of(case, self.contract), case)
+
+    def fed(self, feed: Feed, case: Case) -> Prepared:
+        """Prepares images that were read, or made, for a case. Raises InputError."""
         self.reader.images = feed.images
         try:
             item = self._by_file(feed) if self.by_file else _through(self.steps, dict(feed.item))
@@ -97,6 +101,11 @@ class Postprocessing:
         _allow_missing(s for s in self.steps if isinstance(s, MapTransform))  # a label, which only training data has
         self.activated = any(_named(s, "Activations") for s in self.steps)
         """Whether a classifier's values are made probabilities."""
+
+    @functools.cached_property
+    def softmax_alone(self) -> bool:
+        """Whether nothing but a softmax over all channels is done."""
+        return len(self.steps) == 1 and _named(self.steps[0], "Activations") and _is_softmax(self.steps[0])
 
     @property
     def inverts_all(self) -> bool:
@@ -189,6 +198,11 @@ def _takes_largest(step: Any) -> bool:
     """Whether an `AsDiscrete` or `AsDiscreted` gives the number of the largest channel."""
     argmax = step.argmax
     return bool(argmax if isinstance(argmax, bool) else next(iter(argmax)))
+
+
+def _is_softmax(step: Any) -> bool:
+    """Whether an `Activationsd` does that and nothing else."""
+    return tuple(getattr(step, "softmax", ())) == (True,) and not any(step.sigmoid) and not any(step.other)
 
 
 def _is_random(step: Any) -> bool:

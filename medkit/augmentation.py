@@ -1,0 +1,157 @@
+"""Batches of small images changed at random, for the train configs of classifiers.
+
+One batch at a time as torch operations: for pictures of 28 x 28 pixels MONAI's transforms, which take an image each,
+are some fifty times slower than the network's step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How far the images of a batch, with values from 0 to 1, are changed; each image draws its own."""
+
+    flips: Sequence[int] = ()
+    """Axes of space that are mirrored in half of the images."""
+    rotation: float = 15.0
+    """degrees, at most, to either side; of a volume about each axis."""
+    scale: float = 0.15
+    """Size changes by at most this share."""
+    shift: float = 0.1
+    """Crop: the centre moves by at most this share of an axis; what comes in repeats the border."""
+    gain: float = 0.2
+    """Contrast changes by at most this share, about the middle of the range."""
+    offset: float = 0.1
+    """Brightness changes by at most this."""
+    gamma: float = 0.3
+    """The logarithm of the exponent, at most, to either side."""
+    illumination: float = 0.2
+    """Amplitude, at most, of a factor that changes slowly over the image."""
+    noise: float = 0.05
+    """Standard deviation of Gaussian noise, at most."""
+    salt_and_pepper: float = 0.02
+    """Share of voxels, at most, that become 0 or 1."""
+    erased: float = 0.0
+    """Side of a box of one brightness, at most, as a share of the image's."""
+    occurrence: float = 0.5
+    """Share of the images that each change of values is done to."""
+    mixup: float = 0.0
+    """Parameter of the beta distribution by which pairs of images are mixed (Zhang et al. 2018); 0 mixes none."""
+
+
+class AugmentedBatch:
+    """MONAI's `prepare_batch` for a trainer: images changed at random, and targets as shares of classes.
+
+    Args:
+        classes: how many there are.
+        changes: how far images are changed; None gives them as they are.
+
+    Called, it gives images (N, C, I, J[, K]) and targets (N, classes), which add up to 1. The random numbers are those
+    of torch's global generator, which `medkit train` seeds for each step.
+    """
+
+    def __init__(self, classes: int, changes: Changes | None = None) -> None:
+        self.classes, self.changes = classes, changes
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        images = batch["image"].to(device, non_blocking=non_blocking)
+        images = images.as_tensor() if hasattr(images, "as_tensor") else images
+        targets = functional.one_hot(batch["label"].to(device).long().reshape(-1), self.classes).float()
+        if self.changes is None:
+            return images, targets
+        return mixed(augmented(images, self.changes), targets, self.changes.mixup)
+
+
+def augmented(images: torch.Tensor, changes: Changes) -> torch.Tensor:
+    """(N, C, I, J[, K]) images, each changed in its own way; values stay within 0 and 1."""
+    out = _resampled(images, _drawn_affines(images, changes))
+    for change in (_tone, _illuminated, _noisy, _salted, _erased):
+        done = torch.rand(len(out), device=out.device) < changes.occurrence
+        out = torch.where(_spread(done, out), change(out, changes), out)
+    return out.clamp(0, 1)
+
+
+def mixed(images: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image mixed with another one of the batch, and its target alike."""
+    if alpha <= 0:
+        return images, targets
+    share = torch.distributions.Beta(alpha, alpha).sample((len(images),)).to(images.device)
+    other = torch.randperm(len(images), device=images.device)
+    weight = _spread(share, images)
+    share = share[:, None]
+    return weight * images + (1 - weight) * images[other], share * targets + (1 - share) * targets[other]
+
+
+def _spread(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """(N,) values beside images (N, C, I, J[, K])."""
+    return values.reshape(-1, *[1] * (images.dim() - 1))
+
+
+def _drawn(images: torch.Tensor, most: float) -> torch.Tensor:
+    """A number for each image, (N, 1, 1, 1[, 1]), from -most to most."""
+    return _spread((2 * torch.rand(len(images), device=images.device) - 1) * most, images)
+
+
+def _drawn_affines(images: torch.Tensor, changes: Changes) -> torch.Tensor:
+    """(N, d, d + 1): maps that take places of the result to places of the image, both from -1 to 1 along each axis."""
+    count, dims = len(images), images.dim() - 2
+    uniform = lambda *size: 2 * torch.rand(*size, device=images.device) - 1  # noqa: E731
+    linear = torch.eye(dims, device=images.device).repeat(count, 1, 1)
+    for first, second in ((a, b) for a in range(dims) for b in range(a + 1, dims)):
+        angle = uniform(count) * math.radians(changes.rotation)
+        turn = torch.eye(dims, device=images.device).repeat(count, 1, 1)
+        turn[:, first, first] = turn[:, second, second] = angle.cos()
+        turn[:, first, second], turn[:, second, first] = -angle.sin(), angle.sin()
+        linear = linear @ turn
+    linear = linear * (1 + uniform(count, 1, 1) * changes.scale)
+    for axis in changes.flips:
+        # the axes of grid_sample run from the last one to the first
+        linear[:, dims - 1 - axis] *= torch.where(torch.rand(count, 1, device=images.device) < 0.5, -1.0, 1.0)
+    return torch.cat([linear, uniform(count, dims, 1) * 2 * changes.shift], 2)
+
+
+def _resampled(images: torch.Tensor, affines: torch.Tensor) -> torch.Tensor:
+    grid = functional.affine_grid(affines, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _tone(images: torch.Tensor, changes: Changes) -> torch.Tensor:
+    bent = images.clamp(0, 1) ** _drawn(images, changes.gamma).exp()
+    return ((bent - 0.5) * (1 + _drawn(images, changes.gain)) + 0.5 + _drawn(images, changes.offset)).clamp(0, 1)
+
+
+def _illuminated(images: torch.Tensor, changes: Changes) -> torch.Tensor:
+    coarse = torch.rand(len(images), 1, *[3] * (images.dim() - 2), device=images.device) * 2 - 1
+    mode = "bilinear" if images.dim() == 4 else "trilinear"
+    return images * (1 + changes.illumination * functional.interpolate(coarse, images.shape[2:], mode=mode))
+
+
+def _noisy(images: torch.Tensor, changes: Changes) -> torch.Tensor:
+    return images + torch.randn_like(images) * _drawn(images, changes.noise)
+
+
+def _salted(images: torch.Tensor, changes: Changes) -> torch.Tensor:
+    draw = torch.rand_like(images)
+    share = _drawn(images, changes.salt_and_pepper).abs() / 2
+    return torch.where(draw < share, 0.0, torch.where(draw > 1 - share, 1.0, images))
+
+
+def _erased(images: torch.Tensor, changes: Changes) -> torch.Tensor:
+    if not changes.erased:
+        return images
+    inside = torch.ones_like(images[:, :1], dtype=torch.bool)
+    for axis, size in enumerate(images.shape[2:], start=2):
+        place = torch.arange(size, device=images.device).reshape([-1 if a == axis else 1 for a in range(images.dim())])
+        centre = (_drawn(images, 0.5) + 0.5) * size
+        inside &= (place - centre).abs() < _drawn(images, changes.erased / 2).abs() * size
+    return torch.where(inside, _drawn(images, 0.5) + 0.5, images)

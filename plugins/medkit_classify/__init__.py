@@ -1,0 +1,28 @@
+"""Classification: networks that say what an image shows, and `medkit run classify`, which runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medkit import hookimpl
+from medkit.specs import BundleSpec, TaskSpec
+
+_BUNDLES = Path(__file__).parent / "bundles"
+
+
+@hookimpl
+def medkit_tasks() -> list[TaskSpec]:
+    """The task `classify`."""
+    return [TaskSpec("classify", "Say what images show, and how sure that is.", "medkit_classify.command:classify")]
+
+
+@hookimpl
+def medkit_bundles() -> list[BundleSpec]:
+    """The bundles of the task `classify`."""
+    return [
+        BundleSpec("classify", "chest_xray_classification", _BUNDLES / "chest_xray_classification", modality="CR"),
+        BundleSpec("classify", "lung_nodule_ct_classification", _BUNDLES / "lung_nodule_ct_classification",
+                   modality="CT"),
+        BundleSpec("classify", "adrenal_shape_classification", _BUNDLES / "adrenal_shape_classification",
+                   kinds=("mask",)),
+    ]  # fmt: skip

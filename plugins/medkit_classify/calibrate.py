@@ -1,0 +1,197 @@
+"""Measures how sure a bundle's classifier may be, and where the features of its training images lie.
+
+    python -m medkit_classify.calibrate BUNDLE DATALIST [--write]
+
+BUNDLE is a folder, DATALIST what `medkit train` was given. The temperature is the one with which the classes of the
+validation images are most probable (Guo et al. 2017), with an offset for each class where that is not enough; the
+distance beyond which no class is given is the one that a share of `--quantile` of them does not reach (Lee et al. 2018,
+here one Gaussian on the statistics of several layers). `--write` puts both into the bundle (`medkit.calibration` in its
+metadata, `models/calibration.pt`); test images are never looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medkit.bundle import Bundle
+from medkit.case import Case, Plan, Runtime, Task
+from medkit.errors import InputError, MedkitError
+from medkit.files import Targets, whole, write_atomically
+from medkit.options import RunOptions, granted_threads
+from medkit.records import Record, absolute, sha256_of
+from medkit_classify.judging import Familiarity, Judge
+from medkit_classify.task import ClassifyRunner, Question, Wishes
+
+if TYPE_CHECKING:
+    from medkit.inference.config import Parts
+
+FILE = "models/calibration.pt"
+QUANTILE = 0.96
+"""Share of the validation images that are answered about."""
+GOOD = 0.05
+"""Calibration error on the validation images above which a temperature alone is not enough."""
+PULL = 1.0
+"""Weight of the squared offsets, in images: few images change them little."""
+BINS = 15
+"""Of the expected calibration error."""
+
+
+def load(bundle: Bundle, layers: Sequence[str]) -> tuple[ClassifyRunner, Runtime]:
+    """The bundle's runner, which watches the layers, on the CPU."""
+    import torch
+
+    from medkit.inference.config import InferenceConfig
+    from medkit.precision import choose_precision
+
+    runtime = Runtime("cpu", granted_threads(), 0)
+    runtime.limit_torch()
+    device = torch.device("cpu")
+    parts = InferenceConfig(bundle, device).open()
+    judge = Judge(layers=tuple(layers) or default_layers(parts))
+    precision = choose_precision("auto", device)
+    return ClassifyRunner(bundle, parts, device, precision, None, wishes=Wishes(), judge=judge), runtime
+
+
+def default_layers(parts: Parts) -> tuple[str, ...]:
+    """The parts of the network's `encoder`, or all of the network where nothing is called so."""
+    own = dict(parts.network.named_children())
+    names = tuple(own)[:-1]
+    if encoder := own.get("encoder"):
+        names = tuple(f"encoder.{name}" for name, _ in encoder.named_children()) or ("encoder",)
+    return names[::2] if len(names) > 4 else names  # neighbours say much the same
+
+
+def answers(runner: ClassifyRunner, runtime: Runtime, images: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """The logits (N, C) and layers' statistics (N, L) of images."""
+    task = Task("calibrate", ())
+    logits, levels = [], []
+    for first in range(0, len(images), 64):
+        cases = [
+            Case(Plan(Record(p), {"image": p}, Targets({})), task, RunOptions(), runtime)
+            for p in images[first : first + 64]
+        ]
+        asked: list[Question] = [
+            q for found in runner.together(cases, [runner.prepare(c) for c in cases]) for q in found
+        ]
+        for question in asked:
+            assert question.prepared is not None
+            if question.levels is None:
+                raise InputError(f"bundle {runner.bundle.name}: its network shows nothing of its layers")
+            logits.append(question.prepared.item["pred"].float().numpy().reshape(-1))
+            levels.append(question.levels)
+    return np.array(logits, np.float64), np.array(levels, np.float64)
+
+
+def log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """The mean logarithm of the probabilities (N, C) logits give to (N,) labels."""
+    return float(np.log(softmax(logits / temperature)[np.arange(len(labels)), labels].clip(min=1e-12)).mean())
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, C) probabilities."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    out: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return out
+
+
+def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with which labels are most probable."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda t: -log_likelihood(logits, labels, float(np.exp(t))), bounds=(-3, 3), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def best_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, tuple[float, ...]]:
+    """The temperature and the offsets of the classes, which add up to 0, with which labels are most probable."""
+    from scipy.optimize import minimize
+
+    def cost(values: np.ndarray) -> float:
+        temperature, offsets = float(np.exp(values[0])), np.append(values[1:], -values[1:].sum())
+        pull = PULL / len(labels) * float((offsets**2).sum())
+        return pull - log_likelihood(logits + temperature * offsets, labels, temperature)
+
+    found = minimize(cost, np.zeros(logits.shape[1]), method="Nelder-Mead")
+    return float(np.exp(found.x[0])), (*map(float, found.x[1:]), -float(found.x[1:].sum()))
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """The expected calibration error of (N, C) probabilities: confidence minus accuracy, over bins of equal width."""
+    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    return sum(abs(float((sure - right)[place == b].sum())) for b in range(bins)) / len(labels)
+
+
+def calibrated(
+    bundle: Bundle, datalist: Path, layers: Sequence[str], quantile: float
+) -> tuple[dict[str, Any], Familiarity]:
+    """The block for the metadata, and where the features of the training images lie. Raises InputError."""
+    from medkit.training.data import find_items
+
+    items = find_items(datalist, ["image", "label"])
+    runner, runtime = load(bundle, layers)
+    _, seen = answers(runner, runtime, [Path(item["image"]) for item in items.training])
+    logits, levels = answers(runner, runtime, [Path(item["image"]) for item in items.validation])
+    labels = np.array([int(item["label"]) for item in items.validation])
+    temperature, offsets = best_temperature(logits, labels), (0.0,) * logits.shape[1]
+    if calibration_error(softmax(logits / temperature), labels) > GOOD:
+        temperature, offsets = best_scaling(logits, labels)
+    familiarity = Familiarity.fitted(seen)
+    distances = familiarity.distances(levels)
+    return {
+        "temperature": round(temperature, 4),
+        "offsets": [round(value, 4) for value in offsets],
+        "threshold": round(float(np.quantile(distances, quantile)), 4),
+        "layers": list(runner.judge.layers),
+        "file": FILE,
+        "weights_sha256": sha256_of(bundle.weights),
+        "quantile": quantile,
+        "validation_images": len(labels),
+        "calibration_error": {
+            "before": round(calibration_error(softmax(logits), labels), 4),
+            "after": round(calibration_error(softmax(logits / temperature + offsets), labels), 4),
+        },
+    }, familiarity
+
+
+def write(bundle: Bundle, block: dict[str, Any], familiarity: Familiarity) -> None:
+    """Puts both into the bundle."""
+    import torch
+
+    with whole(bundle.root / FILE) as file:
+        torch.save(familiarity.state(), file)
+    metadata = json.loads(json.dumps(bundle.metadata))
+    metadata.setdefault("medkit", {})["calibration"] = block
+    write_atomically(bundle.root / "configs" / "metadata.json", json.dumps(metadata, indent=4) + "\n")
+
+
+def main() -> None:
+    """Calibrate what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=absolute, metavar="BUNDLE")
+    parser.add_argument("datalist", type=absolute, metavar="DATALIST")
+    parser.add_argument("--layers", nargs="*", default=(), help="Names of modules.  [default: the parts of `encoder`]")
+    parser.add_argument("--quantile", type=float, default=QUANTILE)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    try:
+        bundle = Bundle(given.bundle, given.bundle.name, "classify")
+        block, familiarity = calibrated(bundle, given.datalist, given.layers, given.quantile)
+        if given.write:
+            write(bundle, block, familiarity)
+    except MedkitError as error:
+        sys.exit(f"calibrate: {error}")
+    print(json.dumps(block, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""`medkit run classify`: options and one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from medkit.bundle_options import BundleOptions, bundle_options
+from medkit.errors import UsageError
+from medkit.options import RunOptions, absolute_path, task_options
+from medkit.records import absolute
+from medkit.task import run_task
+from medkit_classify.task import Wishes, classification
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    if value is not None and not value.endswith(".tsv"):
+        raise click.BadParameter(f"{value}: expected a name that ends in .tsv")
+    return absolute_path(ctx, param, value)
+
+
+@click.command()
+@click.option(
+    "--table",
+    callback=_table,
+    metavar="FILE.tsv",
+    allow_from_autoenv=False,
+    help="Write a row for each case into FILE, and no file for a case; --skip-existing goes on with it.",
+)
+@click.option(
+    "--explain",
+    type=click.Choice(["gradcam", "occlusion"]),
+    help="Also write which part of the image speaks for the class.",
+)
+@click.option("--report", is_flag=True, help="Also write the findings in words.")
+@click.option("--save-features", is_flag=True, help="Also write the network's features (.npz).")
+@click.option("--points", type=_FILE, help='Look at these places of a volume, mm (or "points" in a record).')
+@click.option("--labels", type=_FILE, help='Look at the pieces of this label map (or "labels" in a record).')
+@click.option(
+    "--coordinates",
+    type=click.Choice(["RAS", "LPS"]),
+    default="RAS",
+    show_default=True,
+    help="Frame of points in tables; Slicer's files name theirs.",
+)
+@bundle_options()
+@task_options
+def classify(
+    options: RunOptions,
+    chosen: BundleOptions,
+    table: Path | None,
+    explain: str | None,
+    report: bool,
+    save_features: bool,
+    points: Path | None,
+    labels: Path | None,
+    coordinates: str,
+) -> None:
+    """Say what images show, and how sure that is.
+
+    Gives a table for each image: class, probabilities, calibrated confidence, and whether no class is given because the
+    image is unlike those that the bundle was trained with. A volume may be asked about at places in it.
+
+    \b
+    medkit run classify xrays/*.png --table results.tsv
+    medkit run classify ct.nii.gz --points candidates.csv --explain gradcam --report
+    """
+    if points and labels:
+        raise UsageError("--points and --labels: give one of them")
+    wishes = Wishes(
+        explain,  # type: ignore[arg-type]
+        report,
+        save_features,
+        absolute(points) if points else None,
+        absolute(labels) if labels else None,
+        coordinates,
+    )
+    run_task(classification(chosen, wishes, table), options)

@@ -1,0 +1,50 @@
+"""What came down the pipe with a case beside its image: labels, volumes, flags, from the sidecars of its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medkit.case import Case
+from medkit.records import lineage
+
+
+@dataclass(frozen=True)
+class Context:
+    """What earlier stages say about a case."""
+
+    labels: Path | None = None
+    """A label map of the image, for which a record or an earlier stage gave it."""
+    volumes_mm3: Mapping[str, float] = field(default_factory=dict)
+    """Structure -> its volume."""
+    warnings: tuple[str, ...] = ()
+    """What earlier stages ask to look at."""
+    tasks: tuple[str, ...] = ()
+    """The tasks that came before, the last one first."""
+
+    @classmethod
+    def of(cls, case: Case) -> Context:
+        """From a case's record and the sidecars of what it was made from."""
+        volumes: dict[str, float] = {}
+        warnings: list[str] = []
+        tasks: list[str] = []
+        for record in lineage(case.record):
+            block = record.medkit
+            metrics = block.get("metrics")
+            if isinstance(metrics, Mapping) and isinstance(found := metrics.get("volumes_mm3"), Mapping):
+                volumes = {**found, **volumes}  # the latest stage counts
+            warnings += [str(text) for text in block.get("warnings", ()) if text not in warnings]
+            tasks += [str(block["task"])] if "task" in block else []
+        return cls(case.inputs.get("labels"), volumes, tuple(warnings), tuple(tasks))
+
+    def facts(self) -> dict[str, Any]:
+        """For the sidecar; empty where nothing came but the image."""
+        if not (self.labels or self.tasks):
+            return {}
+        out: dict[str, Any] = {"after": list(self.tasks), "warnings": list(self.warnings)}
+        return {
+            "context": out
+            | {"labels": self.labels.name if self.labels else None, "volumes_mm3": dict(self.volumes_mm3)}
+        }

@@ -1,0 +1,334 @@
+"""The task `classify`: a bundle's network, what it is asked about, and the files made of what it says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medkit.bundle import Bundle
+from medkit.bundle_options import BundleOptions
+from medkit.case import Case, Result, Table, Task, Text, Writable
+from medkit.errors import BundleError, InputError, UsageError
+from medkit.files import Output
+from medkit.inference.contract import contract_of
+from medkit.runner import BundleRunner, bundle_task
+from medkit_classify import report
+from medkit_classify.candidates import Candidate, Cut, of_labels, of_points
+from medkit_classify.context import Context
+from medkit_classify.judging import Finding, Judge, unlike
+
+if TYPE_CHECKING:
+    import torch
+
+    from medkit.inference.config import Parts
+    from medkit.inference.steps import Prepared
+    from medkit_classify.explaining import Method
+
+AT_ONCE = 64
+"""Images in a batch at most."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for beside the table of a case."""
+
+    explain: Method | None = None
+    report: bool = False
+    features: bool = False
+    points: Path | None = None
+    """Candidates of all cases."""
+    labels: Path | None = None
+    """A label map whose pieces are the candidates of all cases."""
+    frame: str = "RAS"
+    """Of tables of points."""
+
+    @property
+    def needs_heat(self) -> bool:
+        """Whether it is to be found out what speaks for a class."""
+        return self.explain is not None or self.report
+
+
+def classification(chosen: BundleOptions, wishes: Wishes, table: Path | None = None) -> Task:
+    """The task for one set of options; with `table` all results are its rows and no case has files of its own.
+
+    Raises UsageError for a table together with files for each case.
+    """
+    bundles = chosen.of_task("classify")
+    task = bundle_task("classify", bundles, chosen.settings, runner=functools.partial(ClassifyRunner, wishes=wishes))
+    if table is not None and (wishes.explain or wishes.report or wishes.features):
+        raise UsageError("--table makes no file for a case: leave --explain, --report and --save-features out")
+    classes = [name for bundle in bundles for name in contract_of(bundle).classes.values()]
+    shared = {"points": wishes.points, "labels": wishes.labels}
+    return replace(
+        task,
+        outputs=() if table else tuple(_outputs(wishes)),
+        table=Table(table, report.columns(classes), report.rows_of) if table else None,
+        arguments={**task.arguments, "explain": wishes.explain, "report": wishes.report,
+                   "features": wishes.features, "coordinates": wishes.frame},
+        takes=_kinds(bundles),
+        accepts=(*task.accepts, "points", "labels"),
+        shared={role: path for role, path in shared.items() if path is not None},
+        summary=_summary,
+    )  # fmt: skip
+
+
+def _kinds(bundles: Sequence[Bundle]) -> tuple[str, ...]:
+    """What the bundles take. A bundle that was named takes any image for a mask: not all names say what a file is."""
+    kinds = dict.fromkeys(kind for bundle in bundles for kind in bundle.kinds)
+    return tuple(kinds) if len(bundles) > 1 else tuple(dict.fromkeys((*kinds, "image")))
+
+
+def _outputs(wishes: Wishes) -> Iterable[Output]:
+    yield Output("classes", "table", "class", ".tsv")
+    if wishes.explain:
+        yield Output("explanation", "image", wishes.explain, as_picture=True)
+    if wishes.report:
+        yield Output("report", "table", "report", ".txt")
+    if wishes.features:
+        yield Output("features", "table", "features", ".npz")
+
+
+def _summary(record: Any) -> str:
+    rows = record.medkit.get("metrics", {}).get("findings") or []
+    if len(rows) != 1:
+        return f"{len(rows)} candidates" if rows else ""
+    return str(rows[0]["class"] or f"abstained: {rows[0]['reason']}")
+
+
+@dataclass(eq=False)
+class Question:
+    """An image to be classified, and the answer as it comes to be."""
+
+    prepared: Prepared | None
+    """None where there is no image: the candidate lies outside."""
+    candidate: str = ""
+    refused: str = ""
+    """Why no answer can count, known before the network runs."""
+    features: np.ndarray | None = None
+    """(F,)"""
+    levels: np.ndarray | None = None
+    """(L,)"""
+    heat: np.ndarray | None = None
+    """(1, I, J[, K]) on the network's grid."""
+
+
+class ClassifyRunner(BundleRunner):
+    """A loaded bundle that classifies: images whole, or patches around candidates."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        parts: Parts,
+        device: torch.device,
+        precision: str,
+        limit: int | None,
+        *,
+        wishes: Wishes,
+        judge: Judge | None = None,
+    ) -> None:
+        super().__init__(bundle, parts, device, precision, limit)
+        from medkit_classify.explaining import Explainer
+        from medkit_classify.watching import Watcher
+
+        if self.contract.kind != "table":
+            raise BundleError(f"bundle {bundle.name}: gives {self.contract.kind}, no classes")
+        self.wishes, self.judge, self.cut = wishes, judge or Judge.of(bundle), Cut.of(bundle.block)
+        try:
+            self.watcher = Watcher(parts.network, self.judge.layers)
+        except KeyError as error:
+            raise BundleError(f"bundle {bundle.name}: its metadata name a layer that is not there: {error}") from None
+        if wishes.features and not self.watcher.sees_features:
+            raise UsageError(f"--save-features: the network of bundle {bundle.name} shows none")
+        method = wishes.explain or ("gradcam" if wishes.report and self.watcher.sees_features else None)
+        self.explainer = Explainer(parts.network, method) if method else None
+        self.device = device
+
+    # ---- reading
+
+    def prepare(self, case: Case) -> list[Question]:  # type: ignore[override]
+        """The images to classify. Raises InputError for an image that the bundle is not for."""
+        from medkit.inference.feed import feed_of, is_picture
+        from medkit.pictures import is_coloured
+
+        feed = feed_of(case, self.contract)
+        if self.cut and feed.grid.shape[2] > 1:
+            return [self._patch(case, candidate, self.cut) for candidate in self._candidates(case)]
+        self._check_axes(case, feed.grid)
+        with self._blame("preprocessing"):
+            question = Question(self.preprocessing.fed(feed, case))
+        if is_picture(case.path) and is_coloured(case.path):
+            question.refused = "a coloured picture, where grey values are expected"
+        elif self.cut and not self.cut.fits(feed.grid):
+            size, own = _by(feed.grid.shape[:2]), _by(self.cut.size)
+            question.refused = f"a picture of {size} pixels, where patches of {own} are expected"
+        return [question]
+
+    def _check_axes(self, case: Case, grid: Any) -> None:
+        flat = grid.shape[2] == 1
+        if self.contract.planar and not flat:
+            raise InputError(
+                f"{case.path}: expected a plane for bundle {self.bundle.name}, got {_by(grid.shape)} voxels"
+            )
+        if not self.contract.planar and flat:
+            raise InputError(f"{case.path}: expected a volume for bundle {self.bundle.name}, got a plane")
+
+    def _candidates(self, case: Case) -> list[Candidate]:
+        from medkit.point_files import read_points
+
+        if "points" in case.inputs:
+            points = read_points(case.inputs["points"], self.wishes.frame)
+            return of_points(points.positions, points.names)
+        if "labels" not in case.inputs:
+            raise InputError(
+                f"{case.path}: a volume: bundle {self.bundle.name} looks at candidates, which --points, --labels or a "
+                f'record name: {{"path": ..., "inputs": {{"points": ...}}}}'
+            )
+        if not (found := of_labels(case.image("labels", labels=True))):
+            raise InputError(f"{case.inputs['labels']}: expected labels of candidates, got none")
+        return found
+
+    def _patch(self, case: Case, candidate: Candidate, cut: Cut) -> Question:
+        from medkit.inference.feed import Feed
+
+        patch = cut.patch(case.image(), candidate.position)
+        if patch is None:
+            return Question(None, candidate.name, "the candidate lies outside the image")
+        name = str(case.path)
+        with self._blame("preprocessing"):
+            feed = Feed({self.contract.keys[0]: name}, {name: patch}, patch.grid)
+            return Question(self.preprocessing.fed(feed, case), candidate.name)
+
+    # ---- computing
+
+    def compute(self, case: Case, prepared: list[Question]) -> list[Question]:  # type: ignore[override]
+        """Runs the network on all images of a case."""
+        with self._blame("network"):
+            self._answer(prepared)
+            if self.explainer:
+                self._explain(prepared)
+        return prepared
+
+    def together(self, cases: Sequence[Case], values: Sequence[list[Question]]) -> Sequence[list[Question]]:
+        """Runs the network on the images of several cases at once."""
+        self._answer([question for questions in values for question in questions])
+        if self.explainer:
+            for questions in values:
+                self._explain(questions)
+        return values
+
+    def _answer(self, questions: Sequence[Question]) -> None:
+        asked = [(question, question.prepared) for question in questions if question.prepared is not None]
+        for first in range(0, len(asked), AT_ONCE):
+            part = asked[first : first + AT_ONCE]
+            batches = [part] if self.network.one_batch([prepared for _, prepared in part]) else [[one] for one in part]
+            for batch in batches:
+                self._answer_batch(batch)
+
+    def _answer_batch(self, asked: Sequence[tuple[Question, Prepared]]) -> None:
+        self.watcher.forget()
+        prepared = [one for _, one in asked]
+        answers = self.network.together(prepared) if len(prepared) > 1 else [self.network(prepared[0])]
+        features, levels = self.watcher.features(), self.watcher.levels()
+        for number, ((question, _), answer) in enumerate(zip(asked, answers, strict=True)):
+            question.prepared = answer
+            question.features = None if features is None else features[number].numpy()
+            question.levels = None if levels is None else levels[number].numpy()
+
+    def _explain(self, questions: Iterable[Question]) -> None:
+        assert self.explainer is not None
+        for question in questions:
+            if question.prepared is not None:
+                chosen = int(_logits(question.prepared).argmax())
+                question.heat = self.explainer(question.prepared.item["image"].to(self.device), chosen)
+
+    # ---- writing
+
+    def finish(self, case: Case, computed: list[Question]) -> Result:  # type: ignore[override]
+        """The findings, and the files asked for."""
+        with self._blame("postprocessing"):
+            findings = [self._finding(question) for question in computed]
+        context = Context.of(case)
+        numbers = report.as_numbers(findings)
+        doubtful = sum(found.abstained for found in findings)
+        warnings = [w for q in computed if q.prepared for w in q.prepared.warnings]
+        if doubtful and len(findings) == 1:
+            warnings.append(f"look at this one: {findings[0].reason}")
+        elif doubtful:
+            warnings.append(f"look at this one: no class for {doubtful} of {len(findings)} candidates")
+        note = {"note": self.judge.note} if self.judge.note else {}
+        return Result(
+            {} if not case.outputs else dict(self._files(case, computed, findings, numbers, context)),
+            metrics=numbers,
+            warnings=tuple(dict.fromkeys(warnings)),
+            details={"precision": self.precision, **note, **context.facts()},
+            description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
+        )
+
+    def _finding(self, question: Question) -> Finding:
+        from medkit.inference.outputs import to_table
+
+        classes = self.contract.classes
+        if question.prepared is None:
+            return Finding(
+                question.candidate, "", dict.fromkeys(classes.values(), float("nan")), reason=question.refused
+            )
+        logits = _logits(question.prepared)
+        if self.postprocessing.softmax_alone:  # MONAI's way to it takes ten times as long
+            _, table = to_table(logits, classes, activated=False)
+        else:
+            value = self.postprocessing(question.prepared)["pred"]
+            _, table = to_table(value, classes, activated=self.postprocessing.activated)
+        if len(table) == 1:  # one output: the probability of the second of two classes
+            ((name, p),) = table.items()
+            table = {f"not {name}": 1 - p, name: p}
+        names = list(table)
+        sure = self.judge.calibrated(logits)
+        chosen = int(np.argmax([table[name] for name in names] if sure is None else sure))
+        distance = self.judge.distance(question.levels)
+        reason = question.refused or unlike(distance)
+        confidence = None if sure is None else float(sure[chosen])
+        return Finding(question.candidate, names[chosen], table, confidence, distance, reason)
+
+    def _files(
+        self,
+        case: Case,
+        computed: Sequence[Question],
+        findings: Sequence[Finding],
+        numbers: dict[str, Any],
+        context: Context,
+    ) -> Iterable[tuple[str, Writable]]:
+        from medkit_classify.files import Features, explanation
+
+        yield "classes", Text(report.as_tsv(numbers, self.bundle, findings[0].probabilities))
+        if self.wishes.explain:
+            yield "explanation", explanation(case, computed)
+        if self.wishes.report:
+            told = [report.Told(found, self._where(case, q)) for found, q in zip(findings, computed, strict=True)]
+            yield "report", Text(report.in_words(case.path.name, told, self.bundle, context, self.judge.note))
+        if self.wishes.features:
+            yield "features", Features([q.features for q in computed], findings)
+
+    def _where(self, case: Case, question: Question) -> str:
+        from medkit.inference.feed import is_picture
+        from medkit_classify.explaining import in_words
+        from medkit_classify.files import on_own_grid
+
+        heat = on_own_grid(question)
+        return "" if heat is None else in_words(heat, is_picture(case.path))
+
+
+def _logits(prepared: Prepared) -> np.ndarray:
+    """(C,) what the network gave."""
+    value = prepared.item["pred"]
+    plain = value.as_tensor() if hasattr(value, "as_tensor") else value
+    out: np.ndarray = np.atleast_1d(np.squeeze(plain.detach().cpu().numpy()))
+    return out
+
+
+def _by(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))

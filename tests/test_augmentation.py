@@ -1,0 +1,78 @@
+"""Batches of images changed at random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from medkit.augmentation import AugmentedBatch, Changes, augmented, mixed
+
+STILL: dict[str, Any] = dict.fromkeys(
+    ("rotation", "scale", "shift", "gain", "offset", "gamma", "illumination", "noise", "salt_and_pepper"), 0.0
+)
+
+
+def images(dims: int, count: int = 6) -> torch.Tensor:
+    """Smooth ones, brighter along the first axis."""
+    ramp = torch.linspace(0.2, 0.8, 16).reshape(16, *[1] * (dims - 1)).expand(*[16] * dims)
+    return ramp.expand(count, 1, *ramp.shape).clone()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_nothing_is_changed_where_nothing_is_asked_for(dims: int) -> None:
+    torch.testing.assert_close(augmented(images(dims), Changes(**STILL)), images(dims), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", ["rotation", "scale", "shift", "gain", "offset", "gamma", "illumination", "noise",
+                                  "salt_and_pepper", "erased"])  # fmt: skip
+def test_each_change_changes_every_image_in_its_own_way(name: str, dims: int) -> None:
+    torch.manual_seed(0)
+    most = 20.0 if name == "rotation" else 0.4
+    out = augmented(images(dims), Changes(**{**STILL, "occurrence": 1.0, name: most}))
+    assert out.shape == images(dims).shape
+    assert 0 <= out.min() <= out.max() <= 1
+    assert all((out[n] - out[0]).abs().max() > 1e-3 for n in range(1, 6))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_axes_are_mirrored_in_half_of_the_images(dims: int) -> None:
+    torch.manual_seed(0)
+    given = images(dims, 40)
+    out = augmented(given, Changes(**STILL, flips=[0]))
+    turned = [torch.allclose(one, given[0].flip(1), atol=1e-4) for one in out]
+    assert all(t or torch.allclose(one, given[0], atol=1e-4) for one, t in zip(out, turned, strict=True))
+    assert 10 < sum(turned) < 30
+    other = augmented(given, Changes(**STILL, flips=[1]))
+    torch.testing.assert_close(other, given, atol=1e-4, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_batch() -> None:
+    batch = {"image": images(2), "label": torch.tensor([0, 1, 2, 0, 1, 2])}
+    prepare = AugmentedBatch(3, Changes(mixup=0.4, erased=0.3))
+    first, second = (_seeded(prepare, batch) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(first[1].sum(1), torch.ones(6))
+
+
+def _seeded(prepare: AugmentedBatch, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)
+    return prepare(batch, "cpu")
+
+
+def test_images_and_targets_are_mixed_alike() -> None:
+    torch.manual_seed(0)
+    targets = torch.eye(4)
+    given = targets.reshape(4, 1, 2, 2)
+    out, shares = mixed(given, targets, 1.0)
+    torch.testing.assert_close(out.reshape(4, 4), shares)
+    assert (shares > 0).sum() > 4
+
+
+def test_without_changes_the_images_stay() -> None:
+    found, targets = AugmentedBatch(2)({"image": images(2), "label": torch.tensor([[0], [1]] * 3)}, "cpu")
+    assert torch.equal(found, images(2))
+    assert targets.argmax(1).tolist() == [0, 1] * 3
