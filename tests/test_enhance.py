@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import Outcome
 from medkit_enhance import bias, contrast, denoise, methods
-from medkit_enhance.noise import Noise, estimate, without_floor
+from medkit.noise import Noise, estimate, without_floor
 from medkit_enhance.task import modality_of
 from PIL import Image as Pillow
 

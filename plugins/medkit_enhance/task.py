@@ -18,7 +18,7 @@ from medkit.files import Output
 from medkit.runner import RunSettings, bundle_task
 from medkit_enhance import bias, contrast, denoise
 from medkit_enhance.methods import Steps
-from medkit_enhance.noise import Noise, estimate
+from medkit.noise import Noise, estimate
 
 if TYPE_CHECKING:
     from medkit.images import Image

@@ -31,7 +31,7 @@ import nibabel
 import numpy as np
 import torch
 from medkit_enhance.denoise import by_nlm
-from medkit_enhance.noise import Noise, without_floor
+from medkit.noise import Noise, without_floor
 
 from medkit.bundle import WEIGHTS
 from medkit.images import read_image
