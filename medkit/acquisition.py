@@ -27,10 +27,8 @@ SLACK = 1e-3
 """Voxels by which spacings that are rounded in a file may miss a whole number of them."""
 SAME = 1 + 1e-6
 """Voxels of equal size but for rounding: that axis is left alone."""
-_WEAKEST, _STRONGEST = 1e-4, 1e3
-"""Bounds of the weight of what a fine image was before, in units of the squared gain of the scan."""
-_ROUNDS = 30
-"""Halvings of that interval, in logarithms."""
+_WEAKEST = 1e-4
+"""Least weight of the image as it was, so that what the scan hardly sees is not made up from rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -122,31 +120,33 @@ class Acquisition:
         """A scan on the fine grid, by cubic B-splines."""
         return along(scan, [axis.interpolation for axis in self.axes])
 
-    def corrected(self, fine: torch.Tensor, scan: torch.Tensor, tolerance: float) -> torch.Tensor:
-        """The image nearest to `fine` whose scan differs from `scan` by a root mean square of `tolerance`.
+    @functools.cached_property
+    def leftover(self) -> float:
+        """Standard deviation of what noise of 1 leaves between a scan and the scan of its own interpolation."""
+        loops = [axis.scan @ axis.interpolation for axis in self.axes]
+        count = math.prod(len(loop) for loop in loops)
+        kept, shared = (math.prod(float(f(loop)) for loop in loops) for f in (_power, np.trace))
+        return math.sqrt(max(kept - 2 * shared + count, 0.0) / count)
 
-        What iterated back-projection (Irani & Peleg 1991) ends at, in one step: `fine` plus what the scan has and
-        `fine` lacks, weighed against each other so that as much is left as the noise explains (Morozov). An image that
-        differs by less already comes back as it is.
+    def corrected(self, fine: torch.Tensor, missing: torch.Tensor, sigma: float) -> torch.Tensor:
+        """A fine image with what it lacks: `missing` is a scan minus the scan of the image, with noise of `sigma`.
+
+        Iterated back-projection (Irani & Peleg 1991) of all steps at once, stopped where the noise begins: the most
+        likely image if what it lacks is noise of another strength, which is first estimated from how much more there is
+        of `missing` where the scan sees well. None: the image comes back as it is.
         """
-        missing = scan - self.scanned(fine)
-        if float(missing.square().mean().sqrt()) <= tolerance:
-            return fine
         seen = along(missing, [axis.gains[0].T for axis in self.axes])
         gain = _product([axis.gains[1] for axis in self.axes], seen)
-        weight = _weight(seen, gain, tolerance)
+        lacking = float(((seen.square() - sigma**2) * gain).sum() / gain.square().sum())
+        if lacking <= 0:
+            return fine
+        weight = max(sigma**2 / lacking, _WEAKEST)
         answer = along(seen / (gain + weight), [axis.gains[0] for axis in self.axes])
         return fine + along(answer, [axis.scan.T for axis in self.axes])
 
 
-def _weight(seen: torch.Tensor, gain: torch.Tensor, tolerance: float) -> float:
-    """With it the root mean square of what is left, `seen * weight / (gain + weight)`, is the tolerance."""
-    low, high = math.log(_WEAKEST), math.log(_STRONGEST)
-    for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        left = seen * (math.exp(middle) / (gain + math.exp(middle)))
-        low, high = (low, middle) if float(left.square().mean().sqrt()) > tolerance else (middle, high)
-    return math.exp((low + high) / 2)
+def _power(matrix: np.ndarray) -> float:
+    return float(np.square(matrix).sum())
 
 
 def _product(factors: Sequence[np.ndarray], like: torch.Tensor) -> torch.Tensor:
@@ -201,9 +201,7 @@ def refined(grid: Grid, spacing: Sequence[float]) -> Grid:
         own / wanted if own > wanted * SAME and size > 1 else 1.0
         for own, wanted, size in zip(grid.spacing, spacing, grid.shape, strict=True)
     ])  # fmt: skip
-    shape = [
-        math.ceil(size * step - SLACK) if step > 1 else size for size, step in zip(grid.shape, steps, strict=True)
-    ]
+    shape = [math.ceil(size * step - SLACK) if step > 1 else size for size, step in zip(grid.shape, steps, strict=True)]
     affine = grid.affine.copy()
     affine[:3, :3] /= steps
     middle = (np.array(grid.shape) - 1) / 2

@@ -103,18 +103,22 @@ def role_of(contract: Contract, key: str) -> str:
 def load_runner(
     runtime: Runtime, *, bundle: Bundle, settings: RunSettings, runner: RunnerFactory | None = None
 ) -> Stages:
-    """Loads a bundle: the three stages of its work on a case.
+    """Loads a bundle: the three stages of its work on a case. Raises what `open_bundle` does."""
+    loaded = open_bundle(runtime, bundle, settings, runner)
+    return Stages(loaded.prepare, loaded.compute, loaded.finish)
 
-    Raises BundleError, and WeightsMissingError where there are none.
-    """
+
+def open_bundle(
+    runtime: Runtime, bundle: Bundle, settings: RunSettings, runner: RunnerFactory | None = None
+) -> BundleRunner:
+    """Loads a bundle. Raises BundleError, and WeightsMissingError where there are none."""
     from medkit.inference.config import InferenceConfig
     from medkit.precision import choose_device, choose_precision
 
     device = choose_device(runtime.device)
     parts = InferenceConfig(bundle, device, settings.overrides).open()
     precision = choose_precision(settings.precision, device)
-    loaded = (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
-    return Stages(loaded.prepare, loaded.compute, loaded.finish)
+    return (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
 
 
 def choosing(

@@ -1,0 +1,81 @@
+"""`medkit run sr`: options and one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from medkit import bundle as bundles
+from medkit.bundle_options import BundleOptions, bundle_options
+from medkit.errors import UsageError
+from medkit.options import RunOptions, task_options
+from medkit.records import absolute
+from medkit.task import run_task
+from medkit_sr.methods import METHODS, STYLES, Wishes, with_style
+from medkit_sr.target import AXES, SCALES, Target
+
+_FILE = click.Path(exists=True, path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--spacing",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MM",
+    help="Size of the voxels to make; axes that are as fine already stay.",
+)
+@click.option("--scale", type=click.Choice(SCALES), help="How many times finer to make the voxels.")
+@click.option(
+    "--axes",
+    type=click.Choice(AXES),
+    default="all",
+    show_default=True,
+    help="Which axes to make finer: all that --spacing or --scale are for, or the one across the slices alone.",
+)
+@click.option(
+    "--style",
+    type=click.Choice(STYLES),
+    default="faithful",
+    show_default=True,
+    help="faithful: closest to what is there on average; sharp: detail that looks real, some of it made up.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="How.  [default: the network where its weights are there, else backprojection]",
+)
+@click.option("--reference", type=_FILE, help='The image as it should be, on the fine grid: PSNR, SSIM, MSE (or "reference" in a record).')  # fmt: skip
+@bundle_options()
+@task_options
+def sr(
+    options: RunOptions,
+    chosen: BundleOptions,
+    spacing: float | None,
+    scale: str | None,
+    axes: str,
+    style: str,
+    method: str | None,
+    reference: Path | None,
+) -> None:
+    """Make scans sharper: thick slices thin, voxels smaller.
+
+    The result covers the same part of the body, in the input's type and units; scanned again as coarsely as the input,
+    it gives the input but for its noise (the sidecar has how closely). The size of the voxels is taken for the
+    thickness of the slices.
+
+    \b
+    medkit run sr thick_slices.nii.gz --spacing 1
+    medkit run sr *_T2w.nii.gz --scale 2 --axes slices -o sharp
+    medkit run sr xray.png --scale 2
+    """
+    from medkit_sr.task import superresolution
+
+    if (spacing is None) == (scale is None):
+        raise UsageError("give --spacing MM or --scale 2|4, one of them")
+    settings, found = with_style(chosen.settings, style, chosen.of_task("sr"))
+    named = method or ("network" if chosen.name != bundles.AUTO or style != "faithful" else None)
+    wishes = Wishes(
+        Target(spacing, int(scale) if scale else None, axes), named, style, absolute(reference) if reference else None
+    )
+    run_task(superresolution(wishes, found, settings), options)

@@ -1,0 +1,272 @@
+"""The task `sr`: an image on a finer grid, which scanned again gives the image."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medkit.acquisition import Acquisition, acquisition_of
+from medkit.bundle import Bundle
+from medkit.bundle_choice import modality_of
+from medkit.case import Case, Result, Runtime, Stages, Task
+from medkit.errors import InputError
+from medkit.files import Output
+from medkit.noise import Noise, estimate, span, with_floor
+from medkit.runner import BundleRunner, RunSettings, bundle_task, identity_of, open_bundle
+from medkit_sr.methods import Wishes, dims_of, fitting, has_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from medkit.images import Image
+    from medkit.inference.steps import Prepared
+    from medkit.space import Grid
+
+OUTPUT = Output("image", "image", "sr", as_picture=True)
+TRAINED_STEPS = 6.4
+"""Fine voxels to a coarse one beyond which no network here was trained."""
+_PROGRAM_BYTES = 500 * 2**20
+_BYTES_PER_VOXEL = 24
+"""Of the result: its float32 forms that are in memory at once."""
+
+
+def superresolution(wishes: Wishes, bundles: Sequence[Bundle], settings: RunSettings) -> Task:
+    """The task for one set of options; `bundles` are those whose network may be used. Raises what bundle_task does."""
+    base = bundle_task("sr", bundles, settings)
+    target = wishes.target
+    return replace(
+        base,
+        outputs=[OUTPUT],
+        setup=functools.partial(set_up, wishes=wishes, bundles=bundles, settings=settings),
+        arguments={
+            **base.arguments,
+            "spacing": target.spacing,
+            "scale": target.scale,
+            "axes": target.axes,
+            "method": wishes.method,
+            "style": wishes.style,
+        },
+        accepts=("reference",),
+        shared={"reference": wishes.reference} if wishes.reference else {},
+        memory=functools.partial(memory_needed, target=wishes.target),
+    )
+
+
+def memory_needed(scan: Grid, *, target: Any) -> int:
+    """Bytes that an image on this grid takes at its peak, roughly."""
+    from pathlib import Path
+
+    return _PROGRAM_BYTES + _BYTES_PER_VOXEL * math.prod(target.grid(scan, Path("image")).shape)
+
+
+def set_up(runtime: Runtime, *, wishes: Wishes, bundles: Sequence[Bundle], settings: RunSettings) -> Stages:
+    """The three stages of the work on a case; networks are loaded when a case first needs them."""
+    networks = Networks(runtime, bundles, settings)
+    if wishes.method == "network" and len(bundles) == 1:  # what is true of all cases is said once
+        networks.open(bundles[0])
+    resolver = Resolver(wishes, networks)
+    return Stages(resolver.prepare, resolver.compute, resolver.finish)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that may be used."""
+
+    runtime: Runtime
+    bundles: Sequence[Bundle]
+    settings: RunSettings
+    loaded: dict[str, tuple[BundleRunner, dict[str, Any]]] = field(default_factory=dict)
+
+    def open(self, bundle: Bundle) -> tuple[BundleRunner, dict[str, Any]]:
+        """A bundle's network, and by what it is known in sidecars. Raises what `open_bundle` does."""
+        if bundle.name not in self.loaded:
+            self.loaded[bundle.name] = open_bundle(self.runtime, bundle, self.settings), identity_of(bundle)
+        return self.loaded[bundle.name]
+
+
+@dataclass
+class Work:
+    """A case on its way."""
+
+    image: Image
+    grid: Grid
+    """Of the result."""
+    acquisition: Acquisition
+    noise: Noise
+    method: str
+    reason: str
+    """Why that method."""
+    scan: torch.Tensor
+    """(I, J, K) float32, the image's voxels."""
+    fine: torch.Tensor
+    """The result so far, on `grid`: first the B-spline."""
+    runner: BundleRunner | None = None
+    network: Prepared | None = None
+    bright: float = 1.0
+    """What the network's answer is multiplied with."""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """The work on one case after the other."""
+
+    wishes: Wishes
+    networks: Networks
+
+    def prepare(self, case: Case) -> Work:
+        """Reads an image and interpolates it. Raises InputError where it cannot become finer."""
+        import torch
+
+        image = case.image()
+        grid = self.wishes.target.grid(image.grid, case.path)
+        if "reference" in case.inputs:
+            _check_reference(case, grid)
+        acquisition = acquisition_of(image.grid, grid)
+        scan = torch.from_numpy(image.data[0].astype(np.float32))
+        method, reason, bundle = self._method(case, image)
+        noise = estimate(image.data[0].squeeze() if image.grid.is_planar else image.data[0])
+        work = Work(image, grid, acquisition, noise, method, reason, scan, acquisition.interpolated(scan))
+        if bundle is not None:
+            work.runner, identity = self.networks.open(bundle)
+            work.details = {"choice": identity | {"reason": reason}}
+            work.network, work.bright = told(work.fine, acquisition, dims_of(bundle), grid)
+        return work
+
+    def _method(self, case: Case, image: Image) -> tuple[str, str, Bundle | None]:
+        """How an image is to be made finer, why, and by which bundle. Raises InputError for what cannot be done."""
+        if self.wishes.method not in (None, "network"):
+            return self.wishes.method, "as asked for", None
+        dims = 2 if image.grid.is_planar else 3
+        modality = "any" if dims == 2 else modality_of(case)[0]
+        bundle, why = fitting(self.networks.bundles, dims, modality)
+        if self.wishes.method == "network":
+            if bundle is None:
+                raise InputError(f"{case.path}: {why}; --method backprojection takes any image")
+            return "network", why, bundle
+        if bundle is None or not has_weights(bundle):
+            return "backprojection", why if bundle is None else f"{bundle.name} has no weights yet", None
+        return "network", why, bundle
+
+    def compute(self, case: Case, work: Work) -> Work:
+        """Runs the network."""
+        if work.runner is not None:
+            assert work.network is not None
+            work.network = work.runner.compute(case, work.network)
+        return work
+
+    def finish(self, case: Case, work: Work) -> Result:
+        """Adds what the network found, corrects it by what was scanned, and makes the result."""
+        plain = work.fine
+        if work.network is not None:
+            added = work.network.item["pred"].float().reshape(plain.shape)
+            work.fine = plain + work.bright * added.to(plain.device)
+        if work.method != "bspline":
+            # the B-spline goes through the noise, and most of it is still there when that is scanned
+            sigma = work.noise.sigma * (1 if work.network is not None else work.acquisition.leftover)
+            work.fine = work.acquisition.corrected(work.fine, missing(work, work.fine), sigma)
+        image, made = work.image, work.image.like(work.fine.numpy()[None], work.grid)
+        metrics: dict[str, Any] = {"consistency": consistency(made, work)}
+        if "reference" in case.inputs:
+            from medkit.evaluation.images import rounded_scores
+
+            reference = case.image("reference")
+            before = image.like(plain.numpy()[None], work.grid)
+            metrics |= {
+                "bspline": rounded_scores(before, reference), "after": rounded_scores(made, reference),
+            }  # fmt: skip
+        steps = [round(step, 4) for step in work.acquisition.steps]
+        return Result(
+            {"image": made},
+            metrics=metrics,
+            warnings=[*(work.network.warnings if work.network else ()), *_warnings(work)],
+            details={
+                **work.details,
+                "superresolution": {
+                    "method": work.method,
+                    "reason": work.reason,
+                    "steps": steps,
+                    "spacing": [round(float(mm), 6) for mm in work.grid.spacing],
+                    "noise": work.noise.rounded(),
+                },
+            },
+            description=f"{case.path.name} on {' x '.join(f'{mm:.3g}' for mm in work.grid.spacing)} mm by {work.method}",
+            figure=functools.partial(_figure, image, plain, made, case.path.name),
+        )
+
+
+def missing(work: Work, fine: torch.Tensor) -> torch.Tensor:
+    """(I, J, K) what was scanned minus what a scan of a fine image would show.
+
+    Of an image without noise a magnitude scan shows a floor; what was interpolated has it already.
+    """
+    import torch
+
+    again = work.acquisition.scanned(fine)
+    if work.network is not None:
+        again = torch.from_numpy(with_floor(again.numpy(), work.noise))
+    return work.scan - again
+
+
+def told(fine: torch.Tensor, acquisition: Acquisition, dims: int, grid: Grid) -> tuple[Prepared, float]:
+    """What a network is given, and what its answer is to be multiplied with.
+
+    (1 + dims, *space): the interpolated image, 0 at its darkest and 1 at the 99th percentile of what is above, and the
+    base 2 logarithms of the steps along its axes (as `medkit.degradation.with_steps` gives them in training).
+    """
+    import torch
+
+    from medkit.inference.steps import Prepared
+
+    low = min(0.0, float(fine.min()))
+    lifted = fine - low
+    sample = lifted.reshape(-1)[::7]
+    sample = sample[sample > 0]
+    bright = max(float(sample.kthvalue(max(1, round(0.99 * len(sample)))).values), 1e-6) if len(sample) else 1.0
+    axes = [axis for axis in range(3) if dims == 3 or fine.shape[axis] > 1]
+    space = [fine.shape[axis] for axis in axes]
+    steps = fine.new_tensor([acquisition.steps[axis] for axis in axes]).log2()
+    channels = [(lifted / bright).reshape(1, *space), steps.reshape(-1, *[1] * len(axes)).expand(-1, *space)]
+    return Prepared({"image": torch.cat(channels)}, grid), bright
+
+
+def consistency(made: Image, work: Work) -> Mapping[str, float]:
+    """How far the result, scanned again, is from what was scanned: shares of the scan's range, five digits.
+
+    `rms` is the root mean square of the difference, and `noise` the standard deviation of the scan's noise.
+    """
+    import torch
+
+    low, high = span(work.image.data[0])
+    unit = (high - low) or 1.0
+    rms = float(missing(work, torch.from_numpy(made.data[0].astype(np.float32))).square().mean().sqrt())
+    return {"rms": float(f"{rms / unit:.5g}"), "noise": float(f"{work.noise.sigma / unit:.5g}")}
+
+
+def _warnings(work: Work) -> list[str]:
+    coarsest = max(work.acquisition.steps)
+    if work.method != "network" or coarsest <= TRAINED_STEPS:
+        return []
+    return [f"{coarsest:.3g} times finer than it was scanned: the network was trained on up to {TRAINED_STEPS:g}"]
+
+
+def _check_reference(case: Case, grid: Grid) -> None:
+    path, reference = case.inputs["reference"], case.image("reference")
+    same = reference.grid.shape == grid.shape and np.abs(reference.grid.affine - grid.affine).max() < 1e-3
+    if not same:
+        wanted, got = (" x ".join(map(str, g.shape)) for g in (grid, reference.grid))
+        raise InputError(
+            f"{path}: expected the grid that {case.path.name} is brought to ({wanted}), got {got} elsewhere"
+        )
+
+
+def _figure(image: Image, plain: torch.Tensor, made: Image, name: str) -> np.ndarray:
+    from medkit.figures import comparison_mosaic
+
+    before = image.like(plain.numpy()[None], made.grid)
+    return comparison_mosaic(before, made, title=f"sr  {name}")
