@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from medkit.acquisition import Acquisition, Sampling
 from medkit.label_table import LabelTable
+from medkit.noise import estimate
 from medkit.synthesis import Random, Range, Ranges, Synthesis, bias_field, random_linear, scale
 
 KIND = "kind"
@@ -211,6 +212,8 @@ class Scanner:
     """Chance of no noise."""
     emptied: float = 0.3
     """Chance that voxels without signal were set to 0."""
+    plain: float = 0.2
+    """Chance that a scan is interpolated alone and not corrected, as where a network runs without medkit."""
 
     @property
     def faults(self) -> Faults:
@@ -245,16 +248,20 @@ def _sampled_axis(size: int, step: float, width: float, random: Random) -> Sampl
 def scanned(
     clean: torch.Tensor, spacing: float, random: Random, scanner: Scanner
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A clean image (1, I, J, K) as a scanner gives it, interpolated back, and what it lacks of the clean one.
+    """A clean image (1, I, J, K) as a scanner gives it, back on its grid, and what that lacks of the clean one.
 
-    All (1, I, J, K) but for the third: (3,), the steps along the axes. The images are over the 99th percentile of the
-    first, the scale that the network is given.
+    All (1, I, J, K) but for the third: (3,), the steps along the axes. The way back is a B-spline, corrected by
+    back-projection (see `Acquisition.corrected`) as far as the noise, which is estimated, allows. The images are over
+    the 99th percentile of the first, the scale that the network is given.
     """
     way = scanning(clean.shape[1:], random, scanner)
-    coarse = noised(way.scanned(clean[0])[None], spacing * max(way.steps), random, scanner.faults)
-    seen = way.interpolated(coarse[0])[None]
+    coarse = noised(way.scanned(clean[0])[None], spacing * max(way.steps), random, scanner.faults)[0]
+    seen = way.interpolated(coarse)
+    if random.number() >= scanner.plain:
+        sigma = estimate(coarse.cpu().numpy()).sigma * way.leftover
+        seen = way.corrected(seen, coarse - way.scanned(seen), sigma)
     bright = scale(seen)
-    return seen / bright, (clean - seen) / bright, torch.tensor(way.steps)
+    return seen[None] / bright, (clean - seen) / bright, torch.tensor(way.steps)
 
 
 def with_steps(image: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
@@ -351,7 +358,7 @@ class DegradeImaged(Randomizable, MapTransform):
 class ScanImaged(Randomizable, MapTransform):
     """Makes a training pair for super-resolution of an item's prepared source.
 
-    `image_key`, (4, *shape): what was scanned, interpolated to the clean image's grid, and the steps of the axes (see
+    `image_key`, (4, *shape): what was scanned, back on the clean image's grid, and the steps of the axes (see
     `with_steps`); `target_key`, (1, *shape): what it lacks. `synthesis` is used as in `DegradeImaged`. Of several
     scanners an item's "variant" picks one.
     """

@@ -146,7 +146,7 @@ def test_scanned_again_it_is_the_scan(sr: Run, tmp_path: Path) -> None:
     assert rms["backprojection"] < 0.5 * rms["bspline"]
 
 
-def test_a_ct_keeps_its_units_and_no_network_of_mr_touches_it(sr: Run, tmp_path: Path) -> None:
+def test_a_ct_keeps_its_units(sr: Run, tmp_path: Path) -> None:
     ct = np.where(head() > 0, head() / 10, -1000)
     source = saved(tmp_path / "ct.nii.gz", scanned(ct, (1, 1, 4)).astype(np.int16), np.diag([1.0, 1.0, 4.0, 1.0]))
     found = block(sr(source, "--spacing", 1))
@@ -154,8 +154,6 @@ def test_a_ct_keeps_its_units_and_no_network_of_mr_touches_it(sr: Run, tmp_path:
     assert "no network takes volumes of CT" in found["superresolution"]["reason"]
     made = read_image(Path(found["path"])).data[0]
     assert made[ct == -1000].mean() == pytest.approx(-1000, abs=20)
-    done = sr(source, "--spacing", 1, "--method", "network", "-o", tmp_path / "o")
-    assert (done.code, "no network takes volumes of CT" in done.err) == (3, True)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(np.uint8, "x.png"), (np.uint16, "x.png"), (np.uint8, "x.jpg")])

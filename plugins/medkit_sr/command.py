@@ -45,7 +45,11 @@ _FILE = click.Path(exists=True, path_type=Path)
     type=click.Choice(METHODS),
     help="How.  [default: the network where its weights are there, else backprojection]",
 )
-@click.option("--reference", type=_FILE, help='The image as it should be, on the fine grid: PSNR, SSIM, MSE (or "reference" in a record).')  # fmt: skip
+@click.option(
+    "--reference",
+    type=_FILE,
+    help='The image as it should be, on the fine grid: PSNR, SSIM, MSE (or "reference" in a record).',
+)
 @bundle_options()
 @task_options
 def sr(

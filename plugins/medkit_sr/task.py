@@ -181,6 +181,7 @@ class Resolver:
                 "bspline": rounded_scores(before, reference), "after": rounded_scores(made, reference),
             }  # fmt: skip
         steps = [round(step, 4) for step in work.acquisition.steps]
+        spacing = [round(float(mm), 6) for mm in work.grid.spacing]
         return Result(
             {"image": made},
             metrics=metrics,
@@ -191,11 +192,11 @@ class Resolver:
                     "method": work.method,
                     "reason": work.reason,
                     "steps": steps,
-                    "spacing": [round(float(mm), 6) for mm in work.grid.spacing],
+                    "spacing": spacing,
                     "noise": work.noise.rounded(),
                 },
             },
-            description=f"{case.path.name} on {' x '.join(f'{mm:.3g}' for mm in work.grid.spacing)} mm by {work.method}",
+            description=f"{case.path.name} on {' x '.join(f'{mm:.3g}' for mm in spacing)} mm by {work.method}",
             figure=functools.partial(_figure, image, plain, made, case.path.name),
         )
 
