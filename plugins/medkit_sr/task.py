@@ -103,8 +103,12 @@ class Work:
     """Why that method."""
     scan: torch.Tensor
     """(I, J, K) float32, the image's voxels."""
+    plain: torch.Tensor
+    """Its cubic B-spline on `grid`."""
     fine: torch.Tensor
-    """The result so far, on `grid`: first the B-spline."""
+    """The result so far, on `grid`."""
+    clean: bool = False
+    """Whether the result so far is without noise."""
     runner: BundleRunner | None = None
     network: Prepared | None = None
     bright: float = 1.0
@@ -131,7 +135,11 @@ class Resolver:
         scan = torch.from_numpy(image.data[0].astype(np.float32))
         method, reason, bundle = self._method(case, image)
         noise = estimate(image.data[0].squeeze() if image.grid.is_planar else image.data[0])
-        work = Work(image, grid, acquisition, noise, method, reason, scan, acquisition.interpolated(scan))
+        plain = acquisition.interpolated(scan)
+        work = Work(image, grid, acquisition, noise, method, reason, scan, plain, plain)
+        if method != "bspline":
+            # a B-spline goes through the noise, and most of that is still there when it is scanned
+            work.fine = corrected(work, noise.sigma * acquisition.leftover)
         if bundle is not None:
             work.runner, identity = self.networks.open(bundle)
             work.details = {"choice": identity | {"reason": reason}}
@@ -161,22 +169,18 @@ class Resolver:
         return work
 
     def finish(self, case: Case, work: Work) -> Result:
-        """Adds what the network found, corrects it by what was scanned, and makes the result."""
-        plain = work.fine
+        """Adds what the network found, corrects that by what was scanned, and makes the result."""
         if work.network is not None:
-            added = work.network.item["pred"].float().reshape(plain.shape)
-            work.fine = plain + work.bright * added.to(plain.device)
-        if work.method != "bspline":
-            # the B-spline goes through the noise, and most of it is still there when that is scanned
-            sigma = work.noise.sigma * (1 if work.network is not None else work.acquisition.leftover)
-            work.fine = work.acquisition.corrected(work.fine, missing(work, work.fine), sigma)
+            added = work.network.item["pred"].float().reshape(work.fine.shape)
+            work.fine, work.clean = work.fine + work.bright * added.to(work.fine.device), True
+            work.fine = corrected(work, work.noise.sigma)
         image, made = work.image, work.image.like(work.fine.numpy()[None], work.grid)
         metrics: dict[str, Any] = {"consistency": consistency(made, work)}
         if "reference" in case.inputs:
             from medkit.evaluation.images import rounded_scores
 
             reference = case.image("reference")
-            before = image.like(plain.numpy()[None], work.grid)
+            before = image.like(work.plain.numpy()[None], work.grid)
             metrics |= {
                 "bspline": rounded_scores(before, reference), "after": rounded_scores(made, reference),
             }  # fmt: skip
@@ -197,8 +201,13 @@ class Resolver:
                 },
             },
             description=f"{case.path.name} on {' x '.join(f'{mm:.3g}' for mm in spacing)} mm by {work.method}",
-            figure=functools.partial(_figure, image, plain, made, case.path.name),
+            figure=functools.partial(_figure, image, work.plain, made, case.path.name),
         )
+
+
+def corrected(work: Work, sigma: float) -> torch.Tensor:
+    """The result so far with what it lacks of the scan; `sigma` is the noise of what it lacks."""
+    return work.acquisition.corrected(work.fine, missing(work, work.fine), sigma)
 
 
 def missing(work: Work, fine: torch.Tensor) -> torch.Tensor:
@@ -209,7 +218,7 @@ def missing(work: Work, fine: torch.Tensor) -> torch.Tensor:
     import torch
 
     again = work.acquisition.scanned(fine)
-    if work.network is not None:
+    if work.clean:
         again = torch.from_numpy(with_floor(again.numpy(), work.noise))
     return work.scan - again
 
@@ -217,7 +226,7 @@ def missing(work: Work, fine: torch.Tensor) -> torch.Tensor:
 def told(fine: torch.Tensor, acquisition: Acquisition, dims: int, grid: Grid) -> tuple[Prepared, float]:
     """What a network is given, and what its answer is to be multiplied with.
 
-    (1 + dims, *space): the interpolated image, 0 at its darkest and 1 at the 99th percentile of what is above, and the
+    (1 + dims, *space): the image so far, 0 at its darkest and 1 at the 99th percentile of what is above, and the
     base 2 logarithms of the steps along its axes (as `medkit.degradation.with_steps` gives them in training).
     """
     import torch
