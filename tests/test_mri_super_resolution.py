@@ -221,8 +221,8 @@ def test_inference_under_monai_is_that_of_medkit(sr: Callable[..., Outcome], tmp
     one, other = voxels(result), voxels(record["path"])
     inner = (slice(4, -4),) * 3
     # medkit corrects the result by the scan
-    assert np.sqrt(np.mean((one - other)[inner] ** 2)) < 0.03 * 850
-    assert np.corrcoef(one[inner].ravel(), other[inner].ravel())[0, 1] > 0.995
+    assert np.sqrt(np.mean((one - other)[inner] ** 2)) < 0.1 * 850
+    assert np.corrcoef(one[inner].ravel(), other[inner].ravel())[0, 1] > 0.97
 
 
 @pytest.fixture

@@ -274,3 +274,77 @@ def test_backprojection_gains_on_noise_of_any_strength(sigma: float) -> None:
     noise = estimate(scan.numpy())
     better = way.corrected(plain, scan - way.scanned(plain), noise.sigma * way.leftover)
     assert psnr(better, clean, data_range=850) > psnr(plain, clean, data_range=850) + 0.3
+
+
+# ---- several scans
+
+
+def three_views(folder: Path, fine: np.ndarray) -> list[Path]:
+    """Axial, coronal and sagittal scans of 4 mm; the second and third turned by 4 degrees and shifted, one brighter."""
+    from scipy import ndimage
+
+    paths = []
+    for number, axis in enumerate((2, 1, 0)):
+        angle = np.radians(4 * number)
+        turn = np.eye(4)
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        turn[:3, 3] = 1.5 * number
+        middle = np.eye(4)
+        middle[:3, 3] = (np.array(fine.shape) - 1) / 2
+        turn = middle @ turn @ np.linalg.inv(middle)  # the head's new place
+        back = np.linalg.inv(turn)
+        moved = ndimage.affine_transform(fine, back[:3, :3], back[:3, 3], order=3).clip(0)
+        steps = tuple(4 if a == axis else 1 for a in range(3))
+        affine = np.diag([*steps, 1.0])
+        affine[axis, 3] = 1.5
+        seen = scanned(moved, steps, 15) * (1, 1, 1.3)[number]
+        paths.append(saved(folder / f"{'acs'[number]}.nii.gz", seen.astype(np.float32), affine))
+    return paths
+
+
+def body(shape: tuple[int, ...] = (64, 72, 64)) -> np.ndarray:
+    """A head that looks different from every side, so that it can be aligned."""
+    x = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    radius = (x**2 * np.array([1.5, 1.1, 1.3]).reshape(3, 1, 1, 1)).sum(0)
+    inside = ((x - np.array([0.2, 0.3, -0.1]).reshape(3, 1, 1, 1)) ** 2).sum(0) < 0.12
+    folds = 600 + 250 * (np.prod(np.sin(15 * x + 0.5), axis=0) > 0)
+    return np.where(radius < 0.8, np.where(inside, 200.0, folds), 0.0)
+
+
+@pytest.mark.slow  # registers in a process of its own
+def test_fusion_is_better_than_the_first_scan_alone(sr: Run, tmp_path: Path) -> None:
+    fine = body()
+    truth = saved(tmp_path / "truth.nii.gz", fine.astype(np.float32), np.eye(4))
+    done = sr(*three_views(tmp_path, fine), "--fuse", "--reference", truth, "-o", tmp_path / "out")
+    found = block(done)
+    assert Path(found["path"]).name == "a_sr.nii.gz"
+    made = nibabel.load(found["path"])
+    np.testing.assert_allclose(made.affine, np.eye(4), atol=1e-6)
+    metrics = found["metrics"]
+    assert metrics["after"]["psnr_db"] > metrics["single"]["psnr_db"] + 1.5
+    assert metrics["after"]["ssim"] > metrics["single"]["ssim"]
+    assert all(scan["rms"] < 2 * scan["noise"] for scan in metrics["consistency"])
+    assert sorted(found["inputs"]) == ["image", "image_2", "image_3", "reference"]
+
+
+def test_one_scan_cannot_be_fused(sr: Run, tmp_path: Path) -> None:
+    source = saved(tmp_path / "a.nii.gz", head((24, 26, 12)).astype(np.int16), np.diag([1.0, 1.0, 4.0, 1.0]))
+    done = sr(source, "--fuse")
+    assert (done.code, "two scans or more" in done.err) == (3, True), done.err
+    assert sr(source, source, "--fuse", "--scale", 2).code == 2
+
+
+@pytest.mark.slow  # registers in a process of its own
+def test_a_guide_shows_the_edges(sr: Run, tmp_path: Path) -> None:
+    """Another contrast of the same head: the tissues' order is another one, and its noise its own."""
+    fine = body()
+    other = np.select([fine > 800, fine > 500, fine > 100], [300.0, 700.0, 950.0], 0.0) + RNG.normal(0, 15, fine.shape)
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    source = saved(tmp_path / "a.nii.gz", scanned(fine, (1, 1, 4), 15).astype(np.float32), affine)
+    truth = saved(tmp_path / "truth.nii.gz", fine.astype(np.float32), fine_affine(affine, (1, 1, 4)))
+    guide = saved(tmp_path / "t1.nii.gz", other.clip(0).astype(np.float32), fine_affine(affine, (1, 1, 4)))
+    alone = block(sr(source, "--spacing", 1, "--reference", truth, "-o", tmp_path / "alone"))
+    found = block(sr(source, "--spacing", 1, "--reference", truth, "--guide", guide, "-o", tmp_path / "guided"))
+    assert found["superresolution"]["method"].endswith("and guide")
+    assert found["metrics"]["after"]["psnr_db"] > alone["metrics"]["after"]["psnr_db"] + 1
+    assert found["metrics"]["after"]["ssim"] > alone["metrics"]["after"]["ssim"]

@@ -9,7 +9,7 @@ import click
 from medkit import bundle as bundles
 from medkit.bundle_options import BundleOptions, bundle_options
 from medkit.errors import UsageError
-from medkit.options import RunOptions, task_options
+from medkit.options import RunOptions, group_by_option, task_options
 from medkit.records import absolute
 from medkit.task import run_task
 from medkit_sr.methods import METHODS, STYLES, Wishes, with_style
@@ -45,12 +45,17 @@ _FILE = click.Path(exists=True, path_type=Path)
     type=click.Choice(METHODS),
     help="How.  [default: the network where its weights are there, else backprojection]",
 )
+@click.option("--fuse", is_flag=True, help="Make one image of all scans (of each --group-by group): they are aligned.")
+@click.option(
+    "--guide", type=_FILE, help='Another contrast of the same person, finer along some axis (or "guide" in a record).'
+)
 @click.option(
     "--reference",
     type=_FILE,
     help='The image as it should be, on the fine grid: PSNR, SSIM, MSE (or "reference" in a record).',
 )
 @bundle_options()
+@group_by_option
 @task_options
 def sr(
     options: RunOptions,
@@ -60,7 +65,8 @@ def sr(
     axes: str,
     style: str,
     method: str | None,
-    reference: Path | None,
+    fuse: bool,
+    **files: Path | None,
 ) -> None:
     """Make scans sharper: thick slices thin, voxels smaller.
 
@@ -71,15 +77,18 @@ def sr(
     \b
     medkit run sr thick_slices.nii.gz --spacing 1
     medkit run sr *_T2w.nii.gz --scale 2 --axes slices -o sharp
+    medkit run sr ax.nii.gz cor.nii.gz sag.nii.gz --fuse
+    medkit run sr flair.nii.gz --spacing 1 --guide t1.nii.gz
     medkit run sr xray.png --scale 2
     """
     from medkit_sr.task import superresolution
 
-    if (spacing is None) == (scale is None):
+    if fuse and scale is not None:
+        raise UsageError("--fuse: takes --spacing MM, or the finest spacing of the scans")
+    if not fuse and (spacing is None) == (scale is None):
         raise UsageError("give --spacing MM or --scale 2|4, one of them")
     settings, found = with_style(chosen.settings, style, chosen.of_task("sr"))
     named = method or ("network" if chosen.name != bundles.AUTO or style != "faithful" else None)
-    wishes = Wishes(
-        Target(spacing, int(scale) if scale else None, axes), named, style, absolute(reference) if reference else None
-    )
-    run_task(superresolution(wishes, found, settings), options)
+    shared = {role: absolute(path) for role, path in files.items() if path}
+    target = Target(spacing, int(scale) if scale else None, axes)
+    run_task(superresolution(Wishes(target, named, style, shared, fuse), found, settings), options)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,10 @@ class Wishes:
     """One of `METHODS`; None: the best that can be done to an image."""
     style: str = "faithful"
     """One of `STYLES`."""
-    reference: Path | None = None
-    """The image as it should be."""
+    shared: Mapping[str, Path] = field(default_factory=dict)
+    """Files that all cases use: `reference`, the image as it should be, and `guide`, another contrast."""
+    fuse: bool = False
+    """Whether all scans of a case become one image."""
 
 
 def with_style(settings: RunSettings, style: str, bundles: Sequence[Bundle]) -> tuple[RunSettings, tuple[Bundle, ...]]:

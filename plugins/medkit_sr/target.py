@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,18 @@ class Target:
     axes: str = "all"
     """One of `AXES`."""
 
+    def common(self, scans: Sequence[Grid], path: Path) -> Grid:
+        """The grid for scans that become one: cubes over the first one's field of view, as fine as any of them sees.
+
+        Raises InputError for a plane.
+        """
+        from medkit.acquisition import refined
+
+        if any(scan.is_planar for scan in scans):
+            raise InputError(f"{path}: --fuse: expected volumes, got a plane")
+        finest = self.spacing or min(float(scan.spacing.min()) for scan in scans)
+        return checked(refined(scans[0], [finest] * 3), path)
+
     def grid(self, scan: Grid, path: Path) -> Grid:
         """The grid for a scan (see `medkit.acquisition.refined`). Raises InputError where there is nothing to do."""
         from medkit.acquisition import refined
@@ -45,8 +58,11 @@ class Target:
         if fine.shape == scan.shape:
             asked = " x ".join(f"{mm:.3g}" for mm in own)
             raise InputError(f"{path}: has voxels of {asked} mm already, nothing coarser than {self.spacing:g} mm")
-        if fine.shape[0] * fine.shape[1] * fine.shape[2] > MOST_VOXELS:
-            raise InputError(
-                f"{path}: would become {' x '.join(map(str, fine.shape))} voxels; choose a larger --spacing"
-            )
-        return fine
+        return checked(fine, path)
+
+
+def checked(fine: Grid, path: Path) -> Grid:
+    """The grid. Raises InputError where it has more voxels than any result can be meant to have."""
+    if fine.shape[0] * fine.shape[1] * fine.shape[2] > MOST_VOXELS:
+        raise InputError(f"{path}: would become {' x '.join(map(str, fine.shape))} voxels; choose a larger --spacing")
+    return fine

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from medkit.files import Output
 from medkit.noise import Noise, estimate, span, with_floor
 from medkit.runner import BundleRunner, RunSettings, bundle_task, identity_of, open_bundle
 from medkit_sr.methods import Wishes, dims_of, fitting, has_weights
+from medkit_sr.target import Target
 
 if TYPE_CHECKING:
     import torch
@@ -50,26 +52,36 @@ def superresolution(wishes: Wishes, bundles: Sequence[Bundle], settings: RunSett
             "axes": target.axes,
             "method": wishes.method,
             "style": wishes.style,
+            "fuse": wishes.fuse,
         },
-        accepts=("reference",),
-        shared={"reference": wishes.reference} if wishes.reference else {},
-        memory=functools.partial(memory_needed, target=wishes.target),
+        accepts=("reference", "guide"),
+        shared=wishes.shared,
+        arity="all" if wishes.fuse else "each",
+        whole=wishes.fuse,
+        staged=not wishes.fuse,
+        memory=functools.partial(memory_needed, target=wishes.target, fuse=wishes.fuse),
     )
 
 
-def memory_needed(scan: Grid, *, target: Any) -> int:
+def memory_needed(scan: Grid, *, target: Target, fuse: bool) -> int:
     """Bytes that an image on this grid takes at its peak, roughly."""
-    from pathlib import Path
+    where = Path("the image")
+    grid = target.common([scan], where) if fuse else target.grid(scan, where)
+    return _PROGRAM_BYTES + _BYTES_PER_VOXEL * math.prod(grid.shape)
 
-    return _PROGRAM_BYTES + _BYTES_PER_VOXEL * math.prod(target.grid(scan, Path("image")).shape)
 
-
-def set_up(runtime: Runtime, *, wishes: Wishes, bundles: Sequence[Bundle], settings: RunSettings) -> Stages:
-    """The three stages of the work on a case; networks are loaded when a case first needs them."""
+def set_up(
+    runtime: Runtime, *, wishes: Wishes, bundles: Sequence[Bundle], settings: RunSettings
+) -> Stages | Callable[[Case], Result]:
+    """The work on a case, in three stages where it is one image; networks are loaded when a case first needs them."""
     networks = Networks(runtime, bundles, settings)
     if wishes.method == "network" and len(bundles) == 1:  # what is true of all cases is said once
         networks.open(bundles[0])
     resolver = Resolver(wishes, networks)
+    if wishes.fuse:
+        from medkit_sr.fusing import Fuser
+
+        return Fuser(resolver).case
     return Stages(resolver.prepare, resolver.compute, resolver.finish)
 
 
@@ -113,6 +125,8 @@ class Work:
     network: Prepared | None = None
     bright: float = 1.0
     """What the network's answer is multiplied with."""
+    guide: torch.Tensor | None = None
+    """(I, J, K) another contrast on `grid`."""
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,18 +139,27 @@ class Resolver:
 
     def prepare(self, case: Case) -> Work:
         """Reads an image and interpolates it. Raises InputError where it cannot become finer."""
-        import torch
-
         image = case.image()
         grid = self.wishes.target.grid(image.grid, case.path)
         if "reference" in case.inputs:
-            _check_reference(case, grid)
+            check_reference(case, grid)
+        work = self.begin(case, image, grid)
+        if "guide" in case.inputs:
+            work.guide = guide_on(grid, image, case.image("guide"), self.networks.runtime.threads)
+        return work
+
+    def begin(self, case: Case, image: Image, grid: Grid) -> Work:
+        """An image of a case interpolated to a grid, corrected, and ready for the network."""
+        import torch
+
         acquisition = acquisition_of(image.grid, grid)
         scan = torch.from_numpy(image.data[0].astype(np.float32))
-        method, reason, bundle = self._method(case, image)
         noise = estimate(image.data[0].squeeze() if image.grid.is_planar else image.data[0])
+        method, reason, bundle = self._method(case, image)
         plain = acquisition.interpolated(scan)
         work = Work(image, grid, acquisition, noise, method, reason, scan, plain, plain)
+        if max(acquisition.steps) == 1:  # as fine as it is to be
+            return work
         if method != "bspline":
             # a B-spline goes through the noise, and most of that is still there when it is scanned
             work.fine = corrected(work, noise.sigma * acquisition.leftover)
@@ -169,11 +192,8 @@ class Resolver:
         return work
 
     def finish(self, case: Case, work: Work) -> Result:
-        """Adds what the network found, corrects that by what was scanned, and makes the result."""
-        if work.network is not None:
-            added = work.network.item["pred"].float().reshape(work.fine.shape)
-            work.fine, work.clean = work.fine + work.bright * added.to(work.fine.device), True
-            work.fine = corrected(work, work.noise.sigma)
+        """Adds what the network and the guide know, corrects that by what was scanned, and makes the result."""
+        resolve(work)
         image, made = work.image, work.image.like(work.fine.numpy()[None], work.grid)
         metrics: dict[str, Any] = {"consistency": consistency(made, work)}
         if "reference" in case.inputs:
@@ -193,7 +213,7 @@ class Resolver:
             details={
                 **work.details,
                 "superresolution": {
-                    "method": work.method,
+                    "method": work.method + (" and guide" if work.guide is not None else ""),
                     "reason": work.reason,
                     "steps": steps,
                     "spacing": spacing,
@@ -203,6 +223,35 @@ class Resolver:
             description=f"{case.path.name} on {' x '.join(f'{mm:.3g}' for mm in spacing)} mm by {work.method}",
             figure=functools.partial(_figure, image, work.plain, made, case.path.name),
         )
+
+
+def resolve(work: Work) -> None:
+    """Adds to the result what the network and the guide know, and corrects it by what was scanned."""
+    if work.network is not None:
+        added = work.network.item["pred"].float().reshape(work.fine.shape)
+        work.fine, work.clean = work.fine + work.bright * added.to(work.fine.device), True
+        work.fine = corrected(work, work.noise.sigma)
+    if work.guide is not None:
+        from medkit_sr.guide import guided
+
+        alone = work.fine
+        work.fine = guided(work.scan, work.guide, work.acquisition, work.noise.sigma)
+        work.fine = corrected(work, work.noise.sigma)
+        if work.network is not None:
+            work.fine = (work.fine + alone) / 2
+
+
+def guide_on(grid: Grid, image: Image, guide: Image, threads: int) -> torch.Tensor:
+    """(I, J, K) the guide, aligned with the image, on the image's fine grid."""
+    import torch
+
+    from medkit.resample import resample
+    from medkit.space import AffineTransform
+    from medkit_sr.alignment import aligned
+
+    (matrix,) = aligned(image, [guide], threads)
+    moved = resample(guide, grid, AffineTransform(matrix))
+    return torch.from_numpy(moved.data[0].astype(np.float32))
 
 
 def corrected(work: Work, sigma: float) -> torch.Tensor:
@@ -265,7 +314,8 @@ def _warnings(work: Work) -> list[str]:
     return [f"{coarsest:.3g} times finer than it was scanned: the network was trained on up to {TRAINED_STEPS:g}"]
 
 
-def _check_reference(case: Case, grid: Grid) -> None:
+def check_reference(case: Case, grid: Grid) -> None:
+    """Raises InputError unless the case's reference lies on `grid`."""
     path, reference = case.inputs["reference"], case.image("reference")
     same = reference.grid.shape == grid.shape and np.abs(reference.grid.affine - grid.affine).max() < 1e-3
     if not same:
