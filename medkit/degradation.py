@@ -27,6 +27,8 @@ from medkit.synthesis import Random, Range, Ranges, Synthesis, bias_field, rando
 
 KIND = "kind"
 """What an item says of its source: `labels` for a label map, anything else is a scan."""
+UNIT = "unit"
+"""What an item says of its values: `HU`, Hounsfield units, which begin at -1024; else nothing is below 0."""
 FOREGROUND = 0.05
 """Of an image whose bright parts are 1: what is above is tissue."""
 
@@ -230,7 +232,7 @@ def scanning(shape: Sequence[int], random: Random, scanner: Scanner) -> Acquisit
     else:
         steps = [_rounded(float(random.evenly(scanner.voxels)), random, scanner)] * 3
     width = float(random.evenly(scanner.width))
-    i, j, k = (_sampled_axis(n, step, width, random) for n, step in zip(shape, steps, strict=True))
+    i, j, k = (sampled_axis(n, step, width, random) for n, step in zip(shape, steps, strict=True))
     return Acquisition((i, j, k))
 
 
@@ -238,7 +240,8 @@ def _rounded(step: float, random: Random, scanner: Scanner) -> float:
     return float(max(2, round(step))) if random.number() < scanner.whole else step
 
 
-def _sampled_axis(size: int, step: float, width: float, random: Random) -> Sampling:
+def sampled_axis(size: int, step: float, width: float, random: Random) -> Sampling:
+    """An axis scanned with voxels of `step` that begin anywhere."""
     if step == 1:
         return Sampling(size, size)
     start = -random.number() * step
@@ -265,7 +268,7 @@ def scanned(
 
 
 def with_steps(image: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """(1 + N, *space): an image (1, *space), and for each of N axes the logarithm (base 2) of its step everywhere.
+    """(C + N, *space): an image (C, *space), and for each of N axes the logarithm (base 2) of its step everywhere.
 
     What networks for super-resolution are given: they do not have to guess how much is missing along which axis.
     """
@@ -294,7 +297,7 @@ class PrepareSourced(MapTransform):
             if out.get(KIND) == "labels":
                 done: np.ndarray = self.table.encode(values, str(meta.get("filename_or_obj", key)))
             else:
-                done = np.maximum(values, 0).astype(np.float32)
+                done = np.maximum(values + (1024 if out.get(UNIT) == "HU" else 0), 0).astype(np.float32)
                 done /= max(float(np.percentile(done.ravel()[::7], 99.9)), 1e-6)
             out[key] = MetaTensor(torch.from_numpy(done), meta=meta)
         return out

@@ -19,4 +19,7 @@ def medkit_tasks() -> list[TaskSpec]:
 @hookimpl
 def medkit_bundles() -> list[BundleSpec]:
     """The bundles of the task `sr`."""
-    return [BundleSpec("sr", "mri_super_resolution", _BUNDLES / "mri_super_resolution", modality="MR")]
+    return [
+        BundleSpec("sr", "mri_super_resolution", _BUNDLES / "mri_super_resolution", modality="MR"),
+        BundleSpec("sr", "ct_xray_super_resolution", _BUNDLES / "ct_xray_super_resolution"),
+    ]
