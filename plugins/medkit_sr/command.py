@@ -31,7 +31,8 @@ _FILE = click.Path(exists=True, path_type=Path)
     type=click.Choice(AXES),
     default="all",
     show_default=True,
-    help="Which axes to make finer: all that --spacing or --scale are for, or the one across the slices alone.",
+    help="Which axes to make finer: all that --spacing or --scale are for; the one across the slices, the coarsest; or "
+    "those of the plane, the first two.",
 )
 @click.option(
     "--style",
@@ -46,6 +47,11 @@ _FILE = click.Path(exists=True, path_type=Path)
     help="How.  [default: the network where its weights are there, else backprojection]",
 )
 @click.option("--fuse", is_flag=True, help="Make one image of all scans (of each --group-by group): they are aligned.")
+@click.option(
+    "--sequence",
+    is_flag=True,
+    help="The input is planes one after the other (along the third axis, or over time): neighbours help each other.",
+)
 @click.option(
     "--guide", type=_FILE, help='Another contrast of the same person, finer along some axis (or "guide" in a record).'
 )
@@ -66,6 +72,7 @@ def sr(
     style: str,
     method: str | None,
     fuse: bool,
+    sequence: bool,
     **files: Path | None,
 ) -> None:
     """Make scans sharper: thick slices thin, voxels smaller.
@@ -80,6 +87,7 @@ def sr(
     medkit run sr ax.nii.gz cor.nii.gz sag.nii.gz --fuse
     medkit run sr flair.nii.gz --spacing 1 --guide t1.nii.gz
     medkit run sr xray.png --scale 2
+    medkit run sr cine.nii.gz --scale 2 --sequence
     """
     from medkit_sr.task import superresolution
 
@@ -87,8 +95,10 @@ def sr(
         raise UsageError("--fuse: takes --spacing MM, or the finest spacing of the scans")
     if not fuse and (spacing is None) == (scale is None):
         raise UsageError("give --spacing MM or --scale 2|4, one of them")
+    if fuse and sequence:
+        raise UsageError("--fuse and --sequence contradict each other")
     settings, found = with_style(chosen.settings, style, chosen.of_task("sr"))
     named = method or ("network" if chosen.name != bundles.AUTO or style != "faithful" else None)
     shared = {role: absolute(path) for role, path in files.items() if path}
-    target = Target(spacing, int(scale) if scale else None, axes)
-    run_task(superresolution(Wishes(target, named, style, shared, fuse), found, settings), options)
+    target = Target(spacing, int(scale) if scale else None, "plane" if sequence else axes)
+    run_task(superresolution(Wishes(target, named, style, shared, fuse, sequence), found, settings), options)

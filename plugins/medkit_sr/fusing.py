@@ -12,7 +12,8 @@ from medkit.case import Case, Result
 from medkit.errors import InputError
 from medkit_sr.alignment import aligned
 from medkit_sr.fusion import View, fused, sampled, to_common
-from medkit_sr.task import Resolver, Work, check_reference, resolve
+from medkit_sr.task import Resolver, check_reference
+from medkit_sr.work import Work, resolve
 
 if TYPE_CHECKING:
     import torch

@@ -31,6 +31,8 @@ class Wishes:
     """Files that all cases use: `reference`, the image as it should be, and `guide`, another contrast."""
     fuse: bool = False
     """Whether all scans of a case become one image."""
+    sequence: bool = False
+    """Whether a case is planes one after the other."""
 
 
 def with_style(settings: RunSettings, style: str, bundles: Sequence[Bundle]) -> tuple[RunSettings, tuple[Bundle, ...]]:

@@ -12,7 +12,7 @@ from medkit.errors import InputError
 if TYPE_CHECKING:
     from medkit.space import Grid
 
-AXES = ("all", "slices")
+AXES = ("all", "slices", "plane")
 SCALES = ("2", "4")
 MOST_VOXELS = 2_000_000_000
 """More than any scanner's field of view has at the finest spacing; a larger number is a slip of the pen."""
@@ -48,7 +48,9 @@ class Target:
         across = int(own.argmax())
         wanted = [
             float(mm)
-            if scan.shape[axis] == 1 or (self.axes == "slices" and axis != across)
+            if scan.shape[axis] == 1
+            or (self.axes == "slices" and axis != across)
+            or (self.axes == "plane" and axis == 2)
             else self.spacing or float(mm) / (self.scale or 1)
             for axis, mm in enumerate(own)
         ]

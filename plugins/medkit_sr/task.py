@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.acquisition import Acquisition, acquisition_of
+from medkit.acquisition import acquisition_of
 from medkit.bundle import Bundle
 from medkit.bundle_choice import modality_of
 from medkit.case import Case, Result, Runtime, Stages, Task
 from medkit.errors import InputError
 from medkit.files import Output
-from medkit.noise import Noise, estimate, span, with_floor
+from medkit.noise import estimate
 from medkit.runner import BundleRunner, RunSettings, bundle_task, identity_of, open_bundle
-from medkit_sr.methods import Wishes, dims_of, fitting, has_weights
+from medkit_sr.methods import Wishes, fitting, has_weights
+from medkit_sr.sequence import ACROSS, over_time, stacked, unstacked
 from medkit_sr.target import Target
+from medkit_sr.work import Work, consistency, corrected, resolve, told
 
 if TYPE_CHECKING:
     import torch
 
     from medkit.images import Image
-    from medkit.inference.steps import Prepared
     from medkit.space import Grid
 
 OUTPUT = Output("image", "image", "sr", as_picture=True)
@@ -53,6 +54,7 @@ def superresolution(wishes: Wishes, bundles: Sequence[Bundle], settings: RunSett
             "method": wishes.method,
             "style": wishes.style,
             "fuse": wishes.fuse,
+            "sequence": wishes.sequence,
         },
         accepts=("reference", "guide"),
         shared=wishes.shared,
@@ -101,35 +103,6 @@ class Networks:
         return self.loaded[bundle.name]
 
 
-@dataclass
-class Work:
-    """A case on its way."""
-
-    image: Image
-    grid: Grid
-    """Of the result."""
-    acquisition: Acquisition
-    noise: Noise
-    method: str
-    reason: str
-    """Why that method."""
-    scan: torch.Tensor
-    """(I, J, K) float32, the image's voxels."""
-    plain: torch.Tensor
-    """Its cubic B-spline on `grid`."""
-    fine: torch.Tensor
-    """The result so far, on `grid`."""
-    clean: bool = False
-    """Whether the result so far is without noise."""
-    runner: BundleRunner | None = None
-    network: Prepared | None = None
-    bright: float = 1.0
-    """What the network's answer is multiplied with."""
-    guide: torch.Tensor | None = None
-    """(I, J, K) another contrast on `grid`."""
-    details: dict[str, Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Resolver:
     """The work on one case after the other."""
@@ -139,7 +112,7 @@ class Resolver:
 
     def prepare(self, case: Case) -> Work:
         """Reads an image and interpolates it. Raises InputError where it cannot become finer."""
-        image = case.image()
+        image = stacked(case) if self.wishes.sequence else case.image()
         grid = self.wishes.target.grid(image.grid, case.path)
         if "reference" in case.inputs:
             check_reference(case, grid)
@@ -154,10 +127,12 @@ class Resolver:
 
         acquisition = acquisition_of(image.grid, grid)
         scan = torch.from_numpy(image.data[0].astype(np.float32))
-        noise = estimate(image.data[0].squeeze() if image.grid.is_planar else image.data[0])
-        method, reason, bundle = self._method(case, image)
+        across = ACROSS if self.wishes.sequence else grid.shape.index(1) if grid.is_planar else None
+        whole = image.data[0] if across is None else image.data[0].take(image.grid.shape[across] // 2, across)
+        method, reason, bundle = self._method(case, across is not None)
         plain = acquisition.interpolated(scan)
-        work = Work(image, grid, acquisition, noise, method, reason, scan, plain, plain)
+        noise = estimate(whole)
+        work = Work(image, grid, acquisition, noise, method, reason, scan, plain, plain, across)
         if max(acquisition.steps) == 1:  # as fine as it is to be
             return work
         if method != "bspline":
@@ -166,15 +141,15 @@ class Resolver:
         if bundle is not None:
             work.runner, identity = self.networks.open(bundle)
             work.details = {"choice": identity | {"reason": reason}}
-            work.network, work.bright = told(work.fine, acquisition, dims_of(bundle), grid)
+            work.network, work.bright = told(work.fine, acquisition, grid, across)
         return work
 
-    def _method(self, case: Case, image: Image) -> tuple[str, str, Bundle | None]:
+    def _method(self, case: Case, planes: bool) -> tuple[str, str, Bundle | None]:
         """How an image is to be made finer, why, and by which bundle. Raises InputError for what cannot be done."""
         if self.wishes.method not in (None, "network"):
             return self.wishes.method, "as asked for", None
-        dims = 2 if image.grid.is_planar else 3
-        modality = "any" if dims == 2 else modality_of(case)[0]
+        dims = 2 if planes else 3
+        modality = "any" if planes else modality_of(case)[0]
         bundle, why = fitting(self.networks.bundles, dims, modality)
         if self.wishes.method == "network":
             if bundle is None:
@@ -187,8 +162,7 @@ class Resolver:
     def compute(self, case: Case, work: Work) -> Work:
         """Runs the network."""
         if work.runner is not None:
-            assert work.network is not None
-            work.network = work.runner.compute(case, work.network)
+            work.network = [work.runner.compute(case, prepared) for prepared in work.network]
         return work
 
     def finish(self, case: Case, work: Work) -> Result:
@@ -207,9 +181,9 @@ class Resolver:
         steps = [round(step, 4) for step in work.acquisition.steps]
         spacing = [round(float(mm), 6) for mm in work.grid.spacing]
         return Result(
-            {"image": made},
+            {"image": unstacked(made) if self.wishes.sequence and over_time(case) else made},
             metrics=metrics,
-            warnings=[*(work.network.warnings if work.network else ()), *_warnings(work)],
+            warnings=[*(w for answer in work.network for w in answer.warnings), *_warnings(work)],
             details={
                 **work.details,
                 "superresolution": {
@@ -225,22 +199,6 @@ class Resolver:
         )
 
 
-def resolve(work: Work) -> None:
-    """Adds to the result what the network and the guide know, and corrects it by what was scanned."""
-    if work.network is not None:
-        added = work.network.item["pred"].float().reshape(work.fine.shape)
-        work.fine, work.clean = work.fine + work.bright * added.to(work.fine.device), True
-        work.fine = corrected(work, work.noise.sigma)
-    if work.guide is not None:
-        from medkit_sr.guide import guided
-
-        alone = work.fine
-        work.fine = guided(work.scan, work.guide, work.acquisition, work.noise.sigma)
-        work.fine = corrected(work, work.noise.sigma)
-        if work.network is not None:
-            work.fine = (work.fine + alone) / 2
-
-
 def guide_on(grid: Grid, image: Image, guide: Image, threads: int) -> torch.Tensor:
     """(I, J, K) the guide, aligned with the image, on the image's fine grid."""
     import torch
@@ -252,59 +210,6 @@ def guide_on(grid: Grid, image: Image, guide: Image, threads: int) -> torch.Tens
     (matrix,) = aligned(image, [guide], threads)
     moved = resample(guide, grid, AffineTransform(matrix))
     return torch.from_numpy(moved.data[0].astype(np.float32))
-
-
-def corrected(work: Work, sigma: float) -> torch.Tensor:
-    """The result so far with what it lacks of the scan; `sigma` is the noise of what it lacks."""
-    return work.acquisition.corrected(work.fine, missing(work, work.fine), sigma)
-
-
-def missing(work: Work, fine: torch.Tensor) -> torch.Tensor:
-    """(I, J, K) what was scanned minus what a scan of a fine image would show.
-
-    Of an image without noise a magnitude scan shows a floor; what was interpolated has it already.
-    """
-    import torch
-
-    again = work.acquisition.scanned(fine)
-    if work.clean:
-        again = torch.from_numpy(with_floor(again.numpy(), work.noise))
-    return work.scan - again
-
-
-def told(fine: torch.Tensor, acquisition: Acquisition, dims: int, grid: Grid) -> tuple[Prepared, float]:
-    """What a network is given, and what its answer is to be multiplied with.
-
-    (1 + dims, *space): the image so far, 0 at its darkest and 1 at the 99th percentile of what is above, and the
-    base 2 logarithms of the steps along its axes (as `medkit.degradation.with_steps` gives them in training).
-    """
-    import torch
-
-    from medkit.inference.steps import Prepared
-
-    low = min(0.0, float(fine.min()))
-    lifted = fine - low
-    sample = lifted.reshape(-1)[::7]
-    sample = sample[sample > 0]
-    bright = max(float(sample.kthvalue(max(1, round(0.99 * len(sample)))).values), 1e-6) if len(sample) else 1.0
-    axes = [axis for axis in range(3) if dims == 3 or fine.shape[axis] > 1]
-    space = [fine.shape[axis] for axis in axes]
-    steps = fine.new_tensor([acquisition.steps[axis] for axis in axes]).log2()
-    channels = [(lifted / bright).reshape(1, *space), steps.reshape(-1, *[1] * len(axes)).expand(-1, *space)]
-    return Prepared({"image": torch.cat(channels)}, grid), bright
-
-
-def consistency(made: Image, work: Work) -> Mapping[str, float]:
-    """How far the result, scanned again, is from what was scanned: shares of the scan's range, five digits.
-
-    `rms` is the root mean square of the difference, and `noise` the standard deviation of the scan's noise.
-    """
-    import torch
-
-    low, high = span(work.image.data[0])
-    unit = (high - low) or 1.0
-    rms = float(missing(work, torch.from_numpy(made.data[0].astype(np.float32))).square().mean().sqrt())
-    return {"rms": float(f"{rms / unit:.5g}"), "noise": float(f"{work.noise.sigma / unit:.5g}")}
 
 
 def _warnings(work: Work) -> list[str]:
