@@ -11,8 +11,8 @@ those of a case without start and loading: medkit's as its record gives them, re
 
 `--segment`: mean Dice of `medkit run segment` on a result with its answer on the scan itself, for scans of whole heads
 or brains. `--views`: three orthogonal scans of 4 mm fused, and a scan of 4 mm guided by another contrast, made from the
-grey values of the scan itself by a function that no single window shares. `--planes`: slices of CT and X-rays, made
-coarse by 2 and 4.
+grey values of the scan itself by a function that no single window shares. `--planes`: eight slices of each CT
+and X-rays, made coarse by 2 and 4, and a slice that moves from frame to frame.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def planes(data: Path, noise: float) -> dict[str, dict[str, list[Row]]]:
     stacks = {}
     for name in PLANES:
         volume = read_image(data / name).data[0].astype(np.float32)
-        volume = (volume[: volume.shape[0] // 4 * 4, : volume.shape[1] // 4 * 4] + 1024).clip(0)
+        middle = slice(volume.shape[2] // 2 - 4, volume.shape[2] // 2 + 4)
+        volume = (volume[: volume.shape[0] // 4 * 4, : volume.shape[1] // 4 * 4, middle] + 1024).clip(0)
         stacks[Path(name).stem] = volume / np.percentile(volume, 99.9)
     xray = np.load(data / "chest_xray" / "pneumonia_a_pneumoniamnist.npz")["test_images"].transpose(2, 1, 0)
     stacks["X-ray 28 x 28"] = xray[..., ::13].astype(np.float32) / 255
