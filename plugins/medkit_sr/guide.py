@@ -17,8 +17,13 @@ REACH = 1.0
 """Half a window, in voxels of the scan along its finest axis; along others as many millimetres, one voxel at least."""
 
 
-def guided(scan: torch.Tensor, guide: torch.Tensor, acquisition: Acquisition, sigma: float) -> torch.Tensor:
-    """What the guide, (I, J, K) on the fine grid, says of the fine image behind a scan with noise of `sigma`."""
+def guided(
+    scan: torch.Tensor, guide: torch.Tensor, acquisition: Acquisition, sigma: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the guide, (I, J, K) on the fine grid, says of the fine image behind a scan with noise of `sigma`.
+
+    And how far that is to be believed, 0 to 1: the share of the scan's local variance that it explains.
+    """
     seen = acquisition.scanned(guide)
     widths = _widths(acquisition)
     mean_guide, mean_scan = (_smooth(image, widths) for image in (seen, scan))
@@ -29,7 +34,10 @@ def guided(scan: torch.Tensor, guide: torch.Tensor, acquisition: Acquisition, si
     slope = shared / (power + 1e-12) * (strength / (strength + sigma**2 / 4 + 1e-12))
     offset = mean_scan - slope * mean_guide
     slope, offset = (acquisition.interpolated(_smooth(image, widths)) for image in (slope, offset))
-    return slope * guide + offset
+    fine = slope * guide + offset
+    unexplained = (_smooth((scan - acquisition.scanned(fine)).square(), widths) - sigma**2).clamp(min=0)
+    spread = (_smooth(scan.square(), widths) - mean_scan.square() - sigma**2).clamp(min=1e-12)
+    return fine, acquisition.interpolated((1 - unexplained / spread).clamp(0, 1)).clamp(0, 1)
 
 
 def _widths(acquisition: Acquisition) -> list[int]:

@@ -65,10 +65,9 @@ def resolve(work: Work) -> None:
         from medkit_sr.guide import guided
 
         alone = work.fine
-        work.fine = guided(work.scan, work.guide, work.acquisition, work.noise.sigma)
-        work.fine = corrected(work, work.noise.sigma)
-        if work.network:
-            work.fine = (work.fine + alone) / 2
+        work.fine, belief = guided(work.scan, work.guide, work.acquisition, work.noise.sigma)
+        # squared: half of the variance explained is hardly better than none
+        work.fine = alone + belief.square() * (corrected(work, work.noise.sigma) - alone)
 
 
 def corrected(work: Work, sigma: float) -> torch.Tensor:

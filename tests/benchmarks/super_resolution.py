@@ -11,7 +11,7 @@ those of a case without start and loading: medkit's as its record gives them, re
 
 `--segment`: mean Dice of `medkit run segment` on a result with its answer on the scan itself, for scans of whole heads
 or brains. `--views`: three orthogonal scans of 4 mm fused, and a scan of 4 mm guided by another contrast, made from the
-grey values of the scan itself by a function that no single window shares. `--planes`: eight slices of each CT
+grey values of the scan itself. `--planes`: eight slices of each CT
 and X-rays, made coarse by 2 and 4, and a slice that moves from frame to frame.
 """
 
@@ -216,10 +216,8 @@ def views(scans: list[Scan], noise: float) -> dict[str, list[Row]]:
 
 
 def another_contrast(image: np.ndarray) -> np.ndarray:
-    """The same anatomy with grey values that are no monotonous function of the first: fluid bright, fat dark."""
-    return np.where(image > 0.08, 0.2 + 0.7 * np.abs(np.sin(4.5 * (1.1 - np.clip(image, 0, 1.1)))), 0).astype(
-        np.float32
-    )
+    """The same anatomy as T2 weighting shows it, roughly: what was bright is dark, background apart."""
+    return np.where(image > 0.08, np.clip(1.15 - image, 0, None) ** 1.5, 0).astype(np.float32)
 
 
 # ---- planes
