@@ -1,4 +1,5 @@
-"""Training pairs for enhancement: clean images from label maps and from clean scans, and what scanners do to them.
+"""Training pairs for enhancement and super-resolution: clean images from label maps and from clean scans, and what
+scanners do to them.
 
 Label maps give any contrast and any anatomy but hardly a texture; scans that are averages of many have the texture of
 real tissue and little noise of their own. Both are given random contrasts. Everything is torch on the tensor's device;
@@ -19,11 +20,15 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from torch.nn import functional
 
+from medkit.acquisition import Acquisition, Sampling
 from medkit.label_table import LabelTable
+from medkit.noise import estimate
 from medkit.synthesis import Random, Range, Ranges, Synthesis, bias_field, random_linear, scale
 
 KIND = "kind"
 """What an item says of its source: `labels` for a label map, anything else is a scan."""
+UNIT = "unit"
+"""What an item says of its values: `HU`, Hounsfield units, which begin at -1024; else nothing is below 0."""
 FOREGROUND = 0.05
 """Of an image whose bright parts are 1: what is above is tissue."""
 
@@ -186,6 +191,91 @@ def _grains(image: torch.Tensor, smooth: Sequence[int], random: Random) -> torch
     return noise
 
 
+@dataclass(frozen=True)
+class Scanner:
+    """How an image is scanned for super-resolution; steps are in voxels of the clean image."""
+
+    slices: float = 0.6
+    """Chance of thick slices; else voxels are about as large along all axes."""
+    thickness: Range = (1.6, 6.4)
+    """From one slice to the next, where slices are thick."""
+    plane: Range = (1.05, 1.8)
+    """Steps in the plane of thick slices, in `coarse` of them; in the others 1."""
+    coarse: float = 0.25
+    voxels: Range = (1.4, 2.6)
+    """Steps along all axes, where voxels are about cubes."""
+    whole: float = 0.5
+    """Chance that steps are whole numbers."""
+    width: Range = (0.9, 1.1)
+    """Full width at half maximum of the profile over the step."""
+    noise: Range = (0.002, 0.05)
+    """Standard deviation of the noise of the scan, whose bright parts are 1, even on a logarithmic scale."""
+    none: float = 0.1
+    """Chance of no noise."""
+    emptied: float = 0.3
+    """Chance that voxels without signal were set to 0."""
+    plain: float = 0.2
+    """Chance that a scan is interpolated alone and not corrected, as where a network runs without medkit."""
+
+    @property
+    def faults(self) -> Faults:
+        """Its noise."""
+        return Faults(self.noise, self.none, rician=0.7, varying=0.1, correlated=0.0, emptied=self.emptied, bias=0.0)
+
+
+def scanning(shape: Sequence[int], random: Random, scanner: Scanner) -> Acquisition:
+    """A way to scan a clean image of `shape`; thick slices lie along its last axis."""
+    if random.number() < scanner.slices:
+        plane = float(random.evenly(scanner.plane)) if random.number() < scanner.coarse else 1.0
+        thickness = float(random.evenly(scanner.thickness))
+        steps = [plane, plane, max(plane, _rounded(thickness, random, scanner))]
+    else:
+        steps = [_rounded(float(random.evenly(scanner.voxels)), random, scanner)] * 3
+    width = float(random.evenly(scanner.width))
+    i, j, k = (sampled_axis(n, step, width, random) for n, step in zip(shape, steps, strict=True))
+    return Acquisition((i, j, k))
+
+
+def _rounded(step: float, random: Random, scanner: Scanner) -> float:
+    return float(max(2, round(step))) if random.number() < scanner.whole else step
+
+
+def sampled_axis(size: int, step: float, width: float, random: Random) -> Sampling:
+    """An axis scanned with voxels of `step` that begin anywhere."""
+    if step == 1:
+        return Sampling(size, size)
+    start = -random.number() * step
+    return Sampling(size, max(2, math.ceil((size - start) / step)), step, start, width)
+
+
+def scanned(
+    clean: torch.Tensor, spacing: float, random: Random, scanner: Scanner
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A clean image (1, I, J, K) as a scanner gives it, back on its grid, and what that lacks of the clean one.
+
+    All (1, I, J, K) but for the third: (3,), the steps along the axes. The way back is a B-spline, corrected by
+    back-projection (see `Acquisition.corrected`) as far as the noise, which is estimated, allows. The images are over
+    the 99th percentile of the first, the scale that the network is given.
+    """
+    way = scanning(clean.shape[1:], random, scanner)
+    coarse = noised(way.scanned(clean[0])[None], spacing * max(way.steps), random, scanner.faults)[0]
+    seen = way.interpolated(coarse)
+    if random.number() >= scanner.plain:
+        sigma = estimate(coarse.cpu().numpy()).sigma * way.leftover
+        seen = way.corrected(seen, coarse - way.scanned(seen), sigma)
+    bright = scale(seen)
+    return seen[None] / bright, (clean - seen) / bright, torch.tensor(way.steps)
+
+
+def with_steps(image: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """(C + N, *space): an image (C, *space), and for each of N axes the logarithm (base 2) of its step everywhere.
+
+    What networks for super-resolution are given: they do not have to guess how much is missing along which axis.
+    """
+    told = steps.to(image).log2().reshape(-1, *[1] * (image.dim() - 1))
+    return torch.cat([image, told.expand(-1, *image.shape[1:])])
+
+
 # ---- MONAI transforms
 
 
@@ -207,10 +297,28 @@ class PrepareSourced(MapTransform):
             if out.get(KIND) == "labels":
                 done: np.ndarray = self.table.encode(values, str(meta.get("filename_or_obj", key)))
             else:
-                done = np.maximum(values, 0).astype(np.float32)
+                done = np.maximum(values + (1024 if out.get(UNIT) == "HU" else 0), 0).astype(np.float32)
                 done /= max(float(np.percentile(done.ravel()[::7], 99.9)), 1e-6)
             out[key] = MetaTensor(torch.from_numpy(done), meta=meta)
         return out
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Draws the clean image of a training pair."""
+
+    synthesis: Synthesis
+    """Draws it from a label map, and says its shape and spacing; of faultless ranges."""
+    remap: Remap
+    """How the contrast of a scan is changed."""
+
+    def __call__(self, source: torch.Tensor, labels: bool, random: Random, seed: int) -> torch.Tensor:
+        """(1, *shape) of a prepared source (1, I, J, K)."""
+        plain = source.as_tensor() if isinstance(source, MetaTensor) else source
+        if labels:
+            spacing = source.pixdim.tolist() if isinstance(source, MetaTensor) else (1.0, 1.0, 1.0)
+            return self.synthesis(plain[None], spacing, seed).image[0].clamp(min=0)
+        return remapped(patch(plain, self.synthesis.shape, random), random, self.remap)
 
 
 class DegradeImaged(Randomizable, MapTransform):
@@ -231,9 +339,8 @@ class DegradeImaged(Randomizable, MapTransform):
         target_key: str = "label",
     ) -> None:
         super().__init__(keys)
-        self.synthesis = synthesis
+        self.clean = Clean(synthesis, remap or Remap())
         self.faults = (faults,) if isinstance(faults, Faults) else tuple(faults)
-        self.remap = remap or Remap()
         self.image_key, self.target_key = image_key, target_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -241,21 +348,48 @@ class DegradeImaged(Randomizable, MapTransform):
         for key in self.key_iterator(out):
             seed = int(self.R.randint(2**31))
             random = Random(seed, out[key].device)
-            clean = self._clean(out[key], out.get(KIND) == "labels", random, seed)
+            clean = self.clean(out[key], out.get(KIND) == "labels", random, seed)
             faults = self.faults[out.get("variant", 0)]
-            image, target, log_field = spoiled(clean, self.synthesis.spacing, random, faults)
-            affine = torch.diag(torch.tensor([*[self.synthesis.spacing] * 3, 1.0], dtype=torch.float64))
+            spacing = self.clean.synthesis.spacing
+            image, target, log_field = spoiled(clean, spacing, random, faults)
+            affine = torch.diag(torch.tensor([*[spacing] * 3, 1.0], dtype=torch.float64))
             out[self.image_key] = MetaTensor(image, affine=affine)
             out[self.target_key] = MetaTensor(torch.cat([target, log_field]), affine=affine)
         return out
 
-    def _clean(self, source: torch.Tensor, labels: bool, random: Random, seed: int) -> torch.Tensor:
-        """(1, *shape)."""
-        plain = source.as_tensor() if isinstance(source, MetaTensor) else source
-        if labels:
-            spacing = source.pixdim.tolist() if isinstance(source, MetaTensor) else (1.0, 1.0, 1.0)
-            return self.synthesis(plain[None], spacing, seed).image[0].clamp(min=0)
-        return remapped(patch(plain, self.synthesis.shape, random), random, self.remap)
+
+class ScanImaged(Randomizable, MapTransform):
+    """Makes a training pair for super-resolution of an item's prepared source.
+
+    `image_key`, (4, *shape): what was scanned, back on the clean image's grid, and the steps of the axes (see
+    `with_steps`); `target_key`, (1, *shape): what it lacks. `synthesis` is used as in `DegradeImaged`. Of several
+    scanners an item's "variant" picks one.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        synthesis: Synthesis,
+        scanner: Scanner | Sequence[Scanner],
+        remap: Remap | None = None,
+        image_key: str = "image",
+        target_key: str = "label",
+    ) -> None:
+        super().__init__(keys)
+        self.clean = Clean(synthesis, remap or Remap())
+        self.scanners = (scanner,) if isinstance(scanner, Scanner) else tuple(scanner)
+        self.image_key, self.target_key = image_key, target_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            seed = int(self.R.randint(2**31))
+            random = Random(seed, out[key].device)
+            clean = self.clean(out[key], out.get(KIND) == "labels", random, seed)
+            scanner = self.scanners[out.get("variant", 0)]
+            seen, lacking, steps = scanned(clean, self.clean.synthesis.spacing, random, scanner)
+            out[self.image_key], out[self.target_key] = with_steps(seen, steps), lacking
+        return out
 
 
 class CompareFieldd(MapTransform):

@@ -55,6 +55,17 @@ class Image:
         """Other voxels, (C, I, J, K), on the same grid or on `grid`; the output type follows the new voxels."""
         return Image(data, grid or self.grid, self.path, warnings=self.warnings)
 
+    def like(self, values: np.ndarray, grid: Grid | None = None) -> Image:
+        """Values, (C, I, J, K), computed from this image, in its type: whole numbers are rounded and stay in its range.
+
+        Nothing is below 0 where nothing was.
+        """
+        values = np.maximum(values, 0) if self.data.min() >= 0 else values
+        if self.dtype.kind in "iu":
+            limits = np.iinfo(self.dtype)
+            values = np.clip(np.rint(values), limits.min, limits.max)
+        return self.with_data(values.astype(self.dtype), grid)
+
     def write(self, path: Path) -> None:
         """Write the whole file in the format of its suffix, voxels unscaled and as they are typed in `data`."""
         path = Path(path)

@@ -103,12 +103,14 @@ def role_of(contract: Contract, key: str) -> str:
 def load_runner(
     runtime: Runtime, *, bundle: Bundle, settings: RunSettings, runner: RunnerFactory | None = None
 ) -> Stages:
-    """Loads a bundle: the three stages of its work on a case. Raises as `open_runner` does."""
-    loaded = open_runner(runtime, bundle, settings, runner or BundleRunner)
+    """Loads a bundle: the three stages of its work on a case. Raises what `open_bundle` does."""
+    loaded = open_bundle(runtime, bundle, settings, runner)
     return Stages(loaded.prepare, loaded.compute, loaded.finish, loaded.together)
 
 
-def open_runner(runtime: Runtime, bundle: Bundle, settings: RunSettings, runner: RunnerFactory) -> BundleRunner:
+def open_bundle(
+    runtime: Runtime, bundle: Bundle, settings: RunSettings, runner: RunnerFactory | None = None
+) -> BundleRunner:
     """Loads a bundle, whose code is trusted. Raises BundleError, and WeightsMissingError where there are none."""
     from medkit.inference.config import InferenceConfig
     from medkit.precision import choose_device, choose_precision
@@ -116,7 +118,7 @@ def open_runner(runtime: Runtime, bundle: Bundle, settings: RunSettings, runner:
     device = choose_device(runtime.device)
     parts = InferenceConfig(bundle, device, settings.overrides).open()
     precision = choose_precision(settings.precision, device)
-    return runner(bundle, parts, device, precision, settings.memory)
+    return (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
 
 
 def choosing(

@@ -23,11 +23,11 @@ def prepare_unpaired(
     batch: Mapping[str, torch.Tensor], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], tuple[torch.Tensor], dict[str, Any]]:
     """A batch as MONAI's `prepare_batch` gives it: what goes in, what came, and the inferer's further argument."""
-    found = {key: _plain(batch[key]).to(device, non_blocking=non_blocking) for key in (SOURCE, TARGET)}
+    found = {key: plain(batch[key]).to(device, non_blocking=non_blocking) for key in (SOURCE, TARGET)}
     return found[SOURCE], found, (found[TARGET],), {}
 
 
-def _plain(image: torch.Tensor) -> torch.Tensor:
+def plain(image: torch.Tensor) -> torch.Tensor:
     """Without MONAI's metadata, which cost time in every operation."""
     return image.as_tensor() if hasattr(image, "as_tensor") else image
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from conftest import Outcome
 from medkit_enhance import bias, contrast, denoise, methods
-from medkit_enhance.noise import Noise, estimate, without_floor
 from medkit_enhance.task import modality_of
 from PIL import Image as Pillow
 
 from medkit.errors import UsageError
 from medkit.images import Image, read_image
+from medkit.noise import Noise, estimate, without_floor
 from medkit.space import Grid
 
 Run = Callable[..., Outcome]

@@ -22,7 +22,7 @@ from medkit.records import Record
 from medkit.robustness.inputs import Spoiler, files_of_case
 from medkit.robustness.scores import KINDS, MEASURES, Score, Scorer, difference, measure_of
 from medkit.robustness.shifts import SHIFTS, Shift
-from medkit.runner import BundleRunner, RunSettings, bundle_task, open_runner, role_of
+from medkit.runner import RunSettings, bundle_task, open_bundle, role_of
 
 if TYPE_CHECKING:
     from medkit.inference.steps import Prepared
@@ -153,7 +153,7 @@ class _Work:
         self.options = options
         self.runtime = CaseWorker(self.task, options).runtime
         self.runtime.limit_torch()
-        self.runner = open_runner(self.runtime, bundle, how, BundleRunner)
+        self.runner = open_bundle(self.runtime, bundle, how)
         self.scorer = Scorer(settings, role_of(self.contract, self.contract.results[0]))
         self.spoiler = Spoiler(folder, settings.seed)
         self.failures: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medkit_enhance.noise import span
+from medkit.noise import span
 
 WEAK = 0.03
 """Standard deviation of the logarithm of a field, over the foreground, below which it is left alone."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from medkit_enhance.noise import span
+from medkit.noise import span
 
 CLIP = 0.01
 """CLAHE's limit on a bin of a local histogram, as a share of the region's voxels."""

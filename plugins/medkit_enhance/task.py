@@ -15,10 +15,10 @@ from medkit.bundle import Bundle
 from medkit.case import Case, Result, Runtime, Stages, Task
 from medkit.errors import InputError, UsageError
 from medkit.files import Output
+from medkit.noise import Noise, estimate
 from medkit.runner import RunSettings, bundle_task
 from medkit_enhance import bias, contrast, denoise
 from medkit_enhance.methods import Steps
-from medkit_enhance.noise import Noise, estimate
 
 if TYPE_CHECKING:
     from medkit.images import Image
@@ -148,18 +148,20 @@ class Enhancer:
             assert self.network is not None
             given = self.network.finish(case, work.network)
         values = self._enhanced(_values(image), work, given.outputs["image"] if given else None)
-        made = image if values is None else image.with_data(_stored(values.reshape(image.data.shape), image))
+        made = image if values is None else image.like(values.reshape(image.data.shape))
         outputs = {"image": made}
         if self.wishes.difference:
             outputs["difference"] = image.with_data(made.data.astype(np.float32) - image.data)
+        from medkit.evaluation.images import rounded_scores
+
         metrics: dict[str, Any] = {
             "noise": {"before": work.noise.rounded(), "after": estimate(_values(made)).rounded()},
             "change": relative_change(made, image),
         }
         if "reference" in case.inputs:
             metrics |= {
-                "before": scores(image, case.image("reference")),
-                "after": scores(made, case.image("reference")),
+                "before": rounded_scores(image, case.image("reference")),
+                "after": rounded_scores(made, case.image("reference")),
             }
         return Result(
             outputs,
@@ -257,15 +259,6 @@ def suited(steps: Steps, image: Image, modality: str, path: Path) -> Steps:
     return steps
 
 
-def _stored(values: np.ndarray, image: Image) -> np.ndarray:
-    """The result in the input's type: whole numbers are rounded and kept in the type's range."""
-    values = np.maximum(values, 0) if image.data.min() >= 0 else values
-    if image.dtype.kind not in "iu":
-        return values.astype(image.dtype)
-    limits = np.iinfo(image.dtype)
-    return np.clip(np.rint(values), limits.min, limits.max).astype(image.dtype)
-
-
 def relative_change(made: Image, image: Image) -> float:
     """Root mean square of the change over that of the image, five digits."""
     before = image.data.astype(np.float64)
@@ -276,14 +269,6 @@ def _check_reference(case: Case, image: Image) -> None:
     path, reference = case.inputs["reference"], case.image("reference")
     if reference.grid.digest() != image.grid.digest():
         raise InputError(f"{path}: expected the grid of {case.path.name}; medkit run register can bring it there")
-
-
-def scores(image: Image, reference: Image) -> dict[str, float | None]:
-    """`mse`, `ssim`, `psnr_db` (None of equal images) and so on, as `medkit evaluate` has them; five digits."""
-    from medkit.evaluation.images import compare_images
-
-    found = compare_images(image.data[0], reference.data[0])
-    return {name: float(f"{value:.5g}") if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _told(story: list[dict[str, Any]]) -> str:

@@ -92,12 +92,27 @@ def without_floor(smooth: np.ndarray, noise: Noise) -> np.ndarray:
     """The signal under a smoothed magnitude image: the mean of its Rice distribution inverted (Koay & Basser 2006)."""
     if noise.kind != "rician" or noise.sigma == 0:
         return smooth
-    from scipy.special import ive
-
-    signal = np.linspace(0, 12, 1201)
-    power = signal**2 / 4
-    mean = math.sqrt(math.pi / 2) * ((1 + 2 * power) * ive(0, power) + 2 * power * ive(1, power))
+    signal, mean = _rice()
     levels = smooth / noise.sigma
     inverted = np.interp(levels, mean, signal)
     out = np.where(levels < mean[-1], inverted, np.sqrt(np.maximum(levels**2 - 1, 0))) * noise.sigma
     return out.astype(np.float32)
+
+
+def with_floor(signal: np.ndarray, noise: Noise) -> np.ndarray:
+    """The inverse of `without_floor`: what a scan with this noise shows of a signal on average, float32."""
+    if noise.kind != "rician" or noise.sigma == 0:
+        return signal
+    known, mean = _rice()
+    levels = np.abs(signal) / noise.sigma
+    out = np.where(levels < known[-1], np.interp(levels, known, mean), np.sqrt(levels**2 + 1)) * noise.sigma
+    return out.astype(np.float32)
+
+
+def _rice() -> tuple[np.ndarray, np.ndarray]:
+    """Signals, and the means of the Rice distributions about them, for noise of 1."""
+    from scipy.special import ive
+
+    signal = np.linspace(0, 12, 1201)
+    power = signal**2 / 4
+    return signal, math.sqrt(math.pi / 2) * ((1 + 2 * power) * ive(0, power) + 2 * power * ive(1, power))
