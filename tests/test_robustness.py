@@ -134,9 +134,9 @@ def test_the_table(robust: Run, halves: Path, pictures: Path, tmp_path: Path) ->
 def opened(root: Path) -> Any:
     from medkit.bundle import Bundle
     from medkit.case import Runtime
-    from medkit.runner import BundleRunner, RunSettings, open_runner
+    from medkit.runner import RunSettings, open_bundle
 
-    return open_runner(Runtime("cpu", 1, 0), Bundle(root, "b"), RunSettings({}, "float32"), BundleRunner)
+    return open_bundle(Runtime("cpu", 1, 0), Bundle(root, "b"), RunSettings({}, "float32"))
 
 
 def test_attacks_do_what_they_say(halves: Path) -> None:
