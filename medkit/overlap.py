@@ -238,7 +238,7 @@ class _Overlap:
             self._waiting = True
             item = next(items, None)
             self._waiting = False
-            if item is None:
+            if item is None or self._over.is_set():  # whoever closes does not wait for what was just waiting
                 return
             yield item
 

@@ -6,9 +6,10 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Outcome
@@ -147,6 +148,17 @@ def test_fail_fast(toy: Run, blob: Make, marks: Path, tmp_path: Path) -> None:
     assert [p.name for p in done.paths] == ["a_copy.nii.gz"]
     assert not (marks / "h.prepare").exists()
     assert leftovers(tmp_path) == []
+
+
+def test_a_line_that_comes_when_all_is_over_is_left_alone() -> None:
+    """Nobody would wait for its case: its claim would stay."""
+
+    def items() -> Iterator[Any]:
+        work._over.set()
+        yield "a case"
+
+    work = overlap._Overlap(items(), None, lambda record: True, lambda: False)  # type: ignore[arg-type]
+    assert list(work._lines()) == []
 
 
 def test_a_failed_set_up_ends_the_run(toy: Run, blob: Make, marks: Path, tmp_path: Path) -> None:
