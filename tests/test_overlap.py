@@ -197,16 +197,19 @@ def test_a_reader_that_leaves_ends_the_run(shell: Run, blob: Make, marks: Path, 
 def test_small_cases_are_computed_together_and_blamed_alone(blob: Make, tmp_path: Path) -> None:
     """While the first one is computed others come; one of them spoils the batch, and only itself."""
     paths = [blob(f"{name}.nii.gz") for name in ("a", "b", "bad", "c", "d")]
-    prepared, sizes = threading.Semaphore(0), []
+    computing, waiting, sizes = threading.Event(), threading.Event(), []
 
-    def prepare(case: Case) -> str:
-        prepared.release()
-        return case.path.name
+    def one_then_the_others() -> Iterator[Plan]:
+        first, *others = plans
+        yield first
+        assert computing.wait(timeout=30)
+        yield from others
+        waiting.set()
 
     def compute(case: Case, value: str) -> str:
         if value == "a.nii.gz":
-            for _ in range(5):
-                assert prepared.acquire(timeout=10)
+            computing.set()
+            assert waiting.wait(timeout=30)
         if value == "bad.nii.gz":
             raise ValueError("spoilt")
         return value
@@ -215,13 +218,13 @@ def test_small_cases_are_computed_together_and_blamed_alone(blob: Make, tmp_path
         sizes.append(len(cases))
         return [compute(case, value) for case, value in zip(cases, values, strict=True)]
 
-    stages = Stages(prepare, compute, lambda case, value: Result({"text": Text(value)}), together)
+    stages = Stages(lambda case: case.path.name, compute, lambda case, value: Result({"text": Text(value)}), together)
     task = Task("t", (Output("text", "table", "t", ".tsv"),), setup=lambda _: stages, staged=True, uses_torch=False)
     plans = [
         Plan(Record(path), {"image": path}, Targets({"text": path.with_name(f"{path.name}.tsv")})) for path in paths
     ]
     records: list[Record] = []
-    overlap.run(iter(plans), task, RunOptions(), lambda record: records.append(record) is None, lambda: False)
+    overlap.run(one_then_the_others(), task, RunOptions(), lambda record: records.append(record) is None, lambda: False)
     assert sizes == [4]
     assert [record.failed for record in records] == [False, False, True, False, False]
     assert [record.path.name for record in records if not record.failed] == [f"{n}.nii.gz.tsv" for n in "abcd"]
