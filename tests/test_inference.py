@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from medkit.bundle import Bundle
 from medkit.case import Case, Plan
 from medkit.files import Targets
 from medkit.inference.along_axes import along_axes
+from medkit.inference.config import _search_a_copy
 from medkit.inference.memory import footprint, ran_out
 from medkit.inference.network import Way
 from medkit.inference.steps import Prepared
@@ -160,6 +163,33 @@ def test_a_plugin_runs_a_bundle_with_one_call(tmp_path: Path) -> None:
     assert [(o.role, o.kind, o.suffix) for o in task.outputs] == [("labels", "labels", "dseg")]
     assert task.bundle is not None
     assert task.bundle["name"] == "b"
+
+
+def test_configs_open_while_another_thread_imports() -> None:
+    from monai.bundle.config_item import ComponentLocator
+
+    locator = ComponentLocator(excludes=["metatensor"])
+    known = sorted(locator._find_module_names())
+    _search_a_copy(locator)
+    over = threading.Event()
+
+    def import_much() -> None:
+        number = 0
+        while not over.is_set():
+            sys.modules[f"made_up_{number}"] = sys
+            del sys.modules[f"made_up_{number}"]
+            number += 1
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=import_much)
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        assert all(sorted(locator._find_module_names()) == known for _ in range(200))
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+        thread.join()
 
 
 def test_two_bundles_with_code_of_the_same_name(tmp_path: Path, toy: Callable[..., Any]) -> None:

@@ -66,6 +66,7 @@ class InferenceConfig:
                 logging_file=False,
             )
         self.parser = workflow.parser
+        _search_a_copy(self.parser.locator)
         if unknown := [name for name in overrides or () if name not in self.parser]:
             raise UsageError(f"--set {unknown[0]}: {self.path} has no such id")
         for name in ("device", *_devices(self.parser.config)):
@@ -165,6 +166,19 @@ class InferenceConfig:
             raise
         except Exception as error:
             raise BundleError(f"{self.path}: {sentence(error)}") from error
+
+
+def _search_a_copy(locator: Any) -> None:
+    """Makes MONAI's locator go through a copy of `sys.modules`, which grows while another thread imports."""
+
+    def names() -> list[str]:
+        return [
+            name
+            for name in tuple(sys.modules)
+            if name.startswith(locator.MOD_START) and not any(part in name for part in locator.excludes)
+        ]
+
+    locator._find_module_names = names
 
 
 def _load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
