@@ -173,12 +173,14 @@ def test_configs_open_while_another_thread_imports() -> None:
     _search_a_copy(locator)
     over = threading.Event()
 
+    made_up = [f"made_up_{number}" for number in range(20_000)]
+
     def import_much() -> None:
-        number = 0
         while not over.is_set():
-            sys.modules[f"made_up_{number}"] = sys
-            del sys.modules[f"made_up_{number}"]
-            number += 1
+            for name in made_up:
+                sys.modules[name] = sys
+            for name in made_up:
+                del sys.modules[name]
 
     interval = sys.getswitchinterval()
     thread = threading.Thread(target=import_much)
