@@ -39,7 +39,7 @@ def weighted(root: Path, *, scale: float = 0.0) -> Path:
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")
-    network[2].weight.data.mul_(scale)
+    network[-1].weight.data.mul_(scale)
     (root / "models").mkdir()
     torch.save(network.state_dict(), root / "models" / "model.pt")
     return root
@@ -68,7 +68,7 @@ def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
 
 def test_the_configs_agree_and_the_weights_will_be_small() -> None:
     one, other = built("train"), built("inference")
-    for name in ("network_def", "backbone", "head", "channels", "given", "thick"):
+    for name in ("network_def", "block", "level", "head", "channels", "given", "thick"):
         assert one.get(name) == other.get(name), name
     network = other.get_parsed_content("network_def")
     count = sum(p.numel() for p in {id(p): p for p in network.parameters()}.values())
