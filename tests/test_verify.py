@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from strangers import INFERENCE, change_json, write_json, write_sound
@@ -14,7 +16,7 @@ from strangers import INFERENCE, change_json, write_json, write_sound
 from medkit import plugins
 from medkit.bundle import WEIGHTS
 from medkit.verify import FAILED, OK, RUN, SEEN, SKIPPED, Check, _seen, verify
-from medkit.verify_checks import Subject, outcome
+from medkit.verify_checks import Subject, _corners, outcome
 
 
 @pytest.fixture
@@ -299,3 +301,13 @@ def test_code_that_ends_or_fails_is_a_failed_check(root: Path, code: str, monkey
     change_inference(root, network_def={"_target_": "own_net.A"})
     for name in ("in_out", "weights", "export"):
         failed(root, name)
+
+
+@pytest.mark.parametrize(("shift", "covered"), [(0.0, True), (1.0, False)])
+def test_a_finer_grid_covers_what_the_scan_covers(shift: float, covered: bool) -> None:
+    coarse = nibabel.Nifti1Image(np.zeros((8, 9, 5)), np.diag([-3.0, 3, 6, 1]))
+    affine = np.diag([-1.5, 1.5, 1.5, 1])
+    affine[:3, 3] = [0.75, -0.75, -2.25 + shift * 6]
+    fine = nibabel.Nifti1Image(np.zeros((16, 18, 20)), affine)
+    corners = [_corners(image, 3) for image in (fine, coarse)]
+    assert np.allclose(*corners, atol=1e-6) == covered
