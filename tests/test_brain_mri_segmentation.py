@@ -96,6 +96,7 @@ def test_scripted_export_equals_the_network(tmp_path: Path) -> None:
         torch.testing.assert_close(scripted(image), network(image), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_epoch_under_monai(label_maps: Path, tmp_path: Path) -> None:
     monai_bundle(
         "run",

@@ -148,6 +148,7 @@ def test_the_fixed_images_grid_is_kept_to_the_bit(pair: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(ours[key], theirs[key])
 
 
+@pytest.mark.slow
 def test_one_thread_or_two_give_the_same(pair: Path, tmp_path: Path) -> None:
     one, two = (
         register(pair / "fixed.nii.gz", pair / "moving.nii.gz", tmp_path / n, "--threads", n) for n in ("1", "2")

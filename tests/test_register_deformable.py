@@ -130,6 +130,7 @@ def test_forward_then_inverse_of_the_files_comes_back(pair: Path, record: dict) 
     assert np.linalg.norm(there - points, axis=1).mean() > 1
 
 
+@pytest.mark.slow
 def test_quality_is_part_of_what_a_result_rests_on(pair: Path, tmp_path: Path) -> None:
     fast = register(pair, tmp_path, "--quality", "fast")
     again = register(pair, tmp_path, "--quality", "fast", "--skip-existing")

@@ -404,6 +404,7 @@ def label_dice(folder: Path, pair: tuple[str, str], matrix: np.ndarray) -> float
     return float(np.mean([overlap[int(label)] for label in shared]))
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     ("fixed_name", "moving_name", "least"), [("1000", "1001", 0.425), ("1002", "1014", 0.43), ("1015", "1017", 0.452)]

@@ -126,6 +126,7 @@ def inner_points(path: Path) -> np.ndarray:
     return apply_affine(image.affine, np.random.default_rng(0).uniform(low, high, (200, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tolerance"), [("rigid", 1e-3), ("deformable", 0.4)])
 def test_the_two_scans_may_change_places(visits: Path, tmp_path: Path, kind: str, tolerance: float) -> None:
     first = files(halfway(visits, 1, 2, tmp_path / "a", "--type", kind, "--quality", "fast"))

@@ -251,6 +251,7 @@ def in_a_process(place: Path, out: Path, trouble: str, *more: object, bundle: Pa
     return done.returncode
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_from_its_last_checkpoint(
     train: Train, place: Path, tmp_path: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

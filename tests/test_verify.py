@@ -53,6 +53,7 @@ def test_a_sound_bundle(root: Path) -> None:
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before, "verify changed the bundle"
 
 
+@pytest.mark.slow
 def test_a_check_that_kills_its_process_stops_no_other(root: Path) -> None:
     """Code of the bundle that ends the process at once, as a crash in C would."""
     (root / "killer.py").write_text("import os\nprint('last words')\nos.kill(os.getpid(), 9)\n")
