@@ -321,7 +321,38 @@ class Clean:
         return remapped(patch(plain, self.synthesis.shape, random), random, self.remap)
 
 
-class DegradeImaged(Randomizable, MapTransform):
+class _Paird(Randomizable, MapTransform):
+    """Makes a training pair, `image_key` and `target_key`, of an item's prepared source, by way of a clean image."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        synthesis: Synthesis,
+        variants: Sequence[Any],
+        remap: Remap | None,
+        image_key: str,
+        target_key: str,
+    ) -> None:
+        super().__init__(keys)
+        self.clean = Clean(synthesis, remap or Remap())
+        self.variants = tuple(variants)
+        self.image_key, self.target_key = image_key, target_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            seed = int(self.R.randint(2**31))
+            random = Random(seed, out[key].device)
+            clean = self.clean(out[key], out.get(KIND) == "labels", random, seed)
+            out[self.image_key], out[self.target_key] = self.pair(clean, random, self.variants[out.get("variant", 0)])
+        return out
+
+    def pair(self, clean: torch.Tensor, random: Random, variant: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is given, and what is to be found; `clean` (1, *shape)."""
+        raise NotImplementedError
+
+
+class DegradeImaged(_Paird):
     """Makes a training pair of an item's prepared source: `image_key`, (1, *shape), and `target_key`, (2, *shape).
 
     The target is the image without noise, and the logarithm of its bias field. `synthesis` draws the clean image from a
@@ -338,27 +369,18 @@ class DegradeImaged(Randomizable, MapTransform):
         image_key: str = "image",
         target_key: str = "label",
     ) -> None:
-        super().__init__(keys)
-        self.clean = Clean(synthesis, remap or Remap())
-        self.faults = (faults,) if isinstance(faults, Faults) else tuple(faults)
-        self.image_key, self.target_key = image_key, target_key
+        several = (faults,) if isinstance(faults, Faults) else faults
+        super().__init__(keys, synthesis, several, remap, image_key, target_key)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        for key in self.key_iterator(out):
-            seed = int(self.R.randint(2**31))
-            random = Random(seed, out[key].device)
-            clean = self.clean(out[key], out.get(KIND) == "labels", random, seed)
-            faults = self.faults[out.get("variant", 0)]
-            spacing = self.clean.synthesis.spacing
-            image, target, log_field = spoiled(clean, spacing, random, faults)
-            affine = torch.diag(torch.tensor([*[spacing] * 3, 1.0], dtype=torch.float64))
-            out[self.image_key] = MetaTensor(image, affine=affine)
-            out[self.target_key] = MetaTensor(torch.cat([target, log_field]), affine=affine)
-        return out
+    def pair(self, clean: torch.Tensor, random: Random, variant: Faults) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the class."""
+        spacing = self.clean.synthesis.spacing
+        image, target, log_field = spoiled(clean, spacing, random, variant)
+        affine = torch.diag(torch.tensor([*[spacing] * 3, 1.0], dtype=torch.float64))
+        return MetaTensor(image, affine=affine), MetaTensor(torch.cat([target, log_field]), affine=affine)
 
 
-class ScanImaged(Randomizable, MapTransform):
+class ScanImaged(_Paird):
     """Makes a training pair for super-resolution of an item's prepared source.
 
     `image_key`, (4, *shape): what was scanned, back on the clean image's grid, and the steps of the axes (see
@@ -375,21 +397,13 @@ class ScanImaged(Randomizable, MapTransform):
         image_key: str = "image",
         target_key: str = "label",
     ) -> None:
-        super().__init__(keys)
-        self.clean = Clean(synthesis, remap or Remap())
-        self.scanners = (scanner,) if isinstance(scanner, Scanner) else tuple(scanner)
-        self.image_key, self.target_key = image_key, target_key
+        several = (scanner,) if isinstance(scanner, Scanner) else scanner
+        super().__init__(keys, synthesis, several, remap, image_key, target_key)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        for key in self.key_iterator(out):
-            seed = int(self.R.randint(2**31))
-            random = Random(seed, out[key].device)
-            clean = self.clean(out[key], out.get(KIND) == "labels", random, seed)
-            scanner = self.scanners[out.get("variant", 0)]
-            seen, lacking, steps = scanned(clean, self.clean.synthesis.spacing, random, scanner)
-            out[self.image_key], out[self.target_key] = with_steps(seen, steps), lacking
-        return out
+    def pair(self, clean: torch.Tensor, random: Random, variant: Scanner) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the class."""
+        seen, lacking, steps = scanned(clean, self.clean.synthesis.spacing, random, variant)
+        return with_steps(seen, steps), lacking
 
 
 class CompareFieldd(MapTransform):

@@ -30,22 +30,8 @@ built = functools.partial(bundled.built, ROOT)
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A datalist of label maps of a head and a scan, and the tables of the labels."""
-    folder = tmp_path / "sources"
-    folder.mkdir()
-    rows = ["0\t0\t0\tbackground", "2\t1\t2\tleft brain", "41\t1\t41\tright brain", "502\t2\t0\tbackground"]
-    (folder / "labels.tsv").write_text("\n".join(["index\tintensity_class\ttarget\ttarget_name", *rows]) + "\n")
-    priors = [f"{row.split()[0]}\t{n}\t{60 * n}\t5\t5\t2" for n, row in enumerate(rows)]
-    (folder / "t1_priors.tsv").write_text("\n".join(["index\tt1_class\tmean\tmean_sd\tstd\tstd_sd", *priors]) + "\n")
-    for n in range(2):
-        head = np.zeros((40, 40, 40), np.uint16)
-        head[3:37, 3:37, 3 + n : 37] = 502
-        head[6:20, 6:34, 6 + n : 34], head[20:34, 6:34, 6 + n : 34] = 2, 41
-        nibabel.save(nibabel.Nifti1Image(head, np.diag([4.0, 4, 4, 1])), folder / f"map_{n}.nii.gz")
+    folder = bundled.write_sources(tmp_path / "sources")
     make_image(folder / "scan.nii.gz", (44, 40, 36), (1, 1, 1))
-    maps = [{"source": f"map_{n}.nii.gz", "kind": "labels"} for n in range(2)]
-    scan = {"source": "scan.nii.gz", "kind": "scan"}
-    (folder / "sources.json").write_text(json.dumps({"training": [maps[0], scan], "validation": [maps[1], scan]}))
-    (folder / "maps.json").write_text(json.dumps({"training": maps[:1], "validation": maps[1:]}))
     return folder
 
 
@@ -92,12 +78,9 @@ def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
 
 
 def test_the_configs_agree_and_the_weights_will_be_small() -> None:
-    one, other = built("train"), built("inference")
-    for name in ("network_def", "block", "level", "denoise", "field_net", "field", "channels", "field_channels"):
-        assert one.get(name) == other.get(name), name
-    network = other.get_parsed_content("network_def")
-    count = sum(p.numel() for p in {id(p): p for p in network.parameters()}.values())
-    assert 2 * count < 4_900_000
+    bundled.configs_agree(
+        ROOT, "network_def", "block", "level", "denoise", "field_net", "field", "channels", "field_channels"
+    )
 
 
 def test_what_is_taken_away_grows_with_the_image() -> None:
@@ -118,13 +101,9 @@ def test_parameters_of_the_field_have_one_name_in_both_configs() -> None:
 # ---- training
 
 
-def as_sets(values: dict[str, object]) -> list[str]:
-    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-
-
 def train(*arguments: object, **changes: object) -> Path:
     small = {"epoch_length": 2, "channels": [4, 4, 8], "field_channels": [4, 4, 8]} | changes
-    done = run_medkit(["train", "enhance", *map(str, arguments), *as_sets(small), "--precision", "float32"])
+    done = run_medkit(["train", "enhance", *map(str, arguments), *bundled.as_sets(small), "--precision", "float32"])
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
 

@@ -67,12 +67,7 @@ def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
 
 
 def test_the_configs_agree_and_the_weights_will_be_small() -> None:
-    one, other = built("train"), built("inference")
-    for name in ("network_def", "block", "level", "head", "channels", "given", "thick"):
-        assert one.get(name) == other.get(name), name
-    network = other.get_parsed_content("network_def")
-    count = sum(p.numel() for p in {id(p): p for p in network.parameters()}.values())
-    assert 2 * count < 4_900_000
+    bundled.configs_agree(ROOT, "network_def", "block", "level", "head", "channels", "given", "thick")
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -153,31 +148,14 @@ def test_pairs_depend_on_the_seed_alone(kind: str) -> None:
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A datalist of label maps of a head and a scan, and the tables of the labels."""
-    folder = tmp_path / "sources"
-    folder.mkdir()
-    rows = ["0\t0\t0\tbackground", "2\t1\t2\tleft brain", "41\t1\t41\tright brain", "502\t2\t0\tbackground"]
-    (folder / "labels.tsv").write_text("\n".join(["index\tintensity_class\ttarget\ttarget_name", *rows]) + "\n")
-    priors = [f"{row.split()[0]}\t{n}\t{60 * n}\t5\t5\t2" for n, row in enumerate(rows)]
-    (folder / "t1_priors.tsv").write_text("\n".join(["index\tt1_class\tmean\tmean_sd\tstd\tstd_sd", *priors]) + "\n")
-    for n in range(2):
-        labels = np.zeros((40, 40, 40), np.uint16)
-        labels[3:37, 3:37, 3 + n : 37] = 502
-        labels[6:20, 6:34, 6 + n : 34], labels[20:34, 6:34, 6 + n : 34] = 2, 41
-        nibabel.save(nibabel.Nifti1Image(labels, np.diag([4.0, 4, 4, 1])), folder / f"map_{n}.nii.gz")
+    folder = bundled.write_sources(tmp_path / "sources")
     saved(folder / "scan.nii.gz", head((44, 40, 36)), (1, 1, 1))
-    maps = [{"source": f"map_{n}.nii.gz", "kind": "labels"} for n in range(2)]
-    scan = {"source": "scan.nii.gz", "kind": "scan"}
-    (folder / "sources.json").write_text(json.dumps({"training": [maps[0], scan], "validation": [maps[1], scan]}))
     return folder
-
-
-def as_sets(values: dict[str, object]) -> list[str]:
-    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
 
 def train(*arguments: object, **changes: object) -> Path:
     small = {"epoch_length": 2, "shape": [32, 32, 32], "spacing": 4.0, "field_of_view": None} | SMALL | changes
-    done = run_medkit(["train", "sr", "--bundle", str(ROOT), "--trust", *map(str, arguments), *as_sets(small),
+    done = run_medkit(["train", "sr", "--bundle", str(ROOT), "--trust", *map(str, arguments), *bundled.as_sets(small),
                        "--precision", "float32"])  # fmt: skip
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())

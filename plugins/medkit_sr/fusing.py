@@ -11,13 +11,14 @@ import numpy as np
 from medkit.case import Case, Result
 from medkit.errors import InputError
 from medkit_sr.alignment import aligned
-from medkit_sr.fusion import View, fused, sampled, to_common
+from medkit_sr.fusion import View, covered, fused, sampled, to_common
 from medkit_sr.task import Resolver, check_reference
 from medkit_sr.work import Work, resolve
 
 if TYPE_CHECKING:
     import torch
 
+    from medkit.images import Image
     from medkit.space import Grid
 
 
@@ -42,7 +43,7 @@ class Fuser:
             check_reference(case, grid)
         finest = [float(grid.spacing.min())] * 3
         matrices = [np.eye(4), *aligned(images[0], images[1:], self.resolver.networks.runtime.threads)]
-        works = [self._alone(case, role, refined(case.image(role).grid, finest)) for role in roles]
+        works = [self._alone(case, image, refined(image.grid, finest)) for image in images]
         views = of_one_brightness([_view(*pair) for pair in zip(works, matrices, strict=True)], grid)
         found = fused(views, grid)
         first = images[0]
@@ -77,9 +78,9 @@ class Fuser:
             figure=functools.partial(_figure, first.like(before.numpy()[None], grid), made, case.path.name),
         )
 
-    def _alone(self, case: Case, role: str, grid: Grid) -> Work:
+    def _alone(self, case: Case, image: Image, grid: Grid) -> Work:
         """What is known from one scan."""
-        work = self.resolver.compute(case, self.resolver.begin(case, case.image(role), grid))
+        work = self.resolver.compute(case, self.resolver.begin(case, image, grid))
         resolve(work)
         return work
 
@@ -111,16 +112,13 @@ def _brightness(first: torch.Tensor, other: torch.Tensor) -> float:
 
 def _consistency(view: View, found: torch.Tensor, grid: Grid) -> dict[str, float]:
     """How far the image, scanned again, is from a scan: shares of the scan's range, five digits."""
-    import torch
-
     from medkit.noise import span
 
     back = np.linalg.inv(to_common(view, grid))
     again = view.acquisition.scanned(sampled(found, back, view.grid.shape))
-    covered = view.acquisition.scanned(sampled(torch.ones_like(found), back, view.grid.shape)) > 0.99
     low, high = span(view.scan.numpy())
     unit = (high - low) or 1.0
-    rms = float((again - view.scan)[covered].square().mean().sqrt())
+    rms = float((again - view.scan)[covered(view, grid)].square().mean().sqrt())
     return {"rms": float(f"{rms / unit:.5g}"), "noise": float(f"{view.sigma / unit:.5g}")}
 
 

@@ -50,21 +50,28 @@ def fused(views: Sequence[View], grid: Grid) -> torch.Tensor:
         total += sampled(view.fine, there, grid.shape)
         seen += sampled(torch.ones_like(view.fine), there, grid.shape)
     image = total / seen.clamp(min=1e-3)
+    inside = [covered(view, grid) for view in views]
     for _ in range(ROUNDS):
-        for view in views:
-            image = image + lacking(image, view, grid)
+        for view, own in zip(views, inside, strict=True):
+            image = image + lacking(image, view, grid, own)
     return image
 
 
-def lacking(image: torch.Tensor, view: View, grid: Grid) -> torch.Tensor:
-    """What a scan has and the image lacks, on the common grid."""
+def covered(view: View, grid: Grid) -> torch.Tensor:
+    """Which voxels of a scan, (I, J, K) bool, the common grid covers."""
+    import torch
+
+    back = np.linalg.inv(to_common(view, grid))
+    return view.acquisition.scanned(sampled(torch.ones(grid.shape), back, view.grid.shape)) > 0.99
+
+
+def lacking(image: torch.Tensor, view: View, grid: Grid, inside: torch.Tensor) -> torch.Tensor:
+    """What a scan has and the image lacks, on the common grid; `inside`: see `covered`."""
     import torch
 
     there = to_common(view, grid)
     own = sampled(image, np.linalg.inv(there), view.grid.shape)
-    missing = view.scan - view.acquisition.scanned(own)
-    covered = view.acquisition.scanned(sampled(torch.ones_like(image), np.linalg.inv(there), view.grid.shape))
-    missing = torch.where(covered > 0.99, missing, 0.0)
+    missing = torch.where(inside, view.scan - view.acquisition.scanned(own), 0.0)
     found = view.acquisition.corrected(torch.zeros_like(own), missing, view.sigma)
     return sampled(found, there, grid.shape)
 
