@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from medkit_classify.calibrate import calibration_error
 from scipy import ndimage
-from scipy.stats import rankdata
 
+from medkit.evaluation.classes.metrics import roc_auc
 from medkit.training.class_data import read_part, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -167,10 +167,8 @@ def figures(rows: Mapping[str, Mapping[str, str]], labels: Mapping[str, int], po
     given = np.array([rows[name]["class"] == positive for name in labels]).astype(int)
     sure = np.array([float(rows[name]["confidence"].replace("n/a", "nan")) for name in labels])
     two = np.where(given[:, None] == np.arange(2), sure[:, None], 1 - sure[:, None])
-    positives = int(truth.sum())
-    ranks = rankdata(score)[truth == 1].sum()
     return {
-        "AUC": (ranks - positives * (positives + 1) / 2) / (positives * (len(truth) - positives)),
+        "AUC": float(roc_auc(score, truth == 1, np.ones((1, len(truth))))[0]),
         "accuracy": float((said == truth).mean()),
         "not answered": float(1 - answered.mean()),
         "answered: accuracy": float((given == truth)[answered].mean()),

@@ -23,10 +23,10 @@ import torch
 from monai.bundle import ConfigParser
 from monai.networks.layers import SkipConnection
 from monai.networks.nets import PatchDiscriminator
-from scipy.stats import rankdata
 from torch import nn
 
 from medkit.augmentation import AugmentedBatch, Changes
+from medkit.evaluation.classes.metrics import roc_auc
 from medkit.training.class_data import read_part
 from medkit.translation import CycleInferer, CycleLoss, ImagePool, TrainJudges
 
@@ -181,12 +181,10 @@ def trained(images: Images, made: Images | None, seed: int) -> nn.Module:
 def scores(network: nn.Module, test: Images) -> tuple[float, float]:
     """AUC and accuracy on the test images, mirror images averaged."""
     with torch.no_grad():
-        probability = sum(network(x).softmax(1)[:, 1] for x in (test.values, test.values.flip(2))) / 2
-    positive = test.labels.numpy() == 1
-    ranks = rankdata(probability.numpy())  # type: ignore[union-attr]
-    count = int(positive.sum())
-    auc = (ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(ranks) - count))
-    return float(auc), float(((probability.numpy() > 0.5) == positive).mean())  # type: ignore[union-attr]
+        seen = [network(x).softmax(1)[:, 1].numpy() for x in (test.values, test.values.flip(2))]
+    probability, positive = np.mean(seen, axis=0), test.labels.numpy() == 1
+    auc = roc_auc(probability, positive, np.ones((1, len(positive))))[0]
+    return float(auc), float(((probability > 0.5) == positive).mean())
 
 
 def picture(images: Images, made: Images, path: Path) -> None:
