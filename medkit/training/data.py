@@ -18,6 +18,8 @@ _LABEL_WORDS = ("label", "seg", "mask")
 """A key with one of these in it stands for labels, any other for an image."""
 _OF_DERIVATIVES = ("desc", "space", "label", "seg", "res", "den", "atlas")
 """BIDS entities that labels may have and their image has not."""
+LONGEST_NAME = 255
+"""Characters: a longer text is no file's name, and systems refuse to look for it."""
 VALIDATION_SHARE = 10
 """One item in so many validates where the data does not say which."""
 
@@ -134,7 +136,7 @@ def _located(value: Any, folder: Path, *, must: bool) -> Any:
     """A path made absolute; what is no path stays. `must`: a string is one even if nothing is there."""
     if isinstance(value, list):
         return [_located(v, folder, must=must) for v in value]
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or (not must and len(value) > LONGEST_NAME):
         return value
     path = folder / value
     channel = path.with_name(f"{stem(path)}_0000{path.name[len(stem(path)) :]}")
