@@ -106,12 +106,14 @@ class PairLoss(torch.nn.Module):
 
 
 def pairs_found(made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How alike (cosine) each first view is to each second one, (N, N), and which is its own, (N,).
+    """Whether each first view is more alike (cosine) to its own second one than to those of others: (N,) of 0 and 1.
 
-    From what a network makes of `TwoViews`, (2 N, F); for an accuracy: the share of views that find their own image.
+    From what a network makes of `TwoViews`, (2 N, F); with as many 1 beside them, as a metric such as an accuracy asks
+    for what is right.
     """
     first, second = functional.normalize(made.float()).chunk(2)
-    return first @ second.T, torch.arange(len(first), device=made.device)
+    found = (first @ second.T).argmax(1) == torch.arange(len(first), device=made.device)
+    return found.long(), torch.ones_like(found).long()
 
 
 def augmented(images: torch.Tensor, changes: Changes) -> torch.Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ class Wishes:
     """Texts of all cases: one file, a folder or a table."""
     column: str | None = None
     """The column of `table` that holds the texts."""
+    known: Mapping[Path, Given] = field(default_factory=dict)
+    """What is known of images, by their paths, where it need not be looked up."""
 
     @property
     def needs_heat(self) -> bool:
@@ -187,6 +189,8 @@ class ClassifyRunner(BundleRunner):
         """The features and the text of a case; None of a bundle that reads images alone. Raises InputError."""
         if self.facts is None:
             return None
+        if case.path in self.wishes.known:
+            return self.wishes.known[case.path]
         sources = Sources(case.inputs.get("features"), case.inputs.get("text"), self.wishes.column)
         given = Given({**Context.of(case).features(), **sources.features(case.path)}, sources.text(case.path))
         self.facts.want(given, case.path)
@@ -335,9 +339,14 @@ class ClassifyRunner(BundleRunner):
             yield "explanation", explanation(case, computed)
         if self.wishes.report:
             told = [report.Told(found, self._where(case, q)) for found, q in zip(findings, computed, strict=True)]
-            yield "report", Text(report.in_words(case.path.name, told, self.bundle, context, self.judge.note))
+            yield "report", Text(report.in_words(case.path.name, told, self.bundle, context, self._notes(computed)))
         if self.wishes.features:
             yield "features", Features([q.features for q in computed], findings)
+
+    def _notes(self, computed: Sequence[Question]) -> list[str]:
+        given = computed[0].given
+        read = [report.beside(self.facts.told(given))] if self.facts and given else []
+        return read + ([self.judge.note] if self.judge.note else [])
 
     def _where(self, case: Case, question: Question) -> str:
         from medkit.inference.feed import is_picture
