@@ -193,6 +193,11 @@ class TrainConfig:
         except (MedkitError, MemoryError):
             raise
         except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, MedkitError):  # an object of the config that says itself what is wrong
+                    raise cause from None
+                cause = cause.__cause__
             raise BundleError(f"{self.path}: {sentence(error)}") from error
 
 

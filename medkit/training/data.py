@@ -18,8 +18,6 @@ _LABEL_WORDS = ("label", "seg", "mask")
 """A key with one of these in it stands for labels, any other for an image."""
 _OF_DERIVATIVES = ("desc", "space", "label", "seg", "res", "den", "atlas")
 """BIDS entities that labels may have and their image has not."""
-LONGEST_NAME = 255
-"""Characters: a longer text is no file's name, and systems refuse to look for it."""
 VALIDATION_SHARE = 10
 """One item in so many validates where the data does not say which."""
 
@@ -136,13 +134,21 @@ def _located(value: Any, folder: Path, *, must: bool) -> Any:
     """A path made absolute; what is no path stays. `must`: a string is one even if nothing is there."""
     if isinstance(value, list):
         return [_located(v, folder, must=must) for v in value]
-    if not isinstance(value, str) or not value or (not must and len(value) > LONGEST_NAME):
+    if not isinstance(value, str) or not value:
         return value
     path = folder / value
     channel = path.with_name(f"{stem(path)}_0000{path.name[len(stem(path)) :]}")
-    if not path.exists() and channel.exists():  # nnU-Net's dataset.json leaves the number of the channel out
+    if not is_file(path) and is_file(channel):  # nnU-Net's dataset.json leaves the number of the channel out
         return str(channel)
-    return str(path) if must or path.is_file() else value
+    return str(path) if must or is_file(path) else value
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; False of a text, such as a report, that is no file's name on any system."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a character that no name has
+        return False
 
 
 def _summary(value: Any) -> str:

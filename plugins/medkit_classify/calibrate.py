@@ -152,9 +152,12 @@ def calibrated(
 
     items = find_items(datalist, ["image", "label"])
     known = {}
-    if facts_of(bundle) is not None:
+    if facts := facts_of(bundle):
         found = described((*items.training, *items.validation), features, text)
         known = {Path(item["image"]): given_of(item) for item in found}
+        texts = [given.text for given in known.values() if given.text is not None]
+        everything = {name: value for given in known.values() for name, value in given.features.items()}
+        facts.want(Given(everything, texts[0] if texts else None), datalist)
     runner, runtime = load(bundle, layers, known)
     _, seen = answers(runner, runtime, [Path(item["image"]) for item in items.training])
     logits, levels = answers(runner, runtime, [Path(item["image"]) for item in items.validation])
