@@ -151,13 +151,16 @@ def words_of(text: str | None) -> list[str]:
 
 
 def described(
-    items: Sequence[Mapping[str, Any]], features: str | None = None, text: str | None = None
+    items: Sequence[Mapping[str, Any]],
+    features: str | None = None,
+    text: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """Items of a datalist with `features` (name -> value or None) and `text`, as far as they are known.
 
     They come from the items themselves, else from a table and from texts (as `--features` and `--text` of
     `medkit run classify`), else from the sidecar of the label map that an item names as `labels`, or of the image.
-    Raises InputError.
+    `columns` are the features to learn from where not all are: a table may hold the answer, too. Raises InputError.
     """
     sources = Sources.of(absolute(features) if features else None, text)
     out = []
@@ -169,9 +172,17 @@ def described(
             **sources.features(path),
             **own,
         }
+        if columns is not None:
+            known = _picked(known, columns, path)
         told = item.get("text") or sources.text(path)
         out.append({**item, "features": known, **({} if told is None else {"text": told})})
     return tuple(out)
+
+
+def _picked(known: Mapping[str, Any], columns: Sequence[str], path: Path) -> dict[str, Any]:
+    if absent := [name for name in columns if name not in known]:
+        raise InputError(f"{path}: no feature {listed(absent)}; there is {listed(list(known) or ['none'])}")
+    return {name: known[name] for name in columns}
 
 
 def learnt(
