@@ -31,7 +31,7 @@ def test_a_row_is_found_by_a_path_a_file_name_or_a_stem(tmp_path: Path, key: str
     named = name.format(folder=tmp_path)
     table = read_table(write(tmp_path / "t.csv", f"{key},age", "b.nii.gz,5", f"{named},61.5"))
     assert table.features(tmp_path / "scans" / "a.nii.gz") == {"age": 61.5}
-    with pytest.raises(InputError, match="no row for c.nii.gz"):
+    with pytest.raises(InputError, match=r"no row for c\.nii\.gz"):
         table.features(tmp_path / "c.nii.gz")
 
 
