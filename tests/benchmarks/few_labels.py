@@ -144,9 +144,8 @@ def main() -> None:
     logging.getLogger("medkit.training").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="few-labels-") as name:
         unpack([options.data / source for source in chosen.sources], Path(name))
-        print(
-            f"| seed | labels | {' | '.join(f'AUC {w}' for w in WAYS)} | {' | '.join(f'accuracy {w}' for w in WAYS)} | s |"
-        )
+        columns = [f"{what} {way}" for what in ("AUC", "accuracy") for way in WAYS]
+        print(f"| seed | labels | {' | '.join(columns)} | s |")
         print("|" + "---|" * (2 * len(WAYS) + 3))
         rows = []
         for seed in range(options.seeds):
