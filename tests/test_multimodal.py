@@ -359,7 +359,7 @@ def test_facts_of_a_datalist_and_of_sidecars(medkit: Run, tmp_path: Path) -> Non
         path = tmp_path / "data" / f"{number}_dseg.nii.gz"
         path.write_bytes(b"")
         block = {"task": "segment", "metrics": {"volumes_mm3": {"lung": 1000.0 + number}}, "warnings": ["small"]}
-        sidecar = {"medkit": block, "Sources": [], "path": path.name}
+        sidecar = {"medkit": block, "Sources": [f"{number}.png"], "path": path.name, "kind": "labels"}
         (tmp_path / "data" / f"{number}_dseg.json").write_text(json.dumps(sidecar))
         one["labels"] = path.name
     listed = {"training": items[4:], "validation": items[:4]}
@@ -369,6 +369,15 @@ def test_facts_of_a_datalist_and_of_sidecars(medkit: Run, tmp_path: Path) -> Non
     assert [feature.name for feature in facts.features] == ["volume_lung", "warnings", "age", "crp"]
     assert facts.features[0].mean == pytest.approx(1000 + np.mean(range(4, 20)))
     assert facts.features[1].spread == 1.0, "no spread at all"
+    given = ("--features", tmp_path / "data" / "facts.csv", "--text", tmp_path / "data", "--trust", *SMALL)
+    done = medkit("run", "classify", "--bundle", tmp_path / "b", *given, "--json",
+                  input=f"{tmp_path / 'data' / '5_dseg.nii.gz'}\n")  # fmt: skip
+    assert done.code == 0, done.err
+    told = done.records[0]["medkit"]["read"]["features"]
+    assert (told["volume_lung"], told["warnings"]) == (1005.0, 1.0), "what came down the pipe"
+    done = medkit("run", "classify", "--bundle", tmp_path / "b", *given, tmp_path / "data" / "5.png", "--overwrite")
+    assert done.code == 3
+    assert "also reads volume_lung and warnings" in done.err
 
 
 def test_a_training_without_facts_says_so(medkit: Run, tmp_path: Path) -> None:
