@@ -135,6 +135,7 @@ def test_features_may_be_picked(tmp_path: Path) -> None:
     known = [{"image": f"{n}.png"} for n in range(2)]
     assert [f.name for f in learnt(described(known, str(table))).features] == ["age", "answer"]
     assert [f.name for f in learnt(described(known, str(table), columns=["age"])).features] == ["age"]
+    assert [f.name for f in learnt(described(known, str(table), columns="answer,age")).features] == ["answer", "age"]
     with pytest.raises(InputError, match=r"0\.png: no feature crp; there is age and answer"):
         described(known, str(table), columns=["age", "crp"])
 

@@ -89,12 +89,12 @@ class Facts:
     def told(self, given: Given) -> dict[str, Any]:
         """What of a case is read, for its sidecar."""
         known = {f.name: given.features[f.name] for f in self.features if given.features.get(f.name) is not None}
-        found = words_of(given.text)
+        found, vocabulary = words_of(given.text)[: self.length], set(self.words)
         return {
             "features": known,
             "missing": [f.name for f in self.features if f.name not in known],
-            "words": min(len(found), self.length),
-            "unknown_words": sum(word not in self.words for word in found[: self.length]),
+            "words": len(found),
+            "unknown_words": sum(word not in vocabulary for word in found),
         }
 
     def want(self, given: Given, name: object) -> None:
@@ -154,15 +154,17 @@ def described(
     items: Sequence[Mapping[str, Any]],
     features: str | None = None,
     text: str | None = None,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """Items of a datalist with `features` (name -> value or None) and `text`, as far as they are known.
 
     They come from the items themselves, else from a table and from texts (as `--features` and `--text` of
     `medkit run classify`), else from the sidecar of the label map that an item names as `labels`, or of the image.
-    `columns` are the features to learn from where not all are: a table may hold the answer, too. Raises InputError.
+    `columns`, a list or a text with commas, are the features to learn from where not all are: a table may hold the
+    answer, too. Raises InputError.
     """
     sources = Sources.of(absolute(features) if features else None, text)
+    picked = columns.split(",") if isinstance(columns, str) else columns
     out = []
     for item in items:
         path = image_of(item)
@@ -172,8 +174,8 @@ def described(
             **sources.features(path),
             **own,
         }
-        if columns is not None:
-            known = _picked(known, columns, path)
+        if picked is not None:
+            known = _picked(known, picked, path)
         told = item.get("text") or sources.text(path)
         out.append({**item, "features": known, **({} if told is None else {"text": told})})
     return tuple(out)
