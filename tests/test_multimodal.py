@@ -339,6 +339,17 @@ def test_a_bundle_that_reads_images_alone_takes_no_facts(medkit: Run, made: Path
     assert "no such file or folder" in done.err
 
 
+@pytest.mark.parametrize("command", [("run", "bundle"), ("evaluate", "--robustness")])
+def test_commands_without_facts_run_no_bundle_that_reads_them(
+    medkit: Run, made: Path, command: tuple[str, ...]
+) -> None:
+    reference = ("--reference", made / "data" / "facts.csv") if "evaluate" in command else ()
+    done = medkit(*command, "--bundle", made / "bundle", "--trust", made / "data" / "0.png", *reference)
+    assert done.code == 2
+    assert "also reads facts beside images" in done.err
+    assert "medkit run classify takes both" in done.err
+
+
 @pytest.mark.parametrize("method", ["gradcam", "occlusion"])
 def test_facts_stay_as_they_are_while_an_image_is_explained(
     classify: Run, made: Path, tmp_path: Path, method: str
