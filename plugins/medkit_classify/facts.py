@@ -6,6 +6,7 @@ the same numbers and words mean the same to it later.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -23,8 +24,6 @@ from medkit.records import absolute, record_of
 from medkit_classify.context import Context
 from medkit_classify.fact_tables import Sources, number
 
-FILE = "models/context.json"
-"""Where a bundle keeps its facts."""
 FAR = 5.0
 """Standard scores are cut off there: further out a network has seen nothing."""
 UNKNOWN, FIRST_WORD = 1, 2
@@ -72,6 +71,10 @@ class Facts:
         """Length of a row."""
         return self.numbers + max(self.length, 1)
 
+    @functools.cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return {word: n for n, word in enumerate(self.words, start=FIRST_WORD)}
+
     def row(self, given: Given) -> np.ndarray:
         """(size,) float32: standard scores, 0 where missing; 1 for each that is missing; the numbers of the words."""
         out = np.zeros(self.size, np.float32)
@@ -81,20 +84,19 @@ class Facts:
                 out[len(self.features) + place] = 1
             else:
                 out[place] = np.clip((value - feature.mean) / feature.spread, -FAR, FAR)
-        numbers = {word: n for n, word in enumerate(self.words, start=FIRST_WORD)}
-        found = [numbers.get(word, UNKNOWN) for word in words_of(given.text)][: self.length]
+        found = [self._vocabulary.get(word, UNKNOWN) for word in words_of(given.text)[: self.length]]
         out[self.numbers : self.numbers + len(found)] = found
         return out
 
     def told(self, given: Given) -> dict[str, Any]:
         """What of a case is read, for its sidecar."""
         known = {f.name: given.features[f.name] for f in self.features if given.features.get(f.name) is not None}
-        found, vocabulary = words_of(given.text)[: self.length], set(self.words)
+        found = words_of(given.text)[: self.length]
         return {
             "features": known,
             "missing": [f.name for f in self.features if f.name not in known],
             "words": len(found),
-            "unknown_words": sum(word not in vocabulary for word in found),
+            "unknown_words": sum(word not in self._vocabulary for word in found),
         }
 
     def want(self, given: Given, name: object) -> None:
