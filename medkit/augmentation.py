@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from monai.losses import ContrastiveLoss
 from torch.nn import functional
 
 
@@ -70,6 +71,49 @@ class AugmentedBatch:
         if self.changes is None:
             return images, targets
         return mixed(augmented(images, self.changes), targets, self.changes.mixup)
+
+
+class TwoViews:
+    """MONAI's `prepare_batch` for contrastive learning (SimCLR, Chen et al. 2020), which needs no labels.
+
+    Called, it gives (2 N, C, I, J[, K]): the images changed at random, then the same ones changed in another way; and,
+    since engines ask for targets, the numbers (2 N,) of the images.
+    """
+
+    def __init__(self, changes: Changes) -> None:
+        self.changes = changes
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        images = batch["image"].to(device, non_blocking=non_blocking)
+        images = images.as_tensor() if hasattr(images, "as_tensor") else images
+        views = torch.cat([augmented(images, self.changes), augmented(images, self.changes)])
+        return views, torch.arange(len(images), device=images.device).repeat(2)
+
+
+class PairLoss(torch.nn.Module):
+    """MONAI's contrastive loss (NT-Xent) for what a network makes, (2 N, F), of the views of `TwoViews`."""
+
+    def __init__(self, temperature: float = 0.5) -> None:
+        super().__init__()
+        self.loss = ContrastiveLoss(temperature)
+
+    def forward(self, made: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """The mean over views; the numbers of the images are not looked at, pairs stand N apart."""
+        loss: torch.Tensor = self.loss(*made.chunk(2))
+        return loss
+
+
+def pairs_found(made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether each first view is more alike (cosine) to its own second one than to those of others: (N,) of 0 and 1.
+
+    From what a network makes of `TwoViews`, (2 N, F); with as many 1 beside them, as a metric such as an accuracy asks
+    for what is right.
+    """
+    first, second = functional.normalize(made.float()).chunk(2)
+    found = (first @ second.T).argmax(1) == torch.arange(len(first), device=made.device)
+    return found.long(), torch.ones_like(found).long()
 
 
 def augmented(images: torch.Tensor, changes: Changes) -> torch.Tensor:

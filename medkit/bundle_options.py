@@ -36,6 +36,11 @@ class BundleOptions:
         if self.name is None:
             raise UsageError("--bundle: expected the name or the path of a bundle")
         found = bundles.find(self.name, plugins.registry())
+        if "context" in found.block:
+            task = f"; medkit run {found.block['task']} takes both" if "task" in found.block else ""
+            raise UsageError(
+                f"bundle {found.name}: also reads facts beside images, and here there are images alone{task}"
+            )
         bundles.require_trust(found, trust=self.trust)
         return found
 

@@ -42,6 +42,7 @@ def verify_network(root: Path) -> None:
         meta_file=str(root / "configs" / "metadata.json"),
         config_file=str(root / "configs" / "inference.json"),
         device="cpu",
+        bundle_root=str(root),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from medkit.augmentation import AugmentedBatch, Changes, augmented, mixed
+from medkit.augmentation import AugmentedBatch, Changes, PairLoss, TwoViews, augmented, mixed, pairs_found
 
 STILL: dict[str, Any] = dict.fromkeys(
     ("rotation", "scale", "shift", "gain", "offset", "gamma", "illumination", "noise", "salt_and_pepper"), 0.0
@@ -76,3 +76,27 @@ def test_without_changes_the_images_stay() -> None:
     found, targets = AugmentedBatch(2)({"image": images(2), "label": torch.tensor([[0], [1]] * 3)}, "cpu")
     assert torch.equal(found, images(2))
     assert targets.argmax(1).tolist() == [0, 1] * 3
+
+
+def test_two_views_of_each_image_differ_and_stand_apart() -> None:
+    torch.manual_seed(0)
+    batch = {"image": images(2, 5) * torch.linspace(0.6, 1, 5).reshape(5, 1, 1, 1)}
+    views, numbers = TwoViews(Changes())(batch, "cpu")
+    assert views.shape == (10, 1, 16, 16)
+    assert numbers.tolist() == [0, 1, 2, 3, 4] * 2
+    assert all((views[n] - views[n + 5]).abs().max() > 1e-3 for n in range(5))
+    still, _ = TwoViews(Changes(**STILL))(batch, "cpu")
+    torch.testing.assert_close(still[:5], still[5:], atol=1e-5, rtol=0)
+
+
+def test_pairs_that_find_each_other_cost_less() -> None:
+    torch.manual_seed(0)
+    first = torch.nn.functional.normalize(torch.randn(6, 32))
+    numbers = torch.arange(6).repeat(2)
+    alike, strange = torch.cat([first, first]), torch.cat([first, first.roll(1, 0)])
+    loss = PairLoss(0.2)
+    assert loss(alike, numbers) < loss(strange, numbers) - 1
+    found, wanted = pairs_found(alike)
+    assert found.tolist() == wanted.tolist() == [1] * 6
+    assert pairs_found(strange)[0].tolist() == [0] * 6
+    assert pairs_found(torch.cat([first, torch.cat([3 * first[:3], first[3:].roll(1, 0)])]))[0].sum() == 3

@@ -98,6 +98,60 @@ def test_training_from_a_bundle_with_its_encoder_as_it_is(medkit: Run, tmp_path:
     assert "other weights" in judge.note, "the old calibration says nothing about new weights"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_pretraining_without_labels_gives_an_encoder_to_begin_with(medkit: Run, tmp_path: Path, name: str) -> None:
+    images = [made(name, tmp_path / "data", n) for n in range(8)]
+    small = ["--set", "batch_size=4", "--set", "epoch_length=2", "--steps", "2", "--precision", "float32", "-q"]
+    given = ["--bundle", name, "--config", "train,pretrain", "--data", tmp_path / "data", "-o", tmp_path / "pre"]
+    done = medkit("train", "classify", *given, *small)
+    assert done.code == 0, done.err
+    encoder = torch.load(tmp_path / "pre" / "models" / "model.pt", weights_only=True)
+    stated = json.loads((tmp_path / "pre" / "configs" / "metadata.json").read_text())["medkit"]["training"]
+    assert stated["metric"] == "pairs found"
+    refused = medkit("run", "classify", "--bundle", tmp_path / "pre", "--trust", images[0])
+    assert refused.code != 0, "it has no classes yet"
+    assert "head.weight" in refused.err
+    items = [{"image": path.name, "label": n % 2} for n, path in enumerate(images)]
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"training": items[:6], "validation": items[6:]}))
+    given = ["--bundle", name, "--data", tmp_path / "data" / "dataset.json", "-o", tmp_path / "new"]
+    done = medkit("train", "classify", *given, "--init-from", tmp_path / "pre", "--freeze", "encoder", *small)
+    assert done.code == 0, done.err
+    weights = torch.load(tmp_path / "new" / "models" / "model.pt", weights_only=True)
+    kept = [k for k in weights if k.startswith("encoder") and not k.endswith("num_batches_tracked")]
+    assert kept
+    assert all(torch.equal(weights[k], encoder[k]) for k in kept)
+    done = medkit("run", "classify", "--bundle", tmp_path / "new", "--trust", images[0], "-o", tmp_path / "o")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_bundle_learns_from_facts_beside_its_images(medkit: Run, tmp_path: Path, name: str) -> None:
+    items = [
+        {"image": made(name, tmp_path / "data", n).name, "label": n % 2, "features": {"age": 30 + n}, "text": "no sign"}
+        for n in range(8)
+    ]
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"training": items[:6], "validation": items[6:]}))
+    given = ["--bundle", name, "--config", "train,multimodal", "--data", tmp_path / "data" / "dataset.json"]
+    small = ["--set", "batch_size=4", "--set", "epoch_length=2", "--steps", "2", "--precision", "float32", "-q"]
+    done = medkit("train", "classify", *given, "-o", tmp_path / "new", "--init-from", name, *small)
+    assert done.code == 0, done.err
+    bundled.verify_network(tmp_path / "new")
+    (tmp_path / "t.csv").write_text(f"case,age,told\n{items[0]['image']},33,no\n")
+    facts = ["--features", tmp_path / "t.csv", "--text", "told", "-o", tmp_path / "o"]
+    source = tmp_path / "data" / items[0]["image"]
+    done = medkit("run", "classify", "--bundle", tmp_path / "new", "--trust", source, *facts)
+    assert done.code == 0, done.err
+    again = medkit("train", "classify", "--bundle", tmp_path / "new", "--trust", "--data", given[-1], "-o",
+                   tmp_path / "more", "--init-from", tmp_path / "new", *small)  # fmt: skip
+    assert again.code == 0, again.err
+    bundled.verify_network(tmp_path / "more")
+
+
+def test_what_is_laid_over_is_the_same_for_all() -> None:
+    for config in ("multimodal", "multimodal_inference", "pretrain"):
+        assert len({(FOLDER / name / "configs" / f"{config}.json").read_text() for name in NAMES}) == 1, config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_probabilities_under_medkit_are_those_under_monai(medkit: Run, tmp_path: Path, name: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.bundle import WEIGHTS, Bundle
 from medkit.errors import BundleError, MedkitError, UsageError, WeightsMissingError
-from medkit.training.config import hush, sentence
+from medkit.training.config import hush, own_error, sentence
 
 if TYPE_CHECKING:
     import torch
@@ -165,6 +165,8 @@ class InferenceConfig:
         except (MedkitError, MemoryError):
             raise
         except Exception as error:
+            if own := own_error(error):
+                raise own from None
             raise BundleError(f"{self.path}: {sentence(error)}") from error
 
 

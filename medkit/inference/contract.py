@@ -70,7 +70,8 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
         results=("pred",) if "pred" in saved or not saved else tuple(saved),
         keys=keys,
         optional=tuple(key for key in keys[1:] if key in NO_IMAGES and key not in _sources(content)),
-        channels=_channels(given) if len(keys) == 1 else (),
+        # facts beside an image are a channel that no file has
+        channels=_channels(given) if len(keys) == 1 and "context" not in bundle.block else (),
         classes={int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()},
         planar=len(given.get("spatial_shape") or ()) == 2,
     )

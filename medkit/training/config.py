@@ -193,6 +193,8 @@ class TrainConfig:
         except (MedkitError, MemoryError):
             raise
         except Exception as error:
+            if own := own_error(error):
+                raise own from None
             raise BundleError(f"{self.path}: {sentence(error)}") from error
 
 
@@ -202,6 +204,14 @@ def hush() -> None:
     # that NVIDIA's DICOM decoder, which nobody asked for, is not installed
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+
+
+def own_error(error: BaseException) -> MedkitError | None:
+    """What an object of a config says itself is wrong, below MONAI's errors about it; None where it says nothing."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MedkitError):
+        cause = cause.__cause__
+    return cause
 
 
 def sentence(error: BaseException) -> str:

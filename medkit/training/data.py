@@ -138,9 +138,17 @@ def _located(value: Any, folder: Path, *, must: bool) -> Any:
         return value
     path = folder / value
     channel = path.with_name(f"{stem(path)}_0000{path.name[len(stem(path)) :]}")
-    if not path.exists() and channel.exists():  # nnU-Net's dataset.json leaves the number of the channel out
+    if not is_file(path) and is_file(channel):  # nnU-Net's dataset.json leaves the number of the channel out
         return str(channel)
-    return str(path) if must or path.is_file() else value
+    return str(path) if must or is_file(path) else value
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; False of a text, such as a report, that is no file's name on any system."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a character that no name has
+        return False
 
 
 def _summary(value: Any) -> str:

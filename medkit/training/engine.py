@@ -26,6 +26,7 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
     and TrainingError (the loss is no number any more, or a step failed; the last good checkpoint stays).
     """
     device = _set_up(plan)
+    from medkit.training import overlay
     from medkit.training.config import TrainConfig
     from medkit.training.result import write_samples
     from medkit.training.run import Run
@@ -39,6 +40,7 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
         state = folder.state(plan, identity)
         if state is None:
             folder.begin(plan, identity)
+            overlay.apply(plan, folder.root)
         parts = config.build(folder.root)
         _adjust(parts, plan, fresh=state is None)
         if state is None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from medkit.bundle import Bundle
 from medkit.records import sha256_of
+from medkit.training.data import is_file
 
 NOT_IDENTITY = {"steps", "device"}
 """Ids whose `--set` does not make it another run."""
@@ -117,7 +118,7 @@ def _portable(items: Iterable[Any], roots: Sequence[Path]) -> Any:
             return {str(k): convert(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [convert(v) for v in value]
-        if isinstance(value, str | Path) and Path(value).is_file():
+        if isinstance(value, str | Path) and is_file(Path(value)):
             path = Path(value)
             root = next((r for r in roots if path.is_relative_to(r)), None)
             return [str(path.relative_to(root) if root else path), path.stat().st_size]

@@ -14,6 +14,7 @@ from medkit.bundle import WEIGHTS
 from medkit.files import whole, write_atomically
 from medkit.training.curve import draw_curve
 from medkit.training.history import Row
+from medkit.training.overlay import with_meta
 from medkit.training.plan import TrainingPlan
 from medkit.training.samples import Samples, UnpairedSamples
 from medkit.training.weights import copied
@@ -154,7 +155,7 @@ def new_metadata(plan: TrainingPlan, figures: Figures) -> dict[str, Any]:
             "best_step": best.step if best else None,
         },
     }
-    return dict(metadata)
+    return with_meta(dict(metadata), plan)
 
 
 def bumped(version: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from medkit.errors import InputError, MedkitError
 from medkit.files import Targets, whole, write_atomically
 from medkit.options import RunOptions, granted_threads
 from medkit.records import Record, absolute, sha256_of
+from medkit_classify.facts import Given, described, facts_of, given_of
 from medkit_classify.judging import Familiarity, Judge
 from medkit_classify.task import ClassifyRunner, Question, Wishes
 
@@ -43,8 +44,10 @@ BINS = 15
 """Of the expected calibration error."""
 
 
-def load(bundle: Bundle, layers: Sequence[str]) -> tuple[ClassifyRunner, Runtime]:
-    """The bundle's runner, which watches the layers, on the CPU."""
+def load(
+    bundle: Bundle, layers: Sequence[str], known: Mapping[Path, Given] | None = None
+) -> tuple[ClassifyRunner, Runtime]:
+    """The bundle's runner, which watches the layers, on the CPU; `known` is what is known of images beside them."""
     import torch
 
     from medkit.inference.config import InferenceConfig
@@ -56,7 +59,9 @@ def load(bundle: Bundle, layers: Sequence[str]) -> tuple[ClassifyRunner, Runtime
     parts = InferenceConfig(bundle, device).open()
     judge = Judge(layers=tuple(layers) or default_layers(parts))
     precision = choose_precision("auto", device)
-    return ClassifyRunner(bundle, parts, device, precision, None, wishes=Wishes(), judge=judge), runtime
+    return ClassifyRunner(
+        bundle, parts, device, precision, None, wishes=Wishes(known=known or {}), judge=judge
+    ), runtime
 
 
 def default_layers(parts: Parts) -> tuple[str, ...]:
@@ -132,13 +137,28 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
 
 def calibrated(
-    bundle: Bundle, datalist: Path, layers: Sequence[str], quantile: float
+    bundle: Bundle,
+    datalist: Path,
+    layers: Sequence[str],
+    quantile: float,
+    features: str | None = None,
+    text: str | None = None,
 ) -> tuple[dict[str, Any], Familiarity]:
-    """The block for the metadata, and where the features of the training images lie. Raises InputError."""
+    """The block for the metadata, and where the features of the training images lie. Raises InputError.
+
+    `features` and `text` are what a bundle that reads more than images was trained with.
+    """
     from medkit.training.data import find_items
 
     items = find_items(datalist, ["image", "label"])
-    runner, runtime = load(bundle, layers)
+    known = {}
+    if facts := facts_of(bundle):
+        found = described((*items.training, *items.validation), features, text)
+        known = {Path(item["image"]): given_of(item) for item in found}
+        texts = [given.text for given in known.values() if given.text is not None]
+        everything = {name: value for given in known.values() for name, value in given.features.items()}
+        facts.want(Given(everything, texts[0] if texts else None), datalist)
+    runner, runtime = load(bundle, layers, known)
     _, seen = answers(runner, runtime, [Path(item["image"]) for item in items.training])
     logits, levels = answers(runner, runtime, [Path(item["image"]) for item in items.validation])
     labels = np.array([int(item["label"]) for item in items.validation])
@@ -181,11 +201,15 @@ def main() -> None:
     parser.add_argument("datalist", type=absolute, metavar="DATALIST")
     parser.add_argument("--layers", nargs="*", default=(), help="Names of modules.  [default: the parts of `encoder`]")
     parser.add_argument("--quantile", type=float, default=QUANTILE)
+    parser.add_argument("--features", metavar="TABLE", help="As in `medkit run classify`, where a bundle reads them.")
+    parser.add_argument("--text", metavar="FILE|FOLDER|COLUMN", help="The same.")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     try:
         bundle = Bundle(given.bundle, given.bundle.name, "classify")
-        block, familiarity = calibrated(bundle, given.datalist, given.layers, given.quantile)
+        block, familiarity = calibrated(
+            bundle, given.datalist, given.layers, given.quantile, given.features, given.text
+        )
         if given.write:
             write(bundle, block, familiarity)
     except MedkitError as error:

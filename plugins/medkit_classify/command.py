@@ -11,6 +11,7 @@ from medkit.errors import UsageError
 from medkit.options import RunOptions, absolute_path, task_options
 from medkit.records import absolute
 from medkit.task import run_task
+from medkit_classify.fact_tables import Sources
 from medkit_classify.task import Wishes, classification
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -46,6 +47,17 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
     show_default=True,
     help="Frame of points in tables; Slicer's files name theirs.",
 )
+@click.option(
+    "--features",
+    type=_FILE,
+    metavar="TABLE",
+    help="Numbers such as age, a row for each case, for a bundle that reads them (.csv, .tsv).",
+)
+@click.option(
+    "--text",
+    metavar="FILE|FOLDER|COLUMN",
+    help="Report text for a bundle that reads it: a file, a folder with <stem>.txt, or a column of --features.",
+)
 @bundle_options()
 @task_options
 def classify(
@@ -58,6 +70,8 @@ def classify(
     points: Path | None,
     labels: Path | None,
     coordinates: str,
+    features: Path | None,
+    text: str | None,
 ) -> None:
     """Say what images show, and how sure that is.
 
@@ -67,9 +81,11 @@ def classify(
     \b
     medkit run classify xrays/*.png --table results.tsv
     medkit run classify ct.nii.gz --points candidates.csv --explain gradcam --report
+    medkit run classify xrays/*.png --bundle ./mine --features blood.csv --text reports/
     """
     if points and labels:
         raise UsageError("--points and --labels: give one of them")
+    sources = Sources.of(absolute(features) if features else None, text)
     wishes = Wishes(
         explain,  # type: ignore[arg-type]
         report,
@@ -77,5 +93,8 @@ def classify(
         absolute(points) if points else None,
         absolute(labels) if labels else None,
         coordinates,
+        sources.table,
+        sources.texts,
+        sources.column,
     )
     run_task(classification(chosen, wishes, table), options)

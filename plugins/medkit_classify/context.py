@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medkit.case import Case
-from medkit.records import lineage
+from medkit.records import Record, lineage
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,32 @@ class Context:
     @classmethod
     def of(cls, case: Case) -> Context:
         """From a case's record and the sidecars of what it was made from."""
+        return replace(cls.of_record(case.record), labels=case.inputs.get("labels"))
+
+    @classmethod
+    def of_record(cls, record: Record) -> Context:
+        """From a record and the sidecars of what it was made from."""
         volumes: dict[str, float] = {}
         warnings: list[str] = []
         tasks: list[str] = []
-        for record in lineage(case.record):
-            block = record.medkit
+        for stage in lineage(record):
+            block = stage.medkit
             metrics = block.get("metrics")
             if isinstance(metrics, Mapping) and isinstance(found := metrics.get("volumes_mm3"), Mapping):
                 volumes = {**found, **volumes}  # the latest stage counts
             warnings += [str(text) for text in block.get("warnings", ()) if text not in warnings]
             tasks += [str(block["task"])] if "task" in block else []
-        return cls(case.inputs.get("labels"), volumes, tuple(warnings), tuple(tasks))
+        return cls(None, volumes, tuple(warnings), tuple(tasks))
+
+    def features(self) -> dict[str, float | None]:
+        """Numbers that a bundle may learn from: volumes in mm3, and how many warnings there are. None without stages.
+
+        Warnings count only where volumes came with them, as `segment` gives both.
+        """
+        if not self.volumes_mm3:
+            return {}
+        volumes = {f"volume_{name}": float(value) for name, value in self.volumes_mm3.items()}
+        return {**volumes, "warnings": float(len(self.warnings))}
 
     def facts(self) -> dict[str, Any]:
         """For the sidecar; empty where nothing came but the image."""

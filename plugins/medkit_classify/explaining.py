@@ -42,6 +42,8 @@ class Explainer:
             raise UsageError(f"--explain {method}: the bundle's network is a script, which cannot be looked into")
         self.method = method
         self.network = copy.deepcopy(network).eval()
+        self.channels: int | None = getattr(network, "image_channels", None)
+        """Those of the image, where others hold facts beside it, which stay as they are."""
         self._made: Any = None
 
     def __call__(self, image: torch.Tensor, chosen: int) -> np.ndarray:
@@ -70,13 +72,36 @@ class Explainer:
 
         parts = PARTS if batch.dim() == 4 else PARTS // 2
         sizes = [max(1, size // parts) for size in batch.shape[2:]]
+        image, beside = (
+            batch[:, : self.channels],
+            batch[:, batch.shape[1] if self.channels is None else self.channels :],
+        )
         if self._made is None:
-            self._made = OcclusionSensitivity(self.network, sizes, AT_ONCE, False, "mean_img", 0.5)
+            self._made = OcclusionSensitivity(_beside(self.network), sizes, AT_ONCE, False, "mean_img", 0.5)
+        self._made.nn_module.beside = beside
         with torch.no_grad():
             whole = self.network(batch).softmax(1)[0, chosen]
-            covered, _ = self._made(batch)
+            covered, _ = self._made(image)
         heat: np.ndarray = (whole - covered[0, chosen][None]).cpu().numpy()
         return heat
+
+
+def _beside(network: torch.nn.Module) -> torch.nn.Module:
+    """The network as one of the image's channels alone, with those beside them as they are in `beside`, (1, B, ...)."""
+    import torch
+
+    class Beside(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.beside = torch.empty(0)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            beside = self.beside.expand(len(images), *self.beside.shape[1:])
+            answer: torch.Tensor = self.network(torch.cat([images, beside], 1))
+            return answer
+
+    return Beside()
 
 
 def last_spatial_layer(network: torch.nn.Module, batch: torch.Tensor) -> str:

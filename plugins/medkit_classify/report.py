@@ -82,7 +82,7 @@ class Told:
     """Which part of the image speaks for it, in words; empty where nothing was asked."""
 
 
-def in_words(name: str, told: Sequence[Told], bundle: Bundle, context: Context, note: str) -> str:
+def in_words(name: str, told: Sequence[Told], bundle: Bundle, context: Context, notes: Sequence[str]) -> str:
     """What was found in a case, how sure that is, what speaks for it and what comes next; lines of text."""
     lines = [f"{name}: {bundle.name} {bundle.version}", ""]
     for one in told:
@@ -91,8 +91,18 @@ def in_words(name: str, told: Sequence[Told], bundle: Bundle, context: Context, 
         largest = sorted(context.volumes_mm3.items(), key=lambda pair: -pair[1])[:3]
         lines.append("Volumes from the stage before: " + ", ".join(f"{n} {v / 1000:.1f} ml" for n, v in largest) + ".")
     lines += [f"An earlier stage says: {text}." for text in context.warnings]
-    lines += [f"{note[0].upper()}{note[1:]}."] if note else []
+    lines += [f"{note[0].upper()}{note[1:]}." for note in notes]
     return "\n".join([*lines, NOT_A_DEVICE, ""])
+
+
+def beside(read: Mapping[str, Any]) -> str:
+    """What was read beside the image (`Facts.told`), in words."""
+    parts = [f"{name} {value:g}" for name, value in read["features"].items()]
+    parts += [f"{name} (missing)" for name in read["missing"]]
+    if read["words"]:
+        unknown = f", {read['unknown_words']} of them unknown to the bundle" if read["unknown_words"] else ""
+        parts.append(f"a text of {read['words']} words{unknown}")
+    return f"read beside the image: {', '.join(parts) or 'nothing'}"
 
 
 def _finding(told: Told, bundle: Bundle) -> Iterable[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from medkit.runner import BundleRunner, bundle_task
 from medkit_classify import report
 from medkit_classify.candidates import Candidate, Cut, of_labels, of_points
 from medkit_classify.context import Context
+from medkit_classify.fact_tables import Sources
+from medkit_classify.facts import Given, facts_of
 from medkit_classify.judging import Finding, Judge, unlike
 
 if TYPE_CHECKING:
@@ -46,6 +48,14 @@ class Wishes:
     """A label map whose pieces are the candidates of all cases."""
     frame: str = "RAS"
     """Of tables of points."""
+    table: Path | None = None
+    """Features of all cases, a row for each."""
+    text: Path | None = None
+    """Texts of all cases: one file, a folder or a table."""
+    column: str | None = None
+    """The column of `table` that holds the texts."""
+    known: Mapping[Path, Given] = field(default_factory=dict)
+    """What is known of images, by their paths, where it need not be looked up."""
 
     @property
     def needs_heat(self) -> bool:
@@ -63,15 +73,15 @@ def classification(chosen: BundleOptions, wishes: Wishes, table: Path | None = N
     if table is not None and (wishes.explain or wishes.report or wishes.features):
         raise UsageError("--table makes no file for a case: leave --explain, --report and --save-features out")
     classes = [name for bundle in bundles for name in contract_of(bundle).classes.values()]
-    shared = {"points": wishes.points, "labels": wishes.labels}
+    shared = {"points": wishes.points, "labels": wishes.labels, "features": wishes.table, "text": wishes.text}
     return replace(
         task,
         outputs=() if table else tuple(_outputs(wishes)),
         table=Table(table, report.columns(classes), report.rows_of) if table else None,
         arguments={**task.arguments, "explain": wishes.explain, "report": wishes.report,
-                   "features": wishes.features, "coordinates": wishes.frame},
+                   "features": wishes.features, "coordinates": wishes.frame, "text": wishes.column},
         takes=_kinds(bundles),
-        accepts=(*task.accepts, "points", "labels"),
+        accepts=(*task.accepts, "points", "labels", "features", "text"),
         shared={role: path for role, path in shared.items() if path is not None},
         summary=_summary,
     )  # fmt: skip
@@ -115,6 +125,8 @@ class Question:
     """(L,)"""
     heat: np.ndarray | None = None
     """(1, I, J[, K]) on the network's grid."""
+    given: Given | None = None
+    """What is known of the case beside the image."""
 
 
 class ClassifyRunner(BundleRunner):
@@ -138,6 +150,9 @@ class ClassifyRunner(BundleRunner):
         if self.contract.kind != "table":
             raise BundleError(f"bundle {bundle.name}: gives {self.contract.kind}, no classes")
         self.wishes, self.judge, self.cut = wishes, judge or Judge.of(bundle), Cut.of(bundle.block)
+        self.facts = facts_of(bundle)
+        if self.facts is None and (asked := wishes.table or wishes.text or wishes.column):
+            raise UsageError(f"{asked}: bundle {bundle.name} reads images alone, neither features nor texts")
         try:
             self.watcher = Watcher(parts.network, self.judge.layers)
         except KeyError as error:
@@ -156,17 +171,30 @@ class ClassifyRunner(BundleRunner):
         from medkit.pictures import is_coloured
 
         feed = feed_of(case, self.contract)
+        given = self.given(case)
         if self.cut and feed.grid.shape[2] > 1:
-            return [self._patch(case, candidate, self.cut) for candidate in self._candidates(case)]
+            return [self._patch(case, candidate, self.cut, given) for candidate in self._candidates(case)]
         self._check_axes(case, feed.grid)
         with self._blame("preprocessing"):
-            question = Question(self.preprocessing.fed(feed, case))
+            fed = replace(feed, item={**feed.item, **_as_item(given)})
+            question = Question(self.preprocessing.fed(fed, case), given=given)
         if is_picture(case.path) and is_coloured(case.path):
             question.refused = "a coloured picture, where grey values are expected"
         elif self.cut and not self.cut.fits(feed.grid):
             size, own = _by(feed.grid.shape[:2]), _by(self.cut.size)
             question.refused = f"a picture of {size} pixels, where patches of {own} are expected"
         return [question]
+
+    def given(self, case: Case) -> Given | None:
+        """The features and the text of a case; None of a bundle that reads images alone. Raises InputError."""
+        if self.facts is None:
+            return None
+        if case.path in self.wishes.known:
+            return self.wishes.known[case.path]
+        sources = Sources(case.inputs.get("features"), case.inputs.get("text"), self.wishes.column)
+        given = Given({**Context.of(case).features(), **sources.features(case.path)}, sources.text(case.path))
+        self.facts.want(given, case.path)
+        return given
 
     def _check_axes(self, case: Case, grid: Any) -> None:
         flat = grid.shape[2] == 1
@@ -192,16 +220,16 @@ class ClassifyRunner(BundleRunner):
             raise InputError(f"{case.inputs['labels']}: expected labels of candidates, got none")
         return found
 
-    def _patch(self, case: Case, candidate: Candidate, cut: Cut) -> Question:
+    def _patch(self, case: Case, candidate: Candidate, cut: Cut, given: Given | None) -> Question:
         from medkit.inference.feed import Feed
 
         patch = cut.patch(case.image(), candidate.position)
         if patch is None:
-            return Question(None, candidate.name, "the candidate lies outside the image")
+            return Question(None, candidate.name, "the candidate lies outside the image", given=given)
         name = str(case.path)
         with self._blame("preprocessing"):
-            feed = Feed({self.contract.keys[0]: name}, {name: patch}, patch.grid)
-            return Question(self.preprocessing.fed(feed, case), candidate.name)
+            feed = Feed({self.contract.keys[0]: name, **_as_item(given)}, {name: patch}, patch.grid)
+            return Question(self.preprocessing.fed(feed, case), candidate.name, given=given)
 
     # ---- computing
 
@@ -261,11 +289,13 @@ class ClassifyRunner(BundleRunner):
         elif doubtful:
             warnings.append(f"look at this one: no class for {doubtful} of {len(findings)} candidates")
         note = {"note": self.judge.note} if self.judge.note else {}
+        given = computed[0].given
+        read = {"read": self.facts.told(given)} if self.facts and given else {}
         return Result(
             {} if not case.outputs else dict(self._files(case, computed, findings, numbers, context)),
             metrics=numbers,
             warnings=tuple(dict.fromkeys(warnings)),
-            details={"precision": self.precision, **note, **context.facts()},
+            details={"precision": self.precision, **note, **context.facts(), **read},
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
         )
 
@@ -309,9 +339,14 @@ class ClassifyRunner(BundleRunner):
             yield "explanation", explanation(case, computed)
         if self.wishes.report:
             told = [report.Told(found, self._where(case, q)) for found, q in zip(findings, computed, strict=True)]
-            yield "report", Text(report.in_words(case.path.name, told, self.bundle, context, self.judge.note))
+            yield "report", Text(report.in_words(case.path.name, told, self.bundle, context, self._notes(computed)))
         if self.wishes.features:
             yield "features", Features([q.features for q in computed], findings)
+
+    def _notes(self, computed: Sequence[Question]) -> list[str]:
+        given = computed[0].given
+        read = [report.beside(self.facts.told(given))] if self.facts and given else []
+        return read + ([self.judge.note] if self.judge.note else [])
 
     def _where(self, case: Case, question: Question) -> str:
         from medkit.inference.feed import is_picture
@@ -328,6 +363,11 @@ def _logits(prepared: Prepared) -> np.ndarray:
     plain = value.as_tensor() if hasattr(value, "as_tensor") else value
     out: np.ndarray = np.atleast_1d(np.squeeze(plain.detach().cpu().numpy()))
     return out
+
+
+def _as_item(given: Given | None) -> dict[str, Any]:
+    """As a datalist's item says it."""
+    return {} if given is None else {"features": dict(given.features), "text": given.text}
 
 
 def _by(sizes: Iterable[int]) -> str:

@@ -37,6 +37,8 @@ class Watcher:
         if missing := [name for name in layers if name not in modules]:
             raise KeyError(missing[0])
         self._images: list[torch.Tensor] = []
+        self._channels = getattr(network, "image_channels", None)
+        """Those of the image, where others hold facts beside it (see `medkit_classify.fusion`)."""
         if layers:
             network.register_forward_pre_hook(self._keep_image)
         for name in layers:
@@ -48,7 +50,7 @@ class Watcher:
 
     def _keep_image(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if not (inputs[0].is_meta or self._images):
-            self._images.append(of_images(inputs[0].detach().float()).cpu())
+            self._images.append(of_images(inputs[0][:, : self._channels].detach().float()).cpu())
 
     def _keeper(self, name: str) -> Any:
         def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
