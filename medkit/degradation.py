@@ -317,7 +317,11 @@ class Clean:
         plain = source.as_tensor() if isinstance(source, MetaTensor) else source
         if labels:
             spacing = source.pixdim.tolist() if isinstance(source, MetaTensor) else (1.0, 1.0, 1.0)
-            return self.synthesis(plain[None], spacing, seed).image[0].clamp(min=0)
+            for attempt in range(10):
+                image = self.synthesis(plain[None], spacing, seed + attempt).image[0].clamp(min=0)
+                if bool(((image > FOREGROUND) & (image < 2)).float().mean() > 0.1):  # else nearly all of it is air
+                    break
+            return image
         return remapped(patch(plain, self.synthesis.shape, random), random, self.remap)
 
 

@@ -41,19 +41,23 @@ class EnhancementLoss(nn.Module):
     `image` times half the logarithm of the mean square error of the first channel, as in PSNR: to halve faint noise is
     worth as much as to halve strong noise, down to `floor`, under which there is none. `field` times the mean absolute
     error of the second, the logarithm of the field, over voxels whose target is brighter than `tissue`; a constant
-    factor is no error, for nobody knows it.
+    factor is no error, for nobody knows it. The outermost `border` voxels of the first count for nothing: within a
+    whole image they would have neighbours.
     """
 
-    def __init__(self, image: float = 1.0, field: float = 0.0, tissue: float = 0.05, floor: float = 0.01) -> None:
+    def __init__(
+        self, image: float = 1.0, field: float = 0.0, tissue: float = 0.05, floor: float = 0.01, border: int = 0
+    ) -> None:
         super().__init__()
-        self.image, self.field, self.tissue, self.floor = image, field, tissue, floor
+        self.image, self.field, self.tissue, self.floor, self.border = image, field, tissue, floor, border
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """pred, target: (B, 2, *space)."""
         pred, target = torch.as_tensor(pred).float(), torch.as_tensor(target).float()
         loss = pred.new_zeros(())
         if self.image:
-            square = (pred[:, 0] - target[:, 0]).square().flatten(1).mean(1)
+            inner = (slice(None), 0, *[slice(self.border, n - self.border) for n in pred.shape[2:]])
+            square = (pred[inner] - target[inner]).square().flatten(1).mean(1)
             loss = loss + self.image * (square + self.floor**2).log().mean() / 2
         if self.field:
             loss = (
