@@ -21,10 +21,16 @@ from medkit.testing import make_image, run_medkit
 
 ROOT = Path(__file__).parents[1] / "bundles" / "mri_enhancement"
 CONFIGS = ROOT / "configs"
-SMALL = {"channels": [4, 4, 8], "field_channels": [4, 4, 8], "epoch_length": 2, "steps": 2}
+SMALL = {"channels": [4, 8], "field_channels": [4, 4, 8], "epoch_length": 2, "steps": 2}
 
 
 built = functools.partial(bundled.built, ROOT)
+
+
+@pytest.fixture(autouse=True)
+def own_code(clean_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle's own package is found, as under MONAI's commands and medkit's."""
+    monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.fixture
@@ -35,8 +41,8 @@ def sources(tmp_path: Path) -> Path:
     return folder
 
 
-def weighted(root: Path, *, scale: float = 0.0, field: float = 0.0) -> Path:
-    """The bundle with small networks' weights: what the first takes away times `scale`, a constant field."""
+def weighted(root: Path, *, keeps: bool = True, field: float = 0.0) -> Path:
+    """The bundle with weights of small networks: the first takes nothing away, or is a threshold; a constant field."""
     shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns("models"))
     for name in ("inference", "train"):
         path = root / "configs" / f"{name}.json"
@@ -47,7 +53,9 @@ def weighted(root: Path, *, scale: float = 0.0, field: float = 0.0) -> Path:
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")
-    network[0].submodule[-1].weight.data.mul_(scale)
+    network[0].threshold.data.fill_(-1e6 if keeps else 2.5)
+    for last in (network[0].moved, network[0].added):
+        last.weight.data.zero_()
     for parameter in parser.get_parsed_content("found").parameters():
         parameter.data.fill_(field if parameter.dim() == 1 else 0)
     (root / "models").mkdir()
@@ -83,11 +91,59 @@ def test_the_configs_agree_and_the_weights_will_be_small() -> None:
     )
 
 
-def test_what_is_taken_away_grows_with_the_image() -> None:
-    denoise = built("inference", channels=[4, 4, 8]).get_parsed_content("denoise").eval()
-    image = torch.rand(1, 1, 32, 32, 32)
+def rician(clean: torch.Tensor, sigma: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (sigma * torch.randn(clean.shape, generator=generator) for _ in range(2))
+    return torch.hypot(clean + a, b)
+
+
+def slope(size: int) -> torch.Tensor:
+    """(1, 1, size, size, size) that rises from 0.2 to 1 along an axis."""
+    return torch.linspace(0.2, 1, size).reshape(-1, 1, 1).expand(1, 1, size, size, size).clone()
+
+
+def denoiser() -> torch.nn.Module:
+    torch.manual_seed(0)
+    network: torch.nn.Module = built("inference", channels=[4, 8]).get_parsed_content("denoise").eval()
+    return network
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.1])
+def test_noise_is_measured_where_it_is(sigma: float) -> None:
+    measure = denoiser().get_submodule("noise")
+    clean = slope(64)
     with torch.no_grad():
-        torch.testing.assert_close(denoise(3 * image), 3 * denoise(image), rtol=1e-4, atol=1e-4)
+        found = measure(rician(clean, sigma))
+        torch.testing.assert_close(found, torch.full((1, 1, 32, 32, 32), sigma), rtol=0.1, atol=0)
+        strength = sigma * torch.where(torch.arange(64) < 32, 0.5, 1.5)
+        found = measure(clean + strength * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)))
+    assert 0.4 * sigma < float(found[..., :8].mean()) < 0.8 * sigma < 1.2 * sigma < float(found[..., 24:].mean())
+
+
+def test_noise_is_measured_in_anything() -> None:
+    measure = denoiser().get_submodule("noise")
+    with torch.no_grad():
+        for image in (torch.zeros(1, 1, 32, 32, 32), torch.full((1, 1, 8, 8, 8), 0.7), torch.rand(2, 1, 4, 64, 12)):
+            found = measure(image)
+            assert found.shape == (len(image), 1, *(n // 2 for n in image.shape[2:]))
+            assert bool(found.isfinite().all() & (found > 0).all())
+
+
+def test_before_any_training_it_is_a_threshold_and_leaves_clean_images_alone() -> None:
+    denoise, clean = denoiser(), slope(48)
+    with torch.no_grad():
+        torch.testing.assert_close(denoise(clean), clean, rtol=0, atol=1e-3)
+        for sigma in (0.03, 0.09):
+            noisy = rician(clean, sigma)
+            left = (denoise(noisy) - clean).square().mean() / (noisy - clean).square().mean()
+            assert float(left) < 0.2
+
+
+def test_images_of_a_batch_do_not_know_of_each_other() -> None:
+    denoise = denoiser()
+    images = torch.cat([rician(slope(32), sigma) for sigma in (0.02, 0.1)])
+    with torch.no_grad():
+        torch.testing.assert_close(denoise(images)[:1], denoise(images[:1]), rtol=1e-4, atol=1e-5)
 
 
 def test_parameters_of_the_field_have_one_name_in_both_configs() -> None:
@@ -102,7 +158,7 @@ def test_parameters_of_the_field_have_one_name_in_both_configs() -> None:
 
 
 def train(*arguments: object, **changes: object) -> Path:
-    small = {"epoch_length": 2, "channels": [4, 4, 8], "field_channels": [4, 4, 8]} | changes
+    small = {"epoch_length": 2, "channels": [4, 8], "field_channels": [4, 4, 8]} | changes
     done = run_medkit(["train", "enhance", *map(str, arguments), *bundled.as_sets(small), "--precision", "float32"])
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
