@@ -54,8 +54,8 @@ def weighted(root: Path, *, keeps: bool = True, field: float = 0.0) -> Path:
     parser.read_config(str(root / "configs" / "inference.json"))
     network = parser.get_parsed_content("network_def")
     network[0].threshold.data.fill_(-1e6 if keeps else 2.5)
-    for last in (network[0].moved, network[0].added):
-        last.weight.data.zero_()
+    for parameter in (*network[0].moved.parameters(), *network[0].added.parameters()):
+        parameter.data.zero_()
     for parameter in parser.get_parsed_content("found").parameters():
         parameter.data.fill_(field if parameter.dim() == 1 else 0)
     (root / "models").mkdir()

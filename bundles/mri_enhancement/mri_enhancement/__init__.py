@@ -1,7 +1,5 @@
 """The network that denoises: cosine transforms of overlapping blocks, shrunk as far as a U-Net says."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -32,6 +30,8 @@ class LocalNoise(nn.Module):
     the strength there.
     """
 
+    signs: torch.Tensor
+
     def __init__(self, reach: int = 40, tissue: float = 0.15, least: float = 0.002) -> None:
         """`tissue`: what is brighter, of images whose 99th percentile is 1; `least` noise is always assumed."""
         super().__init__()
@@ -52,7 +52,8 @@ class LocalNoise(nn.Module):
         whole = self._median(detail[seen]) / 0.6745  # of the absolute value of a standard normal variable
         weights = seen.to(detail.dtype)
         parts = torch.cat([detail.clamp(max=5 * whole) * weights, weights])  # edges, which are few, count little
-        parts = functional.adaptive_avg_pool3d(parts, [max(1, n // 4) for n in detail.shape[1:]])
+        _, i, j, k = detail.shape
+        parts = functional.adaptive_avg_pool3d(parts, (max(1, i // 4), max(1, j // 4), max(1, k // 4)))
         # the mean of `reach` voxels: of every eighth, as many to either side
         aside = self.reach // 16
         parts = functional.pad(parts, [aside] * 6)
@@ -102,6 +103,8 @@ class Shrinkage(nn.Module):
         blocks: residual blocks of two convolutions at half of the resolution, and at a quarter; even numbers.
     """
 
+    basis: torch.Tensor
+
     def __init__(self, size: int = 6, channels: tuple[int, int] = (64, 96), blocks: tuple[int, int] = (2, 2)) -> None:
         super().__init__()
         self.size, count = size, size**3
@@ -126,9 +129,8 @@ class Shrinkage(nn.Module):
         for block in self.modules():
             if isinstance(block, _Block):
                 block.second.weight.data.mul_(0.1)
-        for last in (self.moved, self.added):
-            last.weight.data.mul_(0.05)
-            nn.init.zeros_(last.bias)
+        for parameter in (*self.moved.parameters(), *self.added.parameters()):
+            parameter.data.mul_(0.05)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 1, I, J, K) without noise, of images (B, 1, I, J, K) whose sizes are multiples of 4."""
