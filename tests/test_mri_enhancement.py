@@ -255,7 +255,7 @@ def test_large_images_go_through_in_parts_without_a_seam(tmp_path: Path) -> None
     image = torch.rand(1, 1, 64, 32, 32)
     with torch.no_grad():
         whole = parser.get_parsed_content("inferer")(image, network)
-        parser["window"] = 32
+        parser["window"] = 48
         parser.parse(reset=True)
         parts = parser.get_parsed_content("inferer")(image, network)
     assert whole.shape == parts.shape == (1, 2, 64, 32, 32)
