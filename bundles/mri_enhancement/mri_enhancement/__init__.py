@@ -135,34 +135,30 @@ class Shrinkage(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 1, I, J, K) without noise, of images (B, 1, I, J, K) whose sizes are multiples of 4."""
-        image = image.float()
-        with torch.autocast(image.device.type, enabled=False):  # what stays of the image keeps all its digits
-            with torch.no_grad():
-                noise = self.noise(image)
-            found, given = self._found(image, noise)
-        state = self.before(self.head(given))
+        with torch.autocast(image.device.type, enabled=False), torch.no_grad():
+            noise = self.noise(image.float())
+        levels = self._levels(image, noise)
+        squashed = functional.softsign(levels / 3)
+        detail = functional.softsign((split(image) - levels[:, :1] * noise / self.size**1.5) / (3 * noise))
+        kind = levels.dtype
+        state = self.before(self.head(torch.cat([squashed.abs(), squashed, detail.to(kind), noise.log().to(kind)], 1)))
         state = self.after(state + self.context(state))
-        moved, added = self.moved(state), self.added(state)
-        with torch.autocast(image.device.type, enabled=False):
-            kept = torch.sigmoid(self.slope * (found.abs() / noise - self.threshold) + moved.float()) * found
-            return self._image(kept + added.float() * noise)
+        beyond = torch.addcmul(self.moved(state), self.slope.to(kind), levels.abs() - self.threshold.to(kind))
+        # what goes is taken from the image, and not the image put together from what stays: so it keeps all its digits
+        return image - self._image(levels * torch.sigmoid(-beyond) - self.added(state), noise)
 
-    def _found(self, image: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The coefficients (B, size^3, I / 2, J / 2, K / 2) of the blocks, and what the U-Net is told of them."""
-        margin = self.size // 2 - 1
-        padded = functional.pad(image, [margin] * 6, mode="replicate")
+    def _levels(self, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """(B, size^3, I / 2, J / 2, K / 2): the coefficients of the blocks over the noise."""
+        padded = functional.pad(image, [self.size // 2 - 1] * 6, mode="replicate")
         found = functional.conv3d(split(padded), self.basis)
-        levels = found / noise
-        sizes = levels.abs()
-        detail = (split(image) - found[:, :1] / self.size**1.5) / noise
-        told = [sizes / (3 + sizes), levels / (3 + sizes), detail / (3 + detail.abs()), noise.log()]
-        return found, torch.cat(told, 1)
+        return found / noise.to(found.dtype)
 
-    def _image(self, kept: torch.Tensor) -> torch.Tensor:
-        """The mean of the blocks that cover each voxel."""
+    def _image(self, levels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The inverse of `_levels`: the mean of the blocks that cover each voxel."""
         half = self.size // 2
-        shares = functional.conv_transpose3d(torch.ones_like(kept[:1, :1]), kept.new_ones(1, 1, half, half, half))
-        image = joined(functional.conv_transpose3d(kept, self.basis) / shares)
+        blocks = functional.conv_transpose3d(levels * noise.to(levels.dtype), self.basis).float()
+        shares = functional.conv_transpose3d(torch.ones_like(noise[:1]), noise.new_ones(1, 1, half, half, half)).float()
+        image = joined(blocks / shares)
         margin = half - 1
         return image[..., margin:-margin, margin:-margin, margin:-margin]
 
