@@ -126,10 +126,11 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
         if start is None:
             raise UsageError(f"--init {shared['init']}: expected an affine transform")
     mask = _mask_on(fixed.grid, shared.get("fixed_mask"))
-    return _Registration(shared["fixed"], fixed, prepare(_volume(fixed, mask)), choices, start, runtime).case
+    return _Registration(shared["fixed"], fixed, prepare(volume_of(fixed, mask)), choices, start, runtime).case
 
 
-def _volume(image: Image, mask: np.ndarray | None) -> Volume:
+def volume_of(image: Image, mask: np.ndarray | None) -> Volume:
+    """A scan as the engine takes it, with a mask (I, J, K) bool where there is one."""
     import torch
 
     from medkit_register.pyramid import Volume
@@ -171,7 +172,7 @@ class _Registration:
         from medkit_register.pyramid import Pyramid
 
         moving = case.image()
-        pyramid = Pyramid(_volume(moving, _mask_on(moving.grid, case.inputs.get("moving_mask"))))
+        pyramid = Pyramid(volume_of(moving, _mask_on(moving.grid, case.inputs.get("moving_mask"))))
         outcome = (self._half_way if self.choices.midpoint else self._all_the_way)(moving.grid, pyramid)
         del pyramid
         found, target = outcome.found, outcome.target
