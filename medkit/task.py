@@ -227,9 +227,7 @@ class _Run:
         self.claimed[str(source)] = str(source)
         return Targets({}, self.task.table.path)
 
-    def _member_targets(
-        self, inputs: Mapping[str, Path], members: tuple[Record, ...], folder: Path
-    ) -> dict[str, Path]:
+    def _member_targets(self, inputs: Mapping[str, Path], members: tuple[Record, ...], folder: Path) -> dict[str, Path]:
         """Role -> final path of what is made for every line, beside the main output."""
         return {
             numbered(output.role, number): folder / output.name(inputs[numbered(self.task.role, number)])

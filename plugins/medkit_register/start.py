@@ -33,7 +33,7 @@ SPREADS = (
     (np.deg2rad(8.0), 0.12, 0.05),
     (np.deg2rad(5.0), 0.08, 0.03),
 )
-"""Standard deviations of the variants, round by round: rotation in radians, shift in shares of the radius, log scale."""
+"""Standard deviations of the variants, round by round: rotation (radians), shift (shares of the radius), log scale."""
 KEPT = 8
 """Starts that the optimiser follows."""
 

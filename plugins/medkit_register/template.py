@@ -259,7 +259,7 @@ class _Group:
 
         there: Any = self.transform(member, self.mean.grid)
         if member.warp is None:
-            return there.inverse()  # type: ignore[no-any-return]
+            return there.inverse()
         return backward_field(with_inverse(member.warp, self.runtime.threads), there, member.grid, self.runtime.threads)
 
     def template(self) -> Image:

@@ -116,13 +116,13 @@ class Scans:
     data: Path
     kind: Kind
 
-    @functools.cache  # noqa: B019: one instance, which lives as long as the program
+    @functools.cache  # noqa: B019 - one instance, which lives as long as the program
     def volume(self, name: str) -> Any:
         """The scan in closest-RAS order."""
         import torch
+        from medkit_register.pyramid import Volume, canonical
 
         from medkit.images import read_image
-        from medkit_register.pyramid import Volume, canonical
 
         image = read_image(self.data / SCANS[name])
         data, affine, _ = canonical(Volume(torch.from_numpy(image.data[0].astype(np.float32)), image.grid.affine))
