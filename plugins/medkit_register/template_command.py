@@ -33,7 +33,7 @@ from medkit_register.template import Wishes, average
     show_default=True,
     help="Of the last deformable round; those before it are fast.",
 )
-@click.option("--sharpen", is_flag=True, help="Sharpen the average after every round (Laplacian).")
+@click.option("--sharpen", is_flag=True, help="Sharpen the average after every round (unsharp mask).")
 @group_by_option
 @task_options
 def template(options: RunOptions, kind: str, iterations: int, quality: str, sharpen: bool) -> None:
