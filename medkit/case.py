@@ -143,6 +143,9 @@ class Task:
     """Role -> file that all cases use, such as the fixed image."""
     arity: Literal["each", "all"] = "each"
     """Whether every line is a case, or all lines (of a `--group-by` group) are one."""
+    members: Sequence[Output] = ()
+    """With `arity="all"`: what is made for every line beside `outputs`, under its own name; the roles are numbered like
+    the inputs (`transform`, `transform_2`, ...)."""
     whole: bool = False
     """With `arity="all"`: nothing is made where one of the lines has failed, since the result would lack a part."""
     summary: Callable[[Record], str] | None = None
@@ -214,6 +217,10 @@ class Case:
             self.warnings.extend(image.warnings)
             self._read[path] = image
         return self._read[path]
+
+    def release(self, role: str) -> None:
+        """Forgets the image of a role, for cases of more images than fit into memory."""
+        self._read.pop(self.inputs[role], None)
 
     @property
     def held(self) -> int:
@@ -342,7 +349,7 @@ class CaseWorker:
 
     def write(self, plan: Plan, result: Result, claim: Claim | Unclaimed) -> None:
         """Writes the files of a result where they are made whole. Raises MedkitError for roles not declared."""
-        _check_roles(self.task, result)
+        _check_roles(self.task, plan, result)
         for role, value in result.outputs.items():
             value.write(claim.part / plan.targets.outputs[role].name)
 
@@ -422,6 +429,11 @@ class CaseWorker:
         return overlay_mosaic(case.image(), value, kind=drawn, title=f"{self.task.name}  {case.path.name}")
 
 
+def numbered(role: str, number: int) -> str:
+    """The role of a case's line, from 1: `image`, `image_2`, ..."""
+    return role if number == 1 else f"{role}_{number}"
+
+
 def settings_of_run(task: Task, options: RunOptions) -> dict[str, Any]:
     """What all results of a run depend on beside their inputs."""
     chosen = {"frame": options.frame, "series": options.series}
@@ -443,8 +455,8 @@ def picture_path(folder: Path, main: Path, output: Path | None) -> Path:
     return folder / below / f"{stem(main)}.png"
 
 
-def _check_roles(task: Task, result: Result) -> None:
-    declared = {o.role for o in task.outputs}
+def _check_roles(task: Task, plan: Plan, result: Result) -> None:
+    declared = set(plan.targets.outputs)
     if set(result.outputs) != declared:
         raise MedkitError(f"task {task.name} declares the outputs {sorted(declared)} but gave {sorted(result.outputs)}")
 

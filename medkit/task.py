@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from medkit.case import (
     Text,
     explain,
     failed_record,
+    numbered,
     settings_of_run,
 )
 from medkit.errors import InputError, MedkitError, OutputError, Stopped, UsageError, listed
@@ -204,6 +205,8 @@ class _Run:
             raise InputError(f"{own}: no such file")
         inputs = self._inputs(record, members)
         targets = self._targets(own if not members else self._group_name(own, group))
+        if members and self.task.members:
+            targets = Targets({**targets.outputs, **self._member_targets(inputs, members, targets.main.parent)})
         refuse_inputs(targets, list(inputs.values()))
         for path in targets.names:
             self.emitter.check_name(path)
@@ -224,6 +227,14 @@ class _Run:
         self.claimed[str(source)] = str(source)
         return Targets({}, self.task.table.path)
 
+    def _member_targets(self, inputs: Mapping[str, Path], members: tuple[Record, ...], folder: Path) -> dict[str, Path]:
+        """Role -> final path of what is made for every line, beside the main output."""
+        return {
+            numbered(output.role, number): folder / output.name(inputs[numbered(self.task.role, number)])
+            for number in range(1, len(members) + 1)
+            for output in self.task.members
+        }
+
     def _inputs(self, record: Record, members: tuple[Record, ...]) -> dict[str, Path]:
         unknown = set(record.inputs) - {self.task.role, *self.task.accepts}
         if unknown:
@@ -237,7 +248,7 @@ class _Run:
         inputs = {} if found.path == record.path else {record.kind: record.path}
         inputs[self.task.role] = found.path
         for number, member in enumerate(members[1:], start=2):
-            inputs[f"{self.task.role}_{number}"] = find_kind(member, self.task.takes).path
+            inputs[numbered(self.task.role, number)] = find_kind(member, self.task.takes).path
         named = {role: path for role, path in record.inputs.items() if role != self.task.role}
         return inputs | named | {role: absolute(p) for role, p in self.task.shared.items()}
 

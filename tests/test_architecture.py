@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 CORE = sorted((ROOT / "medkit").rglob("*.py"))
 PLUGINS = sorted(p.name for p in (ROOT / "plugins").iterdir() if (p / "__init__.py").exists())
 CODE = [p for p in CORE if "templates" not in p.parts]
-TASKS = {"register", "segment", "enhance", "sr", "classify"}
+TASKS = {"register", "template", "segment", "enhance", "sr", "classify"}
 
 STDLIB_ONLY = ("errors", "names", "records", "signals", "files", "specs", "bundle", "bundle_files", "trust")
 LIGHT = {

@@ -161,3 +161,33 @@ def test_moving_labels_alone_are_a_usage_error(pair: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "--moving-labels needs --fixed-labels" in done.stderr
+
+
+def test_joint_writes_its_parts_beside_one_transform(pair: Path, tmp_path: Path) -> None:
+    record = register(pair, tmp_path, "--type", "joint", "--quality", "fast")
+    assert record["medkit"]["arguments"]["type"] == "joint"
+    found = {role: Path(output["path"]).name for role, output in record["medkit"]["outputs"].items()}
+    assert found == {
+        "image": "moving_registered.nii.gz",
+        "transform": "moving_transform.nii.gz",
+        "inverse_transform": "moving_inverse_transform.nii.gz",
+        "rigid_transform": "moving_rigid_transform.tfm",
+        "affine_transform": "moving_affine_transform.tfm",
+    }
+    rigid, affine = (read_transform(tmp_path / found[f"{part}_transform"]).matrix for part in ("rigid", "affine"))
+    np.testing.assert_allclose(rigid[:3, :3] @ rigid[:3, :3].T, np.eye(3), atol=1e-6)
+    assert np.abs(affine[:3, :3].T @ affine[:3, :3] - np.eye(3)).max() > 1e-3
+    np.testing.assert_allclose(affine, record["medkit"]["registration"]["matrix_ras_mm"], atol=1e-5)
+    index = np.random.default_rng(0).uniform(0.3, 0.7, (100, 3)) * SHAPE
+    points = apply_affine(nib.load(pair / "fixed.nii.gz").affine, index)
+    moved = read_transform(tmp_path / found["transform"]).map_points(points)
+    truth = points - shift(points)
+    ends = [np.linalg.norm(m - truth, axis=1).mean() for m in (apply_affine(rigid, points), moved)]
+    assert ends[1] < 0.6 * ends[0]
+
+
+def test_joint_has_no_midpoint(pair: Path) -> None:
+    scans = [str(pair / f"{name}.nii.gz") for name in ("fixed", "moving")]
+    done = run_medkit(["run", "register", "--type", "joint", "--midpoint", "--fixed", *scans])
+    assert done.returncode == 2
+    assert "not joint" in done.stderr

@@ -206,7 +206,8 @@ class Run:
         kind = "rigid" if self.settings.type == "rigid" else "similarity"
         coarse = self.start_plan(self.plans[0], self.plans[0].sampling.limit)
         problem = self.problem(coarse, "mi")
-        starts = search(problem, self.frames, self.settings.init, scaled=kind != "rigid", planar=self.planar)
+        settings, scaled = self.settings, kind != "rigid"
+        starts = search(problem, self.frames, settings.init, scaled=scaled, planar=self.planar, seed=settings.seed)
         ends = self.compare(problem, starts, kind, coarse)
         ends = self.compare(problem, [end.mapping for end in ends], self.settings.type, coarse)
         if len(ends) > 1:

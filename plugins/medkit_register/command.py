@@ -19,17 +19,18 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option(
     "--type",
     "kind",
-    type=click.Choice(["rigid", "affine", "deformable"]),
+    type=click.Choice(["rigid", "affine", "deformable", "joint"]),
     default="deformable",
     show_default=True,
-    help="What the transform may do: turn and shift; scale and shear as well; or bend.",
+    help="What the transform may do: turn and shift; scale and shear as well; or bend. joint bends too, from a "
+    "rigid map over an affine one, and writes these two beside the transform, which holds all three.",
 )
 @click.option(
     "--quality",
     type=click.Choice(["fast", "default", "best"]),
     default="default",
     show_default=True,
-    help="How closely a deformable registration follows the images, and how long it takes.",
+    help="How closely a deformable (or joint) registration follows the images, and how long it takes.",
 )
 @click.option(
     "--metric",

@@ -254,12 +254,9 @@ class Comparison:
         lattice = finest.coarser(stage.image)
         detail = finest.coarser(stage.detail or stage.image)
         look = Look(metric, stage.window)
-        f, fixed_trust = on_lattice(fixed, detail, np.eye(4), look, threads)
-        m, moving_trust = on_lattice(moving, detail, matrix, look, threads)
-        objects = [averaged(x, lattice) for x in (f, m)]
-        near = neighbourhood(objects[0] > 0.3 * fixed.threshold, objects[1] > 0.3 * moving.threshold, stage)
-        f, m = (averaged(comparable(x, look, p.threshold), lattice) for x, p in ((f, fixed), (m, moving)))
-        fixed_trust, moving_trust = (None if t is None else averaged(t, lattice) for t in (fixed_trust, moving_trust))
+        f, fixed_object, fixed_trust = fixed_side(fixed, lattice, detail, look, threads)
+        m, moving_object, moving_trust = one_side(moving, lattice, detail, matrix, look, threads)
+        near = neighbourhood(fixed_object, moving_object, stage)
         if metric == "mind":
             channels = [m, squared_slopes(m, stage.image)[None]]
         else:
@@ -353,6 +350,28 @@ class Comparison:
         # the slope carries the weight, by which `pull` multiplies again
         residual = fit.slope / (curvature * unit) / ones.clamp_min(1e-3)
         return residual, unit, 1 / (curvature * max(float(ones.sum()), 1.0) * unit**2)
+
+
+Side = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor | None"]
+"""A scan at one resolution: what is compared, where the object is (I, J, K) bool, and how far to trust it."""
+
+
+def fixed_side(fixed: Pyramid, lattice: Lattice, detail: Lattice, look: Look, threads: int) -> Side:
+    """The fixed scan's side, kept with its pyramid for further moving scans; descriptors are too large for that."""
+    if look.metric == "mind":
+        return one_side(fixed, lattice, detail, np.eye(4), look, threads)
+    key = ("side", lattice.shape, lattice.affine.tobytes(), look)
+    if key not in fixed.features:
+        fixed.features[key] = one_side(fixed, lattice, detail, np.eye(4), look, threads)
+    return fixed.features[key]  # type: ignore[return-value]
+
+
+def one_side(pyramid: Pyramid, lattice: Lattice, detail: Lattice, matrix: np.ndarray, look: Look, threads: int) -> Side:
+    """A scan on `lattice`, whose points `matrix` (4, 4) RAS+ mm takes to it; what is compared is made on `detail`."""
+    image, trust = on_lattice(pyramid, detail, matrix, look, threads)
+    on = averaged(image, lattice) > 0.3 * pyramid.threshold
+    compared = averaged(comparable(image, look, pyramid.threshold), lattice)
+    return compared, on, None if trust is None else averaged(trust, lattice)
 
 
 def on_lattice(

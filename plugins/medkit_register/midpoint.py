@@ -20,6 +20,8 @@ from medkit_register.deformable import Warp
 from medkit_register.warp import Lattice, Sampler, indices, invert
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 EXACT = 0.005
@@ -51,23 +53,29 @@ def mean_matrix(there: np.ndarray, back: np.ndarray) -> np.ndarray:
 
 
 def middle_grid(fixed: Grid, moving: Grid, half: np.ndarray) -> Grid:
-    """The grid in the middle: mean directions and centre, the finer spacing and the larger field of view of the two.
+    """The grid in the middle of two; `half` (4, 4) RAS+ mm takes fixed points to the middle, and middle points to the
+    moving scan. See `common_grid`."""
+    return common_grid([fixed, moving], [np.linalg.inv(half), half])
 
-    `half` (4, 4) RAS+ mm takes fixed points to the middle, and middle points to the moving scan. Axes run as in RAS+.
+
+def common_grid(grids: Sequence[Grid], maps: Sequence[np.ndarray]) -> Grid:
+    """Mean directions and centre, the finest spacing and the largest field of view of several. Axes run as in RAS+.
+
+    `maps`, (4, 4) RAS+ mm, take points of the common space to those of each grid.
     """
-    grids = [_canonical(half @ fixed.affine, fixed), _canonical(np.linalg.inv(half) @ moving.affine, moving)]
-    directions = [affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) for affine, _ in grids]
-    left, _, right = np.linalg.svd(directions[0] + directions[1])
+    turned = [_canonical(np.linalg.inv(m) @ grid.affine, grid) for grid, m in zip(grids, maps, strict=True)]
+    directions = [affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) for affine, _ in turned]
+    left, _, right = np.linalg.svd(np.sum(directions, axis=0))
     turn = left @ right
-    spacing = np.minimum(*[np.linalg.norm(affine[:3, :3], axis=0) for affine, _ in grids])
-    sides = np.maximum(*[np.linalg.norm(affine[:3, :3], axis=0) * shape for affine, shape in grids])
-    several = np.maximum(*[shape for _, shape in grids]) > 1
+    spacing = np.min([np.linalg.norm(affine[:3, :3], axis=0) for affine, _ in turned], axis=0)
+    sides = np.max([np.linalg.norm(affine[:3, :3], axis=0) * shape for affine, shape in turned], axis=0)
+    several = np.max([shape for _, shape in turned], axis=0) > 1
     shape = np.where(several, np.ceil(sides / spacing - 1e-3), 1).astype(int)
-    centre = np.mean([apply_affine(affine, (shape[None] - 1) / 2)[0] for affine, shape in grids], axis=0)
+    centre = np.mean([apply_affine(affine, (shape[None] - 1) / 2)[0] for affine, shape in turned], axis=0)
     affine = np.eye(4)
     affine[:3, :3] = turn * spacing
     affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
-    return Grid((shape[0], shape[1], shape[2]), affine, min(fixed.dims, moving.dims))
+    return Grid((shape[0], shape[1], shape[2]), affine, min(grid.dims for grid in grids))
 
 
 def _canonical(affine: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -49,7 +49,7 @@ class Freedom:
         angles[3 - turns :] = step[:turns]
         linear = rotation(angles) @ mapping[:, :3]
         if self.kind == "similarity":
-            scale = np.exp(step[turns])
+            scale = np.exp(np.clip(step[turns], -1, 1))
             linear = np.diag([scale, scale, 1.0 if self.planar else scale]) @ linear
         shift = mapping[:, 3].copy()
         shift[:translation] += step[len(step) - translation :]
@@ -109,6 +109,9 @@ def minimise(
         step = damped_step(here, freedom.directions(mapping), damping)
         trial = freedom.move(mapping, step)
         length = displacement(trial - mapping, radius)
+        if length > radius:  # that far off the model says nothing, and what it finds there has little overlap
+            damping *= 8
+            continue
         there = problem.system(trial)
         if there.cost < here.cost and there.overlap >= least:
             gained = here.cost - there.cost

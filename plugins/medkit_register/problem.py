@@ -186,7 +186,17 @@ class Sampling:
 
 
 def make_samples(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray, sampling: Sampling) -> Samples:
-    """Points of the object and its margin, or of the mask; `frame` (4, 4): local mm -> RAS+ mm."""
+    """Points of the object and its margin, or of the mask, kept with the pyramid.
+
+    `frame` (4, 4) takes local mm to RAS+ mm.
+    """
+    key = ("samples", spacing, look, sampling, frame.tobytes())
+    if key not in pyramid.features:
+        pyramid.features[key] = _samples(pyramid, spacing, look, frame, sampling)
+    return pyramid.features[key]  # type: ignore[return-value]
+
+
+def _samples(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray, sampling: Sampling) -> Samples:
     import torch
 
     level = pyramid.level(spacing)

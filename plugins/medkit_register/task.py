@@ -29,7 +29,7 @@ class Choices:
     """What the command's options say."""
 
     kind: str
-    """rigid, affine or deformable."""
+    """rigid, affine, deformable or joint."""
     metric: str
     """auto, lncc, mi, mse or mind."""
     init: str
@@ -38,6 +38,11 @@ class Choices:
     """fast, default or best; for deformable."""
     midpoint: bool = False
     """Both images go half of the way (see `midpoint`)."""
+
+    @property
+    def bends(self) -> bool:
+        """Whether a warp follows the affine map."""
+        return self.kind in ("deformable", "joint")
 
 
 def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
@@ -48,13 +53,15 @@ def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
     landmarks without fixed ones.
     """
     check_pairs(shared)
+    if choices.kind == "joint" and choices.midpoint:
+        raise UsageError("--midpoint: takes --type rigid, affine or deformable, not joint")
     if choices.init not in _STARTS:
         if not Path(choices.init).is_file():
             raise UsageError(f"--init {choices.init}: expected {', '.join(_STARTS)} or a transform file")
         shared = {**shared, "init": absolute(choices.init)}
         choices = replace(choices, init="file")
     arguments: dict[str, Any] = {"type": choices.kind, "metric": choices.metric, "init": choices.init}
-    if choices.kind == "deformable":
+    if choices.bends:
         arguments["quality"] = choices.quality
     if choices.midpoint:
         arguments["midpoint"] = True
@@ -66,20 +73,31 @@ def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
         role="moving",
         accepts=("moving_mask", *(f"moving_{what}" for what in SCORED)),
         shared=shared,
-        memory=functools.partial(memory_needed, shared["fixed"], choices.kind),
+        memory=functools.partial(memory_needed, shared["fixed"], bends=choices.bends),
     )
 
 
 def _outputs(fixed: Path, choices: Choices) -> tuple[Output, ...]:
     """The files of one case: the moving image and its transforms, with a midpoint those of the fixed one as well."""
     output = functools.partial(Output, reference=fixed)
-    extension = ".nii.gz" if choices.kind == "deformable" else ".tfm"
+    extension = ".nii.gz" if choices.bends else ".tfm"
     space = "midpoint" if choices.midpoint else "{space}"
     outputs = [
         output("image", "image", "registered", entities={"space": space, "desc": "registered"}),
         output("transform", "transform", "transform", extension, _direction("{suffix}", space)),
         output("inverse_transform", "transform", "inverse_transform", extension, _direction(space, "{suffix}")),
     ]
+    if choices.kind == "joint":
+        outputs += [
+            output(
+                f"{part}_transform",
+                "transform",
+                f"{part}_transform",
+                ".tfm",
+                {**_direction("{suffix}", space), "desc": part},
+            )
+            for part in ("rigid", "affine")
+        ]
     if choices.midpoint:
         there, back = _direction("{space}", space), _direction(space, "{space}")
         outputs += [
@@ -94,13 +112,13 @@ def _direction(start: str, end: str) -> dict[str, str]:
     return {"from": start, "to": end, "mode": "image"}
 
 
-def memory_needed(fixed: Path, kind: str, moving: Grid) -> int:
+def memory_needed(fixed: Path, moving: Grid, *, bends: bool) -> int:
     """Bytes that aligning an image on the grid `moving` takes at its peak, torch included (measured, see the tests)."""
     from medkit.images import read_grid
 
     voxels = [int(np.prod(grid.shape)) for grid in (read_grid(fixed), moving)]
     needed = _PROGRAM_BYTES + _BYTES_PER_VOXEL * sum(voxels)
-    if kind == "deformable":
+    if bends:
         from medkit_register.deformable import LARGEST
 
         needed += _BYTES_PER_POINT * min(voxels[0], LARGEST)
@@ -126,10 +144,11 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
         if start is None:
             raise UsageError(f"--init {shared['init']}: expected an affine transform")
     mask = _mask_on(fixed.grid, shared.get("fixed_mask"))
-    return _Registration(shared["fixed"], fixed, prepare(_volume(fixed, mask)), choices, start, runtime).case
+    return _Registration(shared["fixed"], fixed, prepare(volume_of(fixed, mask)), choices, start, runtime).case
 
 
-def _volume(image: Image, mask: np.ndarray | None) -> Volume:
+def volume_of(image: Image, mask: np.ndarray | None) -> Volume:
+    """A scan as the engine takes it, with a mask (I, J, K) bool where there is one."""
     import torch
 
     from medkit_register.pyramid import Volume
@@ -171,7 +190,7 @@ class _Registration:
         from medkit_register.pyramid import Pyramid
 
         moving = case.image()
-        pyramid = Pyramid(_volume(moving, _mask_on(moving.grid, case.inputs.get("moving_mask"))))
+        pyramid = Pyramid(volume_of(moving, _mask_on(moving.grid, case.inputs.get("moving_mask"))))
         outcome = (self._half_way if self.choices.midpoint else self._all_the_way)(moving.grid, pyramid)
         del pyramid
         found, target = outcome.found, outcome.target
@@ -200,11 +219,18 @@ class _Registration:
 
     def _all_the_way(self, moving: Grid, pyramid: Pyramid) -> _Outcome:
         """The moving image on the fixed one's grid."""
-        found = self._affine(self.pyramid, pyramid)
+        fixed, files = self.fixed.grid, {}
+        start = self.start
+        if self.choices.kind == "joint":
+            start = self._affine(self.pyramid, pyramid, "rigid", start).matrix
+            files["rigid_transform"] = self._maps(start, None, fixed, moving)[0]
+        found = self._affine(self.pyramid, pyramid, self._form, start)
+        if self.choices.kind == "joint":
+            files["affine_transform"] = self._maps(found.matrix, None, fixed, moving)[0]
         warp = self._warp(self.pyramid, pyramid, found.matrix, found.metric)
-        transform, inverse = self._maps(found.matrix, warp, self.fixed.grid, moving)
+        transform, inverse = self._maps(found.matrix, warp, fixed, moving)
         metrics = self._quality(warp, transform, inverse, np.eye(4))
-        return _Outcome(found, self.fixed, transform, inverse, transform, warp, metrics)
+        return _Outcome(found, self.fixed, transform, inverse, transform, warp, metrics, files)
 
     def _half_way(self, moving: Grid, pyramid: Pyramid) -> _Outcome:
         """Both images on a grid between them; see `midpoint`."""
@@ -213,12 +239,14 @@ class _Registration:
         from medkit_register.midpoint import mean_matrix, middle_grid, middle_warp, root, to_fixed
 
         fixed = self.fixed.grid
-        found = self._affine(self.pyramid, pyramid)
-        found = replace(found, matrix=mean_matrix(found.matrix, self._affine(pyramid, self.pyramid, back=True).matrix))
+        found = self._affine(self.pyramid, pyramid, self._form, self.start)
+        other_way = self.start if isinstance(self.start, str) else np.linalg.inv(self.start)
+        back = self._affine(pyramid, self.pyramid, self._form, other_way)
+        found = replace(found, matrix=mean_matrix(found.matrix, back.matrix))
         half = root(found.matrix)
         there = self._warp(self.pyramid, pyramid, found.matrix, found.metric)
-        back = self._warp(pyramid, self.pyramid, np.linalg.inv(found.matrix), found.metric)
-        warp = middle_warp(there, back, half, self.runtime.threads) if there and back else None
+        again = self._warp(pyramid, self.pyramid, np.linalg.inv(found.matrix), found.metric)
+        warp = middle_warp(there, again, half, self.runtime.threads) if there and again else None
         middle = middle_grid(fixed, moving, half)
         transform, inverse = self._maps(half, warp, middle, moving)
         first, from_first = self._maps(np.linalg.inv(half), warp and to_fixed(warp), middle, fixed)
@@ -227,17 +255,21 @@ class _Registration:
         files = {"fixed_image": target, "fixed_transform": first, "fixed_inverse_transform": from_first}
         return _Outcome(found, target, transform, inverse, chain([transform, from_first]), warp, metrics, files)
 
-    def _affine(self, fixed: Pyramid, moving: Pyramid, *, back: bool = False) -> Any:
-        from medkit_register.affine import Settings, register_affine, swapped
+    @property
+    def _form(self) -> str:
+        """Of the affine map."""
+        return "rigid" if self.choices.kind == "rigid" else "affine"
 
-        kind: Any = "rigid" if self.choices.kind == "rigid" else "affine"
+    def _affine(self, fixed: Pyramid, moving: Pyramid, form: Any, start: Any) -> Any:
+        """The rigid or affine map from `fixed` to `moving`; `start` as in the engine's `Settings`."""
+        from medkit_register.affine import Settings, register_affine
+
         metric: Any = "mi" if self.choices.metric == "mind" else self.choices.metric
-        settings = Settings(kind, metric, self.start, self.runtime.seed)
-        return register_affine(fixed, moving, swapped(settings) if back else settings)
+        return register_affine(fixed, moving, Settings(form, metric, start, self.runtime.seed))
 
     def _warp(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, metric: str) -> Warp | None:
         """What refines the affine map `matrix`, found by `metric`; None where the type is an affine one."""
-        if self.choices.kind != "deformable":
+        if not self.choices.bends:
             return None
         from medkit_register.deformable import register_deformable
 
