@@ -120,6 +120,14 @@ def test_noise_is_measured_where_it_is(sigma: float) -> None:
     assert 0.4 * sigma < float(found[..., :8].mean()) < 0.8 * sigma < 1.2 * sigma < float(found[..., 24:].mean())
 
 
+@pytest.mark.parametrize("mode", ["replicate", "constant", "reflect"])
+def test_padding_has_no_noise_to_be_measured(mode: str) -> None:
+    measure = denoiser().get_submodule("noise")
+    padded = torch.nn.functional.pad(rician(slope(48), 0.05), [8] * 6, mode=mode)
+    with torch.no_grad():
+        assert float(measure(padded).mean()) == pytest.approx(0.05, rel=0.1)
+
+
 def test_noise_is_measured_in_anything() -> None:
     measure = denoiser().get_submodule("noise")
     with torch.no_grad():

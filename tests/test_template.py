@@ -145,6 +145,7 @@ def test_the_scans_meet_in_the_template(group: Path, tmp_path: Path, kind: str) 
     assert record["medkit"]["metrics"]["spread"] < 0.05
 
 
+@pytest.mark.slow
 def test_no_scan_is_favoured(group: Path, tmp_path: Path) -> None:
     """Neither does the order matter: the first scan is where the search begins, not where the template lies."""
     first = template(group, tmp_path / "a", "--type", "rigid", "--iterations", "1")

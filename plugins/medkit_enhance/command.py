@@ -28,7 +28,7 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option(
     "--method",
     type=click.Choice(list(DOES)),
-    help="How.  [default: the network for volumes of MR where its weights are there, else nlm, n4 and clahe]",
+    help="How.  [default: the network for noise in volumes of MR, else nlm; n4 and clahe]",
 )
 @click.option(
     "--modality",

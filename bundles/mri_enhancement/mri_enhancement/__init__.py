@@ -7,20 +7,9 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 from torch.nn import functional
 
+from .cosines import CosineBlocks, UNet, begin_small, split
+
 __all__ = ["LocalNoise", "Shrinkage", "in_parts"]
-
-
-def split(image: torch.Tensor) -> torch.Tensor:
-    """(B, 8, I / 2, J / 2, K / 2): the voxels of every block of two along each axis of (B, 1, I, J, K)."""
-    b, _, i, j, k = image.shape
-    blocks = image.reshape(b, i // 2, 2, j // 2, 2, k // 2, 2).permute(0, 2, 4, 6, 1, 3, 5)
-    return blocks.reshape(b, 8, i // 2, j // 2, k // 2)
-
-
-def joined(blocks: torch.Tensor) -> torch.Tensor:
-    """The inverse of `split`."""
-    b, _, i, j, k = blocks.shape
-    return blocks.reshape(b, 2, 2, 2, i, j, k).permute(0, 4, 1, 5, 2, 6, 3).reshape(b, 1, 2 * i, 2 * j, 2 * k)
 
 
 class LocalNoise(nn.Module):
@@ -44,7 +33,7 @@ class LocalNoise(nn.Module):
         """(B, 1, I / 2, J / 2, K / 2) of images (B, 1, I, J, K)."""
         blocks = split(image)
         detail = (blocks * self.signs).sum(1, keepdim=True).abs()
-        alive = blocks.amax(1, keepdim=True) > blocks.amin(1, keepdim=True)  # padding is not
+        alive = detail > 1e-6  # padding is not, whatever it repeats
         tissue = alive & (blocks.mean(1, keepdim=True) > self.tissue)
         return torch.stack([self._of_one(detail[n], alive[n], tissue[n]) for n in range(len(image))])
 
@@ -69,25 +58,6 @@ class LocalNoise(nn.Module):
         return max(self.least, float(details[:: 1 + details.numel() // 200_000].median()))
 
 
-class _Block(nn.Module):
-    """Two convolutions, added to what they are given."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
-        self.second = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.second(functional.leaky_relu(self.first(x), 0.01))
-
-
-def _context(given: int, channels: int, blocks: int) -> nn.Module:
-    """`blocks` before and `blocks` after at half the resolution."""
-    inner = [_Block(channels) for _ in range(2 * blocks)]
-    ends = nn.Conv3d(given, channels, 2, 2, bias=False), nn.ConvTranspose3d(channels, given, 2, 2, bias=False)
-    return nn.Sequential(ends[0], *inner, ends[1])
-
-
 class Shrinkage(nn.Module):
     """Takes noise of any strength out of images whose 99th percentile is about 1.
 
@@ -104,63 +74,33 @@ class Shrinkage(nn.Module):
         blocks: residual blocks of two convolutions at half of the resolution, and at a quarter; even numbers.
     """
 
-    basis: torch.Tensor
-
     def __init__(self, size: int = 6, channels: tuple[int, int] = (64, 96), blocks: tuple[int, int] = (2, 2)) -> None:
         super().__init__()
-        self.size, count = size, size**3
-        self.register_buffer("basis", split(_cosines(size)), persistent=False)
-        self.noise = LocalNoise()
-        outer = blocks[0] // 2
-        self.head = nn.Conv3d(2 * count + 9, channels[0], 1)
-        self.before = nn.Sequential(*[_Block(channels[0]) for _ in range(outer)])
-        self.context = _context(channels[0], channels[1], blocks[1] // 2)
-        self.after = nn.Sequential(*[_Block(channels[0]) for _ in range(blocks[0] - outer)])
+        self.noise, self.blocks = LocalNoise(), CosineBlocks(size)
+        count = self.blocks.count
+        self.unet = UNet(2 * count + 9, channels, blocks)
         self.moved = nn.Conv3d(channels[0], count, 1)
         self.added = nn.Conv3d(channels[0], count, 1)
+        begin_small(self, self.moved, self.added)
         self.slope = nn.Parameter(torch.full((1, count, 1, 1, 1), 3.0))
         self.threshold = nn.Parameter(torch.full((1, count, 1, 1, 1), 2.5))
         self.threshold.data[:, 0] = -5  # the mean of a block stays
-        self._start_as_a_threshold()
-
-    def _start_as_a_threshold(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                nn.init.kaiming_normal_(module.weight, a=0.01)
-        for block in self.modules():
-            if isinstance(block, _Block):
-                block.second.weight.data.mul_(0.1)
-        for parameter in (*self.moved.parameters(), *self.added.parameters()):
-            parameter.data.mul_(0.05)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 1, I, J, K) without noise, of images (B, 1, I, J, K) whose sizes are multiples of 4."""
         with torch.autocast(image.device.type, enabled=False), torch.no_grad():
             noise = self.noise(image.float())
-        levels = self._levels(image, noise)
+        found = self.blocks(image)
+        kind = found.dtype
+        levels = found / noise.to(kind)
         squashed = functional.softsign(levels / 3)
-        detail = functional.softsign((split(image) - levels[:, :1] * noise / self.size**1.5) / (3 * noise))
-        kind = levels.dtype
-        state = self.before(self.head(torch.cat([squashed.abs(), squashed, detail.to(kind), noise.log().to(kind)], 1)))
-        state = self.after(state + self.context(state))
+        mean = found[:, :1] / self.blocks.count**0.5
+        detail = functional.softsign((split(image) - mean) / (3 * noise))
+        state = self.unet(torch.cat([squashed.abs(), squashed, detail.to(kind), noise.log().to(kind)], 1))
         beyond = torch.addcmul(self.moved(state), self.slope.to(kind), levels.abs() - self.threshold.to(kind))
-        # what goes is taken from the image, and not the image put together from what stays: so it keeps all its digits
-        return image - self._image(levels * torch.sigmoid(-beyond) - self.added(state), noise)
-
-    def _levels(self, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """(B, size^3, I / 2, J / 2, K / 2): the coefficients of the blocks over the noise."""
-        padded = functional.pad(image, [self.size // 2 - 1] * 6, mode="replicate")
-        found = functional.conv3d(split(padded), self.basis)
-        return found / noise.to(found.dtype)
-
-    def _image(self, levels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The inverse of `_levels`: the mean of the blocks that cover each voxel."""
-        half = self.size // 2
-        blocks = functional.conv_transpose3d(levels * noise.to(levels.dtype), self.basis).float()
-        shares = functional.conv_transpose3d(torch.ones_like(noise[:1]), noise.new_ones(1, 1, half, half, half)).float()
-        image = joined(blocks / shares)
-        margin = half - 1
-        return image[..., margin:-margin, margin:-margin, margin:-margin]
+        gone = levels * torch.sigmoid(-beyond) - self.added(state)
+        # it is taken from the image, and not the image put together from what stays: so that keeps all its digits
+        return image - self.blocks.inverse(gone * noise.to(kind))
 
 
 def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 16) -> torch.Tensor:
@@ -173,11 +113,3 @@ def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 
     shares = [overlap / size for size in sizes]
     found: torch.Tensor = sliding_window_inference(image, sizes, 1, network, overlap=shares, mode="gaussian")
     return found
-
-
-def _cosines(size: int) -> torch.Tensor:
-    """(size^3, 1, size, size, size): the orthonormal cosine transform of a block, lowest frequency first."""
-    steps = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi * (2 * steps + 1) * steps[:, None] / (2 * size)) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return torch.einsum("ai,bj,ck->abcijk", basis, basis, basis).reshape(size**3, 1, size, size, size).float()
