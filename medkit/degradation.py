@@ -9,6 +9,7 @@ the same seed gives the same pair.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -351,9 +352,9 @@ class _Paird(Randomizable, MapTransform):
             out[self.image_key], out[self.target_key] = self.pair(clean, random, self.variants[out.get("variant", 0)])
         return out
 
+    @abstractmethod
     def pair(self, clean: torch.Tensor, random: Random, variant: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What is given, and what is to be found; `clean` (1, *shape)."""
-        raise NotImplementedError
 
 
 class DegradeImaged(_Paird):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 
 from medkit.degradation import (
+    Clean,
     CompareFieldd,
     DegradeImaged,
     Faults,
@@ -171,6 +173,29 @@ def test_the_loss_of_images_weighs_faint_noise_as_much() -> None:
     assert twice - faint == pytest.approx(math.log(2), rel=1e-3)
     assert strong - faint == pytest.approx(math.log(10), rel=1e-3)
     assert none == pytest.approx(math.log(1e-6), rel=1e-3)
+
+
+def test_the_loss_of_images_leaves_their_border_out() -> None:
+    target = torch.rand(1, 2, 8, 8, 8)
+    pred = target + 0.1
+    pred[:, 0, 2:-2, 2:-2, 2:-2] = target[:, 0, 2:-2, 2:-2, 2:-2]
+    assert float(EnhancementLoss(floor=1e-6, border=2)(pred, target)) == pytest.approx(math.log(1e-6), rel=1e-3)
+    assert float(EnhancementLoss(floor=1e-6, border=1)(pred, target)) > math.log(0.05)
+
+
+def test_a_part_that_is_all_air_is_drawn_again() -> None:
+    drawn: list[int] = []
+
+    class Heads(Synthesis):
+        def __call__(self, labels: torch.Tensor, spacing: object, seed: int) -> object:  # type: ignore[override]
+            drawn.append(seed)
+            made = super().__call__(labels, (1.0, 1.0, 1.0), seed)
+            return made if len(drawn) > 2 else dataclasses.replace(made, image=torch.zeros_like(made.image))
+
+    source = torch.ones(1, 40, 40, 40)
+    clean = Clean(Heads(TABLE, (24, 24, 24), 1.0, FAULTLESS), Remap())(source, True, Random(0, CPU), 7)
+    assert drawn == [7, 8, 9]
+    assert bool(clean.any())
 
 
 def test_the_loss_of_fields_knows_no_factor_and_no_background() -> None:

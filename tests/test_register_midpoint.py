@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from maps import turned
 from medkit_register.midpoint import half_warp, mean_matrix, mean_warp, middle_grid, root
 from medkit_register.warp import compose, indices, invert, smooth_field
 
@@ -18,15 +19,6 @@ from medkit.testing import make_image, records, run_medkit
 
 SHAPE = (20, 24, 18)
 SPACINGS = (((44, 50, 40), (3.4, 3.1, 3.8)), ((50, 40, 44), (149.6 / 50, 3.8, 155 / 44)))
-
-
-def turned(degrees: float, shift: tuple[float, float, float]) -> np.ndarray:
-    """(4, 4) RAS+ mm: a rotation about z, then a shift."""
-    matrix = np.eye(4)
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    matrix[:2, :2] = [[cosine, -sine], [sine, cosine]]
-    matrix[:3, 3] = shift
-    return matrix
 
 
 def wavy(seed: int = 0, size: float = 2.0) -> torch.Tensor:

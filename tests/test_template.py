@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from maps import turned
 from medkit_register.deformable import Warp
 from medkit_register.group import centred, mean_field, mean_map, seen_from, with_inverse
 from medkit_register.template import Wishes, sharpened
@@ -27,15 +28,6 @@ SCANS = (
     ("ben", (34, 28, 30), (4.4, 5.6, 5.0), "LPI", 12.0),
     ("carl", (30, 34, 28), (5.0, 4.6, 5.4), "PIR", -9.0),
 )
-
-
-def turned(degrees: float, shift: tuple[float, float, float]) -> np.ndarray:
-    """(4, 4) RAS+ mm: a rotation about z, then a shift."""
-    matrix = np.eye(4)
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    matrix[:2, :2] = [[cosine, -sine], [sine, cosine]]
-    matrix[:3, 3] = shift
-    return matrix
 
 
 def warp(seed: int, size: float = 1.5) -> Warp:

@@ -1,7 +1,4 @@
-"""Images as cosine transforms of overlapping blocks, and residual blocks on them.
-
-`mri_enhancement` and `mri_super_resolution` hold the same file, for a bundle runs without another one.
-"""
+"""Images as cosine transforms of overlapping blocks, and residual blocks on them."""
 
 import math
 
