@@ -10,6 +10,10 @@ import numpy as np
 
 CLEAN = 0.01
 """Share of an image's range: noise below it is not worth smoothing anatomy for."""
+QUIET = 0.8
+"""Share of that: what is less in the quiet parts of an image is not noise but anatomy elsewhere."""
+_WINDOW, _FEWEST = 8, 16
+"""Blocks of a part of the image along an axis; parts without which there is no telling quiet ones apart."""
 _GAUSS = 0.6745
 """Median of the absolute value of a standard normal variable."""
 _RAYLEIGH = math.sqrt(math.pi / (4 - math.pi))
@@ -26,11 +30,13 @@ class Noise:
     """The same as a share of the image's range (see `span`)."""
     kind: Literal["gaussian", "rician"]
     """Rician: the image is a magnitude, whose background shows it."""
+    quiet: float | None = None
+    """As `relative`, of the quieter parts: a quarter of them have less. None for small images."""
 
     @property
     def negligible(self) -> bool:
         """Whether it is too weak to be worth smoothing for."""
-        return self.relative < CLEAN
+        return self.relative < CLEAN or (self.quiet is not None and self.quiet < QUIET * CLEAN)
 
     def rounded(self) -> dict[str, Any]:
         """For the sidecar."""
@@ -56,10 +62,27 @@ def estimate(values: np.ndarray) -> Noise:
     flat = blocks.min(-1) == blocks.max(-1)
     ends = flat & ((means <= low) | (means >= high))  # padding, and what is too bright for the file, have no noise left
     foreground = (means > low + 0.15 * (high - low)) & ~ends
-    details = _detail(blocks[foreground] if foreground.any() else blocks[~ends])
-    sigma = float(np.median(np.abs(details))) / _GAUSS if details.size else 0.0
+    seen = foreground if foreground.any() else ~ends
+    details = np.abs(_detail(blocks))
+    sigma = float(np.median(details[seen])) / _GAUSS if seen.any() else 0.0
     magnitude = _is_magnitude(blocks[(means < 2 * sigma) & ~flat], sigma, len(means), float(values.min()))
-    return Noise(sigma, sigma / (high - low or 1.0), "rician" if magnitude else "gaussian")
+    quiet = _quiet(details, seen, [size // 2 for size in values.shape if size > 1])
+    scale = high - low or 1.0
+    kind: Literal["gaussian", "rician"] = "rician" if magnitude else "gaussian"
+    return Noise(sigma, sigma / scale, kind, None if quiet is None else quiet / scale)
+
+
+def _quiet(details: np.ndarray, seen: np.ndarray, shape: list[int]) -> float | None:
+    """The standard deviation in quiet parts of the foreground (25th percentile); None where there are few parts."""
+    counts = [size // _WINDOW for size in shape]
+    whole = tuple(slice(0, count * _WINDOW) for count in counts)
+    split = [n for count in counts for n in (count, _WINDOW)]
+    order = [*range(0, len(split), 2), *range(1, len(split), 2)]
+    parts, inside = (
+        x.reshape(shape)[whole].reshape(split).transpose(order).reshape(math.prod(counts), -1) for x in (details, seen)
+    )
+    parts = parts[inside.mean(1) > 0.9] if len(parts) else parts
+    return float(np.percentile(np.median(parts, 1), 25)) / _GAUSS if len(parts) >= _FEWEST else None
 
 
 def _blocks(values: np.ndarray) -> np.ndarray:

@@ -79,6 +79,20 @@ def test_a_clean_image_has_no_noise(image: np.ndarray) -> None:
     assert estimate(image).negligible
 
 
+@pytest.mark.parametrize("shape", [(96, 96, 96), (280, 300)])
+def test_fine_anatomy_in_a_part_of_an_image_is_not_noise(shape: tuple[int, ...]) -> None:
+    """Grain in half of the image; the same grain all over it is noise, and so is noise that grows across it."""
+    grain = gaussian(np.full(shape, 600.0), 40) * (head(shape) > 0)
+    half = np.where(np.arange(shape[-1]) < shape[-1] / 2, grain, 0.7 * head(shape))
+    found = estimate(half)
+    assert found.quiet is not None
+    assert found.quiet < 0.5 * found.relative
+    assert found.negligible
+    assert not estimate(grain).negligible
+    growing = head(shape) * (1 + np.linspace(0.02, 0.06, shape[-1]) * RNG.normal(size=shape))
+    assert not estimate(growing).negligible
+
+
 def test_the_floor_of_a_magnitude_image_is_taken_away() -> None:
     """Means of many Rice variables lead back to the signal they were drawn for."""
     signal = np.array([0.0, 10, 25, 60, 400, 900])

@@ -162,6 +162,94 @@ def test_parameters_of_the_field_have_one_name_in_both_configs() -> None:
     assert {k: v.shape for k, v in alone.items()} == {k: v.shape for k, v in whole.items() if k.startswith("1.")}
 
 
+# ---- the bias field
+
+
+def shaded(strength: float, size: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A ball of two tissues with fluid in it, noisy, under a field; the field's logarithm; where the ball is."""
+    x = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, size)] * 3, indexing="ij"))
+    distance = x.square().sum(0).sqrt()
+    folds = 0.6 + 0.3 * (torch.sin(9 * x[0]) * torch.sin(9 * x[1] + 1) > 0.1)
+    ball = torch.where(distance < 0.9, torch.where(distance < 0.25, 0.2, folds), 0.0)
+    field = strength * (x[2] + 0.5 * torch.sin(2 * x[0]))
+    image = rician(ball * field.exp(), 0.02)
+    return (image / image.quantile(0.99))[None, None], field[None, None], ball[None, None] > 0
+
+
+def unexplained(found: torch.Tensor, field: torch.Tensor, tissue: torch.Tensor) -> float:
+    """Share of the field's standard deviation over tissue that is left."""
+    return float((found - field)[tissue].std() / field[tissue].std())
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.5])
+def test_a_field_is_fitted_from_a_guess_of_none(strength: float) -> None:
+    image, field, tissue = shaded(strength)
+    found = fitted()(torch.cat([image, torch.zeros_like(image)], 1))
+    assert torch.equal(found[:, :1], image)
+    assert unexplained(found[:, 1:], field, tissue) < 0.2
+    again = fitted()(torch.cat([image / found[:, 1:].exp(), torch.zeros_like(image)], 1))
+    assert float(again[:, 1:][tissue].std()) < 0.15 * float(field[tissue].std())
+
+
+def fitted() -> Callable[[torch.Tensor], torch.Tensor]:
+    import mri_enhancement
+
+    found: Callable[[torch.Tensor], torch.Tensor] = mri_enhancement.fitted
+    return found
+
+
+def test_images_of_a_batch_and_thin_ones_have_a_field_of_their_own() -> None:
+    some = [torch.cat([shaded(s)[0], torch.zeros(1, 1, 64, 64, 64)], 1) for s in (0.2, 0.5)]
+    both = fitted()(torch.cat(some))
+    torch.testing.assert_close(both[1:], fitted()(some[1]), rtol=1e-3, atol=1e-3)
+    image, field, tissue = shaded(0.3)
+    thin = torch.cat([image, torch.zeros_like(image)], 1)[..., ::8]
+    assert unexplained(fitted()(thin)[:, 1:], field[..., ::8], tissue[..., ::8]) < 0.3
+
+
+@pytest.mark.parametrize("size", [1, 32])
+def test_where_there_is_no_tissue_the_guess_stays(size: int) -> None:
+    parts = torch.stack([torch.zeros(size, 32, 32), torch.full((size, 32, 32), 0.3)])[None]
+    torch.testing.assert_close(fitted()(parts), parts)
+    assert bool(fitted()(torch.stack([torch.ones(size, 32, 32), torch.zeros(size, 32, 32)])[None]).isfinite().all())
+
+
+@pytest.mark.parametrize(("spared", "part"), [("denoised", 0), ("unbiased", 1)])
+def test_what_is_not_asked_for_is_not_computed(spared: str, part: int) -> None:
+    small = {k: SMALL[k] for k in ("channels", "field_channels")}
+    parser = built("inference", **small, device="cpu", **{spared: False})
+    network = parser.get_parsed_content("network_def").eval()
+    network[part].forward = lambda _: pytest.fail("it was computed")
+    image = shaded(0.3)[0]
+    with torch.no_grad():
+        found = parser.get_parsed_content("inferer")(image, network)
+    assert torch.equal(found[:, part], [image, torch.zeros_like(image)][part][:, 0])
+    assert bool(found[:, 1 - part].std() > 0)
+
+
+def test_air_around_a_head_is_smoothed_and_the_head_does_not_notice() -> None:
+    import mri_enhancement
+
+    parser = built("inference", **{k: SMALL[k] for k in ("channels", "field_channels")}, device="cpu")
+    network = parser.get_parsed_content("network_def").eval()
+    seen = []
+    network[0].register_forward_hook(lambda _, given, __: seen.append(given[0].shape[2:]))
+    image = torch.nn.functional.pad(shaded(0.0)[0], [32, 32, 0, 0, 64, 0])
+    noisy = rician(image, 0.05)
+    with torch.no_grad():
+        found = mri_enhancement.enhanced(noisy, network, 144, unbiased=False)[:, :1]
+        whole = network[0](noisy)
+    assert (seen[0][0] < 128) & (seen[0][2] < 128)
+    head = image > 0.1
+    torch.testing.assert_close(found[head], whole[head], rtol=0, atol=0.02)
+    air = found[:, :, :40]
+    assert float(air.mean()) == pytest.approx(0.05 * 1.25, rel=0.1)
+    assert float(air.std()) < 0.1 * float(noisy[:, :, :40].std())
+    nothing = rician(torch.zeros(1, 1, 32, 32, 32), 0.05)
+    with torch.no_grad():
+        torch.testing.assert_close(mri_enhancement.enhanced(nothing, network, 144)[:, :1], network[0](nothing))
+
+
 # ---- training
 
 
@@ -208,17 +296,19 @@ def monai_bundle(verb: str, flag: str, files: str, values: dict[str, object], ro
 
 @pytest.mark.slow
 def test_inference_under_monai(tmp_path: Path) -> None:
-    """A network that takes nothing away and finds a field of factor 2 everywhere: half the image, on its own grid."""
+    """A network that takes nothing away, on the image's own grid; the field beside it has a mean of 0 over tissue."""
     root = weighted(tmp_path / "bundle", field=float(np.log(2)))
     (tmp_path / "in").mkdir()
     noisy = scan(tmp_path / "in" / "scan.nii.gz")
-    given = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "device": "cpu"}
+    given = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "device": "cpu", "what": "parts"}
     monai_bundle("run", "--config_file", "configs/inference.json", given, root)
     (result,) = (tmp_path / "out").iterdir()
     np.testing.assert_allclose(
         nibabel.load(result).affine, nibabel.load(tmp_path / "in" / "scan.nii.gz").affine, atol=1e-4
     )
-    np.testing.assert_allclose(voxels(result), noisy / 2, rtol=1e-3, atol=0.1)
+    image, field = np.moveaxis(voxels(result), -1, 0)
+    np.testing.assert_allclose(image, noisy, rtol=1e-3, atol=0.1)
+    assert abs(float(field[noisy > 400].mean())) < 0.02
 
 
 @pytest.fixture

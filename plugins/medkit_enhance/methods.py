@@ -21,7 +21,7 @@ DOES: Mapping[str, tuple[str, ...]] = {
 """Method -> what it does, first what it does for `--what auto`; the network does both at once."""
 DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "denoise": ("network", "nlm"),
-    "bias": ("n4",),  # the network takes a fraction of its time, but flattens white matter less
+    "bias": ("network", "n4"),
     "contrast": ("clahe",),
 }
 """What -> the method that does it where none is named: the first that can run on an image."""

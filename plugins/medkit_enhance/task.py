@@ -28,6 +28,8 @@ MODALITIES = ("auto", "mr", "ct", "other")
 PARTS = "parts"
 """Under it a bundle's metadata say which values of its config make it give two channels: the image without noise, and
 the logarithm of its bias field. A bundle that says nothing gives one: the enhanced image."""
+ALONE = {"denoise": "noise_alone", "bias": "field_alone"}
+"""Under it they may say which values spare the work of the other part, where one step alone is the network's."""
 _BYTES_PER_VOXEL = 80
 """What NLM takes at its peak, for one voxel of the image, or of its slab (see the tests)."""
 _PROGRAM_BYTES = 300 * 2**20
@@ -73,6 +75,9 @@ def _as_the_network_can(steps: Steps, bundles: Sequence[Bundle], settings: RunSe
     """The steps and settings for bundles that give two parts, or, where there is no telling them apart, an image."""
     stated = [found for bundle in bundles if isinstance(found := bundle.block.get(PARTS), dict)]
     if len(stated) == len(bundles):
+        if not steps.network_alone:
+            alone = ALONE["denoise" if steps.denoise == "network" else "bias"]
+            stated += [bundle.block.get(alone, {}) for bundle in bundles]
         parts = {name: value for values in stated for name, value in values.items()}
         return steps, replace(settings, overrides={**parts, **settings.overrides})
     if not steps.network_alone:
@@ -203,7 +208,8 @@ class Enhancer:
         entry: dict[str, Any] = {"what": "denoise", "method": work.steps.denoise, "done": not work.noise.negligible}
         work.story.append(entry)
         if work.noise.negligible:
-            entry["reason"] = f"noise of {100 * work.noise.relative:.2g} % of the range: left alone"
+            least = min(level for level in (work.noise.relative, work.noise.quiet) if level is not None)
+            entry["reason"] = f"noise of {100 * least:.2g} % of the range: left alone"
             return None
         if work.steps.denoise == "network":
             found: np.ndarray = parts.data[0].reshape(values.shape)

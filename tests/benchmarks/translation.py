@@ -112,7 +112,7 @@ def voxels(path: Path) -> np.ndarray:
 def compared(image: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """PSNR and SSIM in the head, as it is and after the linear function that fits best."""
     head = truth > 0.05
-    slope, shift = np.polyfit(image[head], truth[head], 1)
+    slope, shift = np.polyfit(image[head].astype(np.float64), truth[head], 1)  # float32 is too short for a million
     out = {}
     for suffix, values in (("", image), ("_fitted", slope * image + shift)):
         found = compare_images(np.where(head, values, 0), np.where(head, truth, 0))

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from .cosines import CosineBlocks, UNet, begin_small, split
+from .tissues import fitted
 
-__all__ = ["LocalNoise", "Shrinkage", "in_parts"]
+__all__ = ["LocalNoise", "Shrinkage", "enhanced", "fitted", "in_parts"]
 
 
 class LocalNoise(nn.Module):
@@ -91,16 +92,30 @@ class Shrinkage(nn.Module):
         with torch.no_grad():
             noise = self.noise(image.float())
         found = self.blocks(image)
-        kind = found.dtype
-        levels = found / noise.to(kind)
-        squashed = functional.softsign(levels / 3)
-        mean = found[:, :1] / self.blocks.count**0.5
-        detail = functional.softsign((split(image) - mean) / (3 * noise))
-        state = self.unet(torch.cat([squashed.abs(), squashed, detail.to(kind), noise.log().to(kind)], 1))
-        beyond = torch.addcmul(self.moved(state), self.slope.to(kind), levels.abs() - self.threshold.to(kind))
-        gone = levels * torch.sigmoid(-beyond) - self.added(state)
+        # plane by plane, which fit into a processor's caches: else it would wait for its memory most of the time
+        planes = range(found.shape[2])
+        state = self.unet.body(torch.cat([self._described(image, found, noise, plane) for plane in planes], 2))
+        gone = torch.cat([self._gone(found, noise, state, plane) for plane in planes], 2)
         # it is taken from the image, and not the image put together from what stays: so that keeps all its digits
-        return image - self.blocks.inverse(gone * noise.to(kind))
+        return image - self.blocks.inverse(gone)
+
+    def _described(self, image: torch.Tensor, found: torch.Tensor, noise: torch.Tensor, plane: int) -> torch.Tensor:
+        """(B, channels, 1, J / 2, K / 2) what the U-Net begins with, in one plane of blocks."""
+        found, noise = found.narrow(2, plane, 1), noise.narrow(2, plane, 1)
+        squashed = functional.softsign(found / (3 * noise).to(found.dtype))
+        mean = found[:, :1] / self.blocks.count**0.5
+        detail = functional.softsign((split(image.narrow(2, 2 * plane, 2)) - mean) / (3 * noise))
+        kind = found.dtype
+        return self.unet.head(torch.cat([squashed.abs(), squashed, detail.to(kind), noise.log().to(kind)], 1))
+
+    def _gone(self, found: torch.Tensor, noise: torch.Tensor, state: torch.Tensor, plane: int) -> torch.Tensor:
+        """(B, count, 1, J / 2, K / 2): what is taken from the coefficients."""
+        found, state = found.narrow(2, plane, 1), state.narrow(2, plane, 1)
+        kind = found.dtype
+        own = noise.narrow(2, plane, 1).to(kind)
+        levels = found / own
+        beyond = torch.addcmul(self.moved(state), self.slope.to(kind), levels.abs() - self.threshold.to(kind))
+        return (levels * torch.sigmoid(-beyond) - self.added(state)) * own
 
 
 def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 16) -> torch.Tensor:
@@ -113,3 +128,36 @@ def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 
     shares = [overlap / size for size in sizes]
     found: torch.Tensor = sliding_window_inference(image, sizes, 1, network, overlap=shares, mode="gaussian")
     return found
+
+
+def enhanced(
+    image: torch.Tensor, network: nn.Sequential, most: int, *, denoised: bool = True, unbiased: bool = True
+) -> torch.Tensor:
+    """(B, 2, I, J, K): images (B, 1, I, J, K) without noise, and the logarithms of their bias fields.
+
+    Args:
+        image: its sizes are multiples of 32.
+        network: of two parts: what takes noise away, and what adds a channel with a guess of the field.
+        most: voxels along an axis that go through the first part at once.
+        denoised: if not, the noise stays, and the first part is not computed.
+        unbiased: if not, the field is 0, and the second part is not computed.
+    """
+    clean = _denoised(image, network[0], most) if denoised else image
+    return fitted(network[1](clean)) if unbiased else torch.cat([clean, torch.zeros_like(clean)], 1)
+
+
+def _denoised(image: torch.Tensor, network: nn.Module, most: int, margin: int = 16) -> torch.Tensor:
+    """Air around the head, up to half of a scan, is smoothed, and does not go through the network."""
+    plain = functional.avg_pool3d(image.float(), 8)
+    noise = float(LocalNoise()(image.float()).median())
+    signal = (plain > max(0.03, 1.75 * noise)).flatten(0, 1).any(0)  # magnitudes of noise alone have a mean of 1.25
+    if not bool(signal.any()):
+        return in_parts(image, network, most)
+    box = []
+    for axis, size in enumerate(signal.shape):
+        seen = signal.transpose(0, axis).flatten(1).any(1).nonzero()
+        box.append(slice(max(0, 8 * int(seen.min()) - margin), min(8 * size, 8 * int(seen.max()) + 8 + margin)))
+    out = functional.interpolate(functional.avg_pool3d(plain, 3, 1, 1, count_include_pad=False), image.shape[2:])
+    part = (..., *box)
+    out[part] = in_parts(image[part], network, most)
+    return out

@@ -85,7 +85,12 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, channels[0], *space) of (B, given, *space), whose sizes are even."""
-        state = self.before(self.head(x))
+        return self.body(self.head(x))
+
+    @torch.jit.export
+    def body(self, state: torch.Tensor) -> torch.Tensor:
+        """What follows the first layer, the `head`, which may be applied part by part; of the result's shape."""
+        state = self.before(state)
         return self.after(state + self.context(state))
 
 
