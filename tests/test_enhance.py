@@ -187,7 +187,7 @@ def test_methods_and_what_they_do(what: str, method: str, monkeypatch: pytest.Mo
 def test_defaults_fall_back_until_there_are_weights() -> None:
     asked = {what: methods.steps_of(what, None, network=True) for what in methods.WHATS}
     assert [(s.denoise, s.bias, s.contrast) for s in asked.values()] == [
-        ("network", "n4", None), ("network", None, None), (None, "n4", None), (None, None, "clahe"),
+        ("network", "network", None), ("network", None, None), (None, "network", None), (None, None, "clahe"),
     ]  # fmt: skip
     for what, steps in asked.items():
         assert steps.without_network() == methods.steps_of(what, None, network=False)
@@ -234,7 +234,7 @@ def block(done: Outcome) -> dict[str, Any]:
     [
         (["--what", "denoise", "--method", "nlm"], [("denoise", "nlm", True)]),
         (["--what", "denoise"], [("denoise", "network", True)]),
-        pytest.param([], [("denoise", "network", True), ("bias", "n4", True)], marks=pytest.mark.slow),
+        pytest.param([], [("denoise", "network", True), ("bias", "network", True)], marks=pytest.mark.slow),
     ],
 )
 def test_noise_and_field_go_and_a_second_run_changes_nothing(

@@ -267,8 +267,9 @@ def suited(steps: Steps, image: Image, modality: str, path: Path) -> Steps:
 
 def relative_change(made: Image, image: Image) -> float:
     """Root mean square of the change over that of the image, five digits."""
-    before = image.data.astype(np.float64)
-    return round(float(np.sqrt(np.mean((made.data - before) ** 2) / (np.mean(before**2) or 1.0))), 5)
+    before = image.data.astype(np.float32)
+    change, power = (float(np.square(x).mean(dtype=np.float64)) for x in (made.data - before, before))
+    return round(math.sqrt(change / (power or 1.0)), 5)
 
 
 def _check_reference(case: Case, image: Image) -> None:

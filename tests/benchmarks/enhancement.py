@@ -8,8 +8,10 @@ the floor of the Rice distribution taken away after it; scikit-image's NLM gets 
 are those of a case without start and loading: medkit's as its record gives them, reading and writing included.
 
 Bias: a smooth field whose ends differ by so many percent from its middle; the coefficient of variation in white matter
-of the manual labels, as it came, with the field, and after N4 and the network. `--size` cuts a cube out of the middle
-of every scan: BM4D takes minutes for a whole one.
+of the manual labels, and the joint one of white matter and cortex (their standard deviations over the distance of their
+means: it grows where anatomy is evened out), as it came, with the field, and after N4 and the network.
+
+`--size` cuts a cube out of the middle of every scan: BM4D takes minutes for a whole one.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ SCANS = (
 )
 APART = "templates/colin27_t1_1mm.nii.gz"
 """An average, on which weights were trained as well: reported apart."""
-WHITE_MATTER = (2, 41)
+WHITE_MATTER, CORTEX = (2, 41), (3, 42)
 MEDKIT = "medkit "
 
 
@@ -63,6 +65,8 @@ class Scan:
     """(I, J, K) bool: what is not background, holes filled."""
     white: np.ndarray | None
     """(I, J, K) bool where there are labels."""
+    cortex: np.ndarray | None
+    """As `white`."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,20 @@ def load(path: Path, size: int | None) -> Scan:
 
     image = read_image(path).data[0].astype(np.float32)
     image = np.maximum(image, 0) / np.percentile(image, 99.9)
-    white = None
+    white = cortex = None
     labels = path.with_name(path.name.replace("_t1", "_labels"))
     if "manual" in str(path) and labels.exists():
         table = np.loadtxt(path.parent / "neuromorphometrics_to_freesurfer.tsv", str, delimiter="\t", skiprows=1)
-        wanted = [int(row[0]) for row in table if row[1].isdigit() and int(row[1]) in WHITE_MATTER]
-        white = np.isin(read_image(labels, labels=True).data[0], wanted)
+        numbers = {int(row[0]): int(row[1]) for row in table if row[1].isdigit()}
+        found = read_image(labels, labels=True).data[0]
+        white = np.isin(found, [n for n, meant in numbers.items() if meant in WHITE_MATTER])
+        cortex = np.isin(found, [n for n, meant in numbers.items() if meant in CORTEX or 1000 < meant < 3000])
     head = binary_fill_holes(binary_closing(image > 0.08, iterations=3))
     if size:
         part = tuple(slice(max(0, (n - size) // 2), (n + size) // 2) for n in image.shape)
-        image, head, white = image[part], head[part], None if white is None else white[part]
-    return Scan(path.name.split(".")[0], image, head, white)
+        image, head = image[part], head[part]
+        white, cortex = (None if mask is None else mask[part] for mask in (white, cortex))
+    return Scan(path.name.split(".")[0], image, head, white, cortex)
 
 
 def rician(image: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
@@ -104,11 +111,13 @@ def likeness(found: np.ndarray, scan: Scan) -> tuple[float, float]:
     return psnr(a, b, head, data_range=1.0), ssim(a, b, head, data_range=1.0)
 
 
-def variation(found: np.ndarray, scan: Scan) -> tuple[float]:
-    """Coefficient of variation in white matter."""
+def variation(found: np.ndarray, scan: Scan) -> tuple[float, float]:
+    """Coefficient of variation in white matter, and the joint one of white matter and cortex."""
     assert scan.white is not None
-    values = found[scan.white]
-    return (float(values.std() / values.mean()),)
+    assert scan.cortex is not None
+    white, cortex = found[scan.white], found[scan.cortex]
+    joint = (white.std() + cortex.std()) / abs(white.mean() - cortex.mean())
+    return float(white.std() / white.mean()), float(joint)
 
 
 Score = Callable[[np.ndarray, Scan], tuple[float, ...]]
@@ -220,7 +229,7 @@ def main() -> None:
     labelled = [scan for scan in scans if scan.white is not None and scan.white.any()]
     for percent in options.bias if labelled else ():
         names = [s.name for s in labelled]
-        print(table(f"field {percent:g} %: variation in white matter", names, unbiased(labelled, percent)))
+        print(table(f"field {percent:g} %: variation in white matter, joint", names, unbiased(labelled, percent)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch.nn import functional
 from .cosines import CosineBlocks, UNet, begin_small, split
 from .tissues import fitted
 
-__all__ = ["LocalNoise", "Shrinkage", "enhanced", "fitted", "in_parts"]
+__all__ = ["LocalNoise", "Shrinkage", "enhanced", "fitted", "in_parts", "scale"]
 
 
 class LocalNoise(nn.Module):
@@ -158,6 +158,13 @@ def _denoised(image: torch.Tensor, network: nn.Module, most: int, margin: int = 
         seen = signal.transpose(0, axis).flatten(1).any(1).nonzero()
         box.append(slice(max(0, 8 * int(seen.min()) - margin), min(8 * size, 8 * int(seen.max()) + 8 + margin)))
     out = functional.interpolate(functional.avg_pool3d(plain, 3, 1, 1, count_include_pad=False), image.shape[2:])
-    part = (..., *box)
-    out[part] = in_parts(image[part], network, most)
+    i, j, k = box
+    out[..., i, j, k] = in_parts(image[..., i, j, k], network, most)
     return out
+
+
+def scale(image: torch.Tensor) -> float:
+    """The 99th percentile of what is brighter than 0, of every seventh voxel; 1 where nothing is."""
+    some = (image.as_tensor() if hasattr(image, "as_tensor") else image).reshape(-1)[::7]
+    some = some[some > 0]
+    return max(float(some.kthvalue(max(1, round(0.99 * len(some)))).values), 1e-6) if len(some) else 1.0

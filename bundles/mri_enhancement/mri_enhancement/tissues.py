@@ -28,7 +28,8 @@ def fitted(parts: torch.Tensor) -> torch.Tensor:
     al. 1996), first a smoother one, then one of more detail. The mean of the field over tissue is 0.
     """
     plain = parts.as_tensor() if hasattr(parts, "as_tensor") else parts
-    small = functional.adaptive_avg_pool3d(plain.float(), [min(SIZE, n) for n in plain.shape[2:]])
+    i, j, k = (min(SIZE, size) for size in plain.shape[2:])
+    small = functional.adaptive_avg_pool3d(plain.float(), (i, j, k))
     fields = torch.stack([_of_one(image, guess) for image, guess in small])[:, None]
     found = functional.interpolate(fields, plain.shape[2:], mode="trilinear")
     return torch.cat([parts[:, :1], found.to(plain.dtype)], 1)
