@@ -346,6 +346,22 @@ def test_the_plugin_runs_the_network(enhance: Callable[..., Outcome], tmp_path: 
     assert record["medkit"]["bundle"]["weights_sha256"]
 
 
+def test_of_an_image_without_noise_the_field_alone_is_computed(enhance: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Noise taken away would leave nothing, but it is not."""
+    root = weighted(tmp_path / "bundle")
+    path = root / "models" / "model.pt"
+    weights = torch.load(path, weights_only=True)
+    torch.save({k: v.fill_(torch.nan) if k.startswith("0.") else v for k, v in weights.items()}, path)
+    clean = (torch.exp(shaded(0.3)[1]) * shaded(0.3)[2])[0, 0].numpy()
+    nibabel.save(nibabel.Nifti1Image(1000 * clean, np.eye(4)), tmp_path / "a.nii.gz")
+    done = enhance(tmp_path / "a.nii.gz", "--bundle", root)
+    assert done.code == 0, done.err
+    steps = done.records[0]["medkit"]["enhancement"]["steps"]
+    assert [(s["what"], s["done"]) for s in steps] == [("denoise", False), ("bias", True)]
+    made = voxels(done.records[0]["path"])
+    assert made[clean > 0].std() / made[clean > 0].mean() < 0.3 * clean[clean > 0].std() / clean[clean > 0].mean()
+
+
 def test_a_plane_goes_another_way_unless_the_network_was_named(enhance: Callable[..., Outcome], tmp_path: Path) -> None:
     root = weighted(tmp_path / "bundle")
     scan(tmp_path / "a.nii.gz")

@@ -55,15 +55,18 @@ def enhancement(steps: Steps, wishes: Wishes, bundles: Sequence[Bundle], setting
     outputs = [Output("image", "image", "enhanced", as_picture=True)]
     if wishes.difference:
         outputs.append(Output("difference", "image", "difference"))
-    base = Task("enhance", outputs, uses_torch=False)
+    base, field_alone = Task("enhance", outputs, uses_torch=False), None
     if steps.network:
         steps, settings = _as_the_network_can(steps, bundles, settings)
         base = bundle_task("enhance", bundles, settings)
+        if steps.network_alone:
+            spared = replace(settings, overrides={**_stated(bundles, ALONE["bias"]), **settings.overrides})
+            field_alone = bundle_task("enhance", bundles, spared).setup
     arguments = {what: getattr(steps, what) for what in ("denoise", "bias", "contrast", "image")}
     return replace(
         base,
         outputs=outputs,
-        setup=functools.partial(set_up, steps=steps, wishes=wishes, network=base.setup),
+        setup=functools.partial(set_up, steps=steps, wishes=wishes, network=base.setup, field_alone=field_alone),
         arguments={**arguments, **base.arguments, "modality": wishes.modality, "difference": wishes.difference},
         accepts=("reference",),
         shared={"reference": wishes.reference} if wishes.reference else {},
@@ -73,16 +76,19 @@ def enhancement(steps: Steps, wishes: Wishes, bundles: Sequence[Bundle], setting
 
 def _as_the_network_can(steps: Steps, bundles: Sequence[Bundle], settings: RunSettings) -> tuple[Steps, RunSettings]:
     """The steps and settings for bundles that give two parts, or, where there is no telling them apart, an image."""
-    stated = [found for bundle in bundles if isinstance(found := bundle.block.get(PARTS), dict)]
-    if len(stated) == len(bundles):
+    if all(isinstance(bundle.block.get(PARTS), dict) for bundle in bundles):
+        values = _stated(bundles, PARTS)
         if not steps.network_alone:
-            alone = ALONE["denoise" if steps.denoise == "network" else "bias"]
-            stated += [bundle.block.get(alone, {}) for bundle in bundles]
-        parts = {name: value for values in stated for name, value in values.items()}
-        return steps, replace(settings, overrides={**parts, **settings.overrides})
+            values |= _stated(bundles, ALONE["denoise" if steps.denoise == "network" else "bias"])
+        return steps, replace(settings, overrides={**values, **settings.overrides})
     if not steps.network_alone:
         raise UsageError(f"--what: bundle {bundles[0].name} gives an enhanced image and no parts of it: --what auto")
     return replace(steps, denoise=None, bias=None, image="network"), settings
+
+
+def _stated(bundles: Sequence[Bundle], key: str) -> dict[str, Any]:
+    """The values for the config that the bundles' metadata state under a key."""
+    return {name: value for bundle in bundles for name, value in bundle.block.get(key, {}).items()}
 
 
 def memory_needed(grid: Grid, *, network: Callable[[Grid], int] | None = None) -> int:
@@ -91,10 +97,20 @@ def memory_needed(grid: Grid, *, network: Callable[[Grid], int] | None = None) -
 
 
 def set_up(
-    runtime: Runtime, *, steps: Steps, wishes: Wishes, network: Callable[[Runtime], Any] | None = None
+    runtime: Runtime,
+    *,
+    steps: Steps,
+    wishes: Wishes,
+    network: Callable[[Runtime], Any] | None = None,
+    field_alone: Callable[[Runtime], Any] | None = None,
 ) -> Stages:
-    """Loads the network where one is among the steps; the three stages of the work on a case."""
-    enhancer = Enhancer(steps, wishes, runtime.threads, network(runtime) if network else None)
+    """Loads the network where one is among the steps; the three stages of the work on a case.
+
+    `field_alone` is what loads it for images without noise, once there is one.
+    """
+    loaded = network(runtime) if network else None
+    spared = functools.cache(functools.partial(field_alone, runtime)) if field_alone else None
+    enhancer = Enhancer(steps, wishes, runtime.threads, loaded, spared)
     return Stages(enhancer.prepare, enhancer.compute, enhancer.finish)
 
 
@@ -106,8 +122,10 @@ class Work:
     steps: Steps
     modality: str
     noise: Noise
+    stages: Stages | None = None
+    """The network's; None where it has nothing to do."""
     network: Any = None
-    """What the network's stages hand to each other; None where it has nothing to do."""
+    """What they hand to each other."""
     story: list[dict[str, Any]] = field(default_factory=list)
     """What was done, and what was left out and why, in order."""
 
@@ -120,6 +138,8 @@ class Enhancer:
     wishes: Wishes
     threads: int
     network: Stages | None = None
+    field_alone: Callable[[], Stages] | None = None
+    """The network's stages where it need not take noise away."""
 
     def prepare(self, case: Case) -> Work:
         """Reads an image and finds out what it needs. Raises InputError for a step that cannot be done to it."""
@@ -129,29 +149,27 @@ class Enhancer:
         modality = self.wishes.modality if self.wishes.modality != "auto" else modality_of(image)
         noise = estimate(_values(image))
         work = Work(image, suited(self.steps, image, modality, case.path), modality, noise)
-        if self.network and work.steps.network and not self._clean(work):
-            work.network = self.network.prepare(case)
+        work.stages = self._stages(work)
+        if work.stages:
+            work.network = work.stages.prepare(case)
         return work
 
-    @staticmethod
-    def _clean(work: Work) -> bool:
-        """Whether the network was only to take noise away, and there is none."""
-        return work.noise.negligible and "network" not in (work.steps.bias, work.steps.image)
+    def _stages(self, work: Work) -> Stages | None:
+        """Of the network, as far as it has something to do."""
+        if not work.steps.network or (work.noise.negligible and work.steps.denoise and work.steps.bias != "network"):
+            return None
+        return self.field_alone() if self.field_alone and work.noise.negligible else self.network
 
     def compute(self, case: Case, work: Work) -> Work:
         """Runs the network."""
-        if work.network is not None:
-            assert self.network is not None
-            work.network = self.network.compute(case, work.network)
+        if work.stages:
+            work.network = work.stages.compute(case, work.network)
         return work
 
     def finish(self, case: Case, work: Work) -> Result:
         """Runs the other methods, and makes the result."""
         image = work.image
-        given = None
-        if work.network is not None:
-            assert self.network is not None
-            given = self.network.finish(case, work.network)
+        given = work.stages.finish(case, work.network) if work.stages else None
         values = self._enhanced(_values(image), work, given.outputs["image"] if given else None)
         made = image if values is None else image.like(values.reshape(image.data.shape))
         outputs = {"image": made}
