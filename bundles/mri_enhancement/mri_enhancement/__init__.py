@@ -87,7 +87,7 @@ class Shrinkage(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 1, I, J, K) without noise, of images (B, 1, I, J, K) whose sizes are multiples of 4."""
-        with torch.autocast(image.device.type, enabled=False), torch.no_grad():
+        with torch.no_grad():
             noise = self.noise(image.float())
         found = self.blocks(image)
         kind = found.dtype
