@@ -3,11 +3,10 @@
 import math
 
 import torch
-from monai.inferers import sliding_window_inference
 from torch import nn
 from torch.nn import functional
 
-from .cosines import CosineBlocks, UNet, begin_small, split
+from .cosines import CosineBlocks, UNet, begin_small, in_parts, split
 from .tissues import fitted
 
 __all__ = ["LocalNoise", "Shrinkage", "enhanced", "fitted", "in_parts", "scale"]
@@ -116,18 +115,6 @@ class Shrinkage(nn.Module):
         levels = found / own
         beyond = torch.addcmul(self.moved(state), self.slope.to(kind), levels.abs() - self.threshold.to(kind))
         return (levels * torch.sigmoid(-beyond) - self.added(state)) * own
-
-
-def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 16) -> torch.Tensor:
-    """What `network` makes of images (B, C, I, J, K), in equal parts of up to `most` voxels along an axis that overlap.
-
-    Sizes of images are multiples of 8.
-    """
-    counts = [math.ceil(max(1, n - overlap) / (most - overlap)) for n in image.shape[2:]]
-    sizes = [8 * math.ceil((n + (c - 1) * overlap) / c / 8) for n, c in zip(image.shape[2:], counts, strict=True)]
-    shares = [overlap / size for size in sizes]
-    found: torch.Tensor = sliding_window_inference(image, sizes, 1, network, overlap=shares, mode="gaussian")
-    return found
 
 
 def enhanced(

@@ -3,10 +3,11 @@
 import math
 
 import torch
+from monai.inferers import sliding_window_inference
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["CosineBlocks", "Residual", "UNet", "begin_small", "split"]
+__all__ = ["CosineBlocks", "Residual", "UNet", "begin_small", "in_parts", "split"]
 
 
 def split(image: torch.Tensor) -> torch.Tensor:
@@ -105,6 +106,18 @@ def begin_small(network: nn.Module, *last: nn.Conv3d) -> None:
     for layer in last:
         for parameter in layer.parameters():
             parameter.data.mul_(0.05)
+
+
+def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 16) -> torch.Tensor:
+    """What `network` makes of images (B, C, I, J, K), in equal parts of up to `most` voxels along an axis that overlap.
+
+    Sizes of images are multiples of 8.
+    """
+    counts = [math.ceil(max(1, n - overlap) / (most - overlap)) for n in image.shape[2:]]
+    sizes = [8 * math.ceil((n + (c - 1) * overlap) / c / 8) for n, c in zip(image.shape[2:], counts, strict=True)]
+    shares = [overlap / size for size in sizes]
+    found: torch.Tensor = sliding_window_inference(image, sizes, 1, network, overlap=shares, mode="gaussian")
+    return found
 
 
 def _cosines(size: int) -> torch.Tensor:

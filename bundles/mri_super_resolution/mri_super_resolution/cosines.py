@@ -1,0 +1,128 @@
+"""Images as cosine transforms of overlapping blocks, and residual blocks on them."""
+
+import math
+
+import torch
+from monai.inferers import sliding_window_inference
+from torch import nn
+from torch.nn import functional
+
+__all__ = ["CosineBlocks", "Residual", "UNet", "begin_small", "in_parts", "split"]
+
+
+def split(image: torch.Tensor) -> torch.Tensor:
+    """(B, 8, I / 2, J / 2, K / 2): the voxels of every block of two along each axis of (B, 1, I, J, K)."""
+    b, _, i, j, k = image.shape
+    blocks = image.reshape(b, i // 2, 2, j // 2, 2, k // 2, 2).permute(0, 2, 4, 6, 1, 3, 5)
+    return blocks.reshape(b, 8, i // 2, j // 2, k // 2)
+
+
+def joined(blocks: torch.Tensor) -> torch.Tensor:
+    """The inverse of `split`."""
+    b, _, i, j, k = blocks.shape
+    return blocks.reshape(b, 2, 2, 2, i, j, k).permute(0, 4, 1, 5, 2, 6, 3).reshape(b, 1, 2 * i, 2 * j, 2 * k)
+
+
+class CosineBlocks(nn.Module):
+    """The orthonormal cosine transforms of blocks of `size` voxels along each axis, which begin at every second one.
+
+    `size` is 6, or another even number that is no multiple of 4. Of an image that goes there and back nothing is lost.
+    """
+
+    basis: torch.Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.count = size, size**3
+        self.register_buffer("basis", split(_cosines(size)), persistent=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, size^3, I / 2, J / 2, K / 2) of images (B, 1, I, J, K): coefficients, lowest frequency first."""
+        padded = functional.pad(image, [self.size // 2 - 1] * 6, mode="replicate")
+        return functional.conv3d(split(padded), self.basis)
+
+    @torch.jit.export
+    def inverse(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """(B, 1, I, J, K): the mean of the blocks that cover each voxel, float32."""
+        half = self.size // 2
+        covered = torch.ones_like(coefficients[:1, :1])
+        shares = functional.conv_transpose3d(covered, covered.new_ones(1, 1, half, half, half)).float()
+        image = joined(functional.conv_transpose3d(coefficients, self.basis).float() / shares)
+        margin = half - 1
+        return image[..., margin:-margin, margin:-margin, margin:-margin]
+
+
+class Residual(nn.Module):
+    """Two convolutions, added to what they are given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.second = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x and the result: (B, channels, *space)."""
+        return x + self.second(functional.leaky_relu(self.first(x), 0.01))
+
+
+class UNet(nn.Module):
+    """Residual blocks at two resolutions, half of those of the first before those of the second, and half after.
+
+    Args:
+        given: channels of what it is given.
+        channels: of the two resolutions.
+        blocks: at each of them; even numbers.
+    """
+
+    def __init__(self, given: int, channels: tuple[int, int], blocks: tuple[int, int]) -> None:
+        super().__init__()
+        high, low = channels
+        self.head = nn.Conv3d(given, high, 1)
+        self.before = nn.Sequential(*[Residual(high) for _ in range(blocks[0] // 2)])
+        inner = [Residual(low) for _ in range(blocks[1])]
+        ends = nn.Conv3d(high, low, 2, 2, bias=False), nn.ConvTranspose3d(low, high, 2, 2, bias=False)
+        self.context = nn.Sequential(ends[0], *inner, ends[1])
+        self.after = nn.Sequential(*[Residual(high) for _ in range(blocks[0] // 2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, channels[0], *space) of (B, given, *space), whose sizes are even."""
+        return self.body(self.head(x))
+
+    @torch.jit.export
+    def body(self, state: torch.Tensor) -> torch.Tensor:
+        """What follows the first layer, the `head`, which may be applied part by part; of the result's shape."""
+        state = self.before(state)
+        return self.after(state + self.context(state))
+
+
+def begin_small(network: nn.Module, *last: nn.Conv3d) -> None:
+    """Draws weights with which signals pass, residual blocks change little, and the `last` layers give little."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=0.01)
+    for module in network.modules():
+        if isinstance(module, Residual):
+            module.second.weight.data.mul_(0.1)
+    for layer in last:
+        for parameter in layer.parameters():
+            parameter.data.mul_(0.05)
+
+
+def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 16) -> torch.Tensor:
+    """What `network` makes of images (B, C, I, J, K), in equal parts of up to `most` voxels along an axis that overlap.
+
+    Sizes of images are multiples of 8.
+    """
+    counts = [math.ceil(max(1, n - overlap) / (most - overlap)) for n in image.shape[2:]]
+    sizes = [8 * math.ceil((n + (c - 1) * overlap) / c / 8) for n, c in zip(image.shape[2:], counts, strict=True)]
+    shares = [overlap / size for size in sizes]
+    found: torch.Tensor = sliding_window_inference(image, sizes, 1, network, overlap=shares, mode="gaussian")
+    return found
+
+
+def _cosines(size: int) -> torch.Tensor:
+    """(size^3, 1, size, size, size)."""
+    steps = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * (2 * steps + 1) * steps[:, None] / (2 * size)) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return torch.einsum("ai,bj,ck->abcijk", basis, basis, basis).reshape(size**3, 1, size, size, size).float()
