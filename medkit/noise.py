@@ -75,13 +75,15 @@ def estimate(values: np.ndarray) -> Noise:
 def _quiet(details: np.ndarray, seen: np.ndarray, shape: list[int]) -> float | None:
     """The standard deviation in quiet parts of the foreground (25th percentile); None where there are few parts."""
     counts = [size // _WINDOW for size in shape]
+    if math.prod(counts) < _FEWEST:
+        return None
     whole = tuple(slice(0, count * _WINDOW) for count in counts)
     split = [n for count in counts for n in (count, _WINDOW)]
     order = [*range(0, len(split), 2), *range(1, len(split), 2)]
     parts, inside = (
         x.reshape(shape)[whole].reshape(split).transpose(order).reshape(math.prod(counts), -1) for x in (details, seen)
     )
-    parts = parts[inside.mean(1) > 0.9] if len(parts) else parts
+    parts = parts[inside.mean(1) > 0.9]
     return float(np.percentile(np.median(parts, 1), 25)) / _GAUSS if len(parts) >= _FEWEST else None
 
 

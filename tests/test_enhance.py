@@ -79,6 +79,11 @@ def test_a_clean_image_has_no_noise(image: np.ndarray) -> None:
     assert estimate(image).negligible
 
 
+@pytest.mark.parametrize("shape", [(120, 140, 4), (30, 30)])
+def test_images_with_few_parts_have_no_quiet_ones(shape: tuple[int, ...]) -> None:
+    assert estimate(RNG.normal(size=shape)).quiet is None
+
+
 @pytest.mark.parametrize("shape", [(96, 96, 96), (280, 300)])
 def test_fine_anatomy_in_a_part_of_an_image_is_not_noise(shape: tuple[int, ...]) -> None:
     """Grain in half of the image; the same grain all over it is noise, and so is noise that grows across it."""
