@@ -7,9 +7,9 @@ from torch.nn import functional
 
 __all__ = ["fitted"]
 
-SIZE = 48
+SIZE = 32
 """Blocks that an image is shrunk to along an axis: a field changes slowly."""
-WIDTH = 9
+WIDTH = 6
 """Blocks of `SIZE` that make the window which, three times over, says how smooth a field is; at first twice that."""
 TURNS = 20
 KINDS = 4
