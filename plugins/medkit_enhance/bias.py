@@ -10,8 +10,9 @@ import numpy as np
 
 from medkit.noise import span
 
-WEAK = 0.03
-"""Standard deviation of the logarithm of a field, over the foreground, below which it is left alone."""
+WEAK = 0.04
+"""Standard deviation of the logarithm of a field, over the foreground, below which it is left alone: of images whose
+field was taken away, up to 0.038 is found once more (ten real heads)."""
 LEVELS, ITERATIONS = 4, 50
 """N4's levels, each with twice the meshes of the one before, and the iterations of each."""
 MESH = 4
