@@ -249,7 +249,8 @@ def test_air_around_a_head_is_smoothed_and_the_head_does_not_notice() -> None:
     with torch.no_grad():
         found = mri_enhancement.enhanced(noisy, network, 144, unbiased=False)[:, :1]
         whole = network[0](noisy)
-    assert (seen[0][0] < 128) & (seen[0][2] < 128)
+    assert seen[0][0] < 128
+    assert seen[0][2] < 128
     head = image > 0.1
     torch.testing.assert_close(found[head], whole[head], rtol=0, atol=0.02)
     air = found[:, :, :40]

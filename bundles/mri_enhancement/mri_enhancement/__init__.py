@@ -135,16 +135,17 @@ def enhanced(
 
 def _denoised(image: torch.Tensor, network: nn.Module, most: int, margin: int = 16) -> torch.Tensor:
     """Air around the head, up to half of a scan, is smoothed, and does not go through the network."""
-    plain = functional.avg_pool3d(image.float(), 8)
-    noise = float(LocalNoise()(image.float()).median())
-    signal = (plain > max(0.03, 1.75 * noise)).flatten(0, 1).any(0)  # magnitudes of noise alone have a mean of 1.25
+    whole = image.float()
+    coarse = functional.avg_pool3d(whole, 8)
+    noise = float(network.get_submodule("noise")(whole).median())
+    signal = (coarse > max(0.03, 1.75 * noise)).flatten(0, 1).any(0)  # magnitudes of noise alone have a mean of 1.25
     if not bool(signal.any()):
         return in_parts(image, network, most)
     box = []
     for axis, size in enumerate(signal.shape):
         seen = signal.transpose(0, axis).flatten(1).any(1).nonzero()
         box.append(slice(max(0, 8 * int(seen.min()) - margin), min(8 * size, 8 * int(seen.max()) + 8 + margin)))
-    out = functional.interpolate(functional.avg_pool3d(plain, 3, 1, 1, count_include_pad=False), image.shape[2:])
+    out = functional.interpolate(functional.avg_pool3d(coarse, 3, 1, 1, count_include_pad=False), image.shape[2:])
     i, j, k = box
     out[..., i, j, k] = in_parts(image[..., i, j, k], network, most)
     return out
