@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import shutil
 import sys
@@ -104,6 +105,25 @@ def test_thick_slices_are_turned_to_the_last_axis_and_back(axis: int) -> None:
     assert [float(given[0, c].max()) for c in (1, 2)] == [2.0, 0.0]
     back = built("train").get_parsed_content("inferer")(image, network)
     assert torch.equal(back, image[:, :1])
+
+
+def test_air_does_not_go_through_the_network() -> None:
+    """What it finds in the head is what it would find in the whole, in its place."""
+    image = 0.02 * torch.rand(1, 3, 96, 104, 88)
+    image[:, :1, 40:56, 48:64, 16:40] = 0.5 + torch.rand(1, 1, 16, 16, 24)
+    given: list[tuple[int, ...]] = []
+
+    def network(part: torch.Tensor) -> torch.Tensor:
+        given.append(tuple(part.shape[2:]))
+        return 2 * part[:, :1]
+
+    refined = importlib.import_module("mri_super_resolution").refined
+    found = refined(image, network, 144)
+    assert given == [(48, 48, 56)]
+    inside = torch.zeros_like(image[:, :1], dtype=torch.bool)
+    inside[..., 24:72, 32:80, 0:56] = True
+    torch.testing.assert_close(found, torch.where(inside, 2 * image[:, :1], 0))
+    assert not refined(torch.zeros(1, 3, 32, 32, 32), network, 144).any()
 
 
 # ---- training pairs

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .cosines import CosineBlocks, UNet, begin_small, in_parts, split
+from .cosines import CosineBlocks, UNet, begin_small, bounds, in_parts, split
 from .tissues import fitted
 
 __all__ = ["LocalNoise", "Shrinkage", "enhanced", "fitted", "in_parts", "scale"]
@@ -133,7 +133,7 @@ def enhanced(
     return fitted(network[1](clean)) if unbiased else torch.cat([clean, torch.zeros_like(clean)], 1)
 
 
-def _denoised(image: torch.Tensor, network: nn.Module, most: int, margin: int = 16) -> torch.Tensor:
+def _denoised(image: torch.Tensor, network: nn.Module, most: int) -> torch.Tensor:
     """Air around the head, up to half of a scan, is smoothed, and does not go through the network."""
     whole = image.float()
     coarse = functional.avg_pool3d(whole, 8)
@@ -141,12 +141,8 @@ def _denoised(image: torch.Tensor, network: nn.Module, most: int, margin: int = 
     signal = (coarse > max(0.03, 1.75 * noise)).flatten(0, 1).any(0)  # magnitudes of noise alone have a mean of 1.25
     if not bool(signal.any()):
         return in_parts(image, network, most)
-    box = []
-    for axis, size in enumerate(signal.shape):
-        seen = signal.transpose(0, axis).flatten(1).any(1).nonzero()
-        box.append(slice(max(0, 8 * int(seen.min()) - margin), min(8 * size, 8 * int(seen.max()) + 8 + margin)))
     out = functional.interpolate(functional.avg_pool3d(coarse, 3, 1, 1, count_include_pad=False), image.shape[2:])
-    i, j, k = box
+    i, j, k = bounds(signal)
     out[..., i, j, k] = in_parts(image[..., i, j, k], network, most)
     return out
 

@@ -7,7 +7,7 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["CosineBlocks", "Residual", "UNet", "begin_small", "in_parts", "split"]
+__all__ = ["CosineBlocks", "Residual", "UNet", "begin_small", "bounds", "in_parts", "split"]
 
 
 def split(image: torch.Tensor) -> torch.Tensor:
@@ -118,6 +118,15 @@ def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 
     shares = [overlap / size for size in sizes]
     found: torch.Tensor = sliding_window_inference(image, sizes, 1, network, overlap=shares, mode="gaussian")
     return found
+
+
+def bounds(signal: torch.Tensor, margin: int = 16) -> tuple[slice, slice, slice]:
+    """The box, in voxels, around the blocks of 8^3 voxels (I, J, K) that hold something, and `margin` around them."""
+    box = []
+    for axis, size in enumerate(signal.shape):
+        seen = signal.transpose(0, axis).flatten(1).any(1).nonzero()
+        box.append(slice(max(0, 8 * int(seen.min()) - margin), min(8 * size, 8 * int(seen.max()) + 8 + margin)))
+    return box[0], box[1], box[2]
 
 
 def _cosines(size: int) -> torch.Tensor:
