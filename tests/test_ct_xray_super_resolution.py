@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
+from medkit_sr.sequence import moved, shift, with_neighbours
 from monai.bundle import ConfigParser
 from PIL import Image as Pillow
+from scipy import ndimage
 
 from medkit.bundle import WEIGHTS
 from medkit.images import read_image
@@ -141,6 +143,24 @@ def test_a_sequence_in_any_file(sr: Callable[..., Outcome], tmp_path: Path, over
     np.testing.assert_allclose(nibabel.load(record["path"]).header.get_zooms()[:3], (0.5, 0.5, 1.0), atol=1e-6)
     means = made.reshape(122, 96, 4).mean((0, 1))
     np.testing.assert_allclose(means, frames.mean((0, 1)), atol=1)
+
+
+@pytest.mark.parametrize("pixels", [(0.0, 0.0), (1.3, -0.6), (-7.25, 4.5)])
+def test_neighbours_lie_as_the_frame_does(pixels: tuple[float, float]) -> None:
+    frame = torch.from_numpy(ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(60, 72)), 2)).float()
+    frame = frame / frame.std()
+    away = torch.tensor(pixels)
+    first, second, third = (moved(frame, n * away) for n in (0, -1, -2))
+    torch.testing.assert_close(shift(first, second), away, atol=0.05, rtol=0)
+    for image in with_neighbours([first, second, third]):
+        for beside in image[1:]:
+            assert float((beside - image[0])[16:-16, 16:-16].abs().max()) < 0.1
+
+
+def test_frames_that_have_nothing_in_common_stay() -> None:
+    one, other = torch.zeros(32, 32), torch.zeros(32, 32)
+    one[4:8, 4:8], other[:, 20:] = 1, -1
+    assert shift(one, other).tolist() == [0, 0]
 
 
 def test_one_plane_is_no_sequence(toy: Callable[..., Outcome], tmp_path: Path) -> None:

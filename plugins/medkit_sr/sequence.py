@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +12,8 @@ from medkit.case import Case
 from medkit.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from medkit.images import Image
 
 ACROSS = 2
@@ -51,6 +55,64 @@ def unstacked(image: Image) -> Image:
 
     grid = image.grid
     return image.with_data(image.data[0].transpose(2, 0, 1)[..., None], Grid((*grid.shape[:2], 1), grid.affine, 3))
+
+
+def with_neighbours(frames: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """(3, I, J) for each of the frames (I, J): it, the one before and the one after, moved to lie as it does.
+
+    What moves from frame to frame shows its details in another place of the pixels each time: aligned, the frames know
+    more together than each alone. A frame without a neighbour stands in for it.
+    """
+    import torch
+
+    shifts = [shift(*pair) for pair in itertools.pairwise(frames)]
+    out = []
+    for n, frame in enumerate(frames):
+        before = moved(frames[n - 1], -shifts[n - 1]) if n else frame
+        after = moved(frames[n + 1], shifts[n]) if n + 1 < len(frames) else frame
+        out.append(torch.stack([frame, before, after]))
+    return out
+
+
+def shift(fixed: torch.Tensor, moving: torch.Tensor, steps: int = 8) -> torch.Tensor:
+    """(2,) the pixels by which what is in `fixed` (I, J) lies further in `moving`; 0 where they have little in common.
+
+    The peak of the cross-correlation, made exact by Gauss-Newton steps (Lucas & Kanade 1981).
+    """
+    import torch
+
+    size = torch.tensor(fixed.shape)
+    spectra = [torch.fft.rfft2(frame - frame.mean()) for frame in (fixed, moving)]
+    peak = int(torch.fft.irfft2(spectra[0].conj() * spectra[1], s=tuple(fixed.shape)).argmax())
+    found = torch.tensor(divmod(peak, fixed.shape[1]))
+    found = torch.where(2 * found > size, found - size, found).to(fixed)
+    # what came in over an edge is not what is in `fixed`
+    i, j = (slice(m, n - m) for m, n in zip((found.abs().int() + 2).tolist(), fixed.shape, strict=True))
+    for _ in range(steps):
+        here = moved(moving, found)
+        slopes = torch.stack([slope[i, j] for slope in torch.gradient(here)]).flatten(1)
+        # least squares, as a frame without any slope would be singular
+        step = torch.linalg.lstsq(slopes @ slopes.T, slopes @ (fixed - here)[i, j].flatten()).solution
+        found = found + step
+        if float(step.abs().max()) < 0.01:
+            break
+    better = (moved(moving, found) - fixed).square().mean() < (moving - fixed).square().mean()
+    near = (found.abs() < size.to(fixed) / 4).all()
+    return found if bool(better & near) else torch.zeros_like(found)
+
+
+def moved(frame: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """(I, J) what lies `pixels` (2,) further in the frame (I, J); beyond its edge there is what is at it."""
+    import torch
+    from torch.nn import functional
+
+    theta = torch.eye(2, 3).to(frame)
+    theta[:, 2] = 2 * pixels.flip(0) / pixels.new_tensor(frame.shape[::-1])
+    where = functional.affine_grid(theta[None], [1, 1, *frame.shape], align_corners=False)
+    sampled: torch.Tensor = functional.grid_sample(
+        frame[None, None], where, mode="bicubic", padding_mode="border", align_corners=False
+    )
+    return sampled[0, 0]
 
 
 def _frames(case: Case) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from medkit.acquisition import Acquisition
 from medkit.noise import Noise, span, with_floor
+from medkit_sr.sequence import with_neighbours
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,8 @@ def told(fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int |
 
     Of a volume (4, I, J, K): the image so far, 0 at its darkest and 1 at the 99th percentile of what is above, and the
     base 2 logarithms of the steps along its axes (as `medkit.degradation.with_steps` gives them in training). Of
-    planes along the axis `across`, for each of them (5, I, J): it, the one before, the one after, two logarithms.
+    planes along the axis `across`, for each of them (5, I, J): it, the one before and the one after, moved so that they
+    lie as it does, and two logarithms.
     """
     import torch
 
@@ -106,12 +108,7 @@ def told(fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int |
     bright = max(float(sample.kthvalue(max(1, round(0.99 * len(sample)))).values), 1e-6) if len(sample) else 1.0
     lifted = lifted / bright
     steps = fine.new_tensor([step for axis, step in enumerate(acquisition.steps) if axis != across]).log2()
-    if across is None:
-        images = [lifted[None]]
-    else:
-        planes = lifted.unbind(across)
-        last = len(planes) - 1
-        images = [torch.stack([planes[n], planes[max(n - 1, 0)], planes[min(n + 1, last)]]) for n in range(last + 1)]
+    images = [lifted[None]] if across is None else with_neighbours(lifted.unbind(across))
     out = []
     for image in images:
         space = image.shape[1:]

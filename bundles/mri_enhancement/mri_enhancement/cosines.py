@@ -115,7 +115,7 @@ def in_parts(image: torch.Tensor, network: nn.Module, most: int, overlap: int = 
     """
     counts = [math.ceil(max(1, n - overlap) / (most - overlap)) for n in image.shape[2:]]
     sizes = [8 * math.ceil((n + (c - 1) * overlap) / c / 8) for n, c in zip(image.shape[2:], counts, strict=True)]
-    shares = [overlap / size for size in sizes]
+    shares = [overlap / size if c > 1 else 0.0 for size, c in zip(sizes, counts, strict=True)]
     found: torch.Tensor = sliding_window_inference(image, sizes, 1, network, overlap=shares, mode="gaussian")
     return found
 
