@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from medkit_register import affine as engine
 from medkit_register.affine import Settings, Volume, prepare, register_affine
 from medkit_register.frames import make_frames
-from medkit_register.optimise import Freedom, rigid_part, rotation
+from medkit_register.optimise import Freedom, Optimum, rigid_part, rotation
 from medkit_register.pyramid import Pyramid, lattice
 from medkit_register.similarity import MEASURES, to_bins
 from medkit_register.start import search
@@ -118,6 +119,28 @@ def test_the_search_ranks_rotations(fixed: Pyramid) -> None:
     away = [np.arccos((np.trace(s[:, :3].T @ TURNED[:3, :3]) - 1) / 2) for s in starts]
     assert np.rad2deg(away[1]) < 25
     assert np.rad2deg(away[0]) > 50
+
+
+@pytest.mark.parametrize(("inverted", "searches"), [(False, 2), (True, 3)])
+def test_a_search_in_vain_is_repeated(
+    fixed: Pyramid, monkeypatch: pytest.MonkeyPatch, inverted: bool, searches: int
+) -> None:
+    """Like contrasts until they correlate at what was found; unlike ones until it was found twice."""
+    truth = about_centre(rotation(np.array([0.1, 0.2, -0.1])), (4.0, -3.0, 2.0))
+    moving = make((96, 128, 88), grid_affine((1.0, 1.0, 1.0), (96, 128, 88), np.eye(3)), truth, inverted=inverted)
+    away = about_centre(rotation(np.array([0.0, 2.0, 0.0])), (25.0, 0.0, 0.0))
+    searched = engine.Run.searched
+    asked: list[bool] = []
+
+    def sometimes(run: engine.Run, seed: int, metric: engine.Metric, *, thorough: bool = False) -> Optimum:
+        found = searched(run, seed, metric)
+        asked.append(thorough)
+        return replace(found, mapping=run.frames.to_local(away @ truth)) if len(asked) == 1 else found
+
+    monkeypatch.setattr(engine.Run, "searched", sometimes)
+    found = register_affine(fixed, moving).matrix
+    assert error_mm(found, truth) < (1.0 if inverted else 0.5)
+    assert asked == [False] + [True] * (searches - 1)
 
 
 def test_trials_count_nearest_points(fixed: Pyramid) -> None:

@@ -36,12 +36,24 @@ SPREADS = (
 """Standard deviations of the variants, round by round: rotation (radians), shift (shares of the radius), log scale."""
 KEPT = 8
 """Starts that the optimiser follows."""
+THOROUGH = 3
+"""Times as many are followed where the first search was in vain."""
 
 
 def search(
-    problem: Problem, frames: Frames, init: str | np.ndarray, *, scaled: bool, planar: bool, seed: int = 0
+    problem: Problem,
+    frames: Frames,
+    init: str | np.ndarray,
+    *,
+    scaled: bool,
+    planar: bool,
+    seed: int = 0,
+    thorough: bool = False,
 ) -> list[np.ndarray]:
-    """Local maps (3, 4) to start from, the most promising first; a single one unless `init` is "auto"."""
+    """Local maps (3, 4) to start from, the most promising first; a single one unless `init` is "auto".
+
+    `thorough`: THOROUGH times as many, which may lie nearer to each other: the right one may have a better neighbour.
+    """
     header = frames.to_local(np.eye(4))
     centre = frames.to_local(translation(frames.middles[1] - frames.middles[0]))
     if not isinstance(init, str):
@@ -58,12 +70,13 @@ def search(
     # the header is right more often than any other single start: it is followed wherever the scans overlap
     header_value = np.inf if np.isfinite(value[0]) else -np.inf
     draw = np.random.default_rng(seed)
+    kept, near = (THOROUGH * KEPT, 0.5) if thorough else (KEPT, 1.0)
     for spread in SPREADS:
-        parents = np.stack(apart(maps, np.argsort(-value, kind="stable"), PARENTS, radius))
+        parents = np.stack(apart(maps, np.argsort(-value, kind="stable"), PARENTS, radius, near))
         maps = np.concatenate([parents, varied(parents, spread, radius, draw, scaled=scaled, planar=planar)])
         value = trials.scores(maps, 2 * POINTS)
     maps, value = np.concatenate([given[:1], maps]), np.concatenate([[header_value], value])
-    return apart(maps, np.argsort(-value, kind="stable"), KEPT, radius)
+    return apart(maps, np.argsort(-value, kind="stable"), kept, radius, near)
 
 
 def varied(
@@ -120,12 +133,15 @@ def turned(scales: list[float], shift: float, *, planar: bool) -> list[np.ndarra
     return [np.hstack([m, (m @ t)[:, None]]) for m in linear for t in shifts]
 
 
-def apart(maps: np.ndarray, order: np.ndarray, count: int, radius: float) -> list[np.ndarray]:
-    """The first `count` maps in `order` that differ from one another by 15 degrees or a quarter of the radius (mm)."""
+def apart(maps: np.ndarray, order: np.ndarray, count: int, radius: float, near: float) -> list[np.ndarray]:
+    """The first `count` maps in `order` that differ from one another.
+
+    By `near` times 15 degrees or a quarter of the radius (mm).
+    """
     chosen: list[np.ndarray] = []
     for index in order:
         changes = [np.abs(maps[index] - other) for other in chosen]
-        if all(np.linalg.norm(c[:, :3]) > 0.35 or np.linalg.norm(c[:, 3]) > radius / 4 for c in changes):
+        if all(np.linalg.norm(c[:, :3]) > near * 0.35 or np.linalg.norm(c[:, 3]) > near * radius / 4 for c in changes):
             chosen.append(maps[index])
         if len(chosen) == count:
             break
