@@ -53,7 +53,7 @@ WIDTH = 2.3548
 
 @dataclass(frozen=True)
 class Scan:
-    """A real scan, its brightness 1 at the 99.9th percentile, its sizes multiples of 12."""
+    """A real scan in RAS+, its brightness 1 at the 99.9th percentile, its sizes multiples of 12."""
 
     name: str
     image: np.ndarray
@@ -74,7 +74,7 @@ class Row:
 
 def load(path: Path, size: int | None) -> Scan:
     """Reads a scan and finds its head."""
-    image = read_image(path).data[0].astype(np.float32)
+    image = nibabel.as_closest_canonical(nibabel.load(path)).get_fdata(dtype=np.float32).squeeze()
     image = np.maximum(image, 0) / np.percentile(image, 99.9)
     sizes = [min(n, size or n) // 12 * 12 for n in image.shape]
     image = image[tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(image.shape, sizes, strict=True))]
