@@ -130,7 +130,7 @@ def test_the_type_and_its_range_stay(sr: Run, tmp_path: Path, kind: type) -> Non
     made = np.asarray(nibabel.load(found["path"]).dataobj)
     assert made.dtype == kind
     assert made.min() >= 0
-    assert made.max() < 1.6 * values.max()
+    assert float(made.max()) < 2 * float(values.max())  # not round the end of the type
 
 
 def test_scanned_again_it_is_the_scan(sr: Run, tmp_path: Path) -> None:
