@@ -315,13 +315,15 @@ def body(shape: tuple[int, ...] = (64, 72, 64)) -> np.ndarray:
 def test_fusion_is_better_than_the_first_scan_alone(sr: Run, tmp_path: Path) -> None:
     fine = body()
     truth = saved(tmp_path / "truth.nii.gz", fine.astype(np.float32), np.eye(4))
-    done = sr(*three_views(tmp_path, fine), "--fuse", "--reference", truth, "-o", tmp_path / "out")
+    # networks know heads, which this is not
+    views, alone = three_views(tmp_path, fine), ("--method", "backprojection")
+    done = sr(*views, "--fuse", *alone, "--reference", truth, "-o", tmp_path / "out")
     found = block(done)
     assert Path(found["path"]).name == "a_sr.nii.gz"
     made = nibabel.load(found["path"])
     np.testing.assert_allclose(made.affine, np.eye(4), atol=1e-6)
     metrics = found["metrics"]
-    assert metrics["after"]["psnr_db"] > metrics["single"]["psnr_db"] + 1
+    assert metrics["after"]["psnr_db"] > metrics["single"]["psnr_db"] + 1.5
     assert metrics["after"]["ssim"] > metrics["single"]["ssim"]
     assert all(scan["rms"] < 2 * scan["noise"] for scan in metrics["consistency"])
     assert sorted(found["inputs"]) == ["image", "image_2", "image_3", "reference"]
