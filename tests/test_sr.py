@@ -126,11 +126,12 @@ def test_grids(sr: Run, tmp_path: Path, arguments: list, shape: tuple[int, ...],
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.float32])
 def test_the_type_and_its_range_stay(sr: Run, tmp_path: Path, kind: type) -> None:
     values = (head((24, 26, 12)) * (0.255 if kind is np.uint8 else 1)).astype(kind)
-    found = block(sr(saved(tmp_path / "a.nii.gz", values, np.diag([1.0, 1.0, 4.0, 1.0])), "--spacing", 1))
+    source = saved(tmp_path / "a.nii.gz", values, np.diag([1.0, 1.0, 4.0, 1.0]))
+    found = block(sr(source, "--spacing", 1, "--method", "backprojection"))  # networks know heads, which this is not
     made = np.asarray(nibabel.load(found["path"]).dataobj)
     assert made.dtype == kind
     assert made.min() >= 0
-    assert float(made.max()) < 2 * float(values.max())  # not round the end of the type
+    assert made.max() < 1.6 * values.max()
 
 
 def test_scanned_again_it_is_the_scan(sr: Run, tmp_path: Path) -> None:

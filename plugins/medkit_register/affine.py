@@ -175,6 +175,7 @@ class Run:
         self.plans = make_plans(fixed, settings.seed)
         self.reports: list[LevelReport] = []
         self.warnings: list[str] = []
+        self.problems: dict[tuple[Plan, Metric], Problem] = {}
 
     def result(self) -> Result:
         """Search, choose the metric, refine, check."""
@@ -188,9 +189,13 @@ class Run:
         return Result(self.frames.to_world(best.mapping), metric, reason, tuple(self.reports), tuple(self.warnings))
 
     def problem(self, plan: Plan, metric: Metric) -> Problem:
-        """The comparison at one resolution."""
-        look = Look(metric, plan.window)
-        return make_problem(self.fixed, self.moving, plan.spacing, look, self.frames, plan.sampling)
+        """The comparison at one resolution, made once."""
+        key = plan, metric
+        if key not in self.problems:
+            look = Look(metric, plan.window)
+            frames, sampling = self.frames, plan.sampling
+            self.problems[key] = make_problem(self.fixed, self.moving, plan.spacing, look, frames, sampling)
+        return self.problems[key]
 
     def follow(
         self, problem: Problem, mapping: np.ndarray, kind: str, plan: Plan, *, stage: str, metric: Metric
