@@ -218,12 +218,20 @@ class BundleRunner:
                 raise
             raise BundleError(f"bundle {self.bundle.name}: {what}: {sentence(error)}") from error
 
+    def _classes(self, table: Mapping[str, float]) -> dict[str, Any]:
+        """The likeliest class, or that of each aspect."""
+        names, aspects = self.contract.classes, self.contract.aspects
+        if not aspects:
+            return {"class": max(table, key=lambda name: table[name])}
+        said = {aspect: max((names[n] for n in own), key=lambda name: table[name]) for aspect, own in aspects.items()}
+        return {"classes": said}
+
     def _output(self, value: Any, grid: Grid) -> tuple[Writable, dict[str, Any]]:
         from medkit.inference.outputs import to_image, to_labels, to_table
 
         if self.contract.kind == "table":
             text, table = to_table(value, self.contract.classes, activated=self.postprocessing.activated)
-            return text, {"class": max(table, key=lambda name: table[name]), "probabilities": table}
+            return text, {**self._classes(table), "probabilities": table}
         if self.contract.kind == "image":
             return to_image(value, grid), {}
         return to_labels(value, grid, f"bundle {self.bundle.name}"), {}

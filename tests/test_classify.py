@@ -15,7 +15,7 @@ import torch
 from conftest import Outcome
 from medkit_classify import calibrate, candidates, explaining
 from medkit_classify.candidates import Cut
-from medkit_classify.judging import Familiarity, Judge
+from medkit_classify.judging import Familiarity, Judge, Scaling
 from medkit_classify.report import columns
 from PIL import Image as Picture
 
@@ -170,7 +170,7 @@ def test_a_calibration_of_other_weights_does_not_count(tmp_path: Path) -> None:
     weights = torch.load(root / "models" / "model.pt", weights_only=True)
     torch.save({**weights, "head.bias": torch.zeros(2)}, root / "models" / "model.pt")
     judge = Judge.of(Bundle(root, "other", "classify"))
-    assert judge.temperature is None
+    assert not judge.scalings
     assert "other weights" in judge.note
 
 
@@ -514,9 +514,11 @@ def test_classes_that_are_rare_are_told_so() -> None:
     temperature, offsets = calibrate.best_scaling(biased, labels)
     assert temperature == pytest.approx(2, rel=0.05)
     assert offsets == pytest.approx((1, -1), abs=0.05)
-    judge = Judge(temperature, offsets=offsets)
+    judge = Judge({"": Scaling(temperature, offsets)})
     np.testing.assert_allclose(judge.calibrated(biased[0]), calibrate.softmax(true[:1])[0], atol=0.02)
-    np.testing.assert_allclose(Judge(1.0).calibrated(np.array([1.0])), calibrate.softmax(np.array([[0, 1.0]]))[0])
+    np.testing.assert_allclose(
+        Judge({"": Scaling(1.0)}).calibrated(np.array([1.0])), calibrate.softmax(np.array([[0, 1.0]]))[0]
+    )
     assert Judge().calibrated(biased[0]) is None
 
 

@@ -68,6 +68,11 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
     metavar="FOLDER",
     help="Classes: write the ROC curve and the reliability as pictures; with --robustness the falls.",
 )
+@click.option(
+    "--aspect",
+    metavar="NAME",
+    help="Classes: where several things are said of an image, such as contrast and usability, the one to judge.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the --csv file and the --plots.")
 @click.option(
     "--robustness",
@@ -134,7 +139,7 @@ def _work(files: tuple[str, ...], given: dict[str, Any]) -> tuple[str, int]:
         from medkit.commands.evaluate_classes import judge_classes
 
         return judge_classes(results, bad, reference, given)
-    _refuse(given, "classes", "plots")
+    _refuse(given, "classes", "plots", "aspect")
     from medkit.commands.evaluate_pairs import compare_pairs
 
     return compare_pairs(results, bad, reference, given)

@@ -25,12 +25,12 @@ def judge_classes(
     for name in _OTHERS:
         if given[name] is not None:
             raise UsageError(f"--{name.replace('_', '-')} says nothing about classes, which these files are taken for")
-    predictions, unread = predictions_in(results)
+    predictions, unread = predictions_in(results, given["aspect"])
     bad = [*bad, *unread]
     say(*bad)
     if not predictions:
         raise MedkitError("nothing to compare")
-    judged = judge(predictions, reference, given["seed"])
+    judged = judge(predictions, reference, given["seed"], given["aspect"])
     say(*judged.unmatched.values())
     if given["csv_file"]:
         write_atomically(given["csv_file"], csv_text(judged))

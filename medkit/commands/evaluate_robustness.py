@@ -30,20 +30,21 @@ def measure_robustness(
 ) -> tuple[str, int]:
     """What to print, and the exit code; `bad`: sentences about lines that stand for no image."""
     from medkit.robustness.report import as_data, csv_text, picture, table
-    from medkit.robustness.run import kind_of, measure, shifts_for
+    from medkit.robustness.run import classes_of, kind_of, measure, shifts_for
 
     bundle = chosen.any()
     kind = kind_of(bundle)
     _check_options(kind, given)
+    classes = classes_of(bundle, given["aspect"])
     shifts = shifts_for(kind, [name.strip() for name in (given["shifts"] or "").split(",") if name.strip()])
-    items, unmatched = _items(found, reference, kind)
+    items, unmatched = _items(found, reference, kind, given["aspect"])
     say(*bad, *unmatched)
     if not items:
         raise MedkitError("nothing to compare")
     options = RunOptions(device=given["device"], threads=given["threads"], seed=given["seed"])
     try:
         with StopRequest():
-            done = measure(items, bundle, _settings(kind, given), chosen.settings, shifts, options, _tell)
+            done = measure(items, bundle, _settings(kind, given), chosen.settings, shifts, options, _tell, classes)
     except Stopped as stopped:
         say(f"stopped by {stopped}: nothing is written")
         return "", Stopped.exit_code
@@ -74,7 +75,7 @@ def _settings(kind: str, given: Mapping[str, Any]) -> Any:
     )
 
 
-def _items(found: Sequence[Record], reference: str, kind: str) -> tuple[list[Item], list[str]]:
+def _items(found: Sequence[Record], reference: str, kind: str, aspect: str | None) -> tuple[list[Item], list[str]]:
     """The images with their references, those of folders included, and a sentence for each that has none."""
     from medkit.evaluation.classes.truth import find_truth
     from medkit.evaluation.pairs import match
@@ -83,7 +84,7 @@ def _items(found: Sequence[Record], reference: str, kind: str) -> tuple[list[Ite
     records = [each for record in found for each in _in_folder(record)]
     paths = [record.path for record in records]
     if kind == "classes":
-        truth = find_truth(paths, reference)
+        truth = find_truth(paths, reference, aspect)
         known, missing = dict(truth.found), truth.missing
     else:
         matches = match(paths, reference, kind)

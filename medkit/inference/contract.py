@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ SUFFIX: Mapping[OutputKind, str] = {"labels": "dseg", "image": "pred", "table": 
 """What is added to an input's stem."""
 _NO_FILE = {"dict": "boxes", "object": "boxes", "points": "points", "tuples": "points"}
 _NO_INPUT = {"noise", "latent", "timesteps"}
-NO_IMAGES = {"label", "mask", "seg"}
+NO_IMAGES = {"label", "labels", "mask", "seg"}
 """Keys of what is no image; training data has them, and inference can do without where nothing is made of them."""
 _CLICKS = "AddClickSignals"
 """MONAI's transform for networks that are told where to look; without clicks it fails."""
@@ -40,6 +40,9 @@ class Contract:
     """Channel of the output -> its name."""
     planar: bool
     """Whether the network works on planes."""
+    aspects: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """What a classifier says about an image beside each other, such as contrast and usability -> the channels of its
+    classes; none where all classes exclude each other."""
 
     @property
     def accepts(self) -> tuple[str, ...]:
@@ -64,6 +67,7 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
     if any(_class_of(node).startswith(_CLICKS) for node in walk(content)):
         raise BundleError(f"bundle {bundle.name}: works where somebody clicks ({_CLICKS}); medkit has images alone")
     keys = tuple(dict.fromkeys(_keys_of(content, "LoadImaged"))) or ("image",)
+    classes = {int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()}
     saved = [key for key in dict.fromkeys(_keys_of(content, "SaveImaged")) if key not in keys]
     return Contract(
         kind=_kind(bundle, made),
@@ -72,9 +76,23 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
         optional=tuple(key for key in keys[1:] if key in NO_IMAGES and key not in _sources(content)),
         # facts beside an image are a channel that no file has
         channels=_channels(given) if len(keys) == 1 and "context" not in bundle.block else (),
-        classes={int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()},
+        classes=classes,
         planar=len(given.get("spatial_shape") or ()) == 2,
+        aspects=_aspects(bundle, classes),
     )
+
+
+def _aspects(bundle: Bundle, classes: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """What `medkit.aspects` in a bundle's metadata says: aspect -> the names of its classes."""
+    stated = bundle.block.get("aspects") or {}
+    numbers = {name: n for n, name in classes.items()}
+    named = [name for names in stated.values() for name in names]
+    if stated and sorted(named) != sorted(numbers):
+        raise BundleError(
+            f"bundle {bundle.name}: expected each class in one of its aspects: {', '.join(numbers)}; "
+            f"got {', '.join(map(str, named))}"
+        )
+    return {str(aspect): tuple(numbers[name] for name in names) for aspect, names in stated.items()}
 
 
 def _kind(bundle: Bundle, made: Mapping[str, Any]) -> OutputKind:

@@ -99,8 +99,8 @@ class Postprocessing:
             steps = [s for s in steps if not _named(s, "AsDiscrete")]
         self.steps = tuple(map(_quick, steps))
         _allow_missing(s for s in self.steps if isinstance(s, MapTransform))  # a label, which only training data has
-        self.activated = any(_named(s, "Activations") for s in self.steps)
-        """Whether a classifier's values are made probabilities."""
+        self.activated = bool(contract.aspects) or any(_named(s, "Activations") for s in self.steps)
+        """Whether a classifier's values are made probabilities; those of a bundle with aspects always are."""
 
     @functools.cached_property
     def softmax_alone(self) -> bool:

@@ -6,6 +6,7 @@ Both know the network and begin behind the bundle's preprocessing, so that sizes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,19 @@ PGD_REACH = 2.5
 """How far all steps of PGD together could go, as a multiple of the largest change that is allowed (Madry 2018)."""
 
 
-def attacked(network: Network, prepared: Prepared, truth: int, method: str, size: float, seed: int) -> Prepared:
+def attacked(
+    network: Network,
+    prepared: Prepared,
+    truth: int,
+    method: str,
+    size: float,
+    seed: int,
+    classes: Sequence[int] = (),
+) -> Prepared:
     """A prepared case whose image is changed by up to `size` at every voxel, within the image's own range.
 
-    `truth` is the number of its class, for a network of one output whether it is what is looked for; `method` is
-    `fgsm` or `pgd`.
+    `truth` is the number of its class among `classes`, channels of the network's answer (none: all of them), for a
+    network of one output whether it is what is looked for; `method` is `fgsm` or `pgd`.
     """
     import torch
 
@@ -39,12 +48,12 @@ def attacked(network: Network, prepared: Prepared, truth: int, method: str, size
         draw = torch.rand(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean.device)
         changed = torch.clamp(clean + size * (2 * draw - 1), low, high)
     for _ in range(steps):
-        uphill = _gradient(network, changed, truth).sign()
+        uphill = _gradient(network, changed, truth, classes).sign()
         changed = torch.clamp(changed + step * uphill, low, high)
     return replace(prepared, item={**prepared.item, "image": image + (changed - clean)[0].to(image.device)})
 
 
-def _gradient(network: Network, image: torch.Tensor, truth: int) -> torch.Tensor:
+def _gradient(network: Network, image: torch.Tensor, truth: int, classes: Sequence[int]) -> torch.Tensor:
     """That of the loss with respect to the image, (1, C, I, J, K)."""
     import torch
     from torch.nn import functional
@@ -53,6 +62,7 @@ def _gradient(network: Network, image: torch.Tensor, truth: int) -> torch.Tensor
         given = image.detach().requires_grad_(True)
         answer: Any = network.inferer(given, network.network)
         answer = (answer[0] if isinstance(answer, list | tuple) else answer).float().flatten(1)
+        answer = answer[:, list(classes)] if classes else answer
         if answer.shape[1] == 1:
             loss = functional.binary_cross_entropy_with_logits(answer, torch.full_like(answer, float(truth)))
         else:

@@ -83,6 +83,15 @@ def kind_of(bundle: Bundle) -> str:
     return KINDS[contract_of(bundle).kind]
 
 
+def classes_of(bundle: Bundle, aspect: str | None) -> tuple[int, ...]:
+    """The channels of the classes that an aspect is about; none for all. Raises UsageError, BundleError."""
+    aspects = contract_of(bundle).aspects
+    if aspect not in aspects and (aspect is not None or aspects):
+        said = ", ".join(aspects) or "one thing alone of an image"
+        raise UsageError(f"--aspect {aspect or 'is missing'}: the bundle says {said}")
+    return aspects[aspect] if aspect else ()
+
+
 def measure(
     items: Sequence[Item],
     bundle: Bundle,
@@ -91,13 +100,15 @@ def measure(
     shifts: Sequence[Shift],
     options: RunOptions,
     tell: Callable[[str], None] = lambda line: None,
+    classes: Sequence[int] = (),
 ) -> Robustness:
     """What `shifts` cost a bundle, whose code is trusted. Raises as the runner does where it cannot be loaded.
 
-    `options` say where to compute; `tell` is called with a sentence as each case is done.
+    `options` say where to compute; `tell` is called with a sentence as each case is done; `classes` are the channels of
+    a classifier that count, none: all.
     """
     with tempfile.TemporaryDirectory(prefix="medkit-robustness-") as folder:
-        work = _Work(bundle, settings, how, options, Path(folder))
+        work = _Work(bundle, settings, how, options, Path(folder), classes)
         scores: dict[Key, list[Score | None]] = {key: [] for key in (AS_IT_IS, *_keys(shifts))}
         references = []
         for number, item in enumerate(items, start=1):
@@ -147,14 +158,24 @@ class _Known:
 class _Work:
     """A bundle, loaded, and a folder for what is spoilt."""
 
-    def __init__(self, bundle: Bundle, settings: Settings, how: RunSettings, options: RunOptions, folder: Path) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: Settings,
+        how: RunSettings,
+        options: RunOptions,
+        folder: Path,
+        classes: Sequence[int],
+    ) -> None:
         self.contract = contract_of(bundle)
         self.task = bundle_task("bundle", [bundle], how)
         self.options = options
         self.runtime = CaseWorker(self.task, options).runtime
         self.runtime.limit_torch()
         self.runner = open_bundle(self.runtime, bundle, how)
-        self.scorer = Scorer(settings, role_of(self.contract, self.contract.results[0]))
+        self.classes = tuple(classes)
+        names = tuple(self.contract.classes[n] for n in classes)
+        self.scorer = Scorer(settings, role_of(self.contract, self.contract.results[0]), names)
         self.spoiler = Spoiler(folder, settings.seed)
         self.failures: list[str] = []
 
@@ -199,7 +220,7 @@ class _Work:
             from medkit.robustness.attacks import attacked
 
             seed = self.scorer.settings.seed
-            prepared = attacked(self.runner.network, prepared, known.number, shift.name, strength, seed)
+            prepared = attacked(self.runner.network, prepared, known.number, shift.name, strength, seed, self.classes)
         return self._score(case, prepared, known.reference)
 
     def _score(self, case: Case, prepared: Prepared, reference: Any) -> Score:

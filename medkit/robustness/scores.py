@@ -40,6 +40,8 @@ class Scorer:
     settings: Settings
     role: str
     """What the main output is called."""
+    classes: tuple[str, ...] = ()
+    """Those that count; none: all."""
 
     def reference(self, stated: str) -> Any:
         """What is compared with: the image that a path stands for, or a class as it is stated. Raises InputError."""
@@ -51,8 +53,9 @@ class Scorer:
         """The score of a case. Raises InputError where result and reference cannot be compared."""
         made: Any = result.outputs[self.role]
         if self.settings.kind == "classes":
-            found = dict(result.metrics["probabilities"])
-            chosen = str(result.metrics["class"])
+            said = dict(result.metrics["probabilities"])
+            found = {name: said[name] for name in self.classes or said}
+            chosen = max(found, key=lambda name: found[name])
             return Prediction(case, case, found, chosen, found[chosen])
         labels = self.settings.kind == "labels"
         voxels = on_grid(made, reference, resample=self.settings.resample, labels=labels)

@@ -25,4 +25,6 @@ def medkit_bundles() -> list[BundleSpec]:
                    modality="CT"),
         BundleSpec("classify", "adrenal_shape_classification", _BUNDLES / "adrenal_shape_classification",
                    kinds=("mask",)),
+        BundleSpec("classify", "brain_mri_quality_classification", _BUNDLES / "brain_mri_quality_classification",
+                   modality="MR"),
     ]  # fmt: skip

@@ -161,26 +161,39 @@ def calibrated(
     runner, runtime = load(bundle, layers, known)
     _, seen = answers(runner, runtime, [Path(item["image"]) for item in items.training])
     logits, levels = answers(runner, runtime, [Path(item["image"]) for item in items.validation])
-    labels = np.array([int(item["label"]) for item in items.validation])
-    temperature, offsets = best_temperature(logits, labels), (0.0,) * logits.shape[1]
-    if calibration_error(softmax(logits / temperature), labels) > GOOD:
-        temperature, offsets = best_scaling(logits, labels)
+    labels = np.array([item["label"] for item in items.validation], int).reshape(len(logits), -1)
+    aspects = runner.contract.aspects or {"": tuple(range(logits.shape[1]))}
+    if labels.shape[1] != len(aspects):
+        raise InputError(f"{datalist}: expected {len(aspects)} classes of each image, got {labels.shape[1]}")
+    scalings = {
+        aspect: scaling(logits[:, numbers], labels[:, n]) for n, (aspect, numbers) in enumerate(aspects.items())
+    }
     familiarity = Familiarity.fitted(seen)
     distances = familiarity.distances(levels)
     return {
-        "temperature": round(temperature, 4),
-        "offsets": [round(value, 4) for value in offsets],
+        **(scalings.get("") or {"aspects": scalings}),
         "threshold": round(float(np.quantile(distances, quantile)), 4),
         "layers": list(runner.judge.layers),
         "file": FILE,
         "weights_sha256": sha256_of(bundle.weights),
         "quantile": quantile,
         "validation_images": len(labels),
+    }, familiarity
+
+
+def scaling(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """How (N, C) logits become the confidence, and the calibration error on the (N,) labels before and after."""
+    temperature, offsets = best_temperature(logits, labels), (0.0,) * logits.shape[1]
+    if calibration_error(softmax(logits / temperature), labels) > GOOD:
+        temperature, offsets = best_scaling(logits, labels)
+    return {
+        "temperature": round(temperature, 4),
+        "offsets": [round(value, 4) for value in offsets],
         "calibration_error": {
             "before": round(calibration_error(softmax(logits), labels), 4),
             "after": round(calibration_error(softmax(logits / temperature + offsets), labels), 4),
         },
-    }, familiarity
+    }
 
 
 def write(bundle: Bundle, block: dict[str, Any], familiarity: Familiarity) -> None:

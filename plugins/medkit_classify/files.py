@@ -74,18 +74,19 @@ def _paste(out: np.ndarray, image: Image, heat: Image) -> None:
 class Features:
     """The features of a case's images and what was found, as .npz."""
 
-    features: Sequence[np.ndarray | None]
-    findings: Sequence[Finding]
+    answers: Sequence[tuple[np.ndarray | None, Sequence[Finding]]]
+    """Of each image its features, (F,), and what was found: one thing, or one for each aspect."""
 
     def write(self, path: Path) -> None:
         """Writes `features` (N, F), `candidates` (N,), `classes` (C,) and `probabilities` (N, C)."""
-        length = next((len(f) for f in self.features if f is not None), 0)
-        rows = [np.full(length, np.nan) if f is None else f for f in self.features]
+        length = next((len(f) for f, _ in self.answers if f is not None), 0)
+        rows = [np.full(length, np.nan) if f is None else f for f, _ in self.answers]
+        tables = [{n: p for found in own for n, p in found.probabilities.items()} for _, own in self.answers]
         with open(path, "wb") as file:
             np.savez(
                 file,
                 features=np.array(rows, np.float32),
-                candidates=np.array([found.candidate for found in self.findings]),
-                classes=np.array(list(self.findings[0].probabilities)),
-                probabilities=np.array([list(found.probabilities.values()) for found in self.findings], np.float32),
+                candidates=np.array([own[0].candidate if len(own) == 1 else "" for _, own in self.answers]),
+                classes=np.array(list(tables[0])),
+                probabilities=np.array([list(table.values()) for table in tables], np.float32),
             )

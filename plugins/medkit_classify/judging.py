@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ class Finding:
     """What is said about one image, or one candidate in it."""
 
     candidate: str
-    """The candidate's name; empty where the image is asked about as a whole."""
+    """The candidate's name, or the aspect; empty where one thing is said of the image as a whole."""
     name: str
     """The most probable class."""
     probabilities: Mapping[str, float]
@@ -109,15 +109,31 @@ def _compressed(features: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """From logits to calibrated probabilities."""
+
+    temperature: float
+    """Logits are divided by it (Guo et al. 2017)."""
+    offsets: tuple[float, ...] = ()
+    """Added to the scaled logit of each class, since a training may make rare ones look frequent; none: nothing."""
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """(C,) probabilities from (C,) logits; one logit is that of the second of two classes."""
+        whole = np.array([0.0, logits[0]]) if len(logits) == 1 else logits.astype(np.float64)
+        scaled = whole / self.temperature + (self.offsets or 0.0)
+        powers = np.exp(scaled - scaled.max())
+        out: np.ndarray = powers / powers.sum()
+        return out
+
+
+@dataclass(frozen=True)
 class Judge:
     """How a bundle's answers are taken, as its metadata say under `medkit.calibration` (see `calibrate`)."""
 
-    temperature: float | None = None
-    """Logits are divided by it for the confidence (Guo et al. 2017); None: not calibrated."""
+    scalings: Mapping[str, Scaling] = field(default_factory=dict)
+    """Aspect -> how its logits become the confidence; of classes without aspects that of "". None: not calibrated."""
     threshold: float | None = None
     """Distance beyond which no class is given; None: one is always given."""
-    offsets: tuple[float, ...] = ()
-    """Added to the scaled logit of each class, since a training may make rare ones look frequent; none: nothing."""
     layers: tuple[str, ...] = ()
     """The layers whose statistics are the features of the distance."""
     file: Path | None = None
@@ -134,9 +150,11 @@ class Judge:
         if stated.get("weights_sha256") != sha256_of(bundle.root / WEIGHTS):
             return cls(note="the bundle was calibrated with other weights: it has no confidence and never abstains")
         return cls(
-            temperature=float(stated["temperature"]),
+            scalings={
+                str(aspect): Scaling(float(own["temperature"]), tuple(map(float, own.get("offsets", ()))))
+                for aspect, own in stated.get("aspects", {"": stated}).items()
+            },
             threshold=float(stated["threshold"]),
-            offsets=tuple(map(float, stated.get("offsets", ()))),
             layers=tuple(map(str, stated["layers"])),
             file=bundle.root / str(stated["file"]),
         )
@@ -146,15 +164,10 @@ class Judge:
         """Where the features of training images lie."""
         return Familiarity.read(self.file) if self.file else None
 
-    def calibrated(self, logits: np.ndarray) -> np.ndarray | None:
-        """(C,) probabilities from (C,) logits; one logit is that of the second of two classes. None: not calibrated."""
-        if self.temperature is None:
-            return None
-        whole = np.array([0.0, logits[0]]) if len(logits) == 1 else logits.astype(np.float64)
-        scaled = whole / self.temperature + (self.offsets or 0.0)
-        powers = np.exp(scaled - scaled.max())
-        out: np.ndarray = powers / powers.sum()
-        return out
+    def calibrated(self, logits: np.ndarray, aspect: str = "") -> np.ndarray | None:
+        """(C,) probabilities from the (C,) logits of an aspect, see `Scaling`; None: not calibrated."""
+        scaling = self.scalings.get(aspect)
+        return scaling(logits) if scaling else None
 
     def distance(self, levels: np.ndarray | None) -> float | None:
         """How unlike the training images one is, 1 being the limit, from its (L,) statistics."""

@@ -46,9 +46,9 @@ def rows_of(record: Record) -> list[dict[str, str]]:
     return _rows(block["metrics"]["findings"], block.get("choice") or block["bundle"])
 
 
-def as_tsv(numbers: Mapping[str, Any], bundle: Bundle, classes: Iterable[str]) -> str:
+def as_tsv(numbers: Mapping[str, Any], bundle: Bundle) -> str:
     """The table of one case."""
-    names = columns(classes)
+    names = columns(name for found in numbers["findings"] for name in found["probabilities"])
     lines = _rows(numbers["findings"], {"name": bundle.name, "version": bundle.version})
     return "\n".join(["\t".join(names), *("\t".join(line.get(n, "n/a") for n in names) for line in lines), ""])
 
@@ -108,6 +108,8 @@ def beside(read: Mapping[str, Any]) -> str:
 def _finding(told: Told, bundle: Bundle) -> Iterable[str]:
     found = told.finding
     subject = f"Candidate {found.candidate}: " if found.candidate else ""
+    if found.candidate in bundle.block.get("aspects", ()):
+        subject = f"{found.candidate.capitalize()}: "
     says = ", ".join(f"{name} {p:.2f}" for name, p in found.probabilities.items())
     if found.abstained:
         yield f"{subject}no class is given."

@@ -104,10 +104,11 @@ def _outputs(wishes: Wishes) -> Iterable[Output]:
 
 
 def _summary(record: Any) -> str:
-    rows = record.medkit.get("metrics", {}).get("findings") or []
-    if len(rows) != 1:
+    metrics = record.medkit.get("metrics", {})
+    rows = metrics.get("findings") or []
+    if len(rows) != 1 and "classes" not in metrics:
         return f"{len(rows)} candidates" if rows else ""
-    return str(rows[0]["class"] or f"abstained: {rows[0]['reason']}")
+    return ", ".join(str(row["class"]) for row in rows) if rows[0]["class"] else f"abstained: {rows[0]['reason']}"
 
 
 @dataclass(eq=False)
@@ -271,33 +272,61 @@ class ClassifyRunner(BundleRunner):
         assert self.explainer is not None
         for question in questions:
             if question.prepared is not None:
-                chosen = int(_logits(question.prepared).argmax())
-                question.heat = self.explainer(question.prepared.item["image"].to(self.device), chosen)
+                question.heat = self.explainer(
+                    question.prepared.item["image"].to(self.device), self._chosen(question.prepared)
+                )
+
+    def _chosen(self, prepared: Prepared) -> int:
+        """The channel of the class that is explained: the likeliest one, of several aspects that of the last."""
+        logits = _logits(prepared)
+        numbers = list(self.contract.aspects.values())[-1] if self.contract.aspects else range(len(logits))
+        return max(numbers, key=lambda n: float(logits[n]))
 
     # ---- writing
 
     def finish(self, case: Case, computed: list[Question]) -> Result:  # type: ignore[override]
         """The findings, and the files asked for."""
         with self._blame("postprocessing"):
-            findings = [self._finding(question) for question in computed]
+            answers = [(question, self._findings(question)) for question in computed]
+        findings = [found for _, own in answers for found in own]
         context = Context.of(case)
         numbers = report.as_numbers(findings)
-        doubtful = sum(found.abstained for found in findings)
+        if self.contract.aspects:
+            numbers["classes"] = {row["candidate"]: row["class"] for row in numbers["findings"]}
+        doubtful = sum(own[0].abstained for _, own in answers)
         warnings = [w for q in computed if q.prepared for w in q.prepared.warnings]
-        if doubtful and len(findings) == 1:
+        if doubtful and len(answers) == 1:
             warnings.append(f"look at this one: {findings[0].reason}")
         elif doubtful:
-            warnings.append(f"look at this one: no class for {doubtful} of {len(findings)} candidates")
+            warnings.append(f"look at this one: no class for {doubtful} of {len(answers)} candidates")
+        flagged = self.bundle.block.get("flagged", ())
+        warnings += [f"look at this one: {f.name}" for f in findings if f.name in flagged and not f.abstained]
         note = {"note": self.judge.note} if self.judge.note else {}
         given = computed[0].given
         read = {"read": self.facts.told(given)} if self.facts and given else {}
         return Result(
-            {} if not case.outputs else dict(self._files(case, computed, findings, numbers, context)),
+            {} if not case.outputs else dict(self._files(case, answers, numbers, context)),
             metrics=numbers,
             warnings=tuple(dict.fromkeys(warnings)),
             details={"precision": self.precision, **note, **context.facts(), **read},
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
         )
+
+    def _findings(self, question: Question) -> list[Finding]:
+        """What is said of an image: one thing, or one for each of the bundle's aspects."""
+        if not self.contract.aspects or question.prepared is None:
+            return [self._finding(question)]
+        classes, logits = self.contract.classes, _logits(question.prepared)
+        likely = np.squeeze(np.asarray(self.postprocessing(question.prepared)["pred"]))
+        return [
+            self._found(
+                question,
+                aspect,
+                {classes[n]: round(float(likely[n]), 6) for n in numbers},
+                self.judge.calibrated(logits[list(numbers)], aspect),
+            )
+            for aspect, numbers in self.contract.aspects.items()
+        ]
 
     def _finding(self, question: Question) -> Finding:
         from medkit.inference.outputs import to_table
@@ -316,32 +345,39 @@ class ClassifyRunner(BundleRunner):
         if len(table) == 1:  # one output: the probability of the second of two classes
             ((name, p),) = table.items()
             table = {f"not {name}": 1 - p, name: p}
+        return self._found(question, question.candidate, table, self.judge.calibrated(logits))
+
+    def _found(self, question: Question, what: str, table: dict[str, float], sure: np.ndarray | None) -> Finding:
+        """What is said of `what`: `table` holds the network's probabilities, `sure` the calibrated ones."""
         names = list(table)
-        sure = self.judge.calibrated(logits)
-        chosen = int(np.argmax([table[name] for name in names] if sure is None else sure))
+        chosen = int(np.argmax(list(table.values()) if sure is None else sure))
         distance = self.judge.distance(question.levels)
         reason = question.refused or unlike(distance)
         confidence = None if sure is None else float(sure[chosen])
-        return Finding(question.candidate, names[chosen], table, confidence, distance, reason)
+        return Finding(what, names[chosen], table, confidence, distance, reason)
 
     def _files(
         self,
         case: Case,
-        computed: Sequence[Question],
-        findings: Sequence[Finding],
+        answers: Sequence[tuple[Question, Sequence[Finding]]],
         numbers: dict[str, Any],
         context: Context,
     ) -> Iterable[tuple[str, Writable]]:
         from medkit_classify.files import Features, explanation
 
-        yield "classes", Text(report.as_tsv(numbers, self.bundle, findings[0].probabilities))
+        computed = [question for question, _ in answers]
+        yield "classes", Text(report.as_tsv(numbers, self.bundle))
         if self.wishes.explain:
             yield "explanation", explanation(case, computed)
         if self.wishes.report:
-            told = [report.Told(found, self._where(case, q)) for found, q in zip(findings, computed, strict=True)]
+            told = [
+                report.Told(found, self._where(case, question) if found is own[-1] else "")
+                for question, own in answers
+                for found in own
+            ]
             yield "report", Text(report.in_words(case.path.name, told, self.bundle, context, self._notes(computed)))
         if self.wishes.features:
-            yield "features", Features([q.features for q in computed], findings)
+            yield "features", Features([(q.features, own) for q, own in answers])
 
     def _notes(self, computed: Sequence[Question]) -> list[str]:
         given = computed[0].given

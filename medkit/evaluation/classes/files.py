@@ -72,8 +72,12 @@ def _holds_classes(path: Path) -> bool:
         return False
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """The predictions of a table of one case or of all. Raises InputError."""
+def read_predictions(path: Path, aspect: str | None = None) -> list[Prediction]:
+    """The predictions of a table of one case or of all. Raises InputError.
+
+    Where several things are said of an image, each in a row of its own, `aspect` is what `candidate` calls the one that
+    counts.
+    """
     rows = read_table(path)
     columns = list(rows[0])
     classes = [name.removeprefix(PROBABILITY) for name in columns if name.startswith(PROBABILITY)]
@@ -88,6 +92,11 @@ def read_predictions(path: Path) -> list[Prediction]:
     if named is None and not says_classes(path):
         raise InputError(f"{path}: no column that names the cases ({', '.join(CASE)}); there is {', '.join(columns)}")
     alone = _source(path)
+    if aspect is not None:
+        said = dict.fromkeys(row.get(CANDIDATE, "") for row in rows)
+        rows = [{**row, CANDIDATE: ""} for row in rows if row.get(CANDIDATE) == aspect]
+        if not rows:
+            raise InputError(f"{path}: nothing is said of {aspect}; expected one of {', '.join(said)}")
     return [
         _of_row(path, number, row, absolute(row[named], path.parent) if named else alone, classes)
         for number, row in enumerate(rows, start=2)

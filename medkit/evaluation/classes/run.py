@@ -41,8 +41,11 @@ class Judged:
     seed: int = 0
 
 
-def predictions_in(results: Sequence[Path]) -> tuple[list[Prediction], list[str]]:
-    """What files, or the files of folders, say; and a sentence for each that cannot be read. Raises InputError."""
+def predictions_in(results: Sequence[Path], aspect: str | None = None) -> tuple[list[Prediction], list[str]]:
+    """What files, or the files of folders, say; and a sentence for each that cannot be read. Raises InputError.
+
+    Where several things are said of an image, `aspect` is the one that counts.
+    """
     found, bad = [], []
     for path in results:
         files = of_kind(files_of(path, "classes"), "classes")
@@ -50,18 +53,21 @@ def predictions_in(results: Sequence[Path]) -> tuple[list[Prediction], list[str]
             raise InputError(f"{path}: no table of classes in this folder")
         for file in files:
             try:
-                found += read_predictions(file)
+                found += read_predictions(file, aspect)
             except InputError as error:
                 bad.append(str(error))
     return found, bad
 
 
-def judge(cases: Sequence[Prediction], reference: str, seed: int = 0) -> Judged:
-    """How good predictions are; `reference`: see `find_truth`. Raises MedkitError where none has a reference."""
+def judge(cases: Sequence[Prediction], reference: str, seed: int = 0, aspect: str | None = None) -> Judged:
+    """How good predictions are; `reference` and `aspect`: see `find_truth`.
+
+    Raises MedkitError where none has a reference.
+    """
     names = [case.case for case in cases]
     if twice := [path for path, count in Counter(names).items() if count > 1]:
         raise InputError(f"{twice[0]}: there are several results for it")
-    truth = find_truth(names, reference)
+    truth = find_truth(names, reference, aspect)
     unmatched = {str(path): f"{path}: no reference: {why}" for path, why in truth.missing.items()}
     unmatched |= {name: f"{name}: no result for this reference" for name in truth.unused}
     unmatched |= {str(case.case): f"{case.case}: nothing was said of it" for case in cases if not case.probabilities}
@@ -93,7 +99,7 @@ def gathered(cases: Sequence[Prediction], truth: Sequence[str]) -> Predictions:
         if set(case.probabilities) != set(classes):
             raise InputError(
                 f"{case.file}: expected the classes of {cases[0].file}, {', '.join(classes)}; "
-                f"got {', '.join(case.probabilities)}"
+                f"got {', '.join(case.probabilities)}; --aspect picks one of several things that are said of an image"
             )
     return Predictions(
         classes,

@@ -37,12 +37,13 @@ class _Stated:
     """Which list of a datalist it stands in."""
 
 
-def find_truth(cases: Sequence[Path], where: str) -> Truth:
+def find_truth(cases: Sequence[Path], where: str, aspect: str | None = None) -> Truth:
     """The class of each case: `where` is a table, a datalist (`.json`), a folder or a pattern with `{id}`.
 
     A table has a column that names the cases, by their paths (from its folder) or by what tells them apart, one of
-    classes, and perhaps one of candidates. In a folder, and with a pattern, every case has a file of its own: one such
-    as `_class.tsv`, whose likeliest class is meant, or a text file that holds the class alone. Raises InputError.
+    classes, called as the `aspect` where one is given, and perhaps one of candidates. In a folder, and with a
+    pattern, every case has a file of its own: one such as `_class.tsv`, whose likeliest class is meant, or a text
+    file that holds the class alone. Raises InputError.
     """
     place = absolute(where)
     if "{id}" in where or place.is_dir():
@@ -51,29 +52,30 @@ def find_truth(cases: Sequence[Path], where: str) -> Truth:
         return Truth(found, matches.missing, tuple(map(str, matches.unused)))
     if not place.is_file():
         raise InputError(f"{place}: no such file or folder")
-    stated = _stated(place)
+    stated = _stated(place, aspect)
     matches = match_names(cases, list(stated))
     parts = {stated[reference].part for reference in matches.found.values()}
     unused = [str(path) for path in matches.unused if stated[path].part in parts]
     return Truth({c: stated[r].value for c, r in matches.found.items()}, matches.missing, tuple(unused))
 
 
-def _stated(place: Path) -> dict[Path, _Stated]:
+def _stated(place: Path, aspect: str | None) -> dict[Path, _Stated]:
     """Case -> what a table or datalist says of it; InputError for one that is listed twice."""
     out: dict[Path, _Stated] = {}
-    for entry in _of_datalist(place) if place.suffix == ".json" else _of_table(place):
+    for entry in _of_datalist(place) if place.suffix == ".json" else _of_table(place, aspect):
         if entry.case in out:
             raise InputError(f"{place}: {entry.case} is listed twice")
         out[entry.case] = entry
     return out
 
 
-def _of_table(place: Path) -> Iterator[_Stated]:
+def _of_table(place: Path, aspect: str | None) -> Iterator[_Stated]:
     rows = read_table(place)
     columns = list(rows[0])
     case = column(columns, CASE)
-    value = column([name for name in columns if name != case], CLASS)
-    for found, what, names in ((case, "names the cases", CASE), (value, "holds their classes", CLASS)):
+    wanted = (aspect.lower(), *CLASS) if aspect else CLASS
+    value = column([name for name in columns if name != case], wanted)
+    for found, what, names in ((case, "names the cases", CASE), (value, "holds their classes", wanted)):
         if found is None:
             raise InputError(f"{place}: no column that {what} ({', '.join(names)}); there is {', '.join(columns)}")
     for row in rows:

@@ -1,0 +1,164 @@
+"""How bright tissues are in the contrasts of MRI, as ranges; shared by whole drawn scans and by recoloured ones."""
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable
+from torch.nn import functional
+
+from medkit.synthesis import Random, Ranges, bias_field
+
+from . import CONTRASTS, SEEN
+
+FLUID, CORTEX, DEEP, IRON, WHITE, STEM, CEREBELLUM, LESION, VESSEL, FIRST_OUTSIDE = range(1, 11)
+_NAMED = {
+    FLUID: (4, 5, 14, 15, 24, 43, 44, 72, 136, 137, 163, 164),
+    CORTEX: (3, 42),
+    DEEP: (10, 11, 12, 17, 18, 26, 49, 50, 51, 53, 54, 58),
+    IRON: (13, 28, 52, 60),
+    WHITE: (2, 41, 85),
+    STEM: (7, 16, 46),
+    CEREBELLUM: (8, 47),
+    LESION: (25, 57),
+    VESSEL: (30, 62),
+}
+_DARK = (506, 514, 515)
+"""Bone and air of the label maps: dark in all contrasts."""
+_FAT = (502, 508, 511, 530)
+_OUTSIDE = (502, 506, 507, 508, 509, 511, 512, 514, 515, 516, 530)
+GROUPS: Mapping[int, int] = (
+    {0: 0}
+    | {index: group for group, own in _NAMED.items() for index in own}
+    | {index: FIRST_OUTSIDE + n for n, index in enumerate(_OUTSIDE)}
+)
+"""FreeSurfer's label, 5xx for those outside the brain -> group of tissues of one brightness."""
+COUNT = FIRST_OUTSIDE + len(_OUTSIDE)
+INSIDE = tuple(range(FLUID, FIRST_OUTSIDE))
+"""Groups that a tool which removes the skull leaves."""
+
+_RATIOS = {
+    "T1": ((1.12, 2.0), (0.05, 0.75)),
+    "T2": ((0.45, 0.92), (1.25, 2.6)),
+    "PD": ((0.68, 0.94), (0.6, 1.15)),
+    "FLAIR": ((0.65, 0.94), (0.03, 0.45)),
+}
+"""White over grey matter, and fluid over grey matter."""
+_NEAR = 0.06
+"""Another contrast is one whose ratios are so far, on a logarithmic scale, from all of these."""
+
+
+def means(name: str, random: Random) -> torch.Tensor:
+    """(COUNT,) how bright each group is in a contrast, 0 to 1."""
+    white, fluid = _ratios(name, random)
+    grey = 1.0
+    values = torch.zeros(COUNT)
+    values[FLUID], values[CORTEX], values[WHITE] = fluid, grey, white
+    values[DEEP] = grey + (white - grey) * float(random.evenly((-0.1, 0.5)))
+    values[IRON] = values[DEEP] * float(random.evenly((0.5, 1.0) if name in ("T2", "FLAIR") else (0.85, 1.15)))
+    values[STEM] = grey + (white - grey) * float(random.evenly((0.5, 1.05)))
+    values[CEREBELLUM] = grey * float(random.evenly((0.88, 1.12)))
+    bright = {"T1": (0.7, 1.0), "other": (0.5, 1.6)}.get(name, (1.0, 1.6))
+    values[LESION] = white * float(random.evenly(bright))
+    values[VESSEL] = max(white, grey) * float(random.evenly((0.1, 1.8)))
+    most = float(values.max())
+    for index in _OUTSIDE:
+        bounds = (0.0, 0.25) if index in _DARK else (0.2, 1.2) if index in _FAT else (0.1, 0.7)
+        values[GROUPS[index]] = most * float(random.evenly(bounds))
+    values[0] = most * float(random.evenly((0.0, 0.04))) if random.number() < 0.5 else 0.0
+    return values / values[1:FIRST_OUTSIDE].max()
+
+
+def _ratios(name: str, random: Random) -> tuple[float, float]:
+    if name in _RATIOS:
+        white, fluid = (float(random.evenly(bounds)) for bounds in _RATIOS[name])
+        return white, fluid
+    while True:
+        white, fluid = (
+            math.exp(float(random.evenly((math.log(low), math.log(high))))) for low, high in ((0.3, 2.5), (0.05, 3.0))
+        )
+        if not any(_within(white, a) and _within(fluid, b) for a, b in _RATIOS.values()):
+            return white, fluid
+
+
+def _within(value: float, bounds: tuple[float, float]) -> bool:
+    return bounds[0] * (1 - _NEAR) <= value <= bounds[1] * (1 + _NEAR)
+
+
+class LoadDrawnd(MapTransform):
+    """Reads what `drawing` wrote: `given` and `tissues` of the file at a key."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            with np.load(out[key]) as content:
+                out |= {"image": torch.from_numpy(content["given"]), "tissues": torch.from_numpy(content["tissues"])}
+            out["label"] = torch.tensor(out["label"])
+        return out
+
+
+class Recolourd(Randomizable, MapTransform):
+    """Gives a drawn scan another contrast, mirrors it and forgets its labels, each some of the time.
+
+    Only what the contrast is told from, the mean of the scan, is made anew, of the shares of the tissues; there is no
+    end of such images, while whole scans take seconds each.
+
+    Args:
+        keys: of what the network is given, (COUNT, *SHAPE).
+        often: chance of another contrast.
+        blind: chance that the labels are left out.
+        mirrored: chance of the mirror image.
+    """
+
+    def __init__(self, keys: KeysCollection, often: float = 0.8, blind: float = 0.5, mirrored: float = 0.5) -> None:
+        super().__init__(keys)
+        self.often, self.blind, self.mirrored = often, blind, mirrored
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        random = Random(int(self.R.randint(2**31)), torch.device("cpu"))
+        for key in self.key_iterator(out):
+            image, tissues = out[key].float(), out["tissues"]
+            if random.number() < self.often:
+                number = int(random.number() * len(CONTRASTS))
+                image[0] = recoloured(tissues, CONTRASTS[number], random) * (image[7] > 0)
+                out["label"] = torch.stack([torch.tensor(number), out["label"][1]])
+            if random.number() < self.blind:
+                image[SEEN:] = 0
+            else:
+                image[SEEN:-1] *= 1 + 0.1 * random.normals(3)[:, None, None, None]
+            if random.number() < self.mirrored:
+                image = image.flip(1)
+            out[key] = image
+        out.pop("tissues", None)
+        return out
+
+
+def recoloured(tissues: torch.Tensor, name: str, random: Random) -> torch.Tensor:
+    """(*SHAPE) the mean of a scan of that contrast, of the shares (COUNT, *SHAPE) of its tissues, over 255."""
+    values = means(name, random)
+    if random.number() < 0.5:
+        fluid = random.number() < 0.5
+        values = values * torch.tensor(
+            [float(g in INSIDE) * (1.0 if fluid or g != FLUID else 0.6) for g in range(COUNT)]
+        )
+    used = values.nonzero().flatten()
+    image = (values[used] @ tissues[used].flatten(1).float()).reshape(tissues.shape[1:]) / 255
+    image = image * bias_field(image.shape, 4.0, random, Ranges(bias=0.3, bias_spacing=(50.0, 120.0)))[0]
+    sigma = math.exp(float(random.evenly((math.log(0.003), math.log(0.25)))))
+    if random.number() < 0.5:  # what is left of Rician noise in a mean: its floor
+        image = (
+            torch.hypot(image, torch.tensor(1.25 * sigma))
+            if random.number() < 0.6
+            else torch.where(image > 0.02, torch.hypot(image, torch.tensor(1.25 * sigma)), image)
+        )
+    if random.number() < 0.3:
+        image = functional.avg_pool3d(image[None, None], 3, 1, 1)[0, 0] * 0.5 + image * 0.5
+    image = image + float(random.evenly((0.0, 0.02))) * random.noise(image.shape)
+    image = image.clamp(min=0).pow(math.exp(0.1 * float(random.normals())))
+    some = image[image > 1e-3]
+    top = some.kthvalue(max(1, round(float(random.evenly((0.97, 0.995))) * len(some)))).values if len(some) else 1.0
+    return image / top
