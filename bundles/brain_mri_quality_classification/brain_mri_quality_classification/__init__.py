@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,26 +51,70 @@ def described(
     is at all, then the shares of fluid, grey and white matter and whether there are labels. All are means over a scan's
     own voxels, so that noise and ripples are seen that 4 mm voxels would hide.
     """
-    scan = brightness(image[0].float())
-    steps = [max(1, round(SPACING / mm)) for mm in spacing]
-    blocks = [pooled(values, steps) for values in details(scan)]
-    mean, square = blocks[0], blocks.pop()
-    blocks.insert(5, (square - mean.square()).clamp(min=0).sqrt())
-    for number in range(2, 7):
-        blocks[number] = (blocks[number] + 1e-3).log() / 2 + 2
-    blocks.append(torch.ones_like(mean))
+    blocks = Blocks(tuple(spacing))
+    mean, logarithm, *curvature, crossed, square = map(blocks.mean, details(brightness(image[0].float())))
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
+    measures = [(values + 1e-3).log() / 2 + 2 for values in (*curvature, deviation, crossed)]
+    there = torch.ones_like(mean)
+    shares = [torch.zeros_like(mean)] * (len(TISSUES) + 1)
     if labels is not None:
         found = labels[0].round().int()
-        values = [torch.isin(found, torch.tensor(tissue, device=found.device, dtype=found.dtype)) for tissue in TISSUES]
-        blocks += [pooled(value.float(), steps) for value in values]
-        blocks.append(torch.ones_like(mean))
-    else:
-        blocks += [torch.zeros_like(mean)] * (len(TISSUES) + 1)
-    sizes = [step * mm for step, mm in zip(steps, spacing, strict=True)]
-    start = first(mean, sizes)
-    at = [(begin + SPACING * torch.arange(n)) / mm for begin, n, mm in zip(start, SHAPE, sizes, strict=True)]
-    out = sampled(torch.stack(blocks), at)
-    return out, torch.stack([s / mm for s, mm in zip(start, spacing, strict=True)]) + (torch.tensor(steps) - 1) / 2
+        tissues = [torch.tensor(tissue, device=found.device, dtype=found.dtype) for tissue in TISSUES]
+        shares = [*(blocks.mean(torch.isin(found, tissue).float()) for tissue in tissues), there]
+    start = blocks.start(mean)
+    given = blocks.sampled(torch.stack([mean, logarithm, *measures, there, *shares]), start)
+    return given, start / torch.tensor(blocks.spacing) + (torch.tensor(blocks.steps) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of a scan's voxels, each about as large as a voxel that the network is given."""
+
+    spacing: tuple[float, ...]
+    """(3,) mm of the scan's voxels."""
+
+    @property
+    def steps(self) -> list[int]:
+        """Voxels of the scan along each axis of a block."""
+        return [max(1, round(SPACING / mm)) for mm in self.spacing]
+
+    @property
+    def sizes(self) -> list[float]:
+        """mm along each axis of a block."""
+        return [step * mm for step, mm in zip(self.steps, self.spacing, strict=True)]
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Means over blocks of (I, J, K); blocks at the end may be smaller."""
+        steps = [min(step, size) for step, size in zip(self.steps, values.shape, strict=True)]
+        return functional.avg_pool3d(values[None, None], steps, ceil_mode=True)[0, 0]
+
+    def start(self, mean: torch.Tensor) -> torch.Tensor:
+        """(3,) mm from the first block to the first voxel given: about the middle of what is bright in the means.
+
+        Of what is taller than the field of view the top is given: below a head is a neck.
+        """
+        bright = mean > 0.5 * mean.mean()
+        start = []
+        for axis, (size, count) in enumerate(zip(self.sizes, SHAPE, strict=True)):
+            line = bright.movedim(axis, 0).flatten(1).float().mean(1)
+            inside = (line > 0.02 * line.max()).nonzero()
+            low, high = (float(inside[0]), float(inside[-1])) if len(inside) else (0.0, float(len(line) - 1))
+            extent = (count - 1) * SPACING
+            tall = axis == 2 and (high - low) * size > extent
+            start.append(high * size - extent if tall else (low + high) / 2 * size - extent / 2)
+        return torch.tensor(start)
+
+    def sampled(self, values: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """(C, *SHAPE) of blocks (C, i, j, k), linearly; 0 more than half a block outside."""
+        for axis, (begin, size, count) in enumerate(zip(start.tolist(), self.sizes, SHAPE, strict=True), start=1):
+            places = (begin + SPACING * torch.arange(count)) / size
+            most, below = values.shape[axis], places.floor()
+            shape = [-1 if a == axis else 1 for a in range(4)]
+            share = (places - below).to(values.device).reshape(shape)
+            inside = ((places > -0.5) & (places < most - 0.5)).to(values.device).reshape(shape)
+            low, high = ((below + n).long().clamp(0, most - 1).to(values.device) for n in (0, 1))
+            values = (values.index_select(axis, low) * (1 - share) + values.index_select(axis, high) * share) * inside
+        return values
 
 
 def brightness(scan: torch.Tensor) -> torch.Tensor:
@@ -84,7 +129,10 @@ def brightness(scan: torch.Tensor) -> torch.Tensor:
 
 
 def details(scan: torch.Tensor) -> list[torch.Tensor]:
-    """What is averaged, each (I, J, K): itself, its logarithm, its curvatures, what differs three ways, its square."""
+    """What is averaged, each (I, J, K): itself, its logarithm, 3 curvatures, what differs along all axes, its square.
+
+    Noise differs along all three axes at once, edges seldom do.
+    """
     out = [scan, (scan + 0.02).log() / 2 + 1]
     out += [curved(scan, axis) for axis in range(3)]
     crossed = scan
@@ -105,40 +153,6 @@ def curved(scan: torch.Tensor, axis: int) -> torch.Tensor:
     return functional.pad(scan.diff(n=2, dim=axis).abs(), room)
 
 
-def pooled(values: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:
-    """Means over blocks of (I, J, K); those at the end may be smaller."""
-    return functional.avg_pool3d(values[None, None], tuple(steps), ceil_mode=True)[0, 0]
-
-
-def first(mean: torch.Tensor, sizes: Sequence[float]) -> torch.Tensor:
-    """(3,) mm from the first block to the first voxel given: the middle of what is bright, of its top part if tall."""
-    bright = mean > 0.5 * mean.mean()
-    start = []
-    for axis, (size, count) in enumerate(zip(sizes, SHAPE, strict=True)):
-        line = bright.movedim(axis, 0).flatten(1).float().mean(1)
-        inside = (line > 0.02 * line.max()).nonzero()
-        low, high = (float(inside[0]), float(inside[-1])) if len(inside) else (0.0, float(len(line) - 1))
-        extent = (count - 1) * SPACING
-        tall = axis == 2 and (high - low) * size > extent
-        start.append(high * size - extent if tall else (low + high) / 2 * size - extent / 2)
-    return torch.tensor(start)
-
-
-def sampled(values: torch.Tensor, at: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(C, I, J, K) at positions along each axis, linearly; 0 half a voxel outside and beyond."""
-    for axis, places in enumerate(at, start=1):
-        size = values.shape[axis]
-        below = places.floor()
-        share = (places - below).to(values.device)
-        inside = ((places > -0.5) & (places < size - 0.5)).to(values.device)
-        shape = [-1 if a == axis else 1 for a in range(4)]
-        low, high = ((below + n).long().clamp(0, size - 1).to(values.device) for n in (0, 1))
-        share, inside = share.reshape(shape), inside.reshape(shape)
-        values = values.index_select(axis, low) * (1 - share) + values.index_select(axis, high) * share
-        values = values * inside
-    return values
-
-
 class Describe(MapTransform):
     """`described` as a transform: `image_key` becomes that of the scan there and of its labels, where there are any.
 
@@ -150,15 +164,16 @@ class Describe(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
-        scan, *others = (out[key] for key in self.key_iterator(out))
+        scan, *labels = (out[key] for key in self.key_iterator(out))
         spacing = scan.pixdim.tolist()
-        plain = [x.as_tensor() if isinstance(x, MetaTensor) else x for x in (scan, *others)]
+        plain = [x.as_tensor() if isinstance(x, MetaTensor) else x for x in (scan, *labels)]
         given, start = described(plain[0], spacing, plain[1] if len(plain) > 1 else None)
         affine = scan.affine.double().cpu()
         moved = affine.clone()
         moved[:3, :3] = affine[:3, :3] * (SPACING / torch.tensor(spacing, dtype=torch.float64))
         moved[:3, 3] = affine[:3, :3] @ start.double() + affine[:3, 3]
-        out[self.keys[0]] = MetaTensor(given, affine=moved, meta={**scan.meta, "affine": moved})
+        others = {name: value for name, value in scan.meta.items() if name != "affine"}
+        out[self.keys[0]] = MetaTensor(given, affine=moved, meta=others)
         return out
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from medkit.synthesis import Random, Ranges, bias_field
 
-from . import CONTRASTS, SEEN
+from . import CONTRASTS, SEEN, SPACING
 
 FLUID, CORTEX, DEEP, IRON, WHITE, STEM, CEREBELLUM, LESION, VESSEL, FIRST_OUTSIDE = range(1, 11)
 _NAMED = {
@@ -47,6 +47,7 @@ _RATIOS = {
     "FLAIR": ((0.65, 0.94), (0.03, 0.45)),
 }
 """White over grey matter, and fluid over grey matter."""
+BIAS = Ranges(bias=0.3, bias_spacing=(50.0, 120.0))
 _NEAR = 0.06
 """Another contrast is one whose ratios are so far, on a logarithmic scale, from all of these."""
 
@@ -141,24 +142,26 @@ def recoloured(tissues: torch.Tensor, name: str, random: Random) -> torch.Tensor
     """(*SHAPE) the mean of a scan of that contrast, of the shares (COUNT, *SHAPE) of its tissues, over 255."""
     values = means(name, random)
     if random.number() < 0.5:
-        fluid = random.number() < 0.5
-        values = values * torch.tensor(
-            [float(g in INSIDE) * (1.0 if fluid or g != FLUID else 0.6) for g in range(COUNT)]
-        )
+        around = 1.0 if random.number() < 0.5 else 0.6  # a tool that removes the skull takes some of the fluid
+        values = values * torch.tensor([float(g in INSIDE) * (around if g == FLUID else 1.0) for g in range(COUNT)])
     used = values.nonzero().flatten()
     image = (values[used] @ tissues[used].flatten(1).float()).reshape(tissues.shape[1:]) / 255
-    image = image * bias_field(image.shape, 4.0, random, Ranges(bias=0.3, bias_spacing=(50.0, 120.0)))[0]
-    sigma = math.exp(float(random.evenly((math.log(0.003), math.log(0.25)))))
-    if random.number() < 0.5:  # what is left of Rician noise in a mean: its floor
-        image = (
-            torch.hypot(image, torch.tensor(1.25 * sigma))
-            if random.number() < 0.6
-            else torch.where(image > 0.02, torch.hypot(image, torch.tensor(1.25 * sigma)), image)
-        )
+    image = image * bias_field(image.shape, SPACING, random, BIAS)[0]
+    floor = 1.25 * math.exp(float(random.evenly((math.log(0.003), math.log(0.25)))))
+    if random.number() < 0.5:  # what is left of Rician noise in a mean
+        raised = torch.hypot(image, torch.tensor(floor))
+        image = raised if random.number() < 0.6 else torch.where(image > 0.02, raised, image)
     if random.number() < 0.3:
-        image = functional.avg_pool3d(image[None, None], 3, 1, 1)[0, 0] * 0.5 + image * 0.5
+        image = (functional.avg_pool3d(image[None, None], 3, 1, 1)[0, 0] + image) / 2
     image = image + float(random.evenly((0.0, 0.02))) * random.noise(image.shape)
     image = image.clamp(min=0).pow(math.exp(0.1 * float(random.normals())))
-    some = image[image > 1e-3]
-    top = some.kthvalue(max(1, round(float(random.evenly((0.97, 0.995))) * len(some)))).values if len(some) else 1.0
-    return image / top
+    return image / top(image, float(random.evenly((0.97, 0.995))))
+
+
+def top(image: torch.Tensor, share: float = 0.99) -> torch.Tensor:
+    """That quantile of what is not 0."""
+    some = image.flatten()[:: 7 if image.numel() > 10**6 else 1]
+    some = some[some > 1e-3]
+    if not len(some):
+        return image.new_ones(())
+    return some.kthvalue(max(1, round(share * len(some)))).values.clamp(min=1e-3)
