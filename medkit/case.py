@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from medkit.allocator import keep_freed_memory
 from medkit.errors import CaseTimeout, InputError, MedkitError
 from medkit.files import (
     Claim,
@@ -72,6 +73,7 @@ class Runtime:
         # Threads that wait by spinning take the processor from the other stages of a pipe: two registrations
         # side by side on two cores took 18 s with torch's default and 6 s so. Read when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        keep_freed_memory()
         import torch
 
         torch.set_num_threads(self.threads)
