@@ -107,6 +107,8 @@ class Result:
     """Coarse to fine."""
     warnings: tuple[str, ...] = ()
     """Plain sentences."""
+    alike: float | None = None
+    """By how much the intensities correlate inside both objects; None where the metric was asked for."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,14 @@ class Run:
     def result(self) -> Result:
         """Search, choose the metric, refine, check."""
         start = self.start()
-        metric, reason = self.choose(start.mapping)
+        metric, reason, alike = self.choose(start.mapping)
         best = self.refine(start.mapping, metric, self.settings.type)
         if not sane(best.mapping):
             self.warnings.append("the affine registration collapsed; the result is a rigid one")
             best = self.refine(rigid_part(start.mapping), metric, "rigid")
         self.check(best)
-        return Result(self.frames.to_world(best.mapping), metric, reason, tuple(self.reports), tuple(self.warnings))
+        matrix = self.frames.to_world(best.mapping)
+        return Result(matrix, metric, reason, tuple(self.reports), tuple(self.warnings), alike)
 
     def problem(self, plan: Plan, metric: Metric) -> Problem:
         """The comparison at one resolution, made once."""
@@ -278,15 +281,15 @@ class Run:
         """How far the intensities of the two objects rise together."""
         return agreement(self.problem(self.plans[1], "mi"), mapping, self.fixed.threshold, self.moving.threshold)
 
-    def choose(self, mapping: np.ndarray) -> tuple[Metric, str]:
-        """The metric and why: local correlation where the contrasts are alike."""
+    def choose(self, mapping: np.ndarray) -> tuple[Metric, str, float | None]:
+        """The metric and why: local correlation where the contrasts are alike; and how far they are."""
         if self.settings.metric != "auto":
-            return self.settings.metric, "asked for"
+            return self.settings.metric, "asked for", None
         alike = self.alike(mapping)
         verdict = f"inside both objects the intensities correlate by {alike:.2f}"
         if alike >= ALIKE:
-            return "lncc", f"{verdict}: like contrasts"
-        return "mi", f"{verdict}, under {ALIKE}: unlike contrasts"
+            return "lncc", f"{verdict}: like contrasts", alike
+        return "mi", f"{verdict}, under {ALIKE}: unlike contrasts", alike
 
     def refine(self, mapping: np.ndarray, metric: Metric, kind: str) -> Optimum:
         """Every resolution but the coarsest in turn."""

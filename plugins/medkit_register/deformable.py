@@ -128,7 +128,7 @@ def register_deformable(
     finest = finest_lattice(fixed)
     warp, reports = None, []
     with torch.inference_mode():
-        for stage in make_stages(fixed, finest, quality, metric):
+        for stage in make_stages(fixed, finest, quality, metric, stiff=fixed.hounsfield or moving.hounsfield):
             lattice = finest.coarser(stage.warp)
             warp = torch.zeros(3, *lattice.shape) if warp is None else resized(warp, lattice)
             comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, threads)
@@ -140,11 +140,14 @@ def register_deformable(
         return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports), metric)
 
 
-def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str) -> list[Stage]:
-    """Coarse to fine; `fast` leaves out the finest images, `best` adds a warp as fine as they are."""
+def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, *, stiff: bool = False) -> list[Stage]:
+    """Coarse to fine; `fast` leaves out the finest images, `best` adds a warp as fine as they are.
+
+    `stiff`: one of the scans is a CT; see `mind_stages`.
+    """
     factor = coarsest_factor(fixed.radius, float(spacings(finest).min()))
     if metric == "mind":
-        return stiff_stages(factor, quality)
+        return mind_stages(factor, quality, STIFF if stiff else SOFT)
     stages = []
     while factor > 2:
         stages.append(Stage(factor, factor, 2.0, 0.5, 2.0, 50))
@@ -157,19 +160,35 @@ def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str) 
     return stages
 
 
-def stiff_stages(factor: int, quality: Quality) -> list[Stage]:
-    """The same for mind, from the coarsest spacing `factor` on: descriptors are noisier, and warps must be smoother.
+@dataclass(frozen=True)
+class Smoothness:
+    """Of warps that follow descriptors: (update, elastic) of a `Stage`."""
+
+    coarse: tuple[float, float]
+    fine: tuple[float, float]
+    """Where images are finer than the warp."""
+    finest: tuple[float, float]
+
+
+SOFT = Smoothness((2.0, 0.5), (0.6, 0.4), (1.0, 0.5))
+"""Between MR scans; found on drawn heads of two persons, T1 and T2."""
+STIFF = Smoothness((3.0, 1.0), (2.5, 1.0), (3.0, 1.0))
+"""With a CT, whose soft tissues differ by little more than its noise."""
+
+
+def mind_stages(factor: int, quality: Quality, smooth: Smoothness) -> list[Stage]:
+    """The same for mind, from the coarsest spacing `factor` on.
 
     Coarse images have lost the structure that descriptors describe: they are taken at half the spacing and averaged.
     """
-    stages = [Stage(factor, factor, 3.0, 1.0, SUPPORT, 50, factor // 2)]
+    stages = [Stage(factor, factor, *smooth.coarse, SUPPORT, 50, factor // 2)]
     while factor > 2:
         factor //= 2
-        stages.append(Stage(factor, factor, 3.0, 1.0, SUPPORT, 30, 0 if factor == 2 else factor // 2))
+        stages.append(Stage(factor, factor, *smooth.coarse, SUPPORT, 30, 0 if factor == 2 else factor // 2))
     if quality != "fast":
-        stages.append(Stage(1, 2, 2.5, 1.0, SUPPORT, 24))
+        stages.append(Stage(1, 2, *smooth.fine, SUPPORT, 24))
     if quality == "best":
-        stages.append(Stage(1, 1, 3.0, 1.0, SUPPORT, 15))
+        stages.append(Stage(1, 1, *smooth.finest, SUPPORT, 15))
     return stages
 
 

@@ -24,6 +24,8 @@ MARGIN = 3
 """Voxels by which a level reaches past the scan where nothing but background touches its border."""
 
 
+AIR = -500.0
+"""Hounsfield units below which there is air."""
 FILL = 3.0
 """Reach, in lattice steps, of the continuation of an image outside its mask."""
 
@@ -78,6 +80,11 @@ class Pyramid:
         """The (closest-RAS) axis with one voxel, None for a volume."""
         single = np.flatnonzero(self.size == 1)
         return int(single[-1]) if single.size else None
+
+    @property
+    def hounsfield(self) -> bool:
+        """Whether its intensities are those of a CT: in no other scan so much is so far below 0."""
+        return self._low < AIR
 
     @property
     def has_mask(self) -> bool:

@@ -227,7 +227,7 @@ class _Registration:
         found = self._affine(self.pyramid, pyramid, self._form, start)
         if self.choices.kind == "joint":
             files["affine_transform"] = self._maps(found.matrix, None, fixed, moving)[0]
-        warp = self._warp(self.pyramid, pyramid, found.matrix, found.metric)
+        warp = self._warp(self.pyramid, pyramid, found.matrix, found)
         transform, inverse = self._maps(found.matrix, warp, fixed, moving)
         metrics = self._quality(warp, transform, inverse, np.eye(4))
         return _Outcome(found, self.fixed, transform, inverse, transform, warp, metrics, files)
@@ -244,8 +244,8 @@ class _Registration:
         back = self._affine(pyramid, self.pyramid, self._form, other_way)
         found = replace(found, matrix=mean_matrix(found.matrix, back.matrix))
         half = root(found.matrix)
-        there = self._warp(self.pyramid, pyramid, found.matrix, found.metric)
-        again = self._warp(pyramid, self.pyramid, np.linalg.inv(found.matrix), found.metric)
+        there = self._warp(self.pyramid, pyramid, found.matrix, found)
+        again = self._warp(pyramid, self.pyramid, np.linalg.inv(found.matrix), found)
         warp = middle_warp(there, again, half, self.runtime.threads) if there and again else None
         middle = middle_grid(fixed, moving, half)
         transform, inverse = self._maps(half, warp, middle, moving)
@@ -267,14 +267,14 @@ class _Registration:
         metric: Any = "mi" if self.choices.metric == "mind" else self.choices.metric
         return register_affine(fixed, moving, Settings(form, metric, start, self.runtime.seed))
 
-    def _warp(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, metric: str) -> Warp | None:
-        """What refines the affine map `matrix`, found by `metric`; None where the type is an affine one."""
+    def _warp(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, found: Any) -> Warp | None:
+        """What refines the affine map `matrix`; `found` is what the engine gave. None where the type is affine."""
         if not self.choices.bends:
             return None
         from medkit_register.deformable import register_deformable
 
         quality: Any = self.choices.quality
-        followed = warp_metric(self.choices.metric, metric)
+        followed = warp_metric(self.choices.metric, found.metric, found.alike)
         return register_deformable(
             fixed, moving, matrix, metric=followed, quality=quality, threads=self.runtime.threads
         )
@@ -350,9 +350,19 @@ class _Outcome:
     """Role -> further outputs."""
 
 
-def warp_metric(asked: str, affine: str) -> str:
-    """What a warp follows, from what was asked for and what the affine map followed: unlike contrasts need mind."""
-    return "mind" if asked == "mind" or (asked == "auto" and affine == "mi") else affine
+ALIKE = 0.58
+"""Correlation of intensities from which a warp follows local correlation: T1 and FLAIR reach 0.55, for scalp and fluid
+are alike in both, T1 with and without contrast agent 0.59. Scans that are wrongly taken for unlike lose little, those
+wrongly taken for alike half of their Dice, so it is higher than where the affine map's metric is chosen."""
+
+
+def warp_metric(asked: str, affine: str, alike: float | None = None) -> str:
+    """What a warp follows: unlike contrasts need mind.
+
+    `asked` is what was asked for, `affine` what the affine map followed, `alike` by how much the intensities correlate.
+    """
+    unlike = affine == "mi" or (alike is not None and alike < ALIKE)
+    return "mind" if asked == "mind" or (asked == "auto" and unlike) else affine
 
 
 def _story(found: Any, warp: Warp | None) -> dict[str, Any]:

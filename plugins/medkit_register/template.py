@@ -191,7 +191,7 @@ class _Group:
         self._warn(member.role, found.warnings)
         member.matrix = found.matrix
         if kind == "deformable":
-            metric = warp_metric("auto", found.metric)
+            metric = warp_metric("auto", found.metric, found.alike)
             member.warp = register_deformable(
                 fixed, moving, found.matrix, metric=metric, quality=quality, threads=self.runtime.threads
             )
