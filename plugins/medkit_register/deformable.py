@@ -170,8 +170,8 @@ class Smoothness:
     finest: tuple[float, float]
 
 
-SOFT = Smoothness((2.0, 0.5), (0.6, 0.4), (1.0, 0.5))
-"""Between MR scans; found on drawn heads of two persons, T1 and T2."""
+SOFT = Smoothness((2.0, 0.7), (0.8, 0.6), (1.2, 0.6))
+"""Between MR scans; found on drawn heads of two persons, T1 with T2 and proton density."""
 STIFF = Smoothness((3.0, 1.0), (2.5, 1.0), (3.0, 1.0))
 """With a CT, whose soft tissues differ by little more than its noise."""
 
