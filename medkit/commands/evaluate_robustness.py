@@ -36,7 +36,8 @@ def measure_robustness(
     kind = kind_of(bundle)
     _check_options(kind, given)
     shifts = shifts_for(kind, [name.strip() for name in (given["shifts"] or "").split(",") if name.strip()])
-    items, unmatched = _items(found, reference, kind)
+    takes = "images" if "image" in bundle.kinds else "labels"
+    items, unmatched = _items([each for record in found for each in _in_folder(record, takes)], reference, kind)
     say(*bad, *unmatched)
     if not items:
         raise MedkitError("nothing to compare")
@@ -74,13 +75,12 @@ def _settings(kind: str, given: Mapping[str, Any]) -> Any:
     )
 
 
-def _items(found: Sequence[Record], reference: str, kind: str) -> tuple[list[Item], list[str]]:
-    """The images with their references, those of folders included, and a sentence for each that has none."""
+def _items(records: Sequence[Record], reference: str, kind: str) -> tuple[list[Item], list[str]]:
+    """The images with their references, and a sentence for each that has none."""
     from medkit.evaluation.classes.truth import find_truth
     from medkit.evaluation.pairs import match
     from medkit.robustness.run import Item
 
-    records = [each for record in found for each in _in_folder(record)]
     paths = [record.path for record in records]
     if kind == "classes":
         truth = find_truth(paths, reference)
@@ -92,19 +92,20 @@ def _items(found: Sequence[Record], reference: str, kind: str) -> tuple[list[Ite
     return items, [f"{path}: no reference: {why}" for path, why in missing.items()]
 
 
-def _in_folder(record: Record) -> list[Record]:
-    """The images and pictures of a folder (other than a DICOM series), or the record itself."""
+def _in_folder(record: Record, takes: str) -> list[Record]:
+    """What a bundle takes (images, or labels and masks) of a folder (other than a DICOM series), and pictures; or the
+    record itself."""
     from medkit.evaluation.pairs import files_of, of_kind
     from medkit.inference.feed import is_picture
 
     if not record.path.is_dir():
         return [record]
-    volumes = files_of(record.path, "images")
+    volumes = files_of(record.path, takes)
     if volumes == [record.path]:
         return [record]
     every = sorted(path for path in record.path.rglob("*") if path.is_file() and not path.name.startswith("."))
     pictures: list[Path] = [path for path in every if is_picture(path)]
-    return [Record(path) for path in (*of_kind(volumes, "images"), *pictures)]
+    return [Record(path) for path in (*of_kind(volumes, takes), *pictures)]
 
 
 def _check_options(kind: str, given: Mapping[str, Any]) -> None:
