@@ -44,6 +44,9 @@ class Changes:
     """Side of a box of one brightness, at most, as a share of the image's."""
     occurrence: float = 0.5
     """Share of the images that each change of values is done to."""
+    rescaled: bool = False
+    """Changed values are scaled to 0 to 1 from their 1st to their 99th percentile, as a preparation that does so would
+    scale such an image; without it they end at 0 and 1."""
     mixup: float = 0.0
     """Parameter of the beta distribution by which pairs of images are mixed (Zhang et al. 2018); 0 mixes none."""
 
@@ -122,7 +125,7 @@ def augmented(images: torch.Tensor, changes: Changes) -> torch.Tensor:
     for change in (_tone, _illuminated, _noisy, _salted, _erased):
         done = torch.rand(len(out), device=out.device) < changes.occurrence
         out = torch.where(_spread(done, out), change(out, changes), out)
-    return out.clamp(0, 1)
+    return (_scaled(out) if changes.rescaled else out).clamp(0, 1)
 
 
 def mixed(images: torch.Tensor, targets: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,6 +181,12 @@ def _illuminated(images: torch.Tensor, changes: Changes) -> torch.Tensor:
     coarse = torch.rand(len(images), 1, *[3] * (images.dim() - 2), device=images.device) * 2 - 1
     mode = "bilinear" if images.dim() == 4 else "trilinear"
     return images * (1 + changes.illumination * functional.interpolate(coarse, images.shape[2:], mode=mode))
+
+
+def _scaled(images: torch.Tensor) -> torch.Tensor:
+    shares = torch.tensor([0.01, 0.99], device=images.device)
+    low, high = (_spread(values, images) for values in images.flatten(1).quantile(shares, dim=1))
+    return (images - low) / (high - low).clamp(min=1e-3)
 
 
 def _noisy(images: torch.Tensor, changes: Changes) -> torch.Tensor:

@@ -38,6 +38,19 @@ def test_each_change_changes_every_image_in_its_own_way(name: str, dims: int) ->
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+def test_rescaled_images_keep_their_range_whatever_the_light(dims: int) -> None:
+    torch.manual_seed(0)
+    changes = Changes(**{**STILL, "occurrence": 1.0, "illumination": 0.7}, rescaled=True)
+    out = augmented(images(dims), changes).flatten(1)
+    assert (out.min(1).values == 0).all()
+    assert (out.max(1).values == 1).all()
+    assert ((out == 1).float().mean(1) < 0.02).all(), "no more than the brightest percent is cut off"
+    dark = augmented(0.1 * images(dims), Changes(**STILL, rescaled=True))
+    torch.testing.assert_close(dark, augmented(images(dims), Changes(**STILL, rescaled=True)), atol=1e-4, rtol=0)
+    assert augmented(torch.full((1, 1, 8, 8), 0.5), changes).isfinite().all()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 def test_axes_are_mirrored_in_half_of_the_images(dims: int) -> None:
     torch.manual_seed(0)
     given = images(dims, 40)

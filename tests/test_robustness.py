@@ -434,6 +434,14 @@ def test_all_images_of_a_case_are_spoilt_and_labels_are_not(tmp_path: Path) -> N
     assert [p.name for p in (bad["image"], bad["t1"])] == ["t1c.nii", "t1.nii"]
 
 
+def test_a_folder_gives_what_the_bundle_takes(tmp_path: Path) -> None:
+    from medkit.commands.evaluate_robustness import _in_folder
+
+    image, mask = (make_image(tmp_path / name, (8, 8, 8), (2.0, 2.0, 2.0)) for name in ("a.nii.gz", "a_mask.nii.gz"))
+    assert [record.path for record in _in_folder(Record(tmp_path), "images")] == [image]
+    assert [record.path for record in _in_folder(Record(tmp_path), "labels")] == [mask]
+
+
 def test_which_shifts_there_are() -> None:
     assert [shift.name for shift in shifts_for("classes")] == list(SHIFTS)
     assert [shift.name for shift in shifts_for("labels")] == SPOILING

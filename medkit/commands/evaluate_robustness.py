@@ -37,7 +37,9 @@ def measure_robustness(
     _check_options(kind, given)
     classes = classes_of(bundle, given["aspect"])
     shifts = shifts_for(kind, [name.strip() for name in (given["shifts"] or "").split(",") if name.strip()])
-    items, unmatched = _items(found, reference, kind, given["aspect"])
+    takes = "images" if "image" in bundle.kinds else "labels"
+    records = [each for record in found for each in _in_folder(record, takes)]
+    items, unmatched = _items(records, reference, kind, given["aspect"])
     say(*bad, *unmatched)
     if not items:
         raise MedkitError("nothing to compare")
@@ -75,13 +77,12 @@ def _settings(kind: str, given: Mapping[str, Any]) -> Any:
     )
 
 
-def _items(found: Sequence[Record], reference: str, kind: str, aspect: str | None) -> tuple[list[Item], list[str]]:
-    """The images with their references, those of folders included, and a sentence for each that has none."""
+def _items(records: Sequence[Record], reference: str, kind: str, aspect: str | None) -> tuple[list[Item], list[str]]:
+    """The images with their references, and a sentence for each that has none."""
     from medkit.evaluation.classes.truth import find_truth
     from medkit.evaluation.pairs import match
     from medkit.robustness.run import Item
 
-    records = [each for record in found for each in _in_folder(record)]
     paths = [record.path for record in records]
     if kind == "classes":
         truth = find_truth(paths, reference, aspect)
@@ -93,19 +94,20 @@ def _items(found: Sequence[Record], reference: str, kind: str, aspect: str | Non
     return items, [f"{path}: no reference: {why}" for path, why in missing.items()]
 
 
-def _in_folder(record: Record) -> list[Record]:
-    """The images and pictures of a folder (other than a DICOM series), or the record itself."""
+def _in_folder(record: Record, takes: str) -> list[Record]:
+    """What a bundle takes (images, or labels and masks) of a folder (other than a DICOM series), and pictures; or the
+    record itself."""
     from medkit.evaluation.pairs import files_of, of_kind
     from medkit.inference.feed import is_picture
 
     if not record.path.is_dir():
         return [record]
-    volumes = files_of(record.path, "images")
+    volumes = files_of(record.path, takes)
     if volumes == [record.path]:
         return [record]
     every = sorted(path for path in record.path.rglob("*") if path.is_file() and not path.name.startswith("."))
     pictures: list[Path] = [path for path in every if is_picture(path)]
-    return [Record(path) for path in (*of_kind(volumes, "images"), *pictures)]
+    return [Record(path) for path in (*of_kind(volumes, takes), *pictures)]
 
 
 def _check_options(kind: str, given: Mapping[str, Any]) -> None:
