@@ -52,17 +52,21 @@ class Changes:
 
 
 class AugmentedBatch:
-    """MONAI's `prepare_batch` for a trainer: images changed at random, and targets as shares of classes.
+    """MONAI's `prepare_batch`: images changed at random, and targets as shares of classes.
 
     Args:
-        classes: how many there are.
+        classes: how many there are; None leaves the labels as they are, for the metrics of a validation.
         changes: how far images are changed; None gives them as they are.
 
     Called, it gives images (N, C, I, J[, K]) and targets (N, classes), which add up to 1. The random numbers are those
     of torch's global generator, which `medkit train` seeds for each step.
     """
 
-    def __init__(self, classes: int, changes: Changes | None = None) -> None:
+    def __init__(self, classes: int | None, changes: Changes | None = None) -> None:
+        if classes is None and changes and changes.mixup:
+            raise ValueError(
+                "AugmentedBatch: labels cannot be mixed: expected a number of classes, or changes with mixup 0"
+            )
         self.classes, self.changes = classes, changes
 
     def __call__(
@@ -70,9 +74,13 @@ class AugmentedBatch:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         images = batch["image"].to(device, non_blocking=non_blocking)
         images = images.as_tensor() if hasattr(images, "as_tensor") else images
-        targets = functional.one_hot(batch["label"].to(device).long().reshape(-1), self.classes).float()
+        targets = batch["label"].to(device, non_blocking=non_blocking)
+        if self.classes is not None:
+            targets = functional.one_hot(targets.long().reshape(-1), self.classes).float()
         if self.changes is None:
             return images, targets
+        if self.classes is None:
+            return augmented(images, self.changes), targets
         return mixed(augmented(images, self.changes), targets, self.changes.mixup)
 
 

@@ -91,6 +91,15 @@ def test_without_changes_the_images_stay() -> None:
     assert targets.argmax(1).tolist() == [0, 1] * 3
 
 
+def test_a_validation_keeps_the_labels_of_changed_images() -> None:
+    batch = {"image": images(2), "label": torch.tensor([[0], [1]] * 3)}
+    found, labels = AugmentedBatch(None, Changes(**{**STILL, "occurrence": 1.0, "gain": 0.5}))(batch, "cpu")
+    assert labels.equal(batch["label"])
+    assert not torch.allclose(found, batch["image"], atol=1e-2)
+    with pytest.raises(ValueError, match="labels cannot be mixed"):
+        AugmentedBatch(None, Changes(mixup=0.2))
+
+
 def test_two_views_of_each_image_differ_and_stand_apart() -> None:
     torch.manual_seed(0)
     batch = {"image": images(2, 5) * torch.linspace(0.6, 1, 5).reshape(5, 1, 1, 1)}

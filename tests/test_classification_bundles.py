@@ -147,20 +147,6 @@ def test_each_bundle_learns_from_facts_beside_its_images(medkit: Run, tmp_path: 
     bundled.verify_network(tmp_path / "more")
 
 
-@pytest.mark.slow
-def test_training_under_changes_of_light_validates_under_them(medkit: Run, tmp_path: Path) -> None:
-    name = "chest_xray_classification"
-    items = [{"image": made(name, tmp_path / "data", n).name, "label": n % 2} for n in range(8)]
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"training": items[:4], "validation": items[4:]}))
-    small = ["--set", "batch_size=4", "--set", "epoch_length=2", "--steps", "2", "--precision", "float32"]
-    given = ["--data", tmp_path / "data" / "dataset.json", "--config", "train,exposure", "-o", tmp_path / "new"]
-    done = medkit("train", "classify", "--bundle", name, *given, *small, "-q")
-    assert done.code == 0, done.err
-    block = json.loads((tmp_path / "new" / "configs" / "metadata.json").read_text())["medkit"]
-    assert block["training"]["metric"] == "AUC"
-    assert block["training"]["best_step"] == 2
-
-
 def test_what_is_laid_over_is_the_same_for_all() -> None:
     for config in ("multimodal", "multimodal_inference", "pretrain"):
         assert len({(FOLDER / name / "configs" / f"{config}.json").read_text() for name in NAMES}) == 1, config
