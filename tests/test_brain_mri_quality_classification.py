@@ -197,6 +197,9 @@ def test_drawn_scans_are_what_a_training_takes(medkit: Run, maps: Path, tmp_path
     images = json.loads((tmp_path / "set" / "images.json").read_text())
     assert (len(lists["training"]), len(lists["validation"])) == (8, 8)
     assert (len(images["training"]), len(images["validation"])) == (4, 8)
+    assert ["labels" in item for item in images["validation"]] == [False] * 4 + [True] * 4
+    labels = np.asarray(nibabel.load(tmp_path / "set" / images["validation"][4]["labels"]).dataobj)
+    assert 0 < labels.max() < 500
     quality = module()
     item, seen = lists["validation"][0], images["validation"][0]
     scan = nibabel.load(tmp_path / "set" / seen["image"])

@@ -73,14 +73,17 @@ def default_layers(parts: Parts) -> tuple[str, ...]:
     return names[::2] if len(names) > 4 else names  # neighbours say much the same
 
 
-def answers(runner: ClassifyRunner, runtime: Runtime, images: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """The logits (N, C) and layers' statistics (N, L) of images."""
+def answers(
+    runner: ClassifyRunner, runtime: Runtime, items: Sequence[Mapping[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logits (N, C) and layers' statistics (N, L) of items, which name the files that the bundle reads."""
     task = Task("calibrate", ())
+    inputs = [{key: Path(item[key]) for key in runner.contract.keys if key in item} for item in items]
     logits, levels = [], []
-    for first in range(0, len(images), 64):
+    for first in range(0, len(items), 64):
         cases = [
-            Case(Plan(Record(p), {"image": p}, Targets({})), task, RunOptions(), runtime)
-            for p in images[first : first + 64]
+            Case(Plan(Record(given["image"]), given, Targets({})), task, RunOptions(), runtime)
+            for given in inputs[first : first + 64]
         ]
         asked: list[Question] = [
             q for found in runner.together(cases, [runner.prepare(c) for c in cases]) for q in found
@@ -159,8 +162,8 @@ def calibrated(
         everything = {name: value for given in known.values() for name, value in given.features.items()}
         facts.want(Given(everything, texts[0] if texts else None), datalist)
     runner, runtime = load(bundle, layers, known)
-    _, seen = answers(runner, runtime, [Path(item["image"]) for item in items.training])
-    logits, levels = answers(runner, runtime, [Path(item["image"]) for item in items.validation])
+    _, seen = answers(runner, runtime, items.training)
+    logits, levels = answers(runner, runtime, items.validation)
     labels = np.array([item["label"] for item in items.validation], int).reshape(len(logits), -1)
     aspects = runner.contract.aspects or {"": tuple(range(logits.shape[1]))}
     if labels.shape[1] != len(aspects):

@@ -92,7 +92,7 @@ def trained(
 def scores(bundle: Bundle, folder: Path, items: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """AUC and accuracy on test images."""
     runner, runtime = load(bundle, ())
-    logits, _ = answers(runner, runtime, [folder / item["image"] for item in items])
+    logits, _ = answers(runner, runtime, [{"image": folder / item["image"]} for item in items])
     margin, positive = logits[:, 1] - logits[:, 0], np.array([item["label"] for item in items]) == 1
     count = int(positive.sum())
     auc = (rankdata(margin)[positive].sum() - count * (count + 1) / 2) / (count * (len(margin) - count))

@@ -4,16 +4,18 @@
 
 LABELMAPS holds label maps with FreeSurfer's labels, `labels.tsv` and `t1_priors.tsv`; the last two heads are for
 validation. FOLDER gets, for each scan, what the network is given of it and the shares of its tissues (`.npz`), and
-`dataset.json` for `medkit train`; some scans are written as images, with `images.json` for calibration.
+`dataset.json` for `medkit train`; some scans are written as images, every second head with its labels, with
+`images.json` for calibration.
 """
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,10 @@ FIELD = (184, 216, 192)
 RANGES = Ranges(rotation=12.0, scaling=0.12, shift=8.0, warp=6.0, texture_grain=0.6, blur=(0.3, 0.7), bias=0.3)
 TEXTURE = (0.01, 0.07)
 """Standard deviation within tissues."""
+OUTSIDE = 500
+"""Labels from here on lie outside the brain, where `medkit run segment` gives none."""
+LABELS = "_labels.nii.gz"
+"""How the names of written label maps end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +128,8 @@ def write_scan(scan: Scan, folder: Path, name: str, image: bool) -> Mapping[str,
         grid = Grid(tuple(scan.image.shape), np.diag([*scan.spacing, 1.0]))  # type: ignore[arg-type]
         values = (scan.image.numpy() * 1000).round().clip(0, 32767).astype(np.int16)
         Image(values[None], grid).write(folder / f"{name}.nii.gz")
+        labels = scan.labels.numpy().astype(np.int16)
+        Image(np.where(labels < OUTSIDE, labels, 0)[None], grid).write(folder / f"{name}{LABELS}")
     return {"label": [CONTRASTS.index(scan.contrast), USABILITY.index(scan.usability)]}
 
 
@@ -152,16 +160,18 @@ def gather(folder: Path) -> None:
     """Writes the datalists of all parts that were drawn."""
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("part*.json"))]
     whole = {kind: [item for part in parts for item in part[kind]] for kind in ("training", "validation")}
-    seen = {
-        kind: [
-            {"image": name, "label": item["label"]}
-            for item in items
-            if (folder / (name := item["drawn"].replace(".npz", ".nii.gz"))).is_file()
-        ]
-        for kind, items in whole.items()
-    }
+    seen = {kind: list(as_images(folder, items)) for kind, items in whole.items()}
     write_atomically(folder / "dataset.json", json.dumps(whole, indent=1) + "\n")
     write_atomically(folder / "images.json", json.dumps(seen, indent=1) + "\n")
+
+
+def as_images(folder: Path, items: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, object]]:
+    """The items of those scans that are there as images, every second head with labels as they come down a pipe."""
+    for number, item in enumerate(items):
+        stem = item["drawn"].removesuffix(".npz")
+        if (folder / f"{stem}.nii.gz").is_file():
+            labels = {"labels": f"{stem}{LABELS}"} if number // len(USABILITY) % 2 else {}
+            yield {"image": f"{stem}.nii.gz", **labels, "label": item["label"]}
 
 
 def main() -> None:
