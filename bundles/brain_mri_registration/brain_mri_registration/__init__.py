@@ -40,8 +40,8 @@ class Aligner(nn.Module):
         )
         self.scales = scales
         self.shares = nn.Parameter(0.5 / torch.tensor(scales))
-        given = 2 * classes + 3 * len(scales)
-        self.comparison = unet(given, 3, compared, [1] + [2] * (len(compared) - 1))
+        self.given = nn.Conv3d(2 * classes + 3 * len(scales), compared[0], 1)
+        self.comparison = unet(compared[0], 3, compared, [1] + [2] * (len(compared) - 1))
         nn.init.normal_(self.comparison.output_block.conv.conv.weight, 0.0, 0.003)
         nn.init.zeros_(self.comparison.output_block.conv.conv.bias)
 
@@ -76,7 +76,7 @@ class Aligner(nn.Module):
     def compared(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """(B, 3, ...) velocity between probabilities (B, classes, ...)."""
         pulls = [force(fixed, moving, scale) for scale in self.scales]
-        out = self.comparison(torch.cat([fixed, moving, torch.cat(pulls, 1)], 1))
+        out = self.comparison(self.given(torch.cat([fixed, moving, torch.cat(pulls, 1)], 1)))
         for share, pull in zip(self.shares, pulls):  # noqa: B905
             out = out + share * pull
         return out
