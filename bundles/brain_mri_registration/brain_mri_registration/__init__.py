@@ -3,9 +3,10 @@
 from typing import List
 
 import torch
-from monai.networks.nets import DynUNet
 from torch import nn
 from torch.nn import functional
+
+from .unet import UNet
 
 __all__ = ["Aligner"]
 
@@ -13,16 +14,16 @@ __all__ = ["Aligner"]
 class Aligner(nn.Module):
     """The velocity field between a fixed and a moving image.
 
-    One U-Net looks at each image alone, so that it learns what structures look like in any contrast. Another one
-    compares what was found in the two, and adds to what would bring structures nearer to each other at several scales:
-    the forces of the demons algorithm (Thirion 1998), between probabilities rather than intensities. Both U-Nets are
-    MONAI's DynUNet.
+    One U-Net looks at each image alone, so that it learns what structures look like in any contrast. Then, step by
+    step, what brings structures nearer to each other is added to the velocity: the forces of the demons algorithm
+    (Thirion 1998) at several scales, between probabilities rather than intensities, and what a second, small U-Net
+    makes of the two.
 
     Args:
         seen: channels of the first one's levels; the first level is at half of the image's resolution.
         compared: those of the second one's, at the same.
         classes: structures, the background included.
-        scales: voxels of the velocity's lattice over which forces are averaged.
+        steps: how often the two are compared.
     """
 
     def __init__(
@@ -30,18 +31,18 @@ class Aligner(nn.Module):
         seen: List[int],  # noqa: UP006
         compared: List[int],  # noqa: UP006
         classes: int = 32,
-        scales: List[int] = [1, 2, 4],  # noqa: UP006, B006
+        steps: int = 3,
     ) -> None:
         super().__init__()
-        self.classes = classes
         # as brain_mri_segmentation has it, so that it may begin with the weights of that
         self.finder = nn.Sequential(
-            unet(4, seen[0], seen, [2] * len(seen)), nn.LeakyReLU(0.01), nn.ConvTranspose3d(seen[0], classes, 2, 2)
+            UNet(4, seen[0], seen, 2), nn.LeakyReLU(0.01), nn.ConvTranspose3d(seen[0], classes, 2, 2)
         )
-        self.scales = scales
-        self.shares = nn.Parameter(0.5 / torch.tensor(scales))
-        self.given = nn.Conv3d(2 * classes + 3 * len(scales), compared[0], 1)
-        self.comparison = unet(compared[0], 3, compared, [1] + [2] * (len(compared) - 1))
+        self.scales = [1, 2, 4]  # points over which forces are averaged
+        self.steps = steps
+        self.shares = nn.Parameter(torch.tensor([[0.6, 0.3, 0.1]] * steps))
+        self.given = nn.Conv3d(2 * classes + 3 * len(self.scales), compared[0], 1)
+        self.comparison = UNet(compared[0], 3, compared, 1)
         nn.init.normal_(self.comparison.output_block.conv.conv.weight, 0.0, 0.003)
         nn.init.zeros_(self.comparison.output_block.conv.conv.bias)
 
@@ -75,11 +76,38 @@ class Aligner(nn.Module):
 
     def compared(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """(B, 3, ...) velocity between probabilities (B, classes, ...)."""
-        pulls = [force(fixed, moving, scale) for scale in self.scales]
-        out = self.comparison(self.given(torch.cat([fixed, moving, torch.cat(pulls, 1)], 1)))
-        for share, pull in zip(self.shares, pulls):  # noqa: B905
-            out = out + share * pull
-        return out
+        velocity = torch.zeros_like(fixed[:, :3])
+        moved = moving
+        for step in range(self.steps):
+            if step > 0:
+                moved = sampled(moving, flow(velocity))
+            pulls = [force(fixed, moved, scale) for scale in self.scales]
+            change = self.comparison(self.given(torch.cat([fixed, moved, torch.cat(pulls, 1)], 1)))
+            for number, pull in enumerate(pulls):
+                change = change + self.shares[step, number] * pull
+            velocity = velocity + change
+            velocity = (velocity + functional.avg_pool3d(velocity, 3, 1, 1)) / 2
+        return velocity
+
+
+def flow(velocity: torch.Tensor, squarings: int = 6) -> torch.Tensor:
+    """(B, 3, I, J, K) where a stationary velocity takes points in time 1, both in steps of their lattice."""
+    out = velocity / 2**squarings
+    for _ in range(squarings):
+        out = out + sampled(out, out)
+    return out
+
+
+def sampled(image: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """(B, C, I, J, K) an image's values at its voxels moved by `shift` (B, 3, I, J, K), in voxels; its border repeats.
+
+    Linear interpolation.
+    """
+    size = image.shape[2:]
+    axes = [torch.arange(n, device=image.device, dtype=shift.dtype) for n in size]
+    index = shift + torch.stack(torch.meshgrid(axes, indexing="ij"))
+    scaled = torch.stack([index[:, n] * (2.0 / (size[n] - 1)) - 1 for n in (2, 1, 0)], -1)
+    return functional.grid_sample(image, scaled, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 def force(fixed: torch.Tensor, moving: torch.Tensor, scale: int) -> torch.Tensor:
@@ -104,17 +132,3 @@ def force(fixed: torch.Tensor, moving: torch.Tensor, scale: int) -> torch.Tensor
     if scale > 1:
         step = functional.interpolate(step, size=size, mode="trilinear")
     return step
-
-
-def unet(given: int, made: int, channels: List[int], strides: List[int]) -> DynUNet:  # noqa: UP006
-    """A DynUNet of `channels` per level."""
-    return DynUNet(
-        spatial_dims=3,
-        in_channels=given,
-        out_channels=made,
-        kernel_size=[3] * len(channels),
-        strides=strides,
-        upsample_kernel_size=strides[1:],
-        filters=channels,
-        norm_name=("INSTANCE", {"affine": True}),
-    )
