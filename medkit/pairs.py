@@ -355,11 +355,11 @@ class LabelOverlapLoss(nn.Module):
 
 
 class AlignmentLoss(nn.Module):
-    """What a network is to make small that aligns two images both ways, and may tell what it sees in them.
+    """What a network is to make small that aligns two images, and may tell what it sees in them.
 
-    `overlap` of the fixed image with the moving one and of the moving with the fixed, plus `segmentation` times the
-    mean Dice and cross entropy of the labels that `head`, a transposed convolution by 2, makes of what was seen. Of the
-    eight voxels that it makes of each one, all at the same place in a step: an eighth of the time.
+    `overlap`, plus `segmentation` times the mean Dice and cross entropy of the labels that `head`, a transposed
+    convolution by 2, makes of what was seen. Of the eight voxels that it makes of each one, all at the same place in a
+    step: an eighth of the time.
     """
 
     def __init__(self, overlap: LabelOverlapLoss, head: nn.ConvTranspose3d, segmentation: float = 0.0) -> None:
@@ -369,16 +369,15 @@ class AlignmentLoss(nn.Module):
         self.labels = DiceCrossEntropyLoss()
 
     def forward(self, pred: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """pred: (B, 6 + 2 F, i, j, k), both velocities and both images' features; labels: (B, 2, 2i, 2j, 2k)."""
+        """pred: (B, 3 + 2 F, i, j, k), velocity and both images' features; labels: (B, 2, 2i, 2j, 2k)."""
         pred, labels = pred.float(), torch.as_tensor(labels)
-        there, back = pred[:, :3], pred[:, 3:6]
-        loss: torch.Tensor = self.overlap(torch.cat([there, back]), torch.cat([labels, labels.flip(1)]))
+        loss: torch.Tensor = self.overlap(pred[:, :3], labels)
         if not self.segmentation:
             return loss
         head = self._head[0]
         a, b, c = (int(n) for n in torch.randint(2, (3,)))
         weight = head.weight[:, :, a, b, c].T[..., None, None, None]
-        logits = functional.conv3d(torch.cat(pred[:, 6:].chunk(2, 1)), weight, head.bias)
+        logits = functional.conv3d(torch.cat(pred[:, 3:].chunk(2, 1)), weight, head.bias)
         found = torch.cat([labels[:, :1], labels[:, 1:]])[..., a::2, b::2, c::2]
         return loss + self.segmentation * self.labels(logits, found)
 

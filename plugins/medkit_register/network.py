@@ -7,15 +7,17 @@ whose flow (Arsigny 2006) is found by scaling and squaring.
 from __future__ import annotations
 
 import functools
-import warnings
+import importlib
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medkit import bundle as bundles
 from medkit import plugins
-from medkit.errors import BundleError, WeightsMissingError
+from medkit.errors import BundleError
+from medkit.inference.contract import read_config
 from medkit_register.warp import Lattice, Sampler, indices
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from medkit_register.pyramid import Pyramid
 
 TASK = "register"
-SCRIPT = "models/model.ts"
-"""The network as a program of torch's own, which needs no MONAI: importing that takes longer than a registration."""
 SQUARINGS = 6
 """The velocity field is followed for 1 / 2^6 of the time, then doubled so often."""
 SIZES = (80.0, 320.0)
@@ -78,8 +78,7 @@ class StartNetwork:
             return None
         grid = self._grid(box)
         channels = [_seen(fixed, grid, np.eye(4), self.threads), _seen(moving, grid, matrix, self.threads)]
-        with warnings.catch_warnings(), torch.inference_mode(), torch.jit.optimized_execution(False):
-            warnings.simplefilter("ignore")  # torch wants people to leave TorchScript
+        with torch.inference_mode():
             velocity = self._network(torch.stack(channels)[None])[0].float()
         lattice = grid.coarser(grid.shape[0] // velocity.shape[1])
         steps = np.linalg.norm(lattice.affine[:3, :3], axis=0)
@@ -106,18 +105,43 @@ class StartNetwork:
             ) from None
 
     @functools.cached_property
-    def _network(self) -> Any:
+    def _network(self) -> torch.nn.Module:
         """Takes (1, 2, *shape), gives (1, 3, i, j, k) velocity in steps of its own lattice."""
         import torch
 
-        script = self.bundle.root / SCRIPT
-        if script.is_file():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return torch.jit.load(str(script), map_location="cpu").eval().float()
-        from medkit.inference.config import InferenceConfig
+        network = own_network(self.bundle)
+        if network is None:
+            from medkit.inference.config import InferenceConfig
 
-        return InferenceConfig(self.bundle, torch.device("cpu"), {}).open().network.float()
+            network = InferenceConfig(self.bundle, torch.device("cpu"), {}).open().network
+        for parameter in network.parameters():
+            if parameter.dim() == 5:
+                parameter.data = parameter.data.float().contiguous(memory_format=torch.channels_last_3d)
+        return network.float().eval()
+
+
+def own_network(bundle: bundles.Bundle) -> torch.nn.Module | None:
+    """A bundle's network with its weights, where its class is the bundle's own and its arguments are plain values.
+
+    Without MONAI, whose import takes as long as a registration; None for a network that needs it.
+    """
+    import torch
+
+    config = read_config(bundle.config("inference"))
+    node = config.get("network_def")
+    package, _, name = str(node.get("_target_", "") if isinstance(node, dict) else "").rpartition(".")
+    if not package or not (bundle.root / package).is_dir():
+        return None
+    given = {key: value for key, value in node.items() if key != "_target_"}
+    plain = {k: config.get(v[1:]) if isinstance(v, str) and v.startswith("@") else v for k, v in given.items()}
+    if any(isinstance(value, str | dict | None) for value in plain.values()):
+        return None
+    if str(bundle.root) not in sys.path:
+        sys.path.insert(1, str(bundle.root))  # as MONAI does: a bundle's own code lies there
+    network: torch.nn.Module = getattr(importlib.import_module(package), name)(**plain)
+    weights = torch.load(bundle.weights, map_location="cpu", weights_only=True)
+    network.load_state_dict(weights)
+    return network
 
 
 AUTO, NONE = bundles.AUTO, "none"
@@ -133,8 +157,7 @@ def chosen(text: str, *, trust: bool) -> bundles.Bundle | None:
         return None
     if text != AUTO:
         bundle = bundles.choose(text, TASK, registry, trust=trust)
-        if not has_weights(bundle):
-            raise WeightsMissingError(f"bundle {bundle.name}: no weights at {bundle.root / bundles.WEIGHTS}")
+        bundle.weights  # noqa: B018  raises where there are none
         return bundle
     own = (b for b in bundles.installed(registry) if b.task == TASK and b.spec is not None and b.spec.auto)
     return next(filter(has_weights, own), None)
@@ -142,7 +165,7 @@ def chosen(text: str, *, trust: bool) -> bundles.Bundle | None:
 
 def has_weights(bundle: bundles.Bundle) -> bool:
     """Whether a bundle's network can be loaded."""
-    return any((bundle.root / name).is_file() for name in (SCRIPT, bundles.WEIGHTS))
+    return (bundle.root / bundles.WEIGHTS).is_file()
 
 
 def _seen(pyramid: Pyramid, grid: Lattice, matrix: np.ndarray, threads: int) -> torch.Tensor:

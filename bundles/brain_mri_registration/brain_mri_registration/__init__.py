@@ -49,15 +49,12 @@ class Aligner(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, I / 2, J / 2, K / 2) velocity, in steps of that lattice, of (B, 2, I, J, K), fixed and moving.
 
-        Sizes are multiples of 16. In training there is more: the velocity of the moving image's points to the fixed
-        one's, and what was seen in the two, of which `head` makes logits: (B, 6 + 2 * seen[0], ...).
+        Sizes are multiples of 16. In training there is more: what was seen in the two images, of which the last layer
+        of `finder` makes logits: (B, 3 + 2 * seen[0], ...).
         """
-        fixed_seen, moving_seen = self.seen(image[:, :1]), self.seen(image[:, 1:])
-        fixed, moving = self.found(fixed_seen), self.found(moving_seen)
-        there = self.compared(fixed, moving)
-        if not self.training:
-            return there
-        return torch.cat([there, self.compared(moving, fixed), fixed_seen, moving_seen], 1)
+        fixed, moving = self.seen(image[:, :1]), self.seen(image[:, 1:])
+        velocity = self.compared(self.found(fixed), self.found(moving))
+        return torch.cat([velocity, fixed, moving], 1) if self.training else velocity
 
     def seen(self, image: torch.Tensor) -> torch.Tensor:
         """(B, seen[0], I / 2, J / 2, K / 2) of one image (B, 1, I, J, K) and the place of its voxels."""
@@ -80,7 +77,8 @@ class Aligner(nn.Module):
         moved = moving
         for step in range(self.steps):
             if step > 0:
-                moved = sampled(moving, flow(velocity))
+                velocity = velocity.detach()  # each step learns to do its best from where it begins: a third of the time
+                moved = sampled(moving.detach(), flow(velocity))
             pulls = [force(fixed, moved, scale) for scale in self.scales]
             change = self.comparison(self.given(torch.cat([fixed, moved, torch.cat(pulls, 1)], 1)))
             for number, pull in enumerate(pulls):
