@@ -78,11 +78,15 @@ class Subject:
 
 
 def fitted(source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(3, 3) and (3,): the affine map that takes points (N, 3) nearest to others; NaNs in either count for nothing."""
+    """(3, 3) and (3,): the affine map that takes points (N, 3) nearest to others; NaNs in either count for nothing.
+
+    Of several the one nearest to a shift.
+    """
     known = ~(source + target).isnan().any(1)
-    rows = torch.cat([source[known], source.new_ones(int(known.sum()), 1)], 1).double()
-    found = torch.linalg.lstsq(rows, target[known].double()).solution.float()
-    return found[:3].T, found[3]
+    one, other = source[known].double(), target[known].double()
+    centred = one - one.mean(0)
+    linear = torch.eye(3, dtype=torch.float64) + (torch.linalg.pinv(centred) @ (other - other.mean(0) - centred)).T
+    return linear.float(), (other.mean(0) - linear @ one.mean(0)).float()
 
 
 @dataclass(frozen=True, eq=False)
