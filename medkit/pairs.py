@@ -42,6 +42,8 @@ from medkit.synthesis import (
     velocity,
 )
 
+LEFT = Ranges(rotation=4.0, scaling=0.05, shearing=0.03, shift=4.0)
+"""What an affine registration of two people leaves, about."""
 CENTRES = "centres"
 """Key of an item under which `StructureCentresd` puts the centres of its structures."""
 
@@ -91,14 +93,14 @@ def fitted(source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, to
 
 @dataclass(frozen=True, eq=False)
 class PairSynthesis:
-    """Draws two images, fixed and moving, on the grid of a `Synthesis`, whose contrasts have nothing to do with another.
+    """Draws two images, fixed and moving, on the grid of a `Synthesis`, in contrasts of their own.
 
     Labels are looked up `fine` times as finely as the grid, so that thin structures share its voxels as they do in
     scans. With the chance `same` both images show one person.
     """
 
     synthesis: Synthesis
-    left: Ranges = Ranges(rotation=4.0, scaling=0.05, shearing=0.03, shift=4.0)
+    left: Ranges = LEFT
     """What an affine registration leaves between the two: rotation, scaling, shearing and shift (they grow)."""
     fine: int = 2
     same: float = 0.1
@@ -106,8 +108,8 @@ class PairSynthesis:
     @cached_property
     def _fine(self) -> Synthesis:
         grid = self.synthesis
-        shape = tuple(n * self.fine for n in grid.shape)
-        return replace(grid, shape=shape, spacing=grid.spacing / self.fine)
+        i, j, k = (n * self.fine for n in grid.shape)
+        return replace(grid, shape=(i, j, k), spacing=grid.spacing / self.fine)
 
     def __call__(
         self, fixed: Subject, moving: Subject, seed: int, strength: float = 1.0
@@ -117,9 +119,7 @@ class PairSynthesis:
         ranges, left = self.synthesis.ranges.scaled(strength), self.left.scaled(strength)
         if random.number() < self.same:
             moving = fixed
-        subjects = [
-            s.mirror(self.synthesis.table) if random.number() < ranges.flip else s for s in (fixed, moving)
-        ]
+        subjects = [s.mirror(self.synthesis.table) if random.number() < ranges.flip else s for s in (fixed, moving)]
         seen = [self.synthesis.seen(random, ranges) for _ in subjects]
         linear, centre = random_linear(random, ranges), self._centre(subjects[0], seen[0], random, ranges)
         there, offset = fitted(subjects[0].centres, subjects[1].centres)
@@ -171,7 +171,7 @@ class PairSynthesis:
 
 
 def stretched(field: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """(C, *shape) of (C, i, j, k): torch's trilinear interpolation with aligned corners, axis by axis, which is faster."""
+    """(C, *shape) of (C, i, j, k): trilinear interpolation with aligned corners, axis by axis, which is faster."""
     operators = [
         functional.interpolate(torch.eye(m, device=field.device)[None], n, mode="linear", align_corners=True)[0].T
         for m, n in zip(field.shape[1:], shape, strict=True)
@@ -278,7 +278,7 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
 
 
 class MovedLabelsd(MapTransform):
-    """Puts one-hot labels (C, I, J, K) in the place of a velocity field and of labels (2, I, J, K): moved, and fixed."""
+    """Puts one-hot labels (C, I, J, K), moved and fixed, in the place of a velocity field and labels (2, I, J, K)."""
 
     def __init__(self, keys: KeysCollection, label_key: str, classes: int, squarings: int = 6) -> None:
         super().__init__(keys)
@@ -327,7 +327,7 @@ class LabelOverlapLoss(nn.Module):
         """velocity: (B, 3, i, j, k), see `positions`; labels: (B, 2, I, J, K) 0 .. classes - 1, fixed and moving."""
         velocity, labels = torch.as_tensor(velocity).float(), torch.as_tensor(labels)
         at = positions(velocity, labels.shape[2:], self.squarings)
-        dice = [self._dice(*pair, where) for pair, where in zip(labels, at, strict=True)]
+        dice = [self._dice(pair[0], pair[1], where) for pair, where in zip(labels, at, strict=True)]
         return 1 - torch.stack(dice).mean() + self.smoothness * roughness(velocity)
 
     def _dice(self, fixed: torch.Tensor, moving: torch.Tensor, at: torch.Tensor) -> torch.Tensor:

@@ -46,8 +46,8 @@ def begin_with(network: torch.nn.Module, path: Path) -> None:
 
     Raises TrainingError where there is none.
     """
-    found, own = read_weights(path), network.state_dict()
-    found = _for_a_part(found, own)
+    own = network.state_dict()
+    found = _for_a_part(read_weights(path), own)
     fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
     if not fitting:
         raise TrainingError(
@@ -63,9 +63,7 @@ def begin_with(network: torch.nn.Module, path: Path) -> None:
         log.info("not in that file: %s", listed(missing[:8]) + (" ..." if len(missing) > 8 else ""))
 
 
-def _for_a_part(
-    found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
-) -> Mapping[str, torch.Tensor]:
+def _for_a_part(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """Parameters under the names that they have in a part of the network, where none has a name of the whole."""
     if not found or set(found) & set(own):
         return found

@@ -1,7 +1,5 @@
 """The network that aligns two images: a U-Net that finds structures in each, and a second one that compares them."""
 
-from typing import List
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -28,8 +26,8 @@ class Aligner(nn.Module):
 
     def __init__(
         self,
-        seen: List[int],  # noqa: UP006
-        compared: List[int],  # noqa: UP006
+        seen: list[int],
+        compared: list[int],
         classes: int = 32,
         steps: int = 3,
     ) -> None:
@@ -42,9 +40,7 @@ class Aligner(nn.Module):
         self.steps = steps
         self.shares = nn.Parameter(torch.tensor([[0.6, 0.3, 0.1]] * steps))
         self.given = nn.Conv3d(2 * classes + 3 * len(self.scales), compared[0], 1)
-        self.comparison = UNet(compared[0], 3, compared, 1)
-        nn.init.normal_(self.comparison.output_block.conv.conv.weight, 0.0, 0.003)
-        nn.init.zeros_(self.comparison.output_block.conv.conv.bias)
+        self.comparison = UNet(compared[0], 3, compared, 1, last=0.003)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, I / 2, J / 2, K / 2) velocity, in steps of that lattice, of (B, 2, I, J, K), fixed and moving.
@@ -68,8 +64,8 @@ class Aligner(nn.Module):
     def found(self, seen: torch.Tensor) -> torch.Tensor:
         """(B, classes, ...) probabilities of the labels at half of the image's resolution."""
         head = self.finder[2]
-        weight = head.weight.mean([2, 3, 4]).t()[:, :, None, None, None]
-        return functional.conv3d(seen, weight, head.bias).float().softmax(1)
+        weight = head.weight.mean([2, 3, 4]).t()[:, :, None, None, None]  # type: ignore[operator]
+        return functional.conv3d(seen, weight, head.bias).float().softmax(1)  # type: ignore[arg-type]
 
     def compared(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """(B, 3, ...) velocity between probabilities (B, classes, ...)."""
@@ -77,7 +73,7 @@ class Aligner(nn.Module):
         moved = moving
         for step in range(self.steps):
             if step > 0:
-                velocity = velocity.detach()  # each step learns to do its best from where it begins: a third of the time
+                velocity = velocity.detach()  # each step learns from where it begins: a third of the time
                 moved = sampled(moving.detach(), flow(velocity))
             pulls = [force(fixed, moved, scale) for scale in self.scales]
             change = self.comparison(self.given(torch.cat([fixed, moved, torch.cat(pulls, 1)], 1)))

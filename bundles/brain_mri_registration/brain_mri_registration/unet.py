@@ -4,7 +4,6 @@
 """
 
 from collections import OrderedDict
-from typing import List
 
 import torch
 from torch import nn
@@ -21,16 +20,21 @@ class UNet(nn.Module):
         made: of what it makes, at the resolution of its first level.
         channels: of its levels.
         stride: of the first one.
+        last: standard deviation of the last layer's weights to begin with; None: torch's own.
     """
 
-    def __init__(self, given: int, made: int, channels: List[int], stride: int) -> None:  # noqa: UP006
+    def __init__(self, given: int, made: int, channels: list[int], stride: int, last: float | None = None) -> None:
         super().__init__()
         self.input_block = Block(given, channels[0], stride)
         steps = list(zip(channels[:-1], channels[1:]))  # noqa: B905, RUF007
         self.downsamples = nn.ModuleList([Block(fine, coarse, 2) for fine, coarse in steps[:-1]])
         self.bottleneck = Block(steps[-1][0], steps[-1][1], 2)
         self.upsamples = nn.ModuleList([Up(coarse, fine) for fine, coarse in steps[::-1]])
-        self.output_block = nn.Sequential(OrderedDict(conv=named(nn.Conv3d(channels[0], made, 1))))
+        end = nn.Conv3d(channels[0], made, 1)
+        if last is not None:
+            nn.init.normal_(end.weight, 0.0, last)
+            nn.init.zeros_(end.bias)  # type: ignore[arg-type]
+        self.output_block = nn.Sequential(OrderedDict(conv=named(end)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, made, I / stride, ...) of (B, given, I, ...)."""
