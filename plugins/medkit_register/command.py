@@ -10,7 +10,7 @@ from medkit.errors import UsageError
 from medkit.options import RunOptions, task_options
 from medkit.records import absolute
 from medkit.task import run_task
-from medkit_register.network import AUTO, chosen
+from medkit_register.network import NONE, chosen
 from medkit_register.task import BENDING, Choices, registration
 
 _FILE = click.Path(exists=True, path_type=Path)
@@ -57,10 +57,11 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option(
     "--bundle",
     metavar="NAME|PATH|auto|none",
-    default="auto",
+    default=NONE,
     show_default=True,
     allow_from_autoenv=False,
-    help="Whose network says where a warp begins, if that lowers the cost; auto: the bundle that comes with medkit.",
+    help="Whose network says where a warp between heads begins, if that lowers the cost; auto: the bundle that comes "
+    "with medkit.",
 )
 @click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings.")
 @click.option("--fixed-mask", type=_FILE, help="Where the metric looks in the fixed image.")
@@ -92,7 +93,7 @@ def register(
     medkit run register --fixed mni.nii.gz sub-*_T1w.nii.gz -o aligned
     """
     bends = kind in BENDING
-    if bundle != AUTO and not bends:
+    if bundle != NONE and not bends:
         raise UsageError(f"--bundle: takes --type {' or '.join(BENDING)}, not {kind}")
     network = chosen(bundle, trust=trust) if bends else None
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}

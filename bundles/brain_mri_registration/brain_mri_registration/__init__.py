@@ -73,7 +73,7 @@ class Aligner(nn.Module):
         moved = moving
         for step in range(self.steps):
             if step > 0:
-                velocity = velocity.detach()  # each step learns from where it begins: a third of the time
+                velocity = velocity.detach()  # the last step alone is learned from: in half of the time
                 moved = sampled(moving.detach(), flow(velocity))
             pulls = [force(fixed, moved, scale) for scale in self.scales]
             change = self.comparison(self.given(torch.cat([fixed, moved, torch.cat(pulls, 1)], 1)))
