@@ -361,21 +361,27 @@ class LabelOverlapLoss(nn.Module):
 class AlignmentLoss(nn.Module):
     """What a network is to make small that aligns two images, and may tell what it sees in them.
 
-    `overlap`, plus `segmentation` times the mean Dice and cross entropy of the labels that `head`, a transposed
-    convolution by 2, makes of what was seen. Of the eight voxels that it makes of each one, all at the same place in a
-    step: an eighth of the time.
+    `registration` times `overlap`, plus `segmentation` times the mean Dice and cross entropy of the labels that `head`,
+    a transposed convolution by 2, makes of what was seen. Of the eight voxels that it makes of each one, all at the
+    same place in a step: an eighth of the time.
     """
 
-    def __init__(self, overlap: LabelOverlapLoss, head: nn.ConvTranspose3d, segmentation: float = 0.0) -> None:
+    def __init__(
+        self,
+        overlap: LabelOverlapLoss,
+        head: nn.ConvTranspose3d,
+        segmentation: float = 0.0,
+        registration: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.overlap, self.segmentation = overlap, segmentation
+        self.overlap, self.segmentation, self.registration = overlap, segmentation, registration
         self._head = [head]  # not as a module of this one: it is the network's
         self.labels = DiceCrossEntropyLoss()
 
     def forward(self, pred: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """pred: (B, 3 + 2 F, i, j, k), velocity and both images' features; labels: (B, 2, 2i, 2j, 2k)."""
         pred, labels = pred.float(), torch.as_tensor(labels)
-        loss: torch.Tensor = self.overlap(pred[:, :3], labels)
+        loss: torch.Tensor = self.registration * self.overlap(pred[:, :3], labels)
         if not self.segmentation:
             return loss
         head = self._head[0]
