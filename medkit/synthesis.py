@@ -154,7 +154,7 @@ class Synthesis:
         """
         random = Random(seed, labels.device)
         ranges = self.ranges.scaled(strength)
-        seen = torch.stack([self._seen(random, ranges) for _ in labels])
+        seen = torch.stack([self.seen(random, ranges) for _ in labels])
         flipped = random.chance(len(labels), ranges.flip)
         start = torch.stack([self._start(random) for _ in labels])
         moved = deformed(self, labels, seen, self._away(start, flipped), spacing, random, ranges)
@@ -175,7 +175,7 @@ class Synthesis:
         away[:, 0] *= torch.where(flipped.cpu(), -1, 1)
         return away
 
-    def _seen(self, random: Random, ranges: Ranges) -> torch.Tensor:
+    def seen(self, random: Random, ranges: Ranges) -> torch.Tensor:
         """(N,) 1 for labels that the image shows, 0 for those that a skull-stripping tool has removed."""
         stripped, keeps_fluid = random.number() < ranges.stripped, random.number() < ranges.fluid
         gone = set(self.outside) - (set(self.fluid) if keeps_fluid else set()) if stripped else set()
@@ -188,11 +188,11 @@ class Synthesis:
 
     def painted(self, labels: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:
         """(B, 1, I, J, K) an intensity for every voxel of the labels."""
-        mean, deviation = torch.stack([self._contrast(random, ranges) for _ in labels], 1)
+        mean, deviation = torch.stack([self.contrast(random, ranges) for _ in labels], 1)
         image = looked_up(deviation, labels).mul_(grain(labels.shape, random, ranges)).add_(looked_up(mean, labels))
         return image.clamp_(min=0)
 
-    def _contrast(self, random: Random, ranges: Ranges) -> torch.Tensor:
+    def contrast(self, random: Random, ranges: Ranges) -> torch.Tensor:
         """(2, N) mean and deviation of every label."""
         table = self.table
         if table.priors and random.number() < ranges.prior:
@@ -285,7 +285,7 @@ def deformed(
         thing = shown.bool() & (torch.arange(len(shown), device=shown.device) > 0)
         # found on every second voxel, which stands for itself and the next one
         centre = middle(thing[item[0, ::2, ::2, ::2].long()]) * 2 + 0.5 + shift / size
-        out.append(_nearest(item[0], lattice(grid, linear, way, size, centre, offset))[None])
+        out.append(nearest(item[0], lattice(grid, linear, way, size, centre, offset))[None])
     return torch.stack(out)
 
 
@@ -366,7 +366,7 @@ def lattice(
     return out
 
 
-def _nearest(labels: torch.Tensor, at: list[torch.Tensor]) -> torch.Tensor:
+def nearest(labels: torch.Tensor, at: list[torch.Tensor]) -> torch.Tensor:
     """The labels (I, J, K) nearest to positions given as three arrays of indices, 0 outside."""
     flat = torch.zeros_like(at[0], dtype=torch.int32)
     outside = torch.zeros_like(at[0], dtype=torch.bool)

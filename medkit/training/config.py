@@ -204,6 +204,7 @@ def hush() -> None:
     # that NVIDIA's DICOM decoder, which nobody asked for, is not installed
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    warnings.filterwarnings("ignore", "monai.networks.blocks.Warp")  # that it samples by torch
 
 
 def own_error(error: BaseException) -> MedkitError | None:

@@ -42,8 +42,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def begin_with(network: torch.nn.Module, path: Path) -> None:
-    """Copies the parameters of the same name and shape. Raises TrainingError where there is none."""
-    found, own = read_weights(path), network.state_dict()
+    """Copies the parameters of the same name and shape, to the whole or else to the part of the network that they fit.
+
+    Raises TrainingError where there is none.
+    """
+    own = network.state_dict()
+    found = _for_a_part(read_weights(path), own)
     fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
     if not fitting:
         raise TrainingError(
@@ -57,6 +61,15 @@ def begin_with(network: torch.nn.Module, path: Path) -> None:
         log.info("of another shape, so not taken: %s", "; ".join(other))
     if missing := [k for k in own if k not in found]:
         log.info("not in that file: %s", listed(missing[:8]) + (" ..." if len(missing) > 8 else ""))
+
+
+def _for_a_part(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Parameters under the names that they have in a part of the network, where none has a name of the whole."""
+    if not found or set(found) & set(own):
+        return found
+    parts = {name.partition(".")[0] for name in own}
+    named = [{f"{part}.{name}": value for name, value in found.items()} for part in sorted(parts)]
+    return max((found, *named), key=lambda names: len(set(names) & set(own)))
 
 
 def freeze(network: torch.nn.Module, prefixes: Sequence[str]) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medkit import hookimpl
-from medkit.specs import TaskSpec
+from medkit.specs import BundleSpec, TaskSpec
+
+_BUNDLES = Path(__file__).parent / "bundles"
 
 
 @hookimpl
@@ -13,3 +17,9 @@ def medkit_tasks() -> list[TaskSpec]:
         TaskSpec("register", "Align images with a fixed image.", "medkit_register.command:register"),
         TaskSpec("template", "Make one template of all images.", "medkit_register.template_command:template"),
     ]
+
+
+@hookimpl
+def medkit_bundles() -> list[BundleSpec]:
+    """The bundles of the task `register`."""
+    return [BundleSpec("register", "brain_mri_registration", _BUNDLES / "brain_mri_registration", modality="MR")]

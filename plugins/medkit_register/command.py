@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from medkit.errors import UsageError
 from medkit.options import RunOptions, task_options
 from medkit.records import absolute
 from medkit.task import run_task
-from medkit_register.task import Choices, registration
+from medkit_register.network import NONE, chosen
+from medkit_register.task import BENDING, Choices, registration
 
 _FILE = click.Path(exists=True, path_type=Path)
 
@@ -52,6 +54,16 @@ _FILE = click.Path(exists=True, path_type=Path)
     is_flag=True,
     help="Bring both images to a space half-way between them, where neither is favoured: for time points.",
 )
+@click.option(
+    "--bundle",
+    metavar="NAME|PATH|auto|none",
+    default=NONE,
+    show_default=True,
+    allow_from_autoenv=False,
+    help="Whose network says where a warp between heads begins, if that lowers the cost; auto: the bundle that comes "
+    "with medkit.",
+)
+@click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings.")
 @click.option("--fixed-mask", type=_FILE, help="Where the metric looks in the fixed image.")
 @click.option("--moving-mask", type=_FILE, help='Where it looks in the moving image (or "moving_mask" in a record).')
 @click.option("--fixed-labels", type=_FILE, help="Labels of the fixed image: Dice goes into the sidecar.")
@@ -67,6 +79,8 @@ def register(
     metric: str,
     init: str,
     midpoint: bool,
+    bundle: str,
+    trust: bool,
     **files: Path | None,
 ) -> None:
     """Align images with a fixed image.
@@ -78,5 +92,9 @@ def register(
     \b
     medkit run register --fixed mni.nii.gz sub-*_T1w.nii.gz -o aligned
     """
+    bends = kind in BENDING
+    if bundle != NONE and not bends:
+        raise UsageError(f"--bundle: takes --type {' or '.join(BENDING)}, not {kind}")
+    network = chosen(bundle, trust=trust) if bends else None
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
-    run_task(registration(shared, Choices(kind, metric, init, quality, midpoint)), options)
+    run_task(registration(shared, Choices(kind, metric, init, quality, midpoint, network)), options)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from medkit_register.network import Start, StartNetwork
     from medkit_register.pyramid import Pyramid
 
 Quality = Literal["fast", "default", "best"]
@@ -117,27 +118,70 @@ class Warp:
     """Coarse to fine."""
     metric: str
     """What was compared: lncc, mi, mse or mind."""
+    begun: Begun | None = None
+    """How it began where a network was asked."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a network's start was worth, at the coarsest resolution."""
+
+    used: bool
+    """Whether the warp began with it: it must lower the cost."""
+    cost: float
+    """With it."""
+    affine_cost: float
+    """With the affine map alone."""
 
 
 def register_deformable(
-    fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, *, metric: str, quality: Quality, threads: int
+    fixed: Pyramid,
+    moving: Pyramid,
+    matrix: np.ndarray,
+    *,
+    metric: str,
+    quality: Quality,
+    threads: int,
+    network: StartNetwork | None = None,
 ) -> Warp:
-    """Refine an affine map `matrix` ((4, 4) RAS+ mm, fixed points to moving points) by a warp."""
+    """Refine an affine map `matrix` ((4, 4) RAS+ mm, fixed points to moving points) by a warp.
+
+    Where a `network` is given, the warp begins with what it says if that is better than nothing.
+    """
     import torch
 
     finest = finest_lattice(fixed)
-    warp, reports = None, []
+    warp, reports, begun = None, [], None
+    start = network(fixed, moving, matrix, finest) if network else None
     with torch.inference_mode():
         for stage in make_stages(fixed, finest, quality, metric, stiff=fixed.hounsfield or moving.hounsfield):
             lattice = finest.coarser(stage.warp)
-            warp = torch.zeros(3, *lattice.shape) if warp is None else resized(warp, lattice)
             comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, threads)
+            if warp is None:
+                warp, begun = first_warp(comparison, lattice, start, threads)
+            else:
+                warp = resized(warp, lattice)
             spacing = float(spacings(finest).min()) * stage.image
             warp, report = follow(comparison, warp, stage, threads, spacing, LEAST[quality])
             reports.append(report)
         assert warp is not None
         warp = unfolded(warp, LEAST[quality])
-        return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports), metric)
+        return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports), metric, begun)
+
+
+def first_warp(
+    comparison: Comparison, lattice: Lattice, start: Start | None, threads: int
+) -> tuple[torch.Tensor, Begun | None]:
+    """What the first stage begins with, on its `lattice`: `start` where it lowers the cost, else nothing."""
+    import torch
+
+    still = torch.zeros(3, *lattice.shape)
+    if start is None:
+        return still, None
+    moved = start.on(lattice, threads)
+    costs = [comparison.pull(warp, 0)[1] for warp in (moved, still)]
+    begun = Begun(costs[0] < costs[1], *costs)
+    return (moved if begun.used else still), begun
 
 
 def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, *, stiff: bool = False) -> list[Stage]:

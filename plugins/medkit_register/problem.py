@@ -201,7 +201,8 @@ def _samples(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray, sa
 
     level = pyramid.level(spacing)
     chosen = drawn(domain(pyramid, spacing, sampling.margin).reshape(-1).nonzero().squeeze(1), sampling)
-    grid = torch.stack(torch.unravel_index(chosen, level.image.shape)).float()
+    # torch.unravel_index imports sympy for its arguments' types: a second
+    grid = torch.from_numpy(np.stack(np.unravel_index(chosen.numpy(), level.image.shape)).astype(np.float32))
     local = torch.from_numpy((np.linalg.inv(frame) @ level.affine).astype(np.float32))
     points = torch.ones(4, grid.shape[1])
     points[:3] = local[:3, :3] @ grid + local[:3, 3:]

@@ -12,15 +12,20 @@ import numpy as np
 
 from medkit.errors import UsageError
 from medkit.records import absolute
+from medkit.runner import identity_of
 from medkit.task import Case, Output, Result, Runtime, Task
 from medkit_register.scores import SCORED, check_pairs, scores
 
 if TYPE_CHECKING:
+    from medkit.bundle import Bundle
     from medkit.images import Image
     from medkit.space import Grid, Transform
-    from medkit_register.deformable import Warp
+    from medkit_register.deformable import Begun, Warp
+    from medkit_register.network import StartNetwork
     from medkit_register.pyramid import Pyramid, Volume
 
+BENDING = ("deformable", "joint")
+"""Types with a warp after the affine map."""
 _STARTS = ("auto", "moments", "centre", "header")
 
 
@@ -38,11 +43,13 @@ class Choices:
     """fast, default or best; for deformable."""
     midpoint: bool = False
     """Both images go half of the way (see `midpoint`)."""
+    bundle: Bundle | None = None
+    """Whose network says where a warp begins, if any."""
 
     @property
     def bends(self) -> bool:
         """Whether a warp follows the affine map."""
-        return self.kind in ("deformable", "joint")
+        return self.kind in BENDING
 
 
 def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
@@ -74,6 +81,7 @@ def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
         accepts=("moving_mask", *(f"moving_{what}" for what in SCORED)),
         shared=shared,
         memory=functools.partial(memory_needed, shared["fixed"], bends=choices.bends),
+        bundle=identity_of(choices.bundle) if choices.bundle and choices.bends else None,
     )
 
 
@@ -144,7 +152,12 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
         if start is None:
             raise UsageError(f"--init {shared['init']}: expected an affine transform")
     mask = _mask_on(fixed.grid, shared.get("fixed_mask"))
-    return _Registration(shared["fixed"], fixed, prepare(volume_of(fixed, mask)), choices, start, runtime).case
+    network = None
+    if choices.bundle and choices.bends:
+        from medkit_register.network import StartNetwork
+
+        network = StartNetwork(choices.bundle, runtime.threads)
+    return _Registration(shared["fixed"], fixed, prepare(volume_of(fixed, mask)), choices, start, runtime, network).case
 
 
 def volume_of(image: Image, mask: np.ndarray | None) -> Volume:
@@ -183,6 +196,7 @@ class _Registration:
     choices: Choices
     start: Any
     runtime: Runtime
+    network: StartNetwork | None
 
     def case(self, case: Case) -> Result:
         """Aligns one moving image."""
@@ -276,7 +290,7 @@ class _Registration:
         quality: Any = self.choices.quality
         followed = warp_metric(self.choices.metric, found.metric, found.alike)
         return register_deformable(
-            fixed, moving, matrix, metric=followed, quality=quality, threads=self.runtime.threads
+            fixed, moving, matrix, metric=followed, quality=quality, threads=self.runtime.threads, network=self.network
         )
 
     def _maps(self, matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid) -> tuple[Transform, Transform]:
@@ -375,7 +389,13 @@ def _story(found: Any, warp: Warp | None) -> dict[str, Any]:
     }
     if warp is None:
         return story
+    if warp.begun is not None:
+        story["warp_start"] = {"network": warp.begun.used, **_rounded(warp.begun)}
     return story | {"warp_metric": warp.metric, "warp_levels": [_level(stage) for stage in warp.stages]}
+
+
+def _rounded(begun: Begun) -> dict[str, float]:
+    return {"cost": round(begun.cost, 4), "cost_of_affine": round(begun.affine_cost, 4)}
 
 
 def _level(level: Any) -> dict[str, Any]:
