@@ -131,10 +131,10 @@ def strangers(data: Path, count: int) -> Iterator[tuple[str, np.ndarray]]:
 # ---- runs
 
 
-def classified(bundle: Path, paths: Sequence[Path], table: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """Path -> aspect -> row of the table."""
+def classified(bundle: Path, lines: Sequence[Path | str], table: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """A file's name -> aspect -> row of the table, for paths and records."""
     names = table.with_suffix(".txt")
-    names.write_text("".join(f"{path}\n" for path in paths))
+    names.write_text("".join(f"{line}\n" for line in lines))
     command = [sys.executable, "-m", "medkit", "run", "classify", "--bundle", str(bundle), "--trust"]
     subprocess.run([*command, "--list", str(names), "--table", str(table), "-q"], check=True, stdout=subprocess.DEVNULL)
     found: dict[str, dict[str, dict[str, str]]] = {}
@@ -195,9 +195,15 @@ def strange(bundle: Path, data: Path, folder: Path, count: int) -> None:
 
 
 def drawn(bundle: Path, source: Path, folder: Path) -> None:
-    """Prints accuracy and calibration error on drawn scans of heads that no training saw."""
+    """Prints accuracy and calibration error on drawn scans of heads that no training saw, every second with labels."""
     items = json.loads((source / "images.json").read_text())["validation"]
-    rows = classified(bundle, [source / item["image"] for item in items], folder / "drawn.tsv")
+    lines = [
+        json.dumps({"path": str(source / item["image"]), "inputs": {"labels": str(source / item["labels"])}})
+        if "labels" in item
+        else source / item["image"]
+        for item in items
+    ]
+    rows = classified(bundle, lines, folder / "drawn.tsv")
     doubt = np.array([rows[item["image"]]["contrast"]["abstained"] == "yes" for item in items])
     print(f"{len(items)} drawn scans, {doubt.mean():.1%} not answered about")
     for n, (aspect, names) in enumerate(ASPECTS.items()):
