@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 STEEPEST = 0.05
 """Newton's steps towards the inverse take no Jacobian under this: near a fold it points anywhere."""
+COARSE = 32
+"""Points along the longest axis of a lattice that is not halved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +130,24 @@ def compose(
     return out
 
 
-def resized(field: torch.Tensor, lattice: Lattice) -> torch.Tensor:
-    """The field of a coarser lattice on a finer one over the same box."""
+def resized(field: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The field of a coarser lattice on one of `shape` points over the same box."""
     from torch.nn.functional import interpolate
 
-    if tuple(field.shape[1:]) == lattice.shape:
+    if tuple(field.shape[1:]) == shape:
         return field
-    factor = max(fine / coarse for fine, coarse in zip(lattice.shape, field.shape[1:], strict=True))
-    return interpolate(field[None], size=lattice.shape, mode="trilinear", align_corners=False)[0].mul_(factor)
+    factor = max(fine / coarse for fine, coarse in zip(shape, field.shape[1:], strict=True))
+    return interpolate(field[None], size=shape, mode="trilinear", align_corners=False)[0].mul_(factor)
+
+
+def halved(field: torch.Tensor) -> torch.Tensor | None:
+    """The field on a lattice of half as many points; None where their number is odd, or the lattice coarse already."""
+    from torch.nn.functional import avg_pool3d
+
+    shape = field.shape[1:]
+    if max(shape) <= COARSE or any(n > 1 and n % 2 for n in shape):
+        return None
+    return avg_pool3d(field[None], tuple(min(n, 2) for n in shape))[0].div_(2)
 
 
 def at_phase(field: torch.Tensor, phase: tuple[int, ...]) -> torch.Tensor:
@@ -172,8 +184,12 @@ def derivatives(field: torch.Tensor) -> torch.Tensor:
     out = torch.zeros(3, *field.shape)
     for axis in range(3):
         size = field.shape[axis + 1]
-        if size > 1:
-            out[:, axis] = torch.gradient(field, dim=axis + 1)[0]
+        if size == 1:
+            continue
+        along, values = out[:, axis].movedim(axis + 1, 0), field.movedim(axis + 1, 0)
+        torch.sub(values[2:], values[:-2], out=along[1:-1]).mul_(0.5)
+        torch.sub(values[1], values[0], out=along[0])
+        torch.sub(values[-1], values[-2], out=along[-1])
     return out
 
 
@@ -194,20 +210,32 @@ def jacobian(field: torch.Tensor) -> torch.Tensor:
 def invert(field: torch.Tensor, threads: int, *, tolerance: float = 1e-3, limit: int = 20) -> torch.Tensor:
     """The field of the inverse map, on the same lattice.
 
-    Newton's method at every point, begun with a few steps of the fixed-point iteration (Chen et al. 2008), until the
-    mean step is under `tolerance` lattice steps. Near a fold there is no inverse, and the result is the closest found.
+    Newton's method at every point, until the mean step is under `tolerance` lattice steps. It begins with the inverse on
+    a lattice of half as many points along each axis, and on the coarsest with a few steps of the fixed-point iteration
+    (Chen et al. 2008). Points that have arrived are left out. Near a fold there is no inverse, and the result is the
+    closest found.
     """
-    points = indices(tuple(field.shape[1:])).reshape(3, -1)
-    found = -field.reshape(3, -1)
-    shift = Sampler(field, threads)
-    for _ in range(4):
-        found = 0.5 * (found - shift.at(shift.prepared(points + found)))
-    newton = Newton(field, threads)
+    import torch
+
+    shape = tuple(field.shape[1:])
+    points = indices(shape).reshape(3, -1)
+    half = halved(field)
+    if half is not None:
+        found = resized(invert(half, threads, tolerance=tolerance, limit=limit), shape).reshape(3, -1)
+    else:
+        found = -field.reshape(3, -1)
+        shift = Sampler(field, threads)
+        for _ in range(4):
+            found = 0.5 * (found - shift.at(shift.prepared(points + found)))
+    newton, left = Newton(field, threads), torch.arange(points.shape[1])
     for _ in range(limit):
-        step = newton.step(points, found)
-        found = found - step
-        if float(step.abs().mean()) < tolerance:
+        step = newton.step(points, found[:, left])
+        found[:, left] -= step
+        moved = step.abs()
+        if float(moved.sum()) < tolerance * found.numel():
             break
+        still = (moved.amax(0) > tolerance).nonzero().squeeze(1)
+        left, points = left[still], points[:, still]
     return found.reshape(field.shape)
 
 
