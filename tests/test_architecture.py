@@ -51,7 +51,16 @@ NUMPY = (
 )
 """Modules that may import numpy, isal (a millisecond), and nothing else of others, when they are imported."""
 
-NAMED_BY_CONFIGS = {"synthesis", "degradation", "frames", "losses", "sharpening", "translation", "augmentation"}
+NAMED_BY_CONFIGS = {
+    "synthesis",
+    "pairs",
+    "degradation",
+    "frames",
+    "losses",
+    "sharpening",
+    "translation",
+    "augmentation",
+}
 """Modules of networks' building blocks, which train configs name: they import torch and monai, and hardly anybody
 else them."""
 

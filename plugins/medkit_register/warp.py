@@ -210,10 +210,10 @@ def jacobian(field: torch.Tensor) -> torch.Tensor:
 def invert(field: torch.Tensor, threads: int, *, tolerance: float = 1e-3, limit: int = 20) -> torch.Tensor:
     """The field of the inverse map, on the same lattice.
 
-    Newton's method at every point, until the mean step is under `tolerance` lattice steps. It begins with the inverse on
-    a lattice of half as many points along each axis, and on the coarsest with a few steps of the fixed-point iteration
-    (Chen et al. 2008). Points that have arrived are left out. Near a fold there is no inverse, and the result is the
-    closest found.
+    Newton's method at every point, until the mean step is under `tolerance` lattice steps. It begins with the inverse
+    on a lattice of half as many points along each axis, and on the coarsest with a few steps of the fixed-point
+    iteration (Chen et al. 2008). Points that have arrived are left out. Near a fold there is no inverse, and the result
+    is the closest found.
     """
     import torch
 
