@@ -187,8 +187,8 @@ def first_warp(
 def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, *, stiff: bool = False) -> list[Stage]:
     """Coarse to fine; `fast` leaves out the finest images, `best` adds a warp as fine as they are.
 
-    Steps beyond these follow the noise: label Dice of two persons no longer rises. Wider windows at the end gain a little
-    on real scans and lose more on drawn ones, whose labels are exact.
+    Steps beyond these follow the noise: label Dice of two persons no longer rises. Wider windows at the end gain a
+    little on real scans and lose more on drawn ones, whose labels are exact.
     `stiff`: one of the scans is a CT; see `mind_stages`.
     """
     factor = coarsest_factor(fixed.radius, float(spacings(finest).min()))
