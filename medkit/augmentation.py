@@ -79,8 +79,6 @@ class AugmentedBatch:
             targets = functional.one_hot(targets.long().reshape(-1), self.classes).float()
         if self.changes is None:
             return images, targets
-        if self.classes is None:
-            return augmented(images, self.changes), targets
         return mixed(augmented(images, self.changes), targets, self.changes.mixup)
 
 
