@@ -265,8 +265,8 @@ def test_training(tmp_path: Path, config: str) -> None:
     maps = [{"labels": f"map_{n}.nii.gz"} for n in range(2)]
     (data / "maps.json").write_text(json.dumps({"training": maps, "validation": maps}))
     small = SMALL | {"classes": 3, "epoch_length": 2}
-    common = ["train", "register", "--bundle", str(ROOT), "--trust", "--config", config, "--data", str(data / "maps.json"),
-              "-o", str(tmp_path / "new"), *bundled.as_sets(small)]  # fmt: skip
+    common = ["train", "register", "--bundle", str(ROOT), "--trust", "--config", config,
+              "--data", str(data / "maps.json"), "-o", str(tmp_path / "new"), *bundled.as_sets(small)]  # fmt: skip
     for steps in ("2", "4"):
         done = run_medkit([*common, "--steps", steps])
         assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ def wavy(seed: int = 0, size: float = 2.0) -> torch.Tensor:
 def after(second: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """The field of `first`, then `second`."""
     points = indices(SHAPE).reshape(3, -1)
-    return compose(second, first, points, torch.arange(points.shape[1]), 1)
+    return compose(second, first, points, torch.arange(points.shape[1]))
 
 
 def test_the_root_of_a_map_taken_twice_is_the_map() -> None:
@@ -58,18 +58,18 @@ def test_the_mean_of_two_maps_does_not_know_their_order() -> None:
 
 def test_half_of_a_warp_taken_twice_is_the_warp() -> None:
     field = wavy(size=4.0)
-    half = half_warp(field, 1)
+    half = half_warp(field)
     assert float((after(half, half) - field).abs().mean()) < 0.01
     assert float((field / 2 - half).abs().max()) > 0.1  # half of the displacement is not it
 
 
 def test_the_mean_of_two_warps_does_not_know_their_order() -> None:
-    there, back = wavy(1, 3.0), invert(wavy(1, 3.0) + wavy(2, 1.0), 1)
-    mean = mean_warp(there, back, 1)
-    left = after(mean, mean_warp(back, there, 1))
+    there, back = wavy(1, 3.0), invert(wavy(1, 3.0) + wavy(2, 1.0))
+    mean = mean_warp(there, back)
+    left = after(mean, mean_warp(back, there))
     apart = after(there, back)
     assert float(left.abs().mean()) < 0.1 * float(apart.abs().mean())
-    between = (there + invert(back, 1)) / 2
+    between = (there + invert(back)) / 2
     assert float((mean - between).abs().mean()) < 0.2 * float((there - between).abs().mean())
 
 

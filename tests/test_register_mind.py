@@ -70,7 +70,7 @@ def test_slopes_summed_over_channels() -> None:
     weights = torch.randn(2, 501, generator=torch.Generator().manual_seed(1))
     at = torch.rand(3, 501, generator=torch.Generator().manual_seed(2)) * torch.tensor([[8.0], [0.0], [10.0]]) + 1
     at[1] = 0
-    sampler = Sampler(volume, 2)
+    sampler = Sampler(volume)
     got = sampler.pulled(sampler.prepared(at), weights)
     assert float(got[1].abs().max()) == 0
     for axis in (0, 2):
@@ -98,7 +98,7 @@ def fixed() -> Pyramid:
 def test_a_warp_between_unlike_contrasts_is_found(fixed: Pyramid) -> None:
     """To less than half of what mutual information is allowed in test_deformable."""
     moving = Pyramid(bent(inverted=True))
-    warp = register_deformable(fixed, moving, np.eye(4), metric="mind", quality="default", threads=2)
+    warp = register_deformable(fixed, moving, np.eye(4), metric="mind", quality="default")
     before = np.linalg.norm(bend(inner_points()) - inner_points(), axis=1).mean()
     assert before > 3
     assert errors(warp).mean() < 0.6
@@ -113,7 +113,7 @@ def test_the_pull_is_the_slope_of_the_cost(fixed: Pyramid, stage: Stage, masked:
     mask[: SHAPE[0] // 2] = 0  # RAS: x above the middle
     moving = Pyramid(Volume(bent(inverted=True).data, AFFINE, mask if masked else None))
     lattice = finest_lattice(fixed)
-    comparison = Comparison.make(fixed, moving, np.eye(4), lattice, stage, "mind", 1)
+    comparison = Comparison.make(fixed, moving, np.eye(4), lattice, stage, "mind", "cpu")
     draw = torch.Generator().manual_seed(1)
     warp, change = (
         smooth_field(torch.randn(3, *comparison.cells, generator=draw), 3.0).mul_(size) for size in (4.0, 0.2)

@@ -87,7 +87,7 @@ class Given:
 @pytest.mark.parametrize("metric", ["lncc", "mind"])
 def test_a_start_is_used_where_it_lowers_the_cost(metric: str) -> None:
     fixed, moving = pyramid(), pyramid(6.0)
-    asked = {"metric": metric, "quality": "fast", "threads": 2}
+    asked = {"metric": metric, "quality": "fast"}
     plain = register_deformable(fixed, moving, np.eye(4), **asked)
     helped = register_deformable(fixed, moving, np.eye(4), **asked, network=Given(6.0, 0.0, 0.0))
     misled = register_deformable(fixed, moving, np.eye(4), **asked, network=Given(-6.0, 3.0, 0.0))
@@ -109,7 +109,7 @@ def test_a_start_on_another_lattice() -> None:
     """A turned lattice of other steps: the same mm."""
     turned = np.array([[0.0, -2.0, 0, 20], [4.0, 0, 0, -30], [0, 0, 3.0, 5], [0, 0, 0, 1]])
     start = Given(6.0, -2.0, 3.0)(None, None, np.eye(4), None)  # type: ignore[arg-type]
-    there = start.on(Lattice((5, 6, 7), turned), 2)
+    there = start.on(Lattice((5, 6, 7), turned))
     mm = turned[:3, :3] @ there.numpy().reshape(3, -1)
     np.testing.assert_allclose(mm, np.array([[6.0], [-2.0], [3.0]]) @ np.ones((1, 210)), atol=1e-5)
 
@@ -128,7 +128,7 @@ def test_flow_of_a_rotation() -> None:
 
 def test_what_a_network_is_given_and_says(bundle: Callable[..., Bundle]) -> None:
     """Both scans about the fixed object's middle, their bright parts 1; its answer in mm of the world."""
-    network = StartNetwork(bundle("one_shift", 1.0, 0.0, -0.5), threads=2)
+    network = StartNetwork(bundle("one_shift", 1.0, 0.0, -0.5))
     fixed, moving = pyramid(20.0), pyramid(6.0)
     matrix = np.eye(4)
     matrix[0, 3] = -14.0
@@ -146,7 +146,7 @@ def test_what_a_network_is_given_and_says(bundle: Callable[..., Bundle]) -> None
 
 
 def test_what_is_no_head_is_not_given_to_it(bundle: Callable[..., Bundle]) -> None:
-    network = StartNetwork(bundle("another_shift", 0.0, 0.0, 0.0), threads=1)
+    network = StartNetwork(bundle("another_shift", 0.0, 0.0, 0.0))
     small = pyramid(size=24)
     assert network(small, small, np.eye(4), finest_lattice(small)) is None
     flat = Pyramid(Volume(torch.rand(90, 90, 1), np.diag([2.0, 2.0, 2.0, 1.0])))

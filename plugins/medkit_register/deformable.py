@@ -141,12 +141,13 @@ def register_deformable(
     *,
     metric: str,
     quality: Quality,
-    threads: int,
+    device: str = "cpu",
     network: StartNetwork | None = None,
 ) -> Warp:
     """Refine an affine map `matrix` ((4, 4) RAS+ mm, fixed points to moving points) by a warp.
 
-    Where a `network` is given, the warp begins with what it says if that is better than nothing.
+    Where a `network` is given, the warp begins with what it says if that is better than nothing. The work is done on
+    `device`, where the result lies too; the pyramids stay where they are.
     """
     import torch
 
@@ -156,29 +157,29 @@ def register_deformable(
     with torch.inference_mode():
         for stage in make_stages(fixed, finest, quality, metric, stiff=fixed.hounsfield or moving.hounsfield):
             lattice = finest.coarser(stage.warp)
-            comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, threads)
+            comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, device)
             if warp is None:
-                warp, begun = first_warp(comparison, lattice, start, threads)
+                warp, begun = first_warp(comparison, lattice, start, device)
             else:
                 warp = resized(warp, lattice.shape)
             spacing = float(spacings(finest).min()) * stage.image
-            warp, report = follow(comparison, warp, stage, threads, spacing, LEAST[quality])
+            warp, report = follow(comparison, warp, stage, spacing, LEAST[quality])
             reports.append(report)
         assert warp is not None
         warp = unfolded(warp, LEAST[quality])
-        return Warp(matrix, lattice, warp, invert(warp, threads), comparison.near, tuple(reports), metric, begun)
+        return Warp(matrix, lattice, warp, invert(warp), comparison.near, tuple(reports), metric, begun)
 
 
 def first_warp(
-    comparison: Comparison, lattice: Lattice, start: Start | None, threads: int
+    comparison: Comparison, lattice: Lattice, start: Start | None, device: str
 ) -> tuple[torch.Tensor, Begun | None]:
     """What the first stage begins with, on its `lattice`: `start` where it lowers the cost, else nothing."""
     import torch
 
-    still = torch.zeros(3, *lattice.shape)
+    still = torch.zeros(3, *lattice.shape, device=device)
     if start is None:
         return still, None
-    moved = start.on(lattice, threads)
+    moved = start.on(lattice)
     costs = [comparison.pull(warp, 0)[1] for warp in (moved, still)]
     begun = Begun(costs[0] < costs[1], *costs)
     return (moved if begun.used else still), begun
@@ -311,7 +312,7 @@ class Comparison:
         finest: Lattice,
         stage: Stage,
         metric: str,
-        threads: int,
+        device: str,
     ) -> Comparison:
         """Both scans brought to the stage's lattice; `matrix` as in `register_deformable`."""
         import torch
@@ -319,8 +320,8 @@ class Comparison:
         lattice = finest.coarser(stage.image)
         detail = finest.coarser(stage.detail or stage.image)
         look = Look(metric, stage.window)
-        f, fixed_object, fixed_trust = fixed_side(fixed, lattice, detail, look, threads)
-        m, moving_object, moving_trust = one_side(moving, lattice, detail, matrix, look, threads)
+        f, fixed_object, fixed_trust = fixed_side(fixed, lattice, detail, look, device)
+        m, moving_object, moving_trust = one_side(moving, lattice, detail, matrix, look, device)
         near = neighbourhood(fixed_object, moving_object, stage)
         if metric == "mind":
             channels = [m, squared_slopes(m, stage.image)[None]]
@@ -328,7 +329,7 @@ class Comparison:
             channels = [m[None], gradient(m) / stage.image]
         if moving_trust is not None:
             channels.append(moving_trust[None])
-        sampler = Sampler(torch.cat(channels), threads)
+        sampler = Sampler(torch.cat(channels))
         cells = finest.coarser(stage.warp).shape
         every = [2 if n != c else 1 for n, c in zip(lattice.shape, cells, strict=True)]
         phases = in_turns(every)
@@ -337,8 +338,8 @@ class Comparison:
             a, b, c = (slice(p, None, e) for p, e in zip(phase, every, strict=True))
             return image[..., a, b, c].flatten(-3)[..., near]
 
-        points = indices(cells).reshape(3, -1)[:, near]
-        steps = torch.tensor(every, dtype=torch.float32)[:, None]
+        points = indices(cells, device).reshape(3, -1)[:, near]
+        steps = torch.tensor(every, dtype=torch.float32, device=device)[:, None]
         return cls(
             metric,
             cells,
@@ -347,7 +348,7 @@ class Comparison:
             near,
             tuple(picked(f, phase) for phase in phases),
             None if fixed_trust is None else tuple(picked(fixed_trust, phase) for phase in phases),
-            tuple(sampler.prepared(points * steps + torch.tensor(phase)[:, None]) for phase in phases),
+            tuple(sampler.prepared(points * steps + torch.tensor(phase, device=device)[:, None]) for phase in phases),
             sampler,
             stage.image,
         )
@@ -421,26 +422,26 @@ Side = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor | None"]
 """A scan at one resolution: what is compared, where the object is (I, J, K) bool, and how far to trust it."""
 
 
-def fixed_side(fixed: Pyramid, lattice: Lattice, detail: Lattice, look: Look, threads: int) -> Side:
+def fixed_side(fixed: Pyramid, lattice: Lattice, detail: Lattice, look: Look, device: str) -> Side:
     """The fixed scan's side, kept with its pyramid for further moving scans; descriptors are too large for that."""
     if look.metric == "mind":
-        return one_side(fixed, lattice, detail, np.eye(4), look, threads)
+        return one_side(fixed, lattice, detail, np.eye(4), look, device)
     key = ("side", lattice.shape, lattice.affine.tobytes(), look)
     if key not in fixed.features:
-        fixed.features[key] = one_side(fixed, lattice, detail, np.eye(4), look, threads)
+        fixed.features[key] = one_side(fixed, lattice, detail, np.eye(4), look, device)
     return fixed.features[key]  # type: ignore[return-value]
 
 
-def one_side(pyramid: Pyramid, lattice: Lattice, detail: Lattice, matrix: np.ndarray, look: Look, threads: int) -> Side:
+def one_side(pyramid: Pyramid, lattice: Lattice, detail: Lattice, matrix: np.ndarray, look: Look, device: str) -> Side:
     """A scan on `lattice`, whose points `matrix` (4, 4) RAS+ mm takes to it; what is compared is made on `detail`."""
-    image, trust = on_lattice(pyramid, detail, matrix, look, threads)
+    image, trust = on_lattice(pyramid, detail, matrix, look, device)
     on = averaged(image, lattice) > 0.3 * pyramid.threshold
     compared = averaged(comparable(image, look, pyramid.threshold), lattice)
     return compared, on, None if trust is None else averaged(trust, lattice)
 
 
 def on_lattice(
-    pyramid: Pyramid, lattice: Lattice, matrix: np.ndarray, look: Look, threads: int
+    pyramid: Pyramid, lattice: Lattice, matrix: np.ndarray, look: Look, device: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A scan (I, J, K) on a lattice whose points `matrix`, (4, 4) RAS+ mm, takes to it, and how far to trust it.
 
@@ -451,14 +452,15 @@ def on_lattice(
     spacing = float(spacings(lattice).min())
     level = pyramid.level(spacing)
     to_index = torch.from_numpy((level.index_from_world @ matrix @ lattice.affine).astype(np.float32))
-    at = to_index[:3, :3] @ indices(lattice.shape).reshape(3, -1) + to_index[:3, 3:]
+    to_index = to_index.to(device)
+    at = to_index[:3, :3] @ indices(lattice.shape, device).reshape(3, -1) + to_index[:3, 3:]
     trust = reliable(pyramid, spacing, look)
     several = np.asarray(level.image.shape) > 1
     open_faces = not pyramid.closed[several].all()
     if trust is None and open_faces:
         trust = torch.ones_like(level.image)
     channels = level.image[None] if trust is None else torch.stack([level.image, trust])
-    sampler = Sampler(channels, threads)
+    sampler = Sampler(channels.to(device))
     out = sampler.at(sampler.prepared(at))
     if trust is not None and open_faces:
         out[1] *= inside(at, level.image.shape)
@@ -470,7 +472,7 @@ def inside(index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """(N,) 1 where indices (3, N) lie within an image of that shape, else 0; an axis of one voxel is no limit."""
     import torch
 
-    kept = torch.ones(index.shape[1], dtype=torch.bool)
+    kept = torch.ones(index.shape[1], dtype=torch.bool, device=index.device)
     for along, size in zip(index, shape, strict=True):
         if size > 1:
             kept &= (along >= -0.5) & (along <= size - 0.5)
@@ -531,14 +533,12 @@ def in_turns(every: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def follow(
-    comparison: Comparison, warp: torch.Tensor, stage: Stage, threads: int, spacing: float, least: float
+    comparison: Comparison, warp: torch.Tensor, stage: Stage, spacing: float, least: float
 ) -> tuple[torch.Tensor, StageReport]:
     """Steps at one resolution until a round of them gains little; volumes are kept above `least`."""
-    import torch
-
-    points = indices(comparison.cells).reshape(3, -1)[:, comparison.near]
-    sums = torch.zeros(4, *comparison.cells)
-    last = torch.zeros_like(warp)
+    points = indices(comparison.cells, warp.device).reshape(3, -1)[:, comparison.near]
+    sums = warp.new_zeros(4, *comparison.cells)
+    last = warp.new_zeros(warp.shape)
     turns = len(comparison.phases)
     round_length = turns if turns > 1 else 5
     costs: list[float] = []
@@ -551,7 +551,7 @@ def follow(
         mean = smooth_field(sums, stage.update)
         step = mean[:3].div_(mean[3].add_(STIFFNESS)).mul_(-1 / stage.warp)
         last = last.mul_(MOMENTUM).add_(step)
-        warp = compose(warp, last.clamp(-LONGEST, LONGEST), points, comparison.near, threads)
+        warp = compose(warp, last.clamp(-LONGEST, LONGEST), points, comparison.near)
         warp = smooth_field(warp, stage.elastic)
         if turn % round_length == round_length - 1:
             warp = unfolded(warp, least, passes=1)

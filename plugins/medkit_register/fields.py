@@ -1,18 +1,19 @@
-"""Warps as displacement fields on the grids of the scans, affine part included, and what is said about them."""
+"""Warps as displacement fields on the grids of the scans, affine part included, and what is said about them.
+
+The work is done where the warp's tensors are; the fields lie in main memory.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from medkit.space import DisplacementField, Grid
-from medkit_register.deformable import spacings
-from medkit_register.warp import Newton, Sampler, jacobian
+from medkit_register.warp import Newton, Sampler, jacobian, newton_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import torch
 
     from medkit_register.deformable import Warp
@@ -21,85 +22,143 @@ SLAB = 1 << 20
 """Voxels worked on at a time."""
 EXACT = 0.01
 """Lattice steps by which the inverse may be off near the objects."""
-REFINED = 3
-"""Newton steps for it at most."""
-COARSE = 3.0
-"""Where the warp's steps are so many voxels or more, interpolation between these is as good as exact."""
-PART = 0.6
-"""Of a voxel's mean miss that it is moved by: all of it would make inverse then forward miss by as much."""
-LIGHT = 0.2
-"""Added to the weights of a voxel's misses: few and far ones move it little."""
+REFINED = 2
+"""Steps of Newton's method for it at most, after the first one and with its slopes."""
 ROUND = 2.0**8
 """Displacements are kept to 1/256 mm: the bits after that are noise, and half of a compressed file."""
+ASTRAY = 1e-3
+"""Lattice steps by which axes of grid and lattice may part from end to end and still count as parallel."""
+
+Axes = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
+"""i, j and k of voxels, of shapes that broadcast to (K, J, I)."""
 
 
-def forward_field(warp: Warp, fixed: Grid, moving: Grid, threads: int) -> DisplacementField:
+class Shifts(Protocol):
+    """Displacements of a warp at the voxels of a grid."""
+
+    def __call__(self, part: slice, voxels: Axes) -> torch.Tensor:
+        """(3, K, J, I) in lattice steps, for a `part` of the axis K, where the `voxels` are."""
+
+
+def forward_field(warp: Warp, fixed: Grid, moving: Grid) -> DisplacementField:
     """Fixed points to moving points, on the fixed grid."""
+    import torch
+
     lattice = warp.lattice.affine
-    sampler = Sampler(warp.forward, threads)
-    values = _displacements(
-        lambda at: sampler.at(sampler.prepared(at)), fixed, np.linalg.inv(lattice) @ fixed.affine, warp.matrix @ lattice
-    )
-    return DisplacementField(values, fixed, fixed.digest(), moving.digest())
+    to_lattice = np.linalg.inv(lattice) @ fixed.affine
+    with torch.inference_mode():
+        shifts: Shifts
+        if parallel(to_lattice, fixed.shape):
+            shifts = _AxisByAxis(warp.forward, to_lattice, fixed.shape)
+        else:
+            shifts = _Between(warp.forward, to_lattice)
+        values = _displacements(warp, shifts, fixed, to_lattice, warp.matrix @ lattice)
+        return DisplacementField(_stored(values), fixed, fixed.digest(), moving.digest())
 
 
-def backward_field(warp: Warp, forward: DisplacementField, moving: Grid, threads: int) -> DisplacementField:
-    """Moving points to fixed points, on the moving grid: the inverse of `forward`, from `forward_field`.
+def backward_field(warp: Warp, forward: DisplacementField, moving: Grid) -> DisplacementField:
+    """Moving points to fixed points, on the moving grid: the inverse of `forward`, exact at voxels near the objects."""
+    import torch
 
-    The exact inverse at the voxels, then moved a little so that between them, too, the two fields lead back.
-    """
     lattice = warp.lattice.affine
     to_lattice = np.linalg.inv(warp.matrix @ lattice) @ moving.affine
-    values = _displacements(_Inverse(warp, threads), moving, to_lattice, lattice)
-    if spacings(warp.lattice).min() < COARSE * moving.spacing[np.asarray(moving.shape) > 1].max():
-        _fit(values, moving, forward, warp, threads)
-    return DisplacementField(values, moving, forward.to_grid, forward.from_grid)
-
-
-def _fit(values: np.ndarray, grid: Grid, forward: DisplacementField, warp: Warp, threads: int) -> None:
-    """Changes `values`, (I, J, K, 3) RAS+ mm at the voxels of `grid`, by what `forward` and they miss fixed voxels by.
-
-    Linear interpolation between exact values cuts every bend short, always to one side. Each voxel is moved by the mean
-    of the misses around it, in the weights of the interpolation; near the objects only.
-    """
-    import torch
-
-    stored = torch.from_numpy(values.transpose(3, 2, 1, 0))  # (3, K, J, I), the memory as it is
-    sampler = Sampler(stored, threads)
-    near = _Near(warp)
-    sums = torch.zeros(stored[0].numel(), 4)
-    to_lattice = np.linalg.inv(warp.lattice.affine) @ forward.grid.affine
-    to_index = np.linalg.inv(grid.affine)
     with torch.inference_mode():
-        for first, shape, points in _slabs(forward.grid.shape):
-            kept = near.chosen(_mapped(to_lattice, points).reshape(3, -1))[::2]  # half of them tell as much
-            start = _mapped(forward.grid.affine, points).reshape(3, -1)[:, kept]
-            shift = torch.from_numpy(forward.field.transpose(3, 2, 1, 0)[:, first : first + shape[0]])
-            end = start + shift.reshape(3, -1)[:, kept]
-            index = _mapped(to_index, tuple(end)).flip(0)
-            miss = start - end - sampler.at(sampler.prepared(index))
-            _spread(sums, tuple(stored.shape[1:]), index, miss)
-        sums[:, :3] *= PART / (sums[:, 3:] + LIGHT)
-        for number, component in enumerate(stored):
-            component += sums[:, number].reshape(component.shape)
-        stored.mul_(ROUND).round_().div_(ROUND)
+        values = _displacements(warp, _Inverse(warp, to_lattice), moving, to_lattice, lattice)
+        return DisplacementField(_stored(values), moving, forward.to_grid, forward.from_grid)
 
 
-def _spread(sums: torch.Tensor, shape: tuple[int, ...], index: torch.Tensor, miss: torch.Tensor) -> None:
-    """Adds weight times `miss` (3, N) and the weight to `sums` (V, 4) of the eight voxels about `index` (3, N)."""
-    import torch
+def _displacements(
+    warp: Warp, shifts: Shifts, grid: Grid, to_lattice: np.ndarray, to_world: np.ndarray
+) -> torch.Tensor:
+    """(3, K, J, I) RAS+ mm at the voxels of `grid`.
 
-    limits = torch.tensor(shape)[:, None] - 1
-    inside = ((index >= 0) & (index <= limits)).all(0)
-    index, rows = index[:, inside], torch.cat([miss[:, inside], torch.ones(1, int(inside.sum()))]).T
-    low = torch.minimum(index.floor().long(), (limits - 1).clamp_min(0))
-    part = index - low
-    for corner in np.ndindex(2, 2, 2):
-        weight = torch.ones(index.shape[1])
-        for axis, upper in enumerate(corner):
-            weight = weight * (part[axis] if upper else 1 - part[axis])
-        x, y, z = (torch.minimum(at + c, n) for at, c, n in zip(low, corner, limits, strict=True))
-        sums.index_add_(0, (x * shape[1] + y) * shape[2] + z, rows * weight[:, None])
+    `to_lattice` (4, 4) takes voxel indices to the warp's lattice, `to_world` (4, 4) that to RAS+ mm.
+    """
+    out = warp.forward.new_empty(3, *grid.shape[::-1])
+    affine = to_world @ to_lattice - grid.affine
+    for part, voxels in _slabs(grid.shape, warp.forward):
+        shift = shifts(part, voxels)
+        out[:, part] = _turned(to_world, shift).add_(_mapped(affine, voxels))
+    if grid.dims == 2:
+        out[2] = 0
+    return out
+
+
+def _stored(values: torch.Tensor) -> np.ndarray:
+    """(I, J, K, 3) of (3, K, J, I), rounded, axis I fastest in memory."""
+    return values.mul_(ROUND).round_().div_(ROUND).cpu().numpy().transpose(3, 2, 1, 0)
+
+
+def parallel(to_lattice: np.ndarray, shape: tuple[int, int, int]) -> bool:
+    """Whether each axis of a grid of that shape runs along one of the lattice; `to_lattice` (4, 4) takes it there."""
+    spans = np.abs(to_lattice[:3, :3]) * np.asarray(shape)
+    along = spans.argmax(0)
+    return len(set(along)) == 3 and bool((spans.sum(0) - spans.max(0)).max() < ASTRAY)
+
+
+class _Between:
+    """The shifts of a field on a lattice, linear between its points."""
+
+    def __init__(self, field: torch.Tensor, to_lattice: np.ndarray) -> None:
+        self._sampler, self._to_lattice = Sampler(field), to_lattice
+
+    def __call__(self, part: slice, voxels: Axes) -> torch.Tensor:
+        at = _mapped(self._to_lattice, voxels)
+        return self._sampler.at(self._sampler.prepared(at.reshape(3, -1))).reshape(at.shape)
+
+
+class _AxisByAxis:
+    """The same for a grid that is parallel to the lattice: three times as fast."""
+
+    def __init__(self, field: torch.Tensor, to_lattice: np.ndarray, shape: tuple[int, int, int]) -> None:
+        import torch
+
+        along = np.abs(to_lattice[:3, :3] * np.asarray(shape)).argmax(0).tolist()  # per axis of the grid
+        operators = [
+            _hats(to_lattice[a, axis] * np.arange(n) + to_lattice[a, 3], field.shape[1 + a])
+            for axis, (a, n) in enumerate(zip(along, shape, strict=True))
+        ]
+        i, j, k = (torch.from_numpy(operator).to(field.device) for operator in operators)
+        lines = field.permute(0, *(1 + a for a in along[::-1])) @ i.T
+        self._planes, self._last = torch.matmul(j, lines), k
+
+    def __call__(self, part: slice, voxels: Axes) -> torch.Tensor:
+        operator, planes = self._last[part], self._planes
+        return (operator @ planes.flatten(2)).reshape(3, len(operator), *planes.shape[2:])
+
+
+def _hats(positions: np.ndarray, size: int) -> np.ndarray:
+    """(N, size) float32 weights of linear interpolation at positions (N,), the border repeated."""
+    apart = np.abs(np.clip(positions, 0, size - 1)[:, None] - np.arange(size))
+    return np.maximum(1 - apart, 0).astype(np.float32)
+
+
+class _Inverse:
+    """The shifts of the inverse warp: interpolated, and near the objects made exact."""
+
+    def __init__(self, warp: Warp, to_lattice: np.ndarray) -> None:
+        self._backward = Sampler(warp.backward)
+        self._newton = Newton(warp.forward)
+        self._near = _Near(warp)
+        self._to_lattice = to_lattice
+
+    def __call__(self, part: slice, voxels: Axes) -> torch.Tensor:
+        at = _mapped(self._to_lattice, voxels)
+        shape, at = at.shape, at.reshape(3, -1)
+        found = self._backward.at(self._backward.prepared(at))
+        chosen = self._near.chosen(at)
+        points, here = at[:, chosen], found[:, chosen]
+        residual, slopes = self._newton.linearised(points, here)
+        for rest in reversed(range(REFINED + 1)):
+            here = here - newton_step(slopes, residual)
+            found[:, chosen] = here
+            if not rest:
+                break
+            residual = self._newton.residual(points, here)
+            off = ((residual * residual).sum(0) > EXACT**2).nonzero().squeeze(1)
+            chosen, slopes = chosen[off], slopes[..., off]
+            points, here, residual = points[:, off], here[:, off], residual[:, off]
+        return found.reshape(shape)
 
 
 class _Near:
@@ -109,7 +168,7 @@ class _Near:
         import torch
 
         self._shape = warp.lattice.shape
-        self._flags = torch.zeros(warp.forward[0].numel(), dtype=torch.bool)
+        self._flags = warp.forward.new_zeros(warp.forward[0].numel(), dtype=torch.bool)
         self._flags[warp.near] = True
 
     def chosen(self, at: torch.Tensor) -> torch.Tensor:
@@ -118,76 +177,33 @@ class _Near:
         return self._flags[(x * self._shape[1] + y) * self._shape[2] + z].nonzero().squeeze(1)
 
 
-class _Inverse:
-    """The inverse warp between its lattice's points: interpolated, and near the objects made exact."""
-
-    def __init__(self, warp: Warp, threads: int) -> None:
-        self._backward = Sampler(warp.backward, threads)
-        self._forward = Sampler(warp.forward, threads)
-        self._newton = Newton(warp.forward, threads)
-        self._near = _Near(warp)
-
-    def __call__(self, at: torch.Tensor) -> torch.Tensor:
-        """(3, N) displacements at (3, N) lattice indices, in lattice steps."""
-        found = self._backward.at(self._backward.prepared(at))
-        chosen = self._near.chosen(at)
-        for _ in range(REFINED):
-            points, here = at[:, chosen], found[:, chosen]
-            residual = here + self._forward.at(self._forward.prepared(points + here))
-            off = (residual * residual).sum(0) > EXACT**2
-            chosen, points, here = chosen[off], points[:, off], here[:, off]
-            if not len(chosen):
-                break
-            found[:, chosen] = here - self._newton.step(points, here)
-        return found
-
-
-def _displacements(
-    shift_at: Callable[[torch.Tensor], torch.Tensor], grid: Grid, to_lattice: np.ndarray, to_world: np.ndarray
-) -> np.ndarray:
-    """(I, J, K, 3) float32 RAS+ mm at the voxels of `grid`, axis I fastest in memory.
-
-    `to_lattice` (4, 4) takes voxel indices to the warp's lattice, where `shift_at` gives displacements (3, N) at points
-    (3, N), and `to_world` (4, 4) the lattice to RAS+ mm.
-    """
-    import torch
-
-    out = np.empty((3, *grid.shape[::-1]), np.float32)
-    affine = to_world @ to_lattice - grid.affine
-    turn = torch.from_numpy(to_world[:3, :3].astype(np.float32))
-    with torch.inference_mode():
-        for first, shape, points in _slabs(grid.shape):
-            shift = turn @ shift_at(_mapped(to_lattice, points).reshape(3, -1))
-            moved = shift.reshape(3, *shape).add_(_mapped(affine, points))
-            out[:, first : first + shape[0]] = moved.mul_(ROUND).round_().div_(ROUND).numpy()
-    if grid.dims == 2:
-        out[2] = 0
-    return out.transpose(3, 2, 1, 0)
-
-
-Axes = tuple["torch.Tensor", ...]
-"""x, y and z of points, of shapes that broadcast."""
-
-
-def _slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, tuple[int, int, int], Axes]]:
-    """Blocks of about SLAB voxels: the first slice, the shape (K, J, I) and the voxels' indices i, j, k."""
+def _slabs(shape: tuple[int, int, int], like: torch.Tensor) -> Iterator[tuple[slice, Axes]]:
+    """Blocks of about SLAB voxels: which part of the axis K, and the indices i, j, k, on the device of `like`."""
     import torch
 
     i, j, k = shape
     slices = max(1, SLAB // (i * j))
-    x, y = (torch.arange(n, dtype=torch.float32) for n in (i, j))
+    x, y, z = (torch.arange(n, dtype=torch.float32, device=like.device) for n in shape)
     for first in range(0, k, slices):
-        z = torch.arange(first, min(first + slices, k), dtype=torch.float32)
-        yield first, (len(z), j, i), (x[None, None, :], y[None, :, None], z[:, None, None])
+        part = slice(first, min(first + slices, k))
+        yield part, (x[None, None, :], y[None, :, None], z[part, None, None])
 
 
-def _mapped(matrix: np.ndarray, points: Axes) -> torch.Tensor:
-    """(3, ...) points through a (4, 4) matrix."""
+def _mapped(matrix: np.ndarray, voxels: Axes) -> torch.Tensor:
+    """(3, K, J, I) voxels through a (4, 4) matrix."""
     import torch
 
-    x, y, z = points
+    x, y, z = voxels
     rows = [[float(value) for value in row] for row in matrix[:3]]
     return torch.stack([(z * row[2] + row[3]) + y * row[1] + x * row[0] for row in rows])
+
+
+def _turned(matrix: np.ndarray, vectors: torch.Tensor) -> torch.Tensor:
+    """(3, ...) vectors through the linear part of a (4, 4) matrix."""
+    import torch
+
+    turn = torch.from_numpy(matrix[:3, :3].astype(np.float32)).to(vectors.device)
+    return (turn @ vectors.reshape(3, -1)).reshape(vectors.shape)
 
 
 def folding(warp: Warp) -> dict[str, float]:

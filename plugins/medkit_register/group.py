@@ -60,7 +60,7 @@ def mean_field(warps: Sequence[Warp]) -> torch.Tensor:
     return total / len(warps)
 
 
-def centred(warps: Sequence[Warp], threads: int) -> list[Warp]:
+def centred(warps: Sequence[Warp]) -> list[Warp]:
     """The warps from a space in which their mean is the identity: each after the inverse of their mean displacement.
 
     Their `backward` is not brought along: see `with_inverse`.
@@ -68,11 +68,11 @@ def centred(warps: Sequence[Warp], threads: int) -> list[Warp]:
     import torch
 
     with torch.inference_mode():
-        to_mean = invert(mean_field(warps), threads)
+        to_mean = invert(mean_field(warps))
         shape = tuple(to_mean.shape[1:])
-        points = indices(shape).reshape(3, -1)
-        everywhere = torch.arange(points.shape[1])
-        return [replace(w, forward=compose(w.forward, to_mean, points, everywhere, threads)) for w in warps]
+        points = indices(shape, to_mean.device).reshape(3, -1)
+        everywhere = torch.arange(points.shape[1], device=to_mean.device)
+        return [replace(w, forward=compose(w.forward, to_mean, points, everywhere)) for w in warps]
 
 
 def seen_from(warp: Warp, matrix: np.ndarray) -> Warp:
@@ -81,9 +81,9 @@ def seen_from(warp: Warp, matrix: np.ndarray) -> Warp:
     return replace(warp, matrix=warp.matrix @ matrix, lattice=lattice)
 
 
-def with_inverse(warp: Warp, threads: int) -> Warp:
+def with_inverse(warp: Warp) -> Warp:
     """The warp with the inverse of its displacements."""
     import torch
 
     with torch.inference_mode():
-        return replace(warp, backward=invert(warp.forward, threads))
+        return replace(warp, backward=invert(warp.forward))

@@ -89,7 +89,7 @@ def _canonical(affine: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return affine @ inv_ornt_aff(turned, grid.shape), np.asarray(shape)
 
 
-def middle_warp(there: Warp, back: Warp, half: np.ndarray, threads: int) -> Warp:
+def middle_warp(there: Warp, back: Warp, half: np.ndarray) -> Warp:
     """Middle points to moving points: the mean of half of `there` (fixed to moving) and half of `back` (the reverse).
 
     `half` (4, 4) RAS+ mm is the root of the affine map of `there`, and the inverse of that of `back`.
@@ -100,20 +100,20 @@ def middle_warp(there: Warp, back: Warp, half: np.ndarray, threads: int) -> Warp
         lattice = Lattice(there.lattice.shape, half @ there.lattice.affine)
         # seen from the middle the warps keep their values: their lattices come along
         other = Lattice(back.lattice.shape, np.linalg.inv(half) @ back.lattice.affine)
-        there_half = half_warp(there.forward, threads)
-        back_half = _brought(half_warp(back.forward, threads), other, lattice, threads)
-        forward = mean_warp(there_half, back_half, threads)
-        return replace(there, matrix=half, lattice=lattice, forward=forward, backward=invert(forward, threads))
+        there_half = half_warp(there.forward)
+        back_half = _brought(half_warp(back.forward), other, lattice)
+        forward = mean_warp(there_half, back_half)
+        return replace(there, matrix=half, lattice=lattice, forward=forward, backward=invert(forward))
 
 
-def mean_warp(there: torch.Tensor, back: torch.Tensor, threads: int) -> torch.Tensor:
+def mean_warp(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
     """The field (3, I, J, K) between `there` and the inverse of `back`.
 
     The mean of two fields is not the inverse of the mean of their inverses; both are taken, until they are. So the mean
     of the two in the other order is the inverse of this one.
     """
     for _ in range(ROUNDS):
-        there, back = (there + invert(back, threads)) / 2, (back + invert(there, threads)) / 2
+        there, back = (there + invert(back)) / 2, (back + invert(there)) / 2
     return there
 
 
@@ -122,12 +122,12 @@ def to_fixed(warp: Warp) -> Warp:
     return replace(warp, matrix=np.linalg.inv(warp.matrix), forward=warp.backward, backward=warp.forward)
 
 
-def half_warp(field: torch.Tensor, threads: int) -> torch.Tensor:
+def half_warp(field: torch.Tensor) -> torch.Tensor:
     """The field (3, I, J, K) in lattice steps that, composed with itself, gives `field`."""
-    points = indices(tuple(field.shape[1:])).reshape(3, -1)
+    points = indices(field.shape[1:], field.device).reshape(3, -1)
     half = field / 2
     for _ in range(LIMIT):
-        sampler = Sampler(half, threads)
+        sampler = Sampler(half)
         twice = half + sampler.at(sampler.prepared(points + half.reshape(3, -1))).reshape(half.shape)
         missing = field - twice
         half = half + missing / 2
@@ -136,13 +136,13 @@ def half_warp(field: torch.Tensor, threads: int) -> torch.Tensor:
     return half
 
 
-def _brought(field: torch.Tensor, source: Lattice, target: Lattice, threads: int) -> torch.Tensor:
+def _brought(field: torch.Tensor, source: Lattice, target: Lattice) -> torch.Tensor:
     """A field in steps of `source` at the points of `target`, in steps of that."""
     import torch
 
     to_source = np.linalg.inv(source.affine) @ target.affine
-    matrix = torch.from_numpy(to_source.astype(np.float32))
-    at = matrix[:3, :3] @ indices(target.shape).reshape(3, -1) + matrix[:3, 3:]
-    sampler = Sampler(field, threads)
-    turn = torch.from_numpy(np.linalg.inv(to_source)[:3, :3].astype(np.float32))
+    matrix = torch.from_numpy(to_source.astype(np.float32)).to(field.device)
+    at = matrix[:3, :3] @ indices(target.shape, field.device).reshape(3, -1) + matrix[:3, 3:]
+    sampler = Sampler(field)
+    turn = torch.linalg.inv(matrix[:3, :3])
     return (turn @ sampler.at(sampler.prepared(at))).reshape(3, *target.shape)

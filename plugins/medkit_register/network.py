@@ -49,14 +49,14 @@ class Start:
     shift: torch.Tensor
     """(3, I, J, K) RAS+ mm by which its points move, in the fixed space, before the affine map."""
 
-    def on(self, lattice: Lattice, threads: int) -> torch.Tensor:
+    def on(self, lattice: Lattice) -> torch.Tensor:
         """(3, I, J, K) the same on another lattice, in its steps."""
         import torch
 
         to_index = np.linalg.inv(self.lattice.affine) @ lattice.affine
-        at = _mapped(to_index, indices(lattice.shape).reshape(3, -1))
-        sampler = Sampler(self.shift, threads)
-        turn = torch.from_numpy(np.linalg.inv(lattice.affine[:3, :3]).astype(np.float32))
+        at = _mapped(to_index, indices(lattice.shape, self.shift.device).reshape(3, -1))
+        sampler = Sampler(self.shift)
+        turn = torch.from_numpy(np.linalg.inv(lattice.affine[:3, :3]).astype(np.float32)).to(at.device)
         return (turn @ sampler.at(sampler.prepared(at))).reshape(3, *lattice.shape)
 
 
@@ -65,7 +65,7 @@ class StartNetwork:
     """A bundle's network, loaded when it is first asked; later cases find it warm."""
 
     bundle: bundles.Bundle
-    threads: int
+    device: str = "cpu"
 
     def __call__(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, box: Lattice) -> Start | None:
         """What to begin with; None where the scans are no volumes of a head's size.
@@ -77,12 +77,13 @@ class StartNetwork:
         if not fits(fixed, box) or moving.planar_axis is not None:
             return None
         grid = self._grid(box)
-        channels = [_seen(fixed, grid, np.eye(4), self.threads), _seen(moving, grid, matrix, self.threads)]
+        channels = [_seen(fixed, grid, np.eye(4), self.device), _seen(moving, grid, matrix, self.device)]
         with torch.inference_mode():
             velocity = self._network(torch.stack(channels)[None])[0].float()
         lattice = grid.coarser(grid.shape[0] // velocity.shape[1])
         steps = np.linalg.norm(lattice.affine[:3, :3], axis=0)
-        return Start(lattice, flow(velocity, self.threads) * torch.from_numpy(steps).float().reshape(3, 1, 1, 1))
+        steps = torch.from_numpy(steps).float().reshape(3, 1, 1, 1).to(velocity.device)
+        return Start(lattice, flow(velocity) * steps)
 
     def _grid(self, box: Lattice) -> Lattice:
         """The network's own, along the axes of the world, about the middle of the object."""
@@ -113,11 +114,11 @@ class StartNetwork:
         if network is None:
             from medkit.inference.config import InferenceConfig
 
-            network = InferenceConfig(self.bundle, torch.device("cpu"), {}).open().network
+            network = InferenceConfig(self.bundle, torch.device(self.device), {}).open().network
         for parameter in network.parameters():
             if parameter.dim() == 5:
                 parameter.data = parameter.data.float().contiguous(memory_format=torch.channels_last_3d)
-        return network.float().eval()
+        return network.float().eval().to(self.device)
 
 
 def own_network(bundle: bundles.Bundle) -> torch.nn.Module | None:
@@ -168,14 +169,14 @@ def has_weights(bundle: bundles.Bundle) -> bool:
     return (bundle.root / bundles.WEIGHTS).is_file()
 
 
-def _seen(pyramid: Pyramid, grid: Lattice, matrix: np.ndarray, threads: int) -> torch.Tensor:
+def _seen(pyramid: Pyramid, grid: Lattice, matrix: np.ndarray, device: str) -> torch.Tensor:
     """(I, J, K) a scan on `grid`, whose points `matrix` takes to it; its bright parts are 1, beyond it is 0."""
     from medkit_register.deformable import inside
     from medkit_register.pyramid import percentile
 
     level = pyramid.level(float(grid.affine[0, 0]))
-    at = _mapped(level.index_from_world @ matrix @ grid.affine, indices(grid.shape).reshape(3, -1))
-    sampler = Sampler(level.image[None].clamp(min=0), threads)
+    at = _mapped(level.index_from_world @ matrix @ grid.affine, indices(grid.shape, device).reshape(3, -1))
+    sampler = Sampler(level.image[None].clamp(min=0).to(device))
     image = sampler.at(sampler.prepared(at))[0] * inside(at, level.image.shape)
     bright = image[image > 0]
     if len(bright):
@@ -183,12 +184,12 @@ def _seen(pyramid: Pyramid, grid: Lattice, matrix: np.ndarray, threads: int) -> 
     return image.reshape(grid.shape)
 
 
-def flow(velocity: torch.Tensor, threads: int) -> torch.Tensor:
+def flow(velocity: torch.Tensor) -> torch.Tensor:
     """(3, I, J, K) where a stationary velocity field takes points in time 1, both in steps of their lattice."""
     out = velocity / 2**SQUARINGS
-    points = indices(tuple(velocity.shape[1:])).reshape(3, -1)
+    points = indices(velocity.shape[1:], velocity.device).reshape(3, -1)
     for _ in range(SQUARINGS):
-        sampler = Sampler(out, threads)
+        sampler = Sampler(out)
         out = out + sampler.at(sampler.prepared(points + out.reshape(3, -1))).reshape(out.shape)
     return out
 
@@ -197,5 +198,5 @@ def _mapped(matrix: np.ndarray, points: torch.Tensor) -> torch.Tensor:
     """(3, N) points through a (4, 4) matrix."""
     import torch
 
-    rows = torch.from_numpy(np.asarray(matrix, np.float32))
+    rows = torch.from_numpy(np.asarray(matrix, np.float32)).to(points.device)
     return rows[:3, :3] @ points + rows[:3, 3:]

@@ -156,7 +156,7 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
     if choices.bundle and choices.bends:
         from medkit_register.network import StartNetwork
 
-        network = StartNetwork(choices.bundle, runtime.threads)
+        network = StartNetwork(choices.bundle, runtime.device)
     return _Registration(shared["fixed"], fixed, prepare(volume_of(fixed, mask)), choices, start, runtime, network).case
 
 
@@ -260,7 +260,7 @@ class _Registration:
         half = root(found.matrix)
         there = self._warp(self.pyramid, pyramid, found.matrix, found)
         again = self._warp(pyramid, self.pyramid, np.linalg.inv(found.matrix), found)
-        warp = middle_warp(there, again, half, self.runtime.threads) if there and again else None
+        warp = middle_warp(there, again, half) if there and again else None
         middle = middle_grid(fixed, moving, half)
         transform, inverse = self._maps(half, warp, middle, moving)
         first, from_first = self._maps(np.linalg.inv(half), warp and to_fixed(warp), middle, fixed)
@@ -290,7 +290,7 @@ class _Registration:
         quality: Any = self.choices.quality
         followed = warp_metric(self.choices.metric, found.metric, found.alike)
         return register_deformable(
-            fixed, moving, matrix, metric=followed, quality=quality, threads=self.runtime.threads, network=self.network
+            fixed, moving, matrix, metric=followed, quality=quality, device=self.runtime.device, network=self.network
         )
 
     def _maps(self, matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid) -> tuple[Transform, Transform]:
@@ -301,8 +301,8 @@ class _Registration:
         if warp is None:
             linear = AffineTransform(matrix, fixed.digest(), moving.digest(), dims=min(fixed.dims, moving.dims))
             return linear, linear.inverse()
-        transform = forward_field(warp, fixed, moving, self.runtime.threads)
-        return transform, backward_field(warp, transform, moving, self.runtime.threads)
+        transform = forward_field(warp, fixed, moving)
+        return transform, backward_field(warp, transform, moving)
 
     def _quality(self, warp: Warp | None, transform: Any, inverse: Any, to_target: np.ndarray) -> dict[str, Any]:
         """Folding of a warp, and how far its two fields are from each other where the object is.

@@ -193,7 +193,7 @@ class _Group:
         if kind == "deformable":
             metric = warp_metric("auto", found.metric, found.alike)
             member.warp = register_deformable(
-                fixed, moving, found.matrix, metric=metric, quality=quality, threads=self.runtime.threads
+                fixed, moving, found.matrix, metric=metric, quality=quality, device=self.runtime.device
             )
 
     def _centre_affine(self) -> None:
@@ -214,7 +214,7 @@ class _Group:
         from medkit_register.group import centred
 
         warps = [m.warp for m in self.members if m.warp]
-        for member, warp in zip(self.members, centred(warps, self.runtime.threads), strict=True):
+        for member, warp in zip(self.members, centred(warps), strict=True):
             member.warp = warp
 
     def _grid(self) -> Grid:
@@ -250,7 +250,7 @@ class _Group:
         if member.warp is None:
             dims = min(grid.dims, member.grid.dims)
             return AffineTransform(member.matrix, grid.digest(), member.grid.digest(), dims=dims)
-        return forward_field(member.warp, grid, member.grid, self.runtime.threads)
+        return forward_field(member.warp, grid, member.grid)
 
     def inverse(self, member: _Member) -> Transform:
         """Points of the scan to points of the template."""
@@ -260,7 +260,7 @@ class _Group:
         there: Any = self.transform(member, self.mean.grid)
         if member.warp is None:
             return there.inverse()
-        return backward_field(with_inverse(member.warp, self.runtime.threads), there, member.grid, self.runtime.threads)
+        return backward_field(with_inverse(member.warp), there, member.grid)
 
     def template(self) -> Image:
         """The mean in the scans' own units: as bright as they are on average, float32."""

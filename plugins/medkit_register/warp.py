@@ -1,7 +1,8 @@
 """Displacement fields on a lattice: sampling, smoothing, composition, inversion, Jacobians.
 
 A field is (3, I, J, K) float32 in steps of its own lattice: the point with index p goes to index p + field[:, p].
-Beyond the lattice its border repeats. An axis of one point (planar scans) has no displacement along it.
+Beyond the lattice its border repeats. An axis of one point (planar scans) has no displacement along it. All runs on
+the device of the tensors that are given.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 STEEPEST = 0.05
@@ -42,13 +45,14 @@ class Lattice:
 class Sampler:
     """Linear interpolation in several channels at once; the border repeats."""
 
-    def __init__(self, channels: torch.Tensor, threads: int) -> None:
+    def __init__(self, channels: torch.Tensor) -> None:
         """`channels` (C, I, J, K)."""
         import torch
 
         # what belongs to a point lies together: a quarter faster with four channels
         self._volume = channels[None].contiguous(memory_format=torch.channels_last_3d)
-        self._threads = threads
+        # on CPUs, in 3D, grid_sample runs one thread per batch entry
+        self._batch = torch.get_num_threads() if channels.device.type == "cpu" else 1
         sizes = np.asarray(channels.shape[1:])
         self.scale = [2 / (n - 1) if n > 1 else 0.0 for n in sizes.tolist()]
 
@@ -62,7 +66,7 @@ class Sampler:
         """(C, N) at (3, N) prepared positions."""
         from torch.nn.functional import grid_sample
 
-        volume = self._volume.expand(self._threads, -1, -1, -1, -1)
+        volume = self._volume.expand(self._batch, -1, -1, -1, -1)
         out = grid_sample(volume, self._grid(positions), mode="bilinear", padding_mode="border", align_corners=True)
         return out[..., 0, 0].transpose(0, 1).reshape(out.shape[1], -1)[:, : positions.shape[1]]
 
@@ -74,27 +78,28 @@ class Sampler:
         grid = self._grid(positions)
         padded = torch.nn.functional.pad(weights, (0, grid.shape[0] * grid.shape[1] - count))
         given = padded.reshape(len(weights), *grid.shape[:2]).transpose(0, 1)[..., None, None]
-        volume = self._volume[:, : len(weights)].expand(self._threads, -1, -1, -1, -1)
+        volume = self._volume[:, : len(weights)].expand(self._batch, -1, -1, -1, -1)
         # what a backward pass would compute, without the slopes of the volume
         _, slopes = torch.ops.aten.grid_sampler_3d_backward(given, volume, grid, 0, 1, True, [False, True])
         along = slopes.reshape(-1, 3)[:count].T.flip(0)
         return torch.stack([s * scale for s, scale in zip(along, self.scale, strict=True)])
 
     def _grid(self, positions: torch.Tensor) -> torch.Tensor:
-        """(T, M, 1, 1, 3) of (3, N): in 3D grid_sample runs one thread per batch entry."""
+        """(T, M, 1, 1, 3) of (3, N), cut into equal parts."""
         import torch
 
         count = positions.shape[1]
-        chunk = -(-count // self._threads)
-        padded = torch.nn.functional.pad(positions, (0, chunk * self._threads - count))
-        return padded.flip(0).reshape(3, self._threads, chunk).permute(1, 2, 0)[:, :, None, None]
+        chunk = -(-count // self._batch)
+        padded = torch.nn.functional.pad(positions, (0, chunk * self._batch - count))
+        return padded.flip(0).reshape(3, self._batch, chunk).permute(1, 2, 0)[:, :, None, None]
 
 
-def indices(shape: tuple[int, ...]) -> torch.Tensor:
+def indices(shape: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
     """(3, I, J, K) float32, the index of each point."""
     import torch
 
-    return torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in shape], indexing="ij"))
+    along = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
+    return torch.stack(torch.meshgrid(*along, indexing="ij"))
 
 
 def smooth_field(field: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -116,16 +121,14 @@ def smooth_field(field: torch.Tensor, sigma: float) -> torch.Tensor:
     return field
 
 
-def compose(
-    field: torch.Tensor, step: torch.Tensor, points: torch.Tensor, near: torch.Tensor, threads: int
-) -> torch.Tensor:
+def compose(field: torch.Tensor, step: torch.Tensor, points: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
     """The field of p -> (p + step(p)) moved by `field`, at the flattened lattice's points `near` (N,).
 
     `points` (3, N) are their indices. Elsewhere steps are as good as zero, and the two are added.
     """
     out = field + step
     flat = step.reshape(3, -1).index_select(1, near)
-    sampler = Sampler(field, threads)
+    sampler = Sampler(field)
     out.reshape(3, -1)[:, near] = sampler.at(sampler.prepared(points + flat)).add_(flat)
     return out
 
@@ -181,7 +184,7 @@ def derivatives(field: torch.Tensor) -> torch.Tensor:
     """(3, 3, I, J, K): of each component (first) along each axis (second), one-sided at the borders."""
     import torch
 
-    out = torch.zeros(3, *field.shape)
+    out = field.new_zeros(3, *field.shape)
     for axis in range(3):
         size = field.shape[axis + 1]
         if size == 1:
@@ -207,7 +210,7 @@ def jacobian(field: torch.Tensor) -> torch.Tensor:
     return determinant(matrix)
 
 
-def invert(field: torch.Tensor, threads: int, *, tolerance: float = 1e-3, limit: int = 20) -> torch.Tensor:
+def invert(field: torch.Tensor, *, tolerance: float = 1e-3, limit: int = 20) -> torch.Tensor:
     """The field of the inverse map, on the same lattice.
 
     Newton's method at every point, until the mean step is under `tolerance` lattice steps. It begins with the inverse
@@ -218,19 +221,21 @@ def invert(field: torch.Tensor, threads: int, *, tolerance: float = 1e-3, limit:
     import torch
 
     shape = tuple(field.shape[1:])
-    points = indices(shape).reshape(3, -1)
+    points = indices(shape, field.device).reshape(3, -1)
     half = halved(field)
     if half is not None:
-        found = resized(invert(half, threads, tolerance=tolerance, limit=limit), shape).reshape(3, -1)
+        found = resized(invert(half, tolerance=tolerance, limit=limit), shape).reshape(3, -1)
     else:
         found = -field.reshape(3, -1)
-        shift = Sampler(field, threads)
+        shift = Sampler(field)
         for _ in range(4):
             found = 0.5 * (found - shift.at(shift.prepared(points + found)))
-    newton, left = Newton(field, threads), torch.arange(points.shape[1])
+    newton, left = Newton(field), torch.arange(points.shape[1], device=field.device)
     for _ in range(limit):
-        step = newton.step(points, found[:, left])
-        found[:, left] -= step
+        here = found[:, left]
+        residual, slopes = newton.linearised(points, here)
+        step = newton_step(slopes, residual)
+        found[:, left] = here - step
         moved = step.abs()
         if float(moved.sum()) < tolerance * found.numel():
             break
@@ -242,30 +247,38 @@ def invert(field: torch.Tensor, threads: int, *, tolerance: float = 1e-3, limit:
 class Newton:
     """Newton's method for the inverse of a warp, at any points."""
 
-    def __init__(self, field: torch.Tensor, threads: int) -> None:
+    def __init__(self, field: torch.Tensor) -> None:
         """`field` (3, I, J, K)."""
         import torch
 
         slopes = derivatives(field).reshape(9, *field.shape[1:])
-        self._both = Sampler(torch.cat([field, slopes]), threads)
+        self._field, self._both = Sampler(field), Sampler(torch.cat([field, slopes]))
 
-    def step(self, points: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-        """(3, N) what is to be taken from the inverse's displacements `found` (3, N) at `points` (3, N)."""
+    def residual(self, points: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """(3, N) by how much the warp misses `points` (3, N) with the inverse's displacements `found` (3, N) there."""
+        return found + self._field.at(self._field.prepared(points + found))
+
+    def linearised(self, points: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the field's slopes there, (3, 3, N)."""
         values = self._both.at(self._both.prepared(points + found))
-        return newton_step(values[3:].reshape(3, 3, -1), found + values[:3])
+        return found + values[:3], values[3:].reshape(3, 3, -1)
 
 
 def newton_step(slopes: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """(3, N) solution of (1 + slopes) x = residual, slopes (3, 3, N); at most one lattice step along each axis."""
+    """(3, N) what is to be taken from the inverse: x of (1 + slopes) x = residual, by cofactors.
+
+    `slopes` (3, 3, N); at most one lattice step along each axis.
+    """
     import torch
 
-    matrix = slopes.clone()
-    for axis in range(3):
-        matrix[axis, axis] += 1
-    total = determinant(matrix).clamp_min(STEEPEST)
-    x = []
-    for axis in range(3):
-        replaced = matrix.clone()
-        replaced[:, axis] = residual
-        x.append(determinant(replaced) / total)
-    return torch.stack(x).clamp_(-1, 1)
+    (a, b, c), (d, e, f), (g, h, i) = slopes
+    a, e, i = a + 1, e + 1, i + 1
+    cofactors = (
+        (e * i - f * h, c * h - b * i, b * f - c * e),
+        (f * g - d * i, a * i - c * g, c * d - a * f),
+        (d * h - e * g, b * g - a * h, a * e - b * d),
+    )
+    first, second, third = cofactors[0]
+    total = (a * first).addcmul_(d, second).addcmul_(g, third).clamp_min_(STEEPEST)
+    p, q, r = residual
+    return torch.stack([(x * p).addcmul_(y, q).addcmul_(z, r).div_(total) for x, y, z in cofactors]).clamp_(-1, 1)
