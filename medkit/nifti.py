@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_threaded, isal_zlib
 
 from medkit.errors import InputError
 
@@ -94,12 +94,14 @@ def write(path: Path, voxels: np.ndarray, header: Any) -> None:
 def write_gzip(stream: Any, content: list[Any]) -> None:
     """Compress the parts of `content`, one after the other, into `stream`: fast (level 1), the same bytes each time.
 
-    By Intel's ISA-L: a fifth of zlib's time for a smaller file, and less than half of it to read one.
+    By Intel's ISA-L: a fifth of zlib's time for a smaller file, and less than half of it to read one. Blocks are
+    compressed by two threads at once; the bytes do not depend on that.
     """
-    engine = isal_zlib.compressobj(1, wbits=31)  # its own gzip header: time 0, no name
-    for part in content:
-        stream.write(engine.compress(part))
-    stream.write(engine.flush())
+    from medkit.options import granted_threads
+
+    with igzip_threaded.open(stream, "wb", compresslevel=1, threads=min(2, granted_threads())) as packed:
+        for part in content:
+            packed.write(part)
 
 
 def geometry_fields(header: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from medkit_register.deformable import Comparison, Stage, averaged, finest_lattice, make_stages, register_deformable
 from medkit_register.descriptors import GAIN, descriptors, evened
 from medkit_register.pyramid import Pyramid, Volume
-from medkit_register.task import warp_metric
+from medkit_register.registration import warp_metric
 from medkit_register.warp import Lattice, Sampler, smooth_field
 from test_deformable import AFFINE, CENTRE, SHAPE, bend, bent, errors, inner_points, scan, voxel_points
 

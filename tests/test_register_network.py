@@ -118,7 +118,7 @@ def test_flow_of_a_rotation() -> None:
     """A turn about the middle: its velocity is linear, and time 1 turns by the whole angle."""
     points = indices((17, 17, 3)) - torch.tensor([8.0, 8.0, 1.0]).reshape(3, 1, 1, 1)
     velocity = torch.stack([-0.4 * points[1], 0.4 * points[0], torch.zeros_like(points[0])])
-    found = flow(velocity, 2)[:, 6:11, 6:11]
+    found = flow(velocity)[:, 6:11, 6:11]
     cos, sin = np.cos(0.4), np.sin(0.4)
     expected = torch.stack(
         [(cos - 1) * points[0] - sin * points[1], sin * points[0] + (cos - 1) * points[1], 0 * points[2]]

@@ -76,7 +76,7 @@ def test_a_warp_seen_from_elsewhere_leads_to_the_same_points() -> None:
     moved = seen_from(first, turned(20, (5, 0, 0)))
     np.testing.assert_allclose(moved.matrix @ moved.lattice.affine, first.matrix @ first.lattice.affine, atol=1e-9)
     assert moved.forward is first.forward
-    both = with_inverse(first, 1)
+    both = with_inverse(first)
     points = indices(SHAPE).reshape(3, -1)
     back = compose(both.forward, both.backward, points, torch.arange(points.shape[1]))
     assert float(back[:, 4:-4, 4:-4, 4:-4].abs().mean()) < 0.02

@@ -170,6 +170,17 @@ def register_deformable(
         return Warp(matrix, lattice, warp, invert(warp), comparison.near, tuple(reports), metric, begun)
 
 
+def prepare_fixed(fixed: Pyramid, quality: Quality, device: str) -> None:
+    """Makes and keeps the fixed scan's side of what `register_deformable` compares by lncc."""
+    import torch
+
+    finest = finest_lattice(fixed)
+    with torch.inference_mode():
+        for stage in make_stages(fixed, finest, quality, "lncc"):
+            lattice = finest.coarser(stage.image)
+            fixed_side(fixed, lattice, lattice, Look("lncc", stage.window), device)
+
+
 def first_warp(
     comparison: Comparison, lattice: Lattice, start: Start | None, device: str
 ) -> tuple[torch.Tensor, Begun | None]:

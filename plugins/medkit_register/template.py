@@ -183,7 +183,7 @@ class _Group:
     def _register(self, fixed: Pyramid, member: _Member, kind: str, quality: Any) -> None:
         from medkit_register.affine import Settings, prepare, register_affine
         from medkit_register.deformable import register_deformable
-        from medkit_register.task import warp_metric
+        from medkit_register.registration import warp_metric
 
         moving = prepare(self._volume(self._image(member.role)))
         form: Any = "rigid" if kind == "rigid" else "affine"
@@ -282,7 +282,7 @@ class _Group:
         return image
 
     def _volume(self, image: Image) -> Any:
-        from medkit_register.task import volume_of
+        from medkit_register.registration import volume_of
 
         return volume_of(image, None)
 
