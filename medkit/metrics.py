@@ -24,10 +24,14 @@ _SAMPLE = 1_000_000
 
 def ncc(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None) -> float:
     """Correlation coefficient of two images (I, J, K), -1 .. 1; 0 where one of them is constant."""
+    import torch
+
     x, y = _values(a, b, mask)
     x, y = x - x.mean(), y - y.mean()
-    norm = float((x @ x).sqrt() * (y @ y).sqrt())
-    return float(x @ y) / norm if norm > 0 else 0.0
+    # a float32 sum over millions of voxels, as in x @ y, is wrong in the third digit
+    xx, yy, xy = (float((p * q).sum(dtype=torch.float64)) for p, q in ((x, x), (y, y), (x, y)))
+    norm = math.sqrt(xx * yy)
+    return xy / norm if norm > 0 else 0.0
 
 
 def mse(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None) -> float:

@@ -118,3 +118,12 @@ def test_target_registration_error() -> None:
     points = np.array([[0.0, 0, 0], [1, 2, 3]])
     error = metrics.target_registration_error(points, points + np.array([[3.0, 4, 0], [0, 0, 1]]))
     assert error == {"mean": 3.0, "max": 5.0}
+
+
+def test_correlation_of_millions_of_voxels_keeps_its_digits() -> None:
+    draw = np.random.default_rng(0)
+    a = draw.gamma(0.3, 400.0, 6_000_000).astype(np.float32)
+    b = (a + draw.normal(0, 60, a.shape)).astype(np.float32)
+    exact = np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1]
+    images = (torch.from_numpy(values.reshape(100, 200, 300)) for values in (a, b))
+    assert metrics.ncc(*images) == pytest.approx(exact, abs=1e-5)

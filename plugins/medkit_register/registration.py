@@ -1,7 +1,7 @@
 """What `register` does with one moving scan after the other: read and prepare, find the map, make the files.
 
-The three parts run one case apart from each other (see `medkit.case.Stages`). What the map does not wait for is done
-aside in a thread of its own: how alike the scans were before, and the fixed scan's side of the comparison.
+The three parts run one case apart from each other (see `medkit.case.Stages`). What nothing waits for is done aside, in
+threads of its own: how alike the scans were before, the fixed scan's side of the comparison, the inverse of a warp.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
         from medkit_register.network import StartNetwork
 
         network = StartNetwork(choices.bundle, runtime.device)
-    aside = ThreadPoolExecutor(1, "medkit aside", _one_thread)
+    aside = ThreadPoolExecutor(2, "medkit aside", _one_thread)
     if choices.bends and choices.metric in ("auto", "lncc"):
         from medkit_register.deformable import prepare_fixed
 
@@ -59,7 +59,7 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
 
 
 def _one_thread() -> None:
-    """What is done aside takes one processor: the other one is busy."""
+    """What is done aside takes one processor: the others are busy."""
     import torch
 
     torch.set_num_threads(1)
@@ -138,7 +138,7 @@ class Maps:
     """The fixed image where the moving one is brought to: as it is, or half-way."""
     transform: Transform
     """The target's points to the moving scan."""
-    inverse: Transform
+    inverse: Future[Transform]
     """Back."""
     whole: Transform
     """Fixed points to the moving scan."""
@@ -235,15 +235,15 @@ class Registration:
         """Resamples the moving image, and says how well the two scans meet."""
         from medkit.resample import resample
 
-        found = solution.found
-        maps = self._maps(solution)
+        maps = (self._on_fixed if solution.half is None else self._on_middle)(solution)
         moved = resample(solution.moving, maps.target.grid, maps.transform)
         after = similarity_of(maps.target, moved)
         agreement, missing = scores(case.inputs, maps.whole)
-        before = solution.before.result()
+        before, inverse, found = solution.before.result(), maps.inverse.result(), solution.found
+        quality = self._quality(solution.warp, maps, inverse)
         return Result(
-            {"image": moved, "transform": maps.transform, "inverse_transform": maps.inverse, **maps.files},
-            metrics={"before": before, "after": after, **self._quality(solution.warp, maps), **agreement},
+            {"image": moved, "transform": maps.transform, "inverse_transform": inverse, **maps.files},
+            metrics={"before": before, "after": after, **quality, **agreement},
             warnings=[*self.fixed.warnings, *found.warnings, *missing, *_verdict(before, after)],
             details={
                 "grids": {"from": maps.transform.from_grid, "to": maps.transform.to_grid},
@@ -254,37 +254,43 @@ class Registration:
             figure=functools.partial(self._figure, maps.target, moved, case.path.name),
         )
 
-    def _maps(self, solution: Solution) -> Maps:
+    def _on_fixed(self, solution: Solution) -> Maps:
+        fixed, moving, matrix = self.fixed.grid, solution.moving.grid, solution.found.matrix
+        transform = forward(matrix, solution.warp, fixed, moving)
+        inverse = self.aside.submit(backward, solution.warp, transform, moving)
+        files = {}
+        if solution.rigid is not None:
+            files["rigid_transform"] = forward(solution.rigid, None, fixed, moving)
+            files["affine_transform"] = forward(matrix, None, fixed, moving)
+        return Maps(self.fixed, transform, inverse, transform, files=files)
+
+    def _on_middle(self, solution: Solution) -> Maps:
         from medkit.resample import resample
         from medkit.space import chain
         from medkit_register.midpoint import middle_grid, to_fixed
 
-        fixed, moving, warp = self.fixed.grid, solution.moving.grid, solution.warp
-        files: dict[str, Any] = {}
-        if solution.half is None:
-            transform, inverse = transforms(solution.found.matrix, warp, fixed, moving)
-            if solution.rigid is not None:
-                files["rigid_transform"] = transforms(solution.rigid, None, fixed, moving)[0]
-                files["affine_transform"] = transforms(solution.found.matrix, None, fixed, moving)[0]
-            return Maps(self.fixed, transform, inverse, transform, files=files)
-        middle = middle_grid(fixed, moving, solution.half)
-        transform, inverse = transforms(solution.half, warp, middle, moving)
-        first, from_first = transforms(np.linalg.inv(solution.half), warp and to_fixed(warp), middle, fixed)
+        fixed, moving, half, warp = self.fixed.grid, solution.moving.grid, solution.half, solution.warp
+        assert half is not None
+        middle = middle_grid(fixed, moving, half)
+        transform = forward(half, warp, middle, moving)
+        inverse = self.aside.submit(backward, warp, transform, moving)
+        other_half, other_warp = np.linalg.inv(half), warp and to_fixed(warp)
+        first = forward(other_half, other_warp, middle, fixed)
+        from_first = backward(other_warp, first, fixed)
         target = resample(self.fixed, middle, first)
         files = {"fixed_image": target, "fixed_transform": first, "fixed_inverse_transform": from_first}
-        return Maps(target, transform, inverse, chain([transform, from_first]), solution.half, files)
+        return Maps(target, transform, inverse, chain([transform, from_first]), half, files)
 
-    def _quality(self, warp: Warp | None, maps: Maps) -> dict[str, Any]:
+    def _quality(self, warp: Warp | None, maps: Maps, inverse: Any) -> dict[str, Any]:
         """Folding of a warp, and how far its two fields are from each other where the object is."""
         if warp is None:
             return {}
         from medkit.space import apply_affine
         from medkit_register.fields import folding, inverse_error
 
-        forward: Any = maps.transform
-        inverse: Any = maps.inverse
-        to_voxels = np.linalg.inv(forward.grid.affine) @ maps.to_target @ self.fixed.grid.affine
-        error = inverse_error(forward, inverse, apply_affine(to_voxels, self._object_voxels))
+        transform: Any = maps.transform
+        to_voxels = np.linalg.inv(transform.grid.affine) @ maps.to_target @ self.fixed.grid.affine
+        error = inverse_error(transform, inverse, apply_affine(to_voxels, self._object_voxels))
         return {**folding(warp), "inverse_error_mm": error}
 
     @functools.cached_property
@@ -308,16 +314,22 @@ class Registration:
         return overlay_mosaic(fixed, moved, kind="image", title=f"{name} on {self.path.name}, {self.choices.kind}")
 
 
-def transforms(matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid) -> tuple[Transform, Transform]:
-    """The transform from `fixed` to `moving`, affine by `matrix` where there is no warp, and the one back."""
+def forward(matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid) -> Transform:
+    """The transform from `fixed` to `moving`, affine by `matrix` where there is no warp."""
     from medkit.space import AffineTransform
-    from medkit_register.fields import backward_field, forward_field
+    from medkit_register.fields import forward_field
 
     if warp is None:
-        linear = AffineTransform(matrix, fixed.digest(), moving.digest(), dims=min(fixed.dims, moving.dims))
-        return linear, linear.inverse()
-    transform = forward_field(warp, fixed, moving)
-    return transform, backward_field(warp, transform, moving)
+        return AffineTransform(matrix, fixed.digest(), moving.digest(), dims=min(fixed.dims, moving.dims))
+    return forward_field(warp, fixed, moving)
+
+
+def backward(warp: Warp | None, transform: Any, moving: Grid) -> Transform:
+    """The inverse of what `forward` gave for a warp."""
+    from medkit_register.fields import backward_field
+
+    inverse: Transform = transform.inverse() if warp is None else backward_field(warp, transform, moving)
+    return inverse
 
 
 def similarity_of(fixed: Image, moved: Image) -> dict[str, float]:
@@ -326,7 +338,9 @@ def similarity_of(fixed: Image, moved: Image) -> dict[str, float]:
 
     from medkit.metrics import similarity
 
-    return similarity(*(torch.from_numpy(image.data[0].astype(np.float32)) for image in (fixed, moved)))
+    # transposed, since axis I is the fastest in memory: what looks at one voxel after the other need not copy them
+    stored = (np.ascontiguousarray(image.data[0].T, np.float32) for image in (fixed, moved))
+    return similarity(*map(torch.from_numpy, stored))
 
 
 def warp_metric(asked: str, affine: str, alike: float | None = None) -> str:
