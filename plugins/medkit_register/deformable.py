@@ -350,7 +350,7 @@ class Comparison:
             return image[..., a, b, c].flatten(-3)[..., near]
 
         points = indices(cells, device).reshape(3, -1)[:, near]
-        steps = torch.tensor(every, dtype=torch.float32, device=device)[:, None]
+        steps, corners = (torch.tensor(n, dtype=torch.float32).to(device)[..., None] for n in (every, phases))
         return cls(
             metric,
             cells,
@@ -359,7 +359,7 @@ class Comparison:
             near,
             tuple(picked(f, phase) for phase in phases),
             None if fixed_trust is None else tuple(picked(fixed_trust, phase) for phase in phases),
-            tuple(sampler.prepared(points * steps + torch.tensor(phase, device=device)[:, None]) for phase in phases),
+            tuple(sampler.prepared(points * steps + corner) for corner in corners),
             sampler,
             stage.image,
         )

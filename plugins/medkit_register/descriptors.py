@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from medkit_register.warp import smooth_field
 
 if TYPE_CHECKING:
@@ -71,7 +69,9 @@ def evened(image: torch.Tensor, on: torch.Tensor) -> torch.Tensor:
     values = image[on]
     if not len(values):
         return image
-    ranks = np.linspace(0, 1, 257)
-    steps = np.quantile(values[:: max(1, len(values) // SAMPLE)].numpy(), ranks)
-    spread = np.interp(image.numpy(), steps, ranks).astype(np.float32)
-    return torch.from_numpy(spread).mul_(EVEN).add_(image, alpha=1 - EVEN)
+    ranks = torch.linspace(0, 1, 257, device=image.device)
+    steps = torch.quantile(values[:: max(1, len(values) // SAMPLE)], ranks)
+    after = torch.bucketize(image, steps).clamp_(1, len(steps) - 1)
+    low, high = steps[after - 1], steps[after]
+    part = ((image - low) / (high - low).clamp_min(1e-12)).clamp_(0, 1)
+    return (after - 1 + part).mul_(EVEN / (len(steps) - 1)).add_(image, alpha=1 - EVEN)

@@ -199,7 +199,7 @@ def apply_along_axes(data: torch.Tensor, operators: list[np.ndarray]) -> torch.T
     """`data` (I, J, K) multiplied by one (positions, voxels) matrix along each axis."""
     import torch
 
-    i, j, k = (torch.from_numpy(operator) for operator in operators)
+    i, j, k = (torch.from_numpy(operator).to(data.device) for operator in operators)
     out = torch.matmul(j, data @ k.T)
     return torch.matmul(i, out.reshape(out.shape[0], -1)).reshape(i.shape[0], *out.shape[1:])
 

@@ -39,8 +39,10 @@ wrongly taken for alike half of their Dice, so it is higher than where the affin
 def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) -> Stages:
     """Reads and prepares what all cases share: the fixed image, its mask, a given start."""
     from medkit.images import read_image
+    from medkit.precision import choose_device
     from medkit_register.affine import prepare
 
+    runtime = replace(runtime, device=str(choose_device(runtime.device)))
     fixed = read_image(shared["fixed"])
     pyramid = prepare(volume_of(fixed, _mask_on(fixed.grid, shared.get("fixed_mask"))))
     network = None

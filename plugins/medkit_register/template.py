@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +73,7 @@ def average(wishes: Wishes) -> Task:
         },
         arity="all",
         whole=True,
+        devices=("cpu", "cuda"),
         memory=functools.partial(memory_needed, kind=wishes.kind),
     )
 
@@ -85,6 +86,9 @@ def memory_needed(scan: Grid, *, kind: str) -> int:
 
 def set_up(runtime: Runtime, *, wishes: Wishes) -> Callable[[Case], Result]:
     """The work on one group."""
+    from medkit.precision import choose_device
+
+    runtime = replace(runtime, device=str(choose_device(runtime.device)))
     return functools.partial(_template, wishes, runtime)
 
 

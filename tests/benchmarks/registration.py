@@ -9,7 +9,8 @@ those of its registration calls alone, files read before (ANTs) or by it (greedy
 as the record gives them: reading, registration, resampling, similarity, writing. `wall` adds the start of the program,
 `CPU` counts the seconds of all cores, which a busy machine changes less. Dice is the mean over the labels that both
 scans share, moved by nearest neighbour; folded is the share of the voxels with a label where the Jacobian determinant
-of the warp is 0 or less (central differences of the written field).
+of the warp is 0 or less (central differences of the written field). Where there is a GPU, medkit computes the warp on
+it (not with `MEDKIT_RUN_REGISTER_DEVICE=cpu`); what the CPU does then still is its floor, about `--type affine`.
 """
 
 from __future__ import annotations

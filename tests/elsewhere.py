@@ -1,0 +1,69 @@
+"""A pretended device: tensors on it compute on the CPU, but do not mix with those that lie there.
+
+There is no GPU where the tests run. What code for one most often gets wrong can be found without: a tensor made on the
+CPU that meets others on the GPU, or a result that is read there without being fetched. PyTorch lets tensors say that
+they are on its `meta` device, and have their operations run by a `TorchDispatchMode`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = "meta"
+"""What is given as the device's name."""
+
+
+class Far(torch.Tensor):
+    """A tensor on the pretended device."""
+
+    near: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, near: torch.Tensor) -> Far:
+        far: Far = torch.Tensor._make_wrapper_subclass(
+            cls, near.shape, near.stride(), near.storage_offset(), dtype=near.dtype, device=DEVICE
+        )
+        far.near = near
+        return far
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Far({self.near})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func} on the pretended device, outside of it")
+
+
+class Elsewhere(TorchDispatchMode):
+    """While it is entered, `device="meta"` is the pretended device. Raises RuntimeError where devices mix."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+        far = [value for value in tensors if isinstance(value, Far)]
+        asked = kwargs.get("device")
+        if asked is not None:
+            kwargs["device"] = "cpu"
+        moves = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        strangers = [value for value in tensors if not isinstance(value, Far) and value.dim()]
+        if far and strangers and not moves:
+            raise RuntimeError(f"{func}: expected all tensors on one device, got shapes {[t.shape for t in strangers]}")
+        out = func(*tree_map(_near, args), **tree_map(_near, kwargs))
+        if torch.device(asked or (DEVICE if far else "cpu")).type != DEVICE:
+            return out
+        known = {id(value.near): value for value in far}  # what is changed in place stays the same tensor
+
+        def there(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            return known[id(value)] if id(value) in known else Far(value)
+
+        return tree_map(there, out)
+
+
+def _near(value: Any) -> Any:
+    return value.near if isinstance(value, Far) else value
