@@ -236,6 +236,8 @@ class CaseWorker:
     def __init__(self, task: Task, options: RunOptions) -> None:
         self.task = task
         self.options = options
+        if task.uses_torch:
+            keep_freed_memory()
         self._process: Callable[[Case], Result] | None = None
 
     def __call__(self, plan: Plan) -> Record:
