@@ -33,8 +33,8 @@ def test_pages_are_not_cleared_again() -> None:
 
 
 TURNS = """
-import resource, threading, torch
 {before}
+import resource, threading, torch
 def work(number):
     torch.zeros(100)
     turns[number].wait()
