@@ -20,8 +20,8 @@ def keep_freed_memory() -> bool:
     """Tells the C library's allocator to keep what is freed; False where it is not glibc's, which has no such switch.
 
     By default each tensor of more than 32 MiB is new memory, which the system clears page by page: of 17 s that the
-    segmentation of three scans took on two cores 1.5 s. To be called before there are threads, and before torch: what one of them freed
-    is of use to the others then (four registrations, one after the other: 1.4 GB instead of 2.5).
+    segmentation of three scans took on two cores 1.5 s. To be called before there are threads and before torch: what
+    one thread freed is of use to the others then (four registrations, one after the other: 1.4 GB instead of 2.5).
     """
     if not sys.platform.startswith("linux"):
         return False
