@@ -50,7 +50,7 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
         from medkit_register.network import StartNetwork
 
         network = StartNetwork(choices.bundle, runtime.device)
-    aside = ThreadPoolExecutor(2, "medkit aside", _one_thread)
+    aside = ThreadPoolExecutor(2, "medkit aside")
     if choices.bends and choices.metric in ("auto", "lncc"):
         from medkit_register.deformable import prepare_fixed
 
@@ -58,13 +58,6 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
         aside.submit(prepare_fixed, pyramid, quality, runtime.device)
     work = Registration(shared["fixed"], fixed, pyramid, choices, _start(shared, choices), runtime, network, aside)
     return Stages(work.prepare, work.compute, work.finish)
-
-
-def _one_thread() -> None:
-    """What is done aside takes one processor: the others are busy."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _start(shared: Mapping[str, Path], choices: Choices) -> str | np.ndarray:
