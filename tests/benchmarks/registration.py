@@ -6,8 +6,9 @@
 Peers are run where they are installed (`pip install ".[bench]"`): ANTs (antspyx: Affine, SyNQuick, and with `--only
 "ANTs SyN"` SyN, which takes many minutes) and greedy (picsl-greedy), each with its usual settings. A peer's seconds are
 those of its registration calls alone, files read before (ANTs) or by it (greedy); medkit's are those of the whole case
-as the record gives them: reading, registration, resampling, similarity, writing. `wall` adds the start of the program,
-`CPU` counts the seconds of all cores, which a busy machine changes less. Dice is the mean over the labels that both
+as the record gives them: reading, registration, resampling, similarity, writing; those of `piped` lie between one
+case and the next of several, which overlap. `wall` adds the start of the program, `CPU` counts the seconds of all
+cores, which a busy machine changes less. Dice is the mean over the labels that both
 scans share, moved by nearest neighbour; folded is the share of the voxels with a label where the Jacobian determinant
 of the warp is 0 or less (central differences of the written field). Where there is a GPU, medkit computes the warp on
 it (not with `MEDKIT_RUN_REGISTER_DEVICE=cpu`); what the CPU does then still is its floor, about `--type affine`.
@@ -34,6 +35,8 @@ import numpy as np
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "brain_t1_manual"
 PAIRS = ("1000:1001", "1002:1014", "1015:1017")
 THREADS = "2"
+PIPED = 8
+"""Cases of a pipe."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,32 @@ def run_medkit(pair: Pair, work: Path, *options: str) -> Row:
 
 def _medkit(options: tuple[str, ...], pair: Pair, work: Path) -> Row:
     return run_medkit(pair, work, *options)
+
+
+def run_piped(pair: Pair, work: Path, *options: str) -> Row:
+    """The moving scan under PIPED names in one call: the seconds from one line to the next, whole cases overlapping."""
+    fixed, moving = pair.scans()
+    copies = [work / f"copy_{number}.nii.gz" for number in range(PIPED)]
+    for copy in copies:
+        copy.symlink_to(moving)
+    command = [sys.executable, "-m", "medkit", "run", "register", *options, "--fixed", str(fixed), *map(str, copies)]
+    clock, lines = Clock(), []
+    with subprocess.Popen(
+        [*command, "--json", "-q", "-o", str(work / "out")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append((clock.read()[0], json.loads(line)["medkit"]))
+    wall, cpu = clock.read()
+    if process.returncode:
+        raise SystemExit(f"medkit failed on {moving.name}")
+    transform = Path(lines[-1][1]["outputs"]["transform"]["path"])
+    seconds = (lines[-1][0] - lines[0][0]) / (PIPED - 1)
+    return Row(moved_dice(pair, transform), seconds, wall / PIPED, cpu / PIPED, folded_share(pair, transform))
+
+
+def _piped(options: tuple[str, ...], pair: Pair, work: Path) -> Row:
+    return run_piped(pair, work, *options)
 
 
 def folded_share(pair: Pair, transform: Path) -> float | None:
@@ -194,6 +223,7 @@ ANTS, GREEDY = "ants", "picsl_greedy"
 METHODS: dict[str, dict[str, tuple[str, Method]]] = {
     "affine": {
         "medkit affine": ("medkit", functools.partial(_medkit, ("--type", "affine"))),
+        "medkit affine, piped": ("medkit", functools.partial(_piped, ("--type", "affine"))),
         "ANTs Affine": (ANTS, functools.partial(run_ants, kind="Affine")),
         "greedy affine": (GREEDY, functools.partial(run_greedy, deformable=False)),
     },
@@ -201,6 +231,7 @@ METHODS: dict[str, dict[str, tuple[str, Method]]] = {
         "medkit": ("medkit", run_medkit),
         "medkit fast": ("medkit", functools.partial(_medkit, ("--quality", "fast"))),
         "medkit best": ("medkit", functools.partial(_medkit, ("--quality", "best"))),
+        "medkit piped": ("medkit", run_piped),
         "greedy": (GREEDY, functools.partial(run_greedy, deformable=True)),
         "ANTs SyNQuick": (ANTS, functools.partial(run_ants, kind="antsRegistrationSyNQuick[s]")),
         "ANTs SyN": (ANTS, functools.partial(run_ants, kind="antsRegistrationSyN[s]")),
