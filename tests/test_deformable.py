@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from medkit_register import fields
 from medkit_register.affine import Settings, Volume, register_affine
 from medkit_register.deformable import (
     Comparison,
@@ -129,6 +130,19 @@ def test_forward_then_inverse_comes_back(found: Warp) -> None:
     error = inverse_error(forward, backward, np.rint(voxels))
     assert error["mean"] < 0.05
     assert error["max"] < 0.3
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+def test_axis_by_axis_is_the_same(found: Warp, axes: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a grid that runs along the lattice, in other orders, flipped and with other steps."""
+    turn = np.eye(4)[[*axes, 3]] @ np.diag([-1.1, 0.7, -2.3, 1.0])
+    turn[:3, 3] = [30, 3, 41]
+    grid = Grid((31, 44, 18), AFFINE @ turn)
+    assert fields.parallel(np.linalg.inv(found.lattice.affine) @ grid.affine, grid.shape)
+    quick = forward_field(found, grid, grid).field
+    monkeypatch.setattr(fields, "parallel", lambda *_: False)
+    np.testing.assert_allclose(quick, forward_field(found, grid, grid).field, atol=0.005)
+    assert np.abs(quick).max() > 1
 
 
 def test_nothing_is_folded_and_volumes_are_as_they_are(found: Warp) -> None:
