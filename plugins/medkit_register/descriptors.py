@@ -71,7 +71,7 @@ def evened(image: torch.Tensor, on: torch.Tensor) -> torch.Tensor:
         return image
     ranks = torch.linspace(0, 1, 257, device=image.device)
     steps = torch.quantile(values[:: max(1, len(values) // SAMPLE)], ranks)
-    after = torch.bucketize(image, steps).clamp_(1, len(steps) - 1)
+    after = torch.bucketize(image.contiguous(), steps).clamp_(1, len(steps) - 1)
     low, high = steps[after - 1], steps[after]
     part = ((image - low) / (high - low).clamp_min(1e-12)).clamp_(0, 1)
     return (after - 1 + part).mul_(EVEN / (len(steps) - 1)).add_(image, alpha=1 - EVEN)
