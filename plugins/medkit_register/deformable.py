@@ -207,11 +207,13 @@ def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, 
     if metric == "mind":
         return mind_stages(factor, quality, STIFF if stiff else SOFT)
     stages = []
+    fast = quality == "fast"
     while factor > 2:
-        stages.append(Stage(factor, factor, 2.0, 0.5, 2.0, 50))
+        stages.append(Stage(factor, factor, 2.0, 0.5, 2.0, 25 if fast else 50))
         factor //= 2
-    stages.append(Stage(2, 2, 1.0 if quality == "fast" else 1.5, 0.5, 2.0, 14 if stages else 30))
-    if quality != "fast":
+    steps = 30 if not stages else 10 if fast else 14
+    stages.append(Stage(2, 2, 1.0 if fast else 1.5, 0.5, 2.0, steps))
+    if not fast:
         stages.append(Stage(1, 2, 0.6, 0.4, 4.0, 16))
     if quality == "best":
         stages.append(Stage(1, 1, 0.7, 0.4, 5.0, 5))
