@@ -237,7 +237,7 @@ class CaseWorker:
         self.task = task
         self.options = options
         if task.uses_torch:
-            keep_freed_memory()
+            keep_freed_memory()  # which `limit_torch` would do too late: threads that read and write come before it
         self._process: Callable[[Case], Result] | None = None
 
     def __call__(self, plan: Plan) -> Record:

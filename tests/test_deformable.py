@@ -156,14 +156,14 @@ def test_nothing_is_folded_and_volumes_are_as_they_are(found: Warp) -> None:
 
 
 def test_the_number_of_threads_changes_nothing(fixed: Pyramid, moving: Pyramid) -> None:
-    before, fields = torch.get_num_threads(), []
+    before, warps = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            fields.append(register_deformable(fixed, moving, np.eye(4), metric="lncc", quality="fast").forward)
+            warps.append(register_deformable(fixed, moving, np.eye(4), metric="lncc", quality="fast").forward)
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_allclose(*fields, atol=1e-5)
+    np.testing.assert_allclose(*warps, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def register_deformable(
             lattice = finest.coarser(stage.warp)
             comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, device)
             if warp is None:
-                warp, begun = first_warp(comparison, lattice, start, device)
+                warp, begun = first_warp(comparison, lattice, start)
             else:
                 warp = resized(warp, lattice.shape)
             spacing = float(spacings(finest).min()) * stage.image
@@ -181,13 +181,9 @@ def prepare_fixed(fixed: Pyramid, quality: Quality, device: str) -> None:
             fixed_side(fixed, lattice, lattice, Look("lncc", stage.window), device)
 
 
-def first_warp(
-    comparison: Comparison, lattice: Lattice, start: Start | None, device: str
-) -> tuple[torch.Tensor, Begun | None]:
+def first_warp(comparison: Comparison, lattice: Lattice, start: Start | None) -> tuple[torch.Tensor, Begun | None]:
     """What the first stage begins with, on its `lattice`: `start` where it lowers the cost, else nothing."""
-    import torch
-
-    still = torch.zeros(3, *lattice.shape, device=device)
+    still = comparison.fixed[0].new_zeros(3, *lattice.shape)
     if start is None:
         return still, None
     moved = start.on(lattice)

@@ -137,8 +137,6 @@ class Maps:
     """Back."""
     whole: Transform
     """Fixed points to the moving scan."""
-    to_target: np.ndarray = field(default_factory=lambda: np.eye(4))
-    """(4, 4) RAS+ mm fixed points to the target's space."""
     files: Mapping[str, Any] = field(default_factory=dict)
     """Role -> further outputs."""
 
@@ -235,7 +233,7 @@ class Registration:
         after = similarity_of(maps.target, moved)
         agreement, missing = scores(case.inputs, maps.whole)
         before, inverse, found = solution.before.result(), maps.inverse.result(), solution.found
-        quality = self._quality(solution.warp, maps, inverse)
+        quality = self._quality(solution, maps.transform, inverse)
         return Result(
             {"image": moved, "transform": maps.transform, "inverse_transform": inverse, **maps.files},
             metrics={"before": before, "after": after, **quality, **agreement},
@@ -257,7 +255,7 @@ class Registration:
         if solution.rigid is not None:
             files["rigid_transform"] = forward(solution.rigid, None, fixed, moving)
             files["affine_transform"] = forward(matrix, None, fixed, moving)
-        return Maps(self.fixed, transform, inverse, transform, files=files)
+        return Maps(self.fixed, transform, inverse, transform, files)
 
     def _on_middle(self, solution: Solution) -> Maps:
         from medkit.resample import resample
@@ -274,19 +272,19 @@ class Registration:
         from_first = backward(other_warp, first, fixed)
         target = resample(self.fixed, middle, first)
         files = {"fixed_image": target, "fixed_transform": first, "fixed_inverse_transform": from_first}
-        return Maps(target, transform, inverse, chain([transform, from_first]), half, files)
+        return Maps(target, transform, inverse, chain([transform, from_first]), files)
 
-    def _quality(self, warp: Warp | None, maps: Maps, inverse: Any) -> dict[str, Any]:
+    def _quality(self, solution: Solution, transform: Any, inverse: Any) -> dict[str, Any]:
         """Folding of a warp, and how far its two fields are from each other where the object is."""
-        if warp is None:
+        if solution.warp is None:
             return {}
         from medkit.space import apply_affine
         from medkit_register.fields import folding, inverse_error
 
-        transform: Any = maps.transform
-        to_voxels = np.linalg.inv(transform.grid.affine) @ maps.to_target @ self.fixed.grid.affine
+        to_target = np.eye(4) if solution.half is None else solution.half
+        to_voxels = np.linalg.inv(transform.grid.affine) @ to_target @ self.fixed.grid.affine
         error = inverse_error(transform, inverse, apply_affine(to_voxels, self._object_voxels))
-        return {**folding(warp), "inverse_error_mm": error}
+        return {**folding(solution.warp), "inverse_error_mm": error}
 
     @functools.cached_property
     def _object_voxels(self) -> np.ndarray:

@@ -248,23 +248,17 @@ class _Group:
 
     def transform(self, member: _Member, grid: Grid) -> Transform:
         """Points of the template on `grid` to points of the scan."""
-        from medkit.space import AffineTransform
-        from medkit_register.fields import forward_field
+        from medkit_register.registration import forward
 
-        if member.warp is None:
-            dims = min(grid.dims, member.grid.dims)
-            return AffineTransform(member.matrix, grid.digest(), member.grid.digest(), dims=dims)
-        return forward_field(member.warp, grid, member.grid)
+        return forward(member.matrix, member.warp, grid, member.grid)
 
     def inverse(self, member: _Member) -> Transform:
         """Points of the scan to points of the template."""
-        from medkit_register.fields import backward_field
         from medkit_register.group import with_inverse
+        from medkit_register.registration import backward
 
-        there: Any = self.transform(member, self.mean.grid)
-        if member.warp is None:
-            return there.inverse()
-        return backward_field(with_inverse(member.warp), there, member.grid)
+        there = self.transform(member, self.mean.grid)
+        return backward(member.warp and with_inverse(member.warp), there, member.grid)
 
     def template(self) -> Image:
         """The mean in the scans' own units: as bright as they are on average, float32."""
