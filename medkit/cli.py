@@ -15,7 +15,7 @@ import click
 from medkit import __version__, plugins
 from medkit.errors import MedkitError, PluginError
 from medkit.options import PLUGIN_KEY
-from medkit.pipe import guarded_stdout
+from medkit.pipe.lines import guarded_stdout
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec, TaskSpec
 
@@ -25,7 +25,9 @@ _CORE_COMMANDS = (
     CommandSpec("show", "Show where a file comes from.", "medkit.commands.show:show"),
     CommandSpec("bundle", "List, check, install and pack bundles.", "medkit.commands.bundle:bundle"),
     CommandSpec("transform", "Apply, compose, invert and convert transforms.", "medkit.commands.transform:transform"),
-    CommandSpec("evaluate", "Score labels, images or points against references.", "medkit.commands.evaluate:evaluate"),
+    CommandSpec(
+        "evaluate", "Score labels, images or points against references.", "medkit.commands.evaluate.command:evaluate"
+    ),
     CommandSpec("train", "Train a bundle's network on your data, into a new bundle.", "medkit.commands.train:train"),
     CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),
 )

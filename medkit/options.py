@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import click
 
-from medkit import __version__, pipe
+from medkit import __version__
 from medkit.errors import UsageError
-from medkit.files import is_file_name
-from medkit.records import absolute
+from medkit.pipe import lines as pipe
+from medkit.pipe.names import is_file_name
+from medkit.pipe.records import absolute
 
 PROGRAM = {"Name": "medkit", "Version": __version__}
 PLUGIN_KEY = "medkit.plugin"
@@ -52,23 +53,6 @@ class RunOptions:
     progress: bool = True
     programs: tuple[Mapping[str, str], ...] = (PROGRAM,)
     """The programs that make the results: medkit, and the plugin's distribution where that is another."""
-
-
-def granted_threads(environ: Mapping[str, str] = os.environ) -> int:
-    """The processors this run may use: what the scheduler or OMP_NUM_THREADS grants, else the CPU affinity.
-
-    A container's CPU quota (cgroup v2) counts as well: more threads than that only wait for each other.
-    """
-    for variable in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
-        value = environ.get(variable, "").split(",")[0]
-        if value.isdigit() and int(value) > 0:
-            return int(value)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        return cores
 
 
 def absolute_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:

@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from medkit import hookspecs, pipe
+from medkit import hookspecs
 from medkit.errors import PluginError, UsageError, listed
+from medkit.pipe import lines as pipe
 from medkit.specs import KINDS, BundleSpec, CommandSpec, TaskSpec
 
 GROUP = "medkit"

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-
-TESTS = Path(__file__).resolve().parent
+from outcome import Outcome, in_this_process
+from places import HELPERS, PLUGINS, REPOSITORY, SHARED
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real scans beside the checkout; tests that need it are skipped where it is absent."""
-    folder = TESTS.parents[1] / "shared" / "data"
+    folder = SHARED / "data"
     if not folder.is_dir():
         pytest.skip(f"real scans are not at {folder}")
     return folder
@@ -52,30 +48,6 @@ def _new_home(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Pat
     patch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     patch.setenv("PYTHONDONTWRITEBYTECODE", os.environ.get("PYTHONDONTWRITEBYTECODE", ""))
     return folder
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run of a command gave."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        """The lines of stdout."""
-        return self.out.splitlines()
-
-    @property
-    def paths(self) -> list[Path]:
-        """The lines of stdout as paths."""
-        return [Path(line) for line in self.lines]
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of stdout as JSON."""
-        return [json.loads(line) for line in self.lines]
 
 
 @pytest.fixture
@@ -107,7 +79,7 @@ def toy(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     for module in (plugins, listing):  # toy.main replaces them
         monkeypatch.setattr(module, "registry", plugins.registry)
 
-    return _in_this_process(plugin.main)
+    return in_this_process(plugin.main)
 
 
 @pytest.fixture
@@ -115,34 +87,7 @@ def medkit(clean_environment: None) -> Callable[..., Outcome]:
     """Runs `medkit` with the plugins that are installed in this process: medkit("run", "segment", path)."""
     from medkit import cli
 
-    return _in_this_process(cli.main)
-
-
-def _in_this_process(main: Callable[..., Any]) -> Callable[..., Outcome]:
-    def run(*arguments: object, input: str | bytes = "", env: dict[str, str] | None = None, **extra: Any) -> Outcome:
-        with CliRunner().isolation(input=input, env=env) as (out, err, _), _LoggingTo(sys.stderr):
-            try:
-                main([str(a) for a in arguments], **extra)
-                code = 0
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            return Outcome(code, os.fsdecode(out.getvalue()), os.fsdecode(err.getvalue()))
-
-    return run
-
-
-class _LoggingTo:
-    """Log lines go to `stream`, as outside pytest, which has its own handlers."""
-
-    def __init__(self, stream: Any) -> None:
-        self._handler = logging.StreamHandler(stream)
-        self._handler.setFormatter(logging.Formatter("medkit: %(message)s"))
-
-    def __enter__(self) -> None:
-        logging.getLogger("medkit").addHandler(self._handler)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("medkit").removeHandler(self._handler)
+    return in_this_process(cli.main)
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +103,7 @@ def toy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shell_environment(clean_environment: None, toy_path: Path) -> dict[str, str]:
     """The environment of real shells: `medkit` has the toy plugin."""
-    folders = [str(TESTS), str(TESTS.parent), str(TESTS.parent / "plugins")]
+    folders = [str(HELPERS), str(REPOSITORY), str(PLUGINS)]
     return {
         **os.environ,
         "PATH": f"{toy_path}{os.pathsep}{os.environ['PATH']}",
@@ -222,7 +167,7 @@ def start(shell_environment: dict[str, str], tmp_path: Path) -> Iterator[Callabl
 @pytest.fixture
 def scan(tmp_path: Path) -> Callable[..., Path]:
     """Writes a small image: scan("a/T1.nii.gz", seed=1)."""
-    from medkit.testing import make_image
+    from medkit.images.phantom import make_image
 
     def write(name: str, *, seed: int = 0, **settings: Any) -> Path:
         path = tmp_path / name

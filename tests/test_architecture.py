@@ -10,8 +10,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
-ROOT = Path(__file__).parents[1]
+ROOT = REPOSITORY
 CORE = sorted((ROOT / "medkit").rglob("*.py"))
 PLUGINS = sorted(p.name for p in (ROOT / "plugins").iterdir() if (p / "__init__.py").exists())
 CODE = [p for p in CORE if "templates" not in p.parts]

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome
 from medkit_classify import calibrate
+from outcome import Outcome
 from PIL import Image as Picture
 
-from medkit.bundle import Bundle
+from medkit.bundles.bundle import Bundle
+from medkit.bundles.contract import contract_of
 from medkit.errors import BundleError
-from medkit.inference.contract import contract_of
-from medkit.records import read_sidecar, sha256_of
+from medkit.pipe.records import read_sidecar, sha256_of
 
 pytestmark = pytest.mark.usefixtures("clean_path")
 

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import zoo
 from PIL import Image as Picture
+from places import REPOSITORY
 from strangers import write_sound
 from tiny import write_labels
 
 from medkit.cli import cli
 from medkit.options import task_options
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -101,7 +102,7 @@ def test_the_commands_run(scans: Path) -> None:
 def test_the_install_commands_are_what_ci_does() -> None:
     install = next(b for b in blocks("sh") if "pip install" in b)
     assert install.splitlines() == ['pip install ".[demo]" && medkit demo', 'pip install ".[test]" && pytest']
-    ci = (Path(__file__).parents[1] / ".ci" / "run").read_text()
+    ci = (REPOSITORY / ".ci" / "run").read_text()
     assert 'pip install --quiet ".[test]"' in ci
 
 
@@ -143,7 +144,7 @@ def test_every_command_and_option_is_documented() -> None:
 
 
 def test_every_module_of_the_map_exists() -> None:
-    root = Path(__file__).parents[1]
+    root = REPOSITORY
     for cell in re.findall(r"^\| (`medkit/.*?|`plugins/.*?) \|", README, re.MULTILINE):
         first, *others = re.findall(r"`([^`]+)`", cell)
         folder = root / first if first.endswith("/") else (root / first).parent

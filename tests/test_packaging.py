@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import HELPERS, REPOSITORY
 
-from medkit.testing import make_image, records
+from medkit.images.phantom import make_image
+from medkit.testing import records
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[1]
-STRANGER = Path(__file__).parent / "stranger"
+STRANGER = HELPERS / "stranger"
 
 
 def variables(**added: str) -> dict[str, str]:

@@ -13,18 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import leftovers, wait_for
 
 Shell = Callable[..., "Outcome"]  # noqa: F821
 Start = Callable[..., "subprocess.Popen[str]"]
 Make = Callable[..., Path]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Returns once `condition()` holds; fails the test after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 # ---- chains
@@ -193,11 +186,6 @@ def waiting(start: Start, blob: Make, tmp_path: Path) -> Callable[..., subproces
         return process
 
     return begin
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Temporary files and claims below a folder."""
-    return [p.name for p in folder.rglob(".*.*") if p.name.endswith((".part", ".claim"))]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -11,17 +11,10 @@ import pytest
 
 from medkit import space
 from medkit.errors import InputError, OutputError
-from medkit.space import (
-    AffineTransform,
-    Composite,
-    DisplacementField,
-    Grid,
-    compose,
-    lps_affine,
-    lps_parts,
-    read_transform,
-    to_displacement_field,
-)
+from medkit.space import Grid, lps_affine, lps_parts
+from medkit.transforms.files import read_transform, write_transform
+from medkit.transforms.resample import to_displacement_field
+from medkit.transforms.transform import AffineTransform, Composite, DisplacementField, compose
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -74,7 +67,7 @@ def plane() -> Grid:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    code = "import sys, medkit.space, medkit.images; print([m for m in ('torch','nibabel','itk') if m in sys.modules])"
+    code = "import sys, medkit.space, medkit.images.image; print([m for m in ('torch','nibabel','itk') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
 
@@ -107,7 +100,7 @@ def test_lps_parts_are_undone(dims: int) -> None:
 def test_affine_file(tmp_path: Path, suffix: str, dims: int, grid: Grid, plane: Grid) -> None:
     transform = AffineTransform(affine_matrix(dims=dims), A, None, dims)
     path = tmp_path / f"x{suffix}"
-    transform.write(path)
+    write_transform(transform, path)
     points = points_in(plane if dims == 2 else grid)
     expected = transform.map_points(points)
     assert as_sitk(path).GetDimension() == dims
@@ -132,7 +125,7 @@ def test_affine_inverse(grid: Grid) -> None:
 def test_displacement_file(tmp_path: Path, planar: bool, grid: Grid, plane: Grid) -> None:
     own = plane if planar else grid
     transform, path = field_on(own), tmp_path / "x.nii.gz"
-    transform.write(path)
+    write_transform(transform, path)
     points = points_in(own, 300)
     expected = transform.map_points(points)
     assert (expected == points).all(axis=1).any(), "some points lie outside, where the displacement is zero"
@@ -144,7 +137,7 @@ def test_displacement_file(tmp_path: Path, planar: bool, grid: Grid, plane: Grid
 
 def test_displacement_files_of_itk(tmp_path: Path, grid: Grid) -> None:
     transform = field_on(grid)
-    transform.write(tmp_path / "x.nii.gz")
+    write_transform(transform, tmp_path / "x.nii.gz")
     image = sitk.ReadImage(str(tmp_path / "x.nii.gz"))
     for name in ("x.mha", "x.nrrd"):
         sitk.WriteImage(image, str(tmp_path / name))
@@ -165,7 +158,7 @@ def test_displacements_marked_as_ras(tmp_path: Path, grid: Grid) -> None:
 def test_composite_file_of_itk(tmp_path: Path, name: str, grid: Grid) -> None:
     parts = [AffineTransform(affine_matrix()), field_on(grid), AffineTransform(affine_matrix(1))]
     for number, part in enumerate(parts):
-        part.write(tmp_path / (f"{number}.nii.gz" if number == 1 else f"{number}.tfm"))
+        write_transform(part, tmp_path / (f"{number}.nii.gz" if number == 1 else f"{number}.tfm"))
     written = [as_sitk(tmp_path / part) for part in ("0.tfm", "1.nii.gz", "2.tfm")]
     sitk.WriteTransform(sitk.CompositeTransform(written), str(tmp_path / name))
     points = points_in(grid)
@@ -232,10 +225,10 @@ def test_composite_becomes_one_field(tmp_path: Path, grid: Grid) -> None:
     field = to_displacement_field(mixed, grid)
     at_voxels = space.apply_affine(grid.affine, np.argwhere(np.ones(grid.shape)))
     np.testing.assert_allclose(field.map_points(at_voxels), mixed.map_points(at_voxels), atol=1e-5)
-    mixed.write(tmp_path / "x.nii.gz")
+    write_transform(mixed, tmp_path / "x.nii.gz")
     assert read_transform(tmp_path / "x.nii.gz").to_grid == C
     with pytest.raises(OutputError, match="fixed grid"):
-        Composite(mixed.transforms[::-1]).write(tmp_path / "y.nii.gz")
+        write_transform(Composite(mixed.transforms[::-1]), tmp_path / "y.nii.gz")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +265,7 @@ def test_refused_files(tmp_path: Path, name: str, content: str, message: str) ->
 )
 def test_refused_mat_files(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.mat"
-    AffineTransform(affine_matrix()).write(path)
+    write_transform(AffineTransform(affine_matrix()), path)
     whole = path.read_bytes()
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
@@ -284,7 +277,7 @@ def test_refused_mat_files(tmp_path: Path, content: bytes, message: str) -> None
 
 def test_mat_files_do_without_itk(tmp_path: Path) -> None:
     """Loading its readers takes from nine seconds up."""
-    AffineTransform(affine_matrix()).write(tmp_path / "x.mat")
+    write_transform(AffineTransform(affine_matrix()), tmp_path / "x.mat")
     code = "import sys; from medkit.space import read_transform as read; from pathlib import Path; "
     code += "read(Path(sys.argv[1])); print('itk' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code, tmp_path / "x.mat"], capture_output=True, text=True, check=True)
@@ -317,7 +310,7 @@ def test_inverse_of_a_field_that_stretches(factor: float, planar: bool) -> None:
     assert (on_grid.from_grid, on_grid.to_grid) == (B, A)
     np.testing.assert_allclose(inverse.inverse().map_points(points), field.map_points(points))
     with pytest.raises(OutputError, match="grid of its own"):
-        inverse.write(Path("x.nii.gz"))
+        write_transform(inverse, Path("x.nii.gz"))
 
 
 def test_inverse_of_a_composite(grid: Grid) -> None:
@@ -345,10 +338,10 @@ def test_refused_transforms(tmp_path: Path, grid: Grid) -> None:
         read_transform(tmp_path / "spline.h5")
     broken = field_on(grid)
     broken.field[0, 0, 0, 0] = np.nan
-    broken.write(tmp_path / "x.nii")
+    write_transform(broken, tmp_path / "x.nii")
     with pytest.raises(InputError, match="finite"):
         read_transform(tmp_path / "x.nii")
     with pytest.raises(OutputError, match=r"\.nii"):
-        broken.write(tmp_path / "x.mha")
+        write_transform(broken, tmp_path / "x.mha")
     with pytest.raises(OutputError, match=r"\.tfm"):
-        AffineTransform(np.eye(4)).write(tmp_path / "x.nii.gz")
+        write_transform(AffineTransform(np.eye(4)), tmp_path / "x.nii.gz")

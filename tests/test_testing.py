@@ -11,21 +11,22 @@ import click
 import nibabel
 import numpy as np
 import pytest
+from places import REPOSITORY
 
-from medkit.images import read_image
-from medkit.resample import resample
+from medkit.bundles.verify import bundle_problems
+from medkit.images.image import read_image
+from medkit.images.phantom import make_image
 from medkit.testing import (
     GEOMETRIES,
     Geometry,
     PluginContract,
     assert_same_grid,
-    bundle_problems,
-    make_image,
     options_without_help,
     record_problems,
     records,
     run_medkit,
 )
+from medkit.transforms.resample import resample
 
 TEMPLATE_BUNDLE = "medkit/templates/plugin/src/__package__/bundles/__bundle__"
 
@@ -125,7 +126,7 @@ def test_options_without_help_are_found_in_groups_too() -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A whole bundle: that of the template of `medkit plugins new`."""
-    source = Path(__file__).parents[1] / TEMPLATE_BUNDLE
+    source = REPOSITORY / TEMPLATE_BUNDLE
     for path in source.rglob("*.tmpl"):
         target = tmp_path / path.relative_to(source).with_suffix("")
         target.parent.mkdir(exist_ok=True)

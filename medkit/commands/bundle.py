@@ -9,14 +9,14 @@ from pathlib import Path
 
 import click
 
-from medkit import bundle as bundles
-from medkit import bundle_store as store
 from medkit import plugins
-from medkit import trust as trusted
-from medkit.bundle_files import printable
-from medkit.bundle_summary import describe, list_lines, megabytes, rows, show_lines
+from medkit.bundles import bundle as bundles
+from medkit.bundles import store
+from medkit.bundles.archive import printable
+from medkit.bundles.safety import trust as trusted
+from medkit.bundles.summary import describe, list_lines, megabytes, rows, show_lines
 from medkit.errors import UsageError
-from medkit.records import absolute
+from medkit.pipe.records import absolute
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 # no variable: trust is said about one bundle at a time
@@ -66,8 +66,8 @@ def show(name: str, as_json: bool) -> None:
 @json_option
 def verify(name: str, trust: bool, as_json: bool) -> int:
     """Check a bundle as MONAI and its model zoo do, and one scan from file to file; list everything that fails."""
-    from medkit.verify import FAILED, Check
-    from medkit.verify import verify as checks_of
+    from medkit.bundles.verify import FAILED, Check
+    from medkit.bundles.verify import verify as checks_of
 
     found = bundles.find(name, plugins.registry())
     bundles.require_trust(found, trust=trust)
@@ -89,8 +89,8 @@ def verify(name: str, trust: bool, as_json: bool) -> int:
 @json_option
 def audit(name: str, as_json: bool) -> None:
     """List what a bundle could run, without running it: expressions, foreign classes, code, unsafe weights, links."""
-    from medkit.audit import KINDS
-    from medkit.audit import audit as findings_of
+    from medkit.bundles.safety.audit import KINDS
+    from medkit.bundles.safety.audit import audit as findings_of
 
     path = Path(name) if Path(name).is_file() else _root(name)
     found = findings_of(path)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from medkit.errors import MedkitError, UsageError
-from medkit.records import absolute
+from medkit.pipe.records import absolute
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from medkit.images import Image
+    from medkit.images.image import Image
     from medkit.space import Grid
 
 
@@ -106,7 +106,7 @@ def _template() -> Image:
     """The MNI152 T1 template, skull-stripped, 1 mm, as 0..1000."""
     import numpy as np
 
-    from medkit.images import Image
+    from medkit.images.image import Image
     from medkit.space import Grid
 
     try:
@@ -123,8 +123,8 @@ def make_scan(template: Image, subject: Subject, seed: int) -> tuple[Image, np.n
     """A scan of the template's brain as `subject` describes it, and the true matrix, template -> scan points."""
     import numpy as np
 
-    from medkit.resample import resample
-    from medkit.space import AffineTransform
+    from medkit.transforms.resample import resample
+    from medkit.transforms.transform import AffineTransform
 
     truth = pose(subject, template.grid.centre)
     image = resample(template, _scanner_grid(template.grid, subject), AffineTransform(np.linalg.inv(truth)))
@@ -170,8 +170,9 @@ def _errors(fixed: Path, transform: Path, truth: np.ndarray) -> tuple[float, flo
     """Mean distance from the truth over the brain, mm: of doing nothing, and of the transform found."""
     import numpy as np
 
-    from medkit.images import read_image
-    from medkit.space import apply_affine, read_transform
+    from medkit.images.image import read_image
+    from medkit.space import apply_affine
+    from medkit.transforms.files import read_transform
 
     image = read_image(fixed)
     points = apply_affine(image.grid.affine, np.argwhere(image.data[0] > 0)[::97].astype(float))

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from medkit.errors import OutputError, UsageError
+from medkit.pipe.records import absolute
 from medkit.plugins import GROUP, Registry, discover
-from medkit.records import absolute
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "plugin"
 """Files named `*.tmpl`; `{{word}}` in them, and `__word__` in their names, is replaced."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from medkit.bundle_options import BundleOptions, bundle_options
+from medkit.inference.options import BundleOptions, bundle_options
 from medkit.options import RunOptions, task_options
 from medkit.task import run_task
 
@@ -21,6 +21,6 @@ def bundle(options: RunOptions, chosen: BundleOptions) -> None:
     \b
     medkit run bundle --bundle ./spleen_ct_segmentation --trust *.nii.gz -o spleens
     """
-    from medkit.runner import bundle_task
+    from medkit.inference.runner import bundle_task
 
     run_task(bundle_task("bundle", [chosen.any()], chosen.settings), options)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from medkit.errors import InputError
-from medkit.records import Record, absolute, describe_programs, record_of
+from medkit.pipe.records import Record, absolute, describe_programs, record_of
 from medkit.specs import KINDS
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medkit import bundle as bundles
-from medkit import pipe, plugins
+from medkit import plugins
+from medkit.bundles import bundle as bundles
 from medkit.errors import MedkitError, Stopped, UsageError
 from medkit.options import absolute_path, option, settings, valid_device
-from medkit.records import absolute
-from medkit.signals import StopRequest
+from medkit.pipe import lines as pipe
+from medkit.pipe.records import absolute
+from medkit.pipe.signals import StopRequest
 
 if TYPE_CHECKING:
     from medkit.training.plan import TrainingPlan, TrainingResult

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from medkit.errors import InputError, MedkitError, UsageError
-from medkit.names import kind_of_name
 from medkit.options import RunOptions, option, task_options
-from medkit.pipe import guarded_stdout, input_lines
-from medkit.records import record_from_line
+from medkit.pipe.lines import guarded_stdout, input_lines
+from medkit.pipe.names import kind_of_name
+from medkit.pipe.records import record_from_line
 from medkit.task import run_task
 
 _FILE = click.Path(exists=True, path_type=Path)
@@ -106,7 +106,7 @@ def apply(
     \b
     medkit transform apply scan.nii.gz scan_dseg.nii.gz drawn.fcsv --reference mni.nii.gz --transform x.tfm -o in_mni
     """  # fmt: skip
-    from medkit.transforming.apply import Settings, application
+    from medkit.transform_tasks.apply import Settings, application
 
     if reference is None and any(kind_of_name(Path(name)) not in ("points", "table") for name in options.inputs):
         raise UsageError("--reference is needed: the image whose grid the result lies on")
@@ -129,8 +129,8 @@ def compose(options: RunOptions, reference: Path | None) -> None:
     \b
     medkit transform compose to_template.tfm warp.nii.gz --reference mni.nii.gz -o both.nii.gz
     """
-    from medkit.files import is_file_name
-    from medkit.transforming.compose import composition
+    from medkit.pipe.names import is_file_name
+    from medkit.transform_tasks.compose import composition
 
     if options.output is None or not is_file_name(options.output):
         raise UsageError("--output is needed: the file to write, .tfm, .txt, .mat, .h5 or .nii.gz")
@@ -149,7 +149,7 @@ def invert(options: RunOptions, reference: Path | None) -> None:
     \b
     medkit transform invert warp.nii.gz --reference moving.nii.gz -o back.nii.gz
     """
-    from medkit.transforming.compose import inversion
+    from medkit.transform_tasks.compose import inversion
 
     run_task(inversion(reference), options)
 
@@ -167,7 +167,7 @@ def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, log
     \b
     medkit transform jacobian warp.nii.gz --mask brain.nii.gz
     """
-    from medkit.transforming.measure import measurement
+    from medkit.transform_tasks.jacobian import measurement
 
     run_task(measurement(reference, mask, log), options)
 
@@ -186,7 +186,7 @@ def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: P
     medkit transform convert flirt.mat --fixed mni.nii.gz --moving scan.nii.gz -o x.tfm
     medkit transform convert x.tfm --fixed mni.nii.gz --moving scan.nii.gz --to flirt -o flirt.mat
     """
-    from medkit.transforming.convert import conversion
+    from medkit.transform_tasks.convert import conversion
 
     run_task(conversion(form, options.output, fixed, moving), options)
 
@@ -221,10 +221,10 @@ def show(files: tuple[str, ...], fixed: Path | None, moving: Path | None, as_jso
 
 
 def _described(line: str, fixed: Path | None, moving: Path | None, as_json: bool) -> str:
-    from medkit.freesurfer_files import Volume
-    from medkit.images import read_grid
-    from medkit.transforming.convert import read_any
-    from medkit.transforming.describe import describe, in_words
+    from medkit.images.image import read_grid
+    from medkit.transform_tasks.convert import read_any
+    from medkit.transform_tasks.describe import describe, in_words
+    from medkit.transforms.freesurfer import Volume
 
     path = record_from_line(line).path
     images = [None if image is None else Volume(image, read_grid(image)) for image in (fixed, moving)]

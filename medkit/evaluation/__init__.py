@@ -1,6 +1,7 @@
 """How good results are: labels, images and points against references, a pair at a time and over all pairs.
 
-What `medkit evaluate` calls: `plan` finds the pairs among files and folders, `evaluate` compares them.
+What `medkit evaluate` calls: `plan` finds the pairs among files and folders, `evaluate` compares them. The measures
+themselves are here too. The face of this package for plugins.
 
     planned = plan([Path("predictions")], "labels")
     print(evaluate(planned.pairs, Settings(planned.kind)).summary["dice"].mean)
@@ -8,10 +9,13 @@ What `medkit evaluate` calls: `plan` finds the pairs among files and folders, `e
 
 from __future__ import annotations
 
-from medkit.evaluation.label_maps import LabelMap
+from medkit.evaluation.measures.images import rounded_scores
+from medkit.evaluation.measures.label_maps import LabelMap
+from medkit.evaluation.measures.metrics import dice, similarity, target_registration_error
+from medkit.evaluation.measures.points import matched
 from medkit.evaluation.planning import Plan, plan
+from medkit.evaluation.results import Evaluation, Failure, Pair, Row, Scores, Settings, Summary
 from medkit.evaluation.run import evaluate
-from medkit.evaluation.scores import Evaluation, Failure, Pair, Row, Scores, Settings, Summary
 
 __all__ = [
     "Evaluation",
@@ -23,6 +27,11 @@ __all__ = [
     "Scores",
     "Settings",
     "Summary",
+    "dice",
     "evaluate",
+    "matched",
     "plan",
+    "rounded_scores",
+    "similarity",
+    "target_registration_error",
 ]

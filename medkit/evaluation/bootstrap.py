@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medkit.evaluation.scores import RESAMPLES
+from medkit.evaluation.results import RESAMPLES
 
 _CELLS = 4_000_000
 """Weights held at once: 32 MB of them."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import cast
 
 from medkit.errors import InputError
-from medkit.evaluation.pairs import Matches, files_of, kind_between, match, of_kind, stem_of
-from medkit.evaluation.scores import Kind, Pair
-from medkit.records import absolute
+from medkit.evaluation.matching import Matches, files_of, kind_between, match, of_kind, stem_of
+from medkit.evaluation.results import Kind, Pair
+from medkit.pipe.records import absolute
 
 
 @dataclass(frozen=True)

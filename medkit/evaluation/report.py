@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medkit.evaluation.scores import CASE_METRICS, ROW_METRICS, Evaluation, Scores, Summary
+from medkit.evaluation.results import CASE_METRICS, ROW_METRICS, Evaluation, Scores, Summary
 
 TITLES = {
     "dice": "Dice",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from medkit.errors import InputError, MedkitError
-from medkit.evaluation.images import score_images
-from medkit.evaluation.labels import score_labels
-from medkit.evaluation.points import score_points
-from medkit.evaluation.scores import (
+from medkit.evaluation.measures.images import score_images
+from medkit.evaluation.measures.labels import score_labels
+from medkit.evaluation.measures.points import score_points
+from medkit.evaluation.results import (
     CASE_METRICS,
     RESAMPLES,
     ROW_METRICS,

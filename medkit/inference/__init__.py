@@ -1,4 +1,47 @@
-"""Running the network of any MONAI bundle: its config, its weights, what it takes and gives, what fits into memory.
+"""Running the network of any MONAI bundle: its config, its weights, what it takes and returns, what fits into memory.
 
-`medkit.runner` puts the parts together.
+`medkit.inference.runner` puts the parts together. The face of this package for plugins.
 """
+
+from __future__ import annotations
+
+from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle
+from medkit.bundles.config import read_config
+from medkit.bundles.contract import contract_of
+from medkit.inference.choice import NONE, bundle_or_none, modality_of
+from medkit.inference.inputs import Feed, feed_of, is_picture
+from medkit.inference.opened import InferenceConfig, Parts
+from medkit.inference.options import BundleOptions, bundle_options
+from medkit.inference.outputs import to_image, to_labels, to_table
+from medkit.inference.runner import BundleRunner, RunSettings, bundle_task, identity_of, open_bundle
+from medkit.inference.transforms import Prepared
+from medkit.machine.precision import choose_device, choose_precision
+
+__all__ = [
+    "AUTO",
+    "NONE",
+    "WEIGHTS",
+    "Bundle",
+    "BundleOptions",
+    "BundleRunner",
+    "Feed",
+    "InferenceConfig",
+    "Parts",
+    "Prepared",
+    "RunSettings",
+    "bundle_options",
+    "bundle_or_none",
+    "bundle_task",
+    "choose_device",
+    "choose_precision",
+    "contract_of",
+    "feed_of",
+    "identity_of",
+    "is_picture",
+    "modality_of",
+    "open_bundle",
+    "read_config",
+    "to_image",
+    "to_labels",
+    "to_table",
+]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-import resource
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -99,62 +96,3 @@ def _meter() -> Any:
             self.now -= size
 
     return Meter()
-
-
-def available(limit: int | None, device: torch.device) -> int:
-    """Bytes that the work on a case may still take: of the GPU's memory, or of this machine's.
-
-    `limit` is what this process may take in all; None: what is free, within the limits of its job (cgroup, ulimit).
-    """
-    if device.type == "cuda":
-        import torch
-
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-        free -= torch.cuda.memory_allocated(device)
-        return min(free, limit) if limit else free
-    if limit:
-        return limit - resident()
-    left = [_machine_left(), _group_left()]
-    space = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if space != resource.RLIM_INFINITY:
-        left.append(space - _statm(0))
-    return min(n for n in left if n is not None)
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds now."""
-    return _statm(1)
-
-
-def _statm(column: int) -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[column]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no Linux: the largest it has been
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _machine_left() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _group_left() -> int | None:
-    try:
-        most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        held = Path("/sys/fs/cgroup/memory.current").read_text()
-        return None if most == "max" else int(most) - int(held)
-    except (OSError, ValueError):
-        return None
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory."""
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    words = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

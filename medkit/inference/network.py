@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from medkit.inference.memory import HALF, SCRATCH, WORKSPACE, Footprint, available, footprint, ran_out
-from medkit.inference.steps import Postprocessing, Prepared
-from medkit.precision import as_float, computing
+from medkit.inference.memory import HALF, SCRATCH, WORKSPACE, Footprint, footprint
+from medkit.inference.transforms import Postprocessing, Prepared
+from medkit.machine.memory import available, ran_out
+from medkit.machine.precision import as_float, computing
 
 if TYPE_CHECKING:
     import torch

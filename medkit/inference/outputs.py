@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from medkit.case import Text
 from medkit.errors import BundleError
-from medkit.images import Image
+from medkit.images.image import Image
+from medkit.run.task import Text
 from medkit.space import Grid, three_axes
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _on_grid(
         return Image(np.ascontiguousarray(data), grid)
     if affine is None:
         raise BundleError(f"the bundle gave {shape} voxels for an image of {grid.shape}, and not where they lie")
-    from medkit.resample import resample
+    from medkit.transforms.resample import resample
 
     own = Image(data, Grid(shape, affine, grid.dims))
     return Image(resample(own, grid, interpolation=interpolation).data.astype(data.dtype), grid)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from medkit.inference.steps import Prepared
+from medkit.inference.transforms import Prepared
 
 if TYPE_CHECKING:
     import torch

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from medkit.bundles.contract import NO_IMAGES, Contract
 from medkit.errors import InputError
-from medkit.images import read_image
-from medkit.inference.contract import NO_IMAGES, Contract
-from medkit.inference.feed import is_picture
-from medkit.names import stem
-from medkit.records import Record
-from medkit.robustness.shifts import Shift, spoilt
+from medkit.images.image import read_image
+from medkit.inference.inputs import is_picture
+from medkit.pipe.names import stem
+from medkit.pipe.records import Record
+from medkit.robustness.corruptions import Shift, spoilt
 
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 """Pictures that are written as they were read; others become PNG."""

@@ -8,12 +8,12 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from medkit.charts import SIZE, Series, line_chart, round_ticks, spread
 from medkit.evaluation.classes.report import TITLES as CLASS_TITLES
 from medkit.evaluation.report import TITLES, aligned, finite, number_text
+from medkit.figures.charts import SIZE, Series, line_chart, round_ticks, spread
+from medkit.robustness.corruptions import SHIFTS
 from medkit.robustness.run import AS_IT_IS, Robustness, Row
 from medkit.robustness.scores import MEASURES
-from medkit.robustness.shifts import SHIFTS
 
 _TITLES = TITLES | CLASS_TITLES
 _KEY = 40

@@ -8,24 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundle import Bundle
-from medkit.case import Case, CaseWorker, Plan, explain
+from medkit.bundles.bundle import Bundle
+from medkit.bundles.contract import contract_of
 from medkit.errors import InputError, MedkitError, UsageError
 from medkit.evaluation.bootstrap import Estimate, estimates
-from medkit.evaluation.classes import Prediction, gathered
 from medkit.evaluation.classes.metrics import INFLATED
-from medkit.evaluation.scores import Settings
-from medkit.files import Targets
-from medkit.inference.contract import contract_of
+from medkit.evaluation.classes.predictions import Prediction
+from medkit.evaluation.classes.run import gathered
+from medkit.evaluation.results import Settings
+from medkit.inference.runner import RunSettings, bundle_task, open_bundle, role_of
 from medkit.options import RunOptions
-from medkit.records import Record
+from medkit.pipe.records import Record
+from medkit.robustness.corruptions import SHIFTS, Shift
 from medkit.robustness.inputs import Spoiler, files_of_case
 from medkit.robustness.scores import KINDS, MEASURES, Score, Scorer, difference, measure_of
-from medkit.robustness.shifts import SHIFTS, Shift
-from medkit.runner import RunSettings, bundle_task, open_bundle, role_of
+from medkit.run.outputs import Targets
+from medkit.run.task import Case, Plan
+from medkit.run.worker import CaseWorker, explain
 
 if TYPE_CHECKING:
-    from medkit.inference.steps import Prepared
+    from medkit.inference.transforms import Prepared
 
 AS_IT_IS = ("none", 0.0)
 """What stands for the images as they are, in place of a shift and its strength."""

@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from medkit.case import Result
 from medkit.evaluation.bootstrap import Measure
-from medkit.evaluation.classes import Prediction, gathered
 from medkit.evaluation.classes.metrics import overall
-from medkit.evaluation.grids import on_grid
-from medkit.evaluation.images import compare_images
-from medkit.evaluation.label_maps import translated
-from medkit.evaluation.labels import compare_labels
-from medkit.evaluation.scores import Kind, Settings
-from medkit.images import Image, read_image
+from medkit.evaluation.classes.predictions import Prediction
+from medkit.evaluation.classes.run import gathered
+from medkit.evaluation.measures.grids import on_grid
+from medkit.evaluation.measures.images import compare_images
+from medkit.evaluation.measures.label_maps import translated
+from medkit.evaluation.measures.labels import compare_labels
+from medkit.evaluation.results import Kind, Settings
+from medkit.images.image import Image, read_image
+from medkit.run.task import Result
 
 Score = Mapping[str, float] | Prediction
 """Of one case: measures, or what was said of its class."""
 KINDS: Mapping[str, Kind] = {"labels": "labels", "image": "images", "table": "classes"}
-"""What a bundle gives (`medkit.inference.contract.Contract.kind`) -> the kind of evaluation."""
+"""What a bundle gives (`medkit.bundles.contract.Contract.kind`) -> the kind of evaluation."""
 MEASURES: Mapping[str, tuple[str, ...]] = {
     "labels": ("dice",),
     "images": ("ssim", "psnr_db"),

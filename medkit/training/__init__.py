@@ -1,25 +1,12 @@
-"""Training a bundle's network: the library behind `medkit train`, and the objects that train configs may name.
+"""Training a bundle's network: the library behind `medkit train`, and what train configs may name.
 
-A config names `medkit.training.Samples`, `UnpairedSamples`, `SampleNumbers`, `Progress`, `Cosine` and `ClipGradients`.
-All of them work under MONAI's own `python -m monai.bundle run` too; nothing here imports torch or monai before it is
-used.
+Configs and plugins name everything as `medkit.training.NAME`; all of it works under `python -m monai.bundle run` too.
+A name is imported when it is first used, since most of them need torch and monai; `__init__.pyi` lists them with their
+modules.
 """
 
 from __future__ import annotations
 
-from medkit.training.engine import train
-from medkit.training.handlers import ClipGradients, Cosine, Progress
-from medkit.training.plan import TrainingPlan, TrainingResult
-from medkit.training.samples import SampleNumbers, Samples, UnpairedSamples
+import lazy_loader
 
-__all__ = [
-    "ClipGradients",
-    "Cosine",
-    "Progress",
-    "SampleNumbers",
-    "Samples",
-    "TrainingPlan",
-    "TrainingResult",
-    "UnpairedSamples",
-    "train",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import OutputError, TrainingError
-from medkit.files import whole, write_atomically
+from medkit.pipe.atomic import whole, write_atomically
 from medkit.training.plan import TrainingPlan, differences
 
 FORMAT = 1

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from medkit.errors import InputError, MedkitError
-from medkit.files import write_atomically
+from medkit.pipe.atomic import write_atomically
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 """What the sources call a part -> what datalists call it."""
@@ -107,7 +107,7 @@ def write_image(image: np.ndarray, folder: Path, name: str) -> str:
 
         Picture.fromarray(image).save(folder / f"{name}.png")
         return f"{name}.png"
-    from medkit.images import Image
+    from medkit.images.image import Image
     from medkit.space import Grid
 
     shape = (image.shape[0], image.shape[1], image.shape[2])

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import pickle
-import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medkit.bundles.config import hush, own_error, sentence
 from medkit.errors import BundleError, InputError, MedkitError, UsageError
 from medkit.training.data import DataList, check_files, find_items, find_unpaired
-from medkit.training.handlers import Progress
+from medkit.training.parts.handlers import Progress
 from medkit.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -129,7 +126,7 @@ class TrainConfig:
         """Builds the engines, for a bundle that lies at `bundle_root`. Raises BundleError."""
         from monai.utils import set_determinism
 
-        from medkit.training.samples import seed_everything
+        from medkit.training.parts.samples import seed_everything
 
         if "bundle_root" in self.parser:
             self.parser["bundle_root"] = str(bundle_root)
@@ -196,35 +193,3 @@ class TrainConfig:
             if own := own_error(error):
                 raise own from None
             raise BundleError(f"{self.path}: {sentence(error)}") from error
-
-
-def hush() -> None:
-    """Silences what monai says about choices that are not the user's."""
-    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # that logging_file is False
-    # that NVIDIA's DICOM decoder, which nobody asked for, is not installed
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
-    warnings.filterwarnings("ignore", "monai.networks.blocks.Warp")  # that it samples by torch
-
-
-def own_error(error: BaseException) -> MedkitError | None:
-    """What an object of a config says itself is wrong, below MONAI's errors about it; None where it says nothing."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, MedkitError):
-        cause = cause.__cause__
-    return cause
-
-
-def sentence(error: BaseException) -> str:
-    """An error and what caused it, in a line; for a package that is not installed, its name alone."""
-    parts, cause = [], error
-    while True:
-        if missing := re.search(r"No module named '(\w+)'", str(cause)):
-            return f"needs the Python package {missing[1]}, which is not installed"
-        if isinstance(cause, pickle.UnpicklingError):
-            return "a file to load holds more than weights (weights_only=True refuses it)"
-        text = " ".join(f"{type(cause).__name__}: {cause}".split())
-        parts.append(text if len(text) < 300 else text[:300] + " ...")
-        if cause.__cause__ is None or isinstance(cause.__cause__, InputError):
-            return ", because of ".join(dict.fromkeys(parts[:1] + parts[-1:]))
-        cause = cause.__cause__

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError, listed
-from medkit.names import IMAGE_SUFFIXES, split_bids, stem
+from medkit.pipe.names import ANALYZE_SUFFIXES, IMAGE_SUFFIXES, split_bids, stem
 
 Item = dict[str, Any]
 
@@ -208,7 +208,7 @@ def _images_in(folder: Path) -> dict[str, Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.name.lower().endswith((*IMAGE_SUFFIXES, *_PICTURES))
+    return path.name.lower().endswith((*IMAGE_SUFFIXES, *ANALYZE_SUFFIXES, *_PICTURES))
 
 
 def _is_label(key: str) -> bool:

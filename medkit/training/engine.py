@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from medkit.options import granted_threads
-from medkit.signals import StopRequest
+from medkit.machine.threads import granted_threads
+from medkit.pipe.signals import StopRequest
 from medkit.training.checkpoint import RunFolder
 from medkit.training.plan import TrainingPlan, TrainingResult, identity_of
 
@@ -26,9 +26,9 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
     and TrainingError (the loss is no number any more, or a step failed; the last good checkpoint stays).
     """
     device = _set_up(plan)
-    from medkit.training import overlay
     from medkit.training.config import TrainConfig
-    from medkit.training.result import write_samples
+    from medkit.training.report import overlay
+    from medkit.training.report.card import write_samples
     from medkit.training.run import Run
 
     folder = RunFolder(plan.output)
@@ -52,7 +52,7 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
 def describe(plan: TrainingPlan) -> list[str]:
     """What `train` would do, in lines; writes nothing. Raises what `train` does."""
     device = _set_up(plan)
-    from medkit.precision import choose_precision
+    from medkit.machine.precision import choose_precision
     from medkit.training.config import TrainConfig
     from medkit.training.weights import count
 
@@ -81,7 +81,7 @@ def _set_up(plan: TrainingPlan) -> torch.device:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from medkit.precision import choose_device
+    from medkit.machine.precision import choose_device
 
     torch.set_num_threads(plan.threads or granted_threads())
     return choose_device(plan.device)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medkit.bundle import Bundle
-from medkit.records import sha256_of
+from medkit.bundles.bundle import Bundle
+from medkit.pipe.records import sha256_of
 from medkit.training.data import is_file
 
 NOT_IDENTITY = {"steps", "device"}

@@ -9,19 +9,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from medkit.bundles.config import sentence
 from medkit.errors import MedkitError, TrainingError
-from medkit.precision import choose_precision, prepare
-from medkit.signals import StopRequest
-from medkit.training.average import Average
+from medkit.machine.precision import choose_precision, prepare
+from medkit.pipe.signals import StopRequest
 from medkit.training.checkpoint import RunFolder
-from medkit.training.config import Parts, TrainConfig, sentence
+from medkit.training.config import Parts, TrainConfig
 from medkit.training.data import DataList
-from medkit.training.guard import LossGuard
-from medkit.training.history import History, Row
+from medkit.training.loss_guard import LossGuard
+from medkit.training.parts.samples import SampleNumbers, seed_everything, seed_of
 from medkit.training.plan import TrainingPlan, TrainingResult
-from medkit.training.result import Best, Figures, write_texts, write_weights
-from medkit.training.samples import SampleNumbers, seed_everything, seed_of
-from medkit.training.weights import count
+from medkit.training.report.card import Best, Figures, write_texts, write_weights
+from medkit.training.report.history import History, Row
+from medkit.training.weights import Average, count
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ class Run:
             sampler.start = step * (loader.batch_size or 1)
         elif step:
             log.warning(
-                "the config's data loader does not count its samples (medkit.training.SampleNumbers): the rest of the "
+                "the config's data loader does not count its samples (medkit.training.parts.samples.SampleNumbers): the rest of the "
                 "epoch gets samples in a new order, so the curve will not be that of an unbroken training"
             )
 

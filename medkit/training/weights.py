@@ -1,4 +1,4 @@
-"""Parameters: beginning with those of another network, and keeping some as they are."""
+"""Parameters: starting from those of another network, freezing some, and averaging them over the steps."""
 
 from __future__ import annotations
 
@@ -130,3 +130,38 @@ def count(network: Any) -> tuple[int, int]:
     """How many numbers a network's parameters hold, and how many of them are trained."""
     parameters = list(network.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+class Average:
+    """An exponential moving average of a network's parameters; `keep` of it stays at every step, 0 is no average.
+
+    Early steps keep less, so that short trainings are not dominated by the parameters they began with.
+    """
+
+    def __init__(self, network: torch.nn.Module, keep: float) -> None:
+        from ignite.handlers import EMAHandler
+
+        self.original = network
+        self.keep = keep
+        self._handler = EMAHandler(network, momentum=1 - keep) if keep > 0 else None
+        self.network: torch.nn.Module = self._handler.ema_model if self._handler else network
+
+    def attach(self, trainer: Any) -> None:
+        """Averages after every step."""
+        from ignite.engine import Events
+
+        if self._handler:
+            trainer.add_event_handler(Events.ITERATION_COMPLETED, self._set_momentum)
+            self._handler.attach(trainer, "ema_momentum", warn_if_exists=False)
+
+    def _set_momentum(self, engine: Any) -> None:
+        n = engine.state.iteration
+        engine.state.ema_momentum = 1 - min(self.keep, (1 + n) / (10 + n))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the averaged state dict, on the CPU."""
+        found = self.network.state_dict()
+        # an average of equal numbers is not always that number: frozen parameters are to stay bit for bit
+        own = dict(self.original.named_parameters(remove_duplicate=False))
+        found |= {k: p for k, p in own.items() if not p.requires_grad and k in found}
+        return copied(found)

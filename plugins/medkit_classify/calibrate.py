@@ -20,18 +20,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.bundle import Bundle
-from medkit.case import Case, Plan, Runtime, Task
 from medkit.errors import InputError, MedkitError
-from medkit.files import Targets, whole, write_atomically
-from medkit.options import RunOptions, granted_threads
-from medkit.records import Record, absolute, sha256_of
+from medkit.inference import Bundle
+from medkit.options import RunOptions
+from medkit.task import (
+    Case,
+    Plan,
+    Record,
+    Runtime,
+    Targets,
+    Task,
+    absolute,
+    granted_threads,
+    sha256_of,
+    whole,
+    write_atomically,
+)
+from medkit_classify.calibration import Familiarity, Judge
 from medkit_classify.facts import Given, described, facts_of, given_of
-from medkit_classify.judging import Familiarity, Judge
-from medkit_classify.task import ClassifyRunner, Question, Wishes
+from medkit_classify.question import Question
+from medkit_classify.task import ClassifyRunner, Wishes
 
 if TYPE_CHECKING:
-    from medkit.inference.config import Parts
+    from medkit.inference import Parts
 
 FILE = "models/calibration.pt"
 QUANTILE = 0.96
@@ -50,8 +61,7 @@ def load(
     """The bundle's runner, which watches the layers, on the CPU; `known` is what is known of images beside them."""
     import torch
 
-    from medkit.inference.config import InferenceConfig
-    from medkit.precision import choose_precision
+    from medkit.inference import InferenceConfig, choose_precision
 
     runtime = Runtime("cpu", granted_threads(), 0)
     runtime.limit_torch()
@@ -151,7 +161,7 @@ def calibrated(
 
     `features` and `text` are what a bundle that reads more than images was trained with.
     """
-    from medkit.training.data import find_items
+    from medkit.training import find_items
 
     items = find_items(datalist, ["image", "label"])
     known = {}

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
-from medkit.bundle_options import BundleOptions, bundle_options
 from medkit.errors import UsageError
+from medkit.inference import BundleOptions, bundle_options
 from medkit.options import RunOptions, absolute_path, task_options
-from medkit.records import absolute
-from medkit.task import run_task
+from medkit.task import absolute, run_task
 from medkit_classify.fact_tables import Sources
 from medkit_classify.task import Wishes, classification
 

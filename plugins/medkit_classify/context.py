@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medkit.case import Case
-from medkit.records import Record, lineage
+from medkit.task import Case, Record, lineage
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError, UsageError, listed
-from medkit.names import TABLE_SUFFIXES, is_bids, split_bids, stem
-from medkit.records import absolute
+from medkit.task import TABLE_SUFFIXES, absolute, is_bids, split_bids, stem
 
 NAMED = ("image", "path", "file", "filename", "case", "participant_id", "subject", "id")
 """Columns that say which case a row is of; without one of them the first column does."""

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from medkit.bundle import Bundle
 from medkit.errors import BundleError, InputError, listed
-from medkit.files import write_atomically
-from medkit.records import absolute, record_of
+from medkit.inference import Bundle
+from medkit.task import absolute, record_of, write_atomically
 from medkit_classify.context import Context
 from medkit_classify.fact_tables import Sources, number
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medkit.bundle import Bundle
-from medkit.records import Record
+from medkit.inference import Bundle
+from medkit.task import Record
+from medkit_classify.calibration import Finding, rounded
 from medkit_classify.context import Context
-from medkit_classify.judging import Finding, rounded
 
 FIRST = ("candidate", "class", "probability", "confidence", "abstained", "reason", "distance")
 LAST = ("bundle", "version")

@@ -10,26 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.bundle import Bundle
-from medkit.bundle_options import BundleOptions
-from medkit.case import Case, Result, Table, Task, Text, Writable
 from medkit.errors import BundleError, InputError, UsageError
-from medkit.files import Output
-from medkit.inference.contract import contract_of
-from medkit.runner import BundleRunner, bundle_task
+from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, contract_of
+from medkit.task import Case, Output, Result, Table, Task, Text, Writable
 from medkit_classify import report
+from medkit_classify.calibration import Finding, Judge, unlike
 from medkit_classify.candidates import Candidate, Cut, of_labels, of_points
 from medkit_classify.context import Context
 from medkit_classify.fact_tables import Sources
 from medkit_classify.facts import Given, facts_of
-from medkit_classify.judging import Finding, Judge, unlike
+from medkit_classify.question import Question
 
 if TYPE_CHECKING:
     import torch
 
-    from medkit.inference.config import Parts
-    from medkit.inference.steps import Prepared
-    from medkit_classify.explaining import Method
+    from medkit.inference import Parts, Prepared
+    from medkit_classify.explanation import Method
 
 AT_ONCE = 64
 """Images in a batch at most."""
@@ -111,25 +107,6 @@ def _summary(record: Any) -> str:
     return ", ".join(str(row["class"]) for row in rows) if rows[0]["class"] else f"abstained: {rows[0]['reason']}"
 
 
-@dataclass(eq=False)
-class Question:
-    """An image to be classified, and the answer as it comes to be."""
-
-    prepared: Prepared | None
-    """None where there is no image: the candidate lies outside."""
-    candidate: str = ""
-    refused: str = ""
-    """Why no answer can count, known before the network runs."""
-    features: np.ndarray | None = None
-    """(F,)"""
-    levels: np.ndarray | None = None
-    """(L,)"""
-    heat: np.ndarray | None = None
-    """(1, I, J[, K]) on the network's grid."""
-    given: Given | None = None
-    """What is known of the case beside the image."""
-
-
 class ClassifyRunner(BundleRunner):
     """A loaded bundle that classifies: images whole, or patches around candidates."""
 
@@ -145,8 +122,8 @@ class ClassifyRunner(BundleRunner):
         judge: Judge | None = None,
     ) -> None:
         super().__init__(bundle, parts, device, precision, limit)
-        from medkit_classify.explaining import Explainer
-        from medkit_classify.watching import Watcher
+        from medkit_classify.activations import Watcher
+        from medkit_classify.explanation import Explainer
 
         if self.contract.kind != "table":
             raise BundleError(f"bundle {bundle.name}: gives {self.contract.kind}, no classes")
@@ -168,8 +145,8 @@ class ClassifyRunner(BundleRunner):
 
     def prepare(self, case: Case) -> list[Question]:  # type: ignore[override]
         """The images to classify. Raises InputError for an image that the bundle is not for."""
-        from medkit.inference.feed import feed_of, is_picture
-        from medkit.pictures import is_coloured
+        from medkit.images import is_coloured
+        from medkit.inference import feed_of, is_picture
 
         feed = feed_of(case, self.contract)
         given = self.given(case)
@@ -207,7 +184,7 @@ class ClassifyRunner(BundleRunner):
             raise InputError(f"{case.path}: expected a volume for bundle {self.bundle.name}, got a plane")
 
     def _candidates(self, case: Case) -> list[Candidate]:
-        from medkit.point_files import read_points
+        from medkit.transforms import read_points
 
         if "points" in case.inputs:
             points = read_points(case.inputs["points"], self.wishes.frame)
@@ -222,7 +199,7 @@ class ClassifyRunner(BundleRunner):
         return found
 
     def _patch(self, case: Case, candidate: Candidate, cut: Cut, given: Given | None) -> Question:
-        from medkit.inference.feed import Feed
+        from medkit.inference import Feed
 
         patch = cut.patch(case.image(), candidate.position)
         if patch is None:
@@ -329,7 +306,7 @@ class ClassifyRunner(BundleRunner):
         ]
 
     def _finding(self, question: Question) -> Finding:
-        from medkit.inference.outputs import to_table
+        from medkit.inference import to_table
 
         classes = self.contract.classes
         if question.prepared is None:
@@ -363,7 +340,7 @@ class ClassifyRunner(BundleRunner):
         numbers: dict[str, Any],
         context: Context,
     ) -> Iterable[tuple[str, Writable]]:
-        from medkit_classify.files import Features, explanation
+        from medkit_classify.case_files import Features, explanation
 
         computed = [question for question, _ in answers]
         yield "classes", Text(report.as_tsv(numbers, self.bundle))
@@ -385,9 +362,9 @@ class ClassifyRunner(BundleRunner):
         return read + ([self.judge.note] if self.judge.note else [])
 
     def _where(self, case: Case, question: Question) -> str:
-        from medkit.inference.feed import is_picture
-        from medkit_classify.explaining import in_words
-        from medkit_classify.files import on_own_grid
+        from medkit.inference import is_picture
+        from medkit_classify.case_files import on_own_grid
+        from medkit_classify.explanation import in_words
 
         heat = on_own_grid(question)
         return "" if heat is None else in_words(heat, is_picture(case.path))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medkit.noise import span
+from medkit.scanner import span
 
 WEAK = 0.04
 """Standard deviation of the logarithm of a field, over the foreground, below which it is left alone: of images whose

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import click
 
-from medkit import bundle as bundles
-from medkit.bundle_options import BundleOptions, bundle_options
+from medkit.inference import AUTO, WEIGHTS, BundleOptions, bundle_options
 from medkit.options import RunOptions, task_options
-from medkit.records import absolute
-from medkit.task import run_task
+from medkit.task import absolute, run_task
 from medkit_enhance.methods import DOES, WHATS, steps_of
 from medkit_enhance.task import MODALITIES, Wishes, enhancement
 
@@ -63,8 +61,8 @@ def enhance(
     medkit run enhance low.nii.gz --bundle lowfield_to_highfield
     """
     found = chosen.of_task("enhance")
-    named = chosen.name != bundles.AUTO
+    named = chosen.name != AUTO
     wanted = "network" if named and method is None and what in ("auto", *DOES["network"]) else method
-    steps = steps_of(what, wanted, network=all((b.root / bundles.WEIGHTS).is_file() for b in found))
+    steps = steps_of(what, wanted, network=all((b.root / WEIGHTS).is_file() for b in found))
     wishes = Wishes(modality, absolute(reference) if reference else None, difference)
     run_task(enhancement(steps, wishes, found, chosen.settings), options)

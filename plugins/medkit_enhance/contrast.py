@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from medkit.noise import span
+from medkit.scanner import span
 
 CLIP = 0.01
 """CLAHE's limit on a bin of a local histogram, as a share of the region's voxels."""

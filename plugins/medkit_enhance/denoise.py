@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from medkit.errors import InputError
-from medkit.noise import Noise, without_floor
+from medkit.scanner import Noise, without_floor
 
 PATCH, DISTANCE = 5, 3
 """Voxels along a side of the patches that are compared, and how far apart they may lie."""

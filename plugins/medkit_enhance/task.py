@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.bundle import Bundle
-from medkit.case import Case, Result, Runtime, Stages, Task
 from medkit.errors import InputError, UsageError
-from medkit.files import Output
-from medkit.noise import Noise, estimate
-from medkit.runner import RunSettings, bundle_task
+from medkit.inference import Bundle, RunSettings, bundle_task
+from medkit.scanner import Noise, estimate
+from medkit.task import Case, Output, Result, Runtime, Stages, Task
 from medkit_enhance import bias, contrast, denoise
 from medkit_enhance.methods import Steps
 
@@ -175,7 +173,7 @@ class Enhancer:
         outputs = {"image": made}
         if self.wishes.difference:
             outputs["difference"] = image.with_data(made.data.astype(np.float32) - image.data)
-        from medkit.evaluation.images import rounded_scores
+        from medkit.evaluation import rounded_scores
 
         metrics: dict[str, Any] = {
             "noise": {"before": work.noise.rounded(), "after": estimate(_values(made)).rounded()},
@@ -257,7 +255,7 @@ def _values(image: Image) -> np.ndarray:
 
 def modality_of(image: Image) -> str:
     """`ct` for Hounsfield units; else `mr` for volumes, and `other` for planes, which may be anything."""
-    from medkit.slices import is_ct
+    from medkit.images import is_ct
 
     if is_ct(image.data[0][::2, ::2].astype(np.float32)):
         return "ct"

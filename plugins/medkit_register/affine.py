@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medkit_register.frames import Frames, make_frames
+from medkit_register.axes import Frames, make_frames
 from medkit_register.optimise import Freedom, Optimum, displacement, minimise, rigid_part
 from medkit_register.problem import Look, Sampling, make_problem
 from medkit_register.pyramid import Pyramid, Volume

@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from medkit.errors import UsageError
+from medkit.inference import NONE, bundle_or_none
 from medkit.options import RunOptions, task_options
-from medkit.records import absolute
-from medkit.task import run_task
-from medkit_register.network import NONE, chosen
-from medkit_register.task import BENDING, Choices, registration
+from medkit.task import absolute, run_task
+from medkit_register.choices import BENDING, Choices
+from medkit_register.task import registration
 
 _FILE = click.Path(exists=True, path_type=Path)
 
@@ -95,6 +95,6 @@ def register(
     bends = kind in BENDING
     if bundle != NONE and not bends:
         raise UsageError(f"--bundle: takes --type {' or '.join(BENDING)}, not {kind}")
-    network = chosen(bundle, trust=trust) if bends else None
+    network = bundle_or_none(bundle, "register", trust=trust) if bends else None
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
     run_task(registration(shared, Choices(kind, metric, init, quality, midpoint, network)), options)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from medkit.space import DisplacementField, Grid
+from medkit.space import Grid
+from medkit.transforms import DisplacementField
 from medkit_register.warp import Newton, Sampler, jacobian, newton_step
 
 if TYPE_CHECKING:

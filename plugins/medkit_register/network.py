@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medkit import bundle as bundles
-from medkit import plugins
 from medkit.errors import BundleError
-from medkit.inference.contract import read_config
+from medkit.inference import Bundle, read_config
 from medkit_register.warp import Lattice, Sampler, indices
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ class Start:
 class StartNetwork:
     """A bundle's network, loaded when it is first asked; later cases find it warm."""
 
-    bundle: bundles.Bundle
+    bundle: Bundle
     device: str = "cpu"
 
     def __call__(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, box: Lattice) -> Start | None:
@@ -112,7 +110,7 @@ class StartNetwork:
 
         network = own_network(self.bundle)
         if network is None:
-            from medkit.inference.config import InferenceConfig
+            from medkit.inference import InferenceConfig
 
             network = InferenceConfig(self.bundle, torch.device(self.device), {}).open().network
         for parameter in network.parameters():
@@ -121,7 +119,7 @@ class StartNetwork:
         return network.float().eval().to(self.device)
 
 
-def own_network(bundle: bundles.Bundle) -> torch.nn.Module | None:
+def own_network(bundle: Bundle) -> torch.nn.Module | None:
     """A bundle's network with its weights, where its class is the bundle's own and its arguments are plain values.
 
     Without MONAI, whose import takes as long as a registration; None for a network that needs it.
@@ -145,34 +143,10 @@ def own_network(bundle: bundles.Bundle) -> torch.nn.Module | None:
     return network
 
 
-AUTO, NONE = bundles.AUTO, "none"
-
-
-def chosen(text: str, *, trust: bool) -> bundles.Bundle | None:
-    """The bundle that `--bundle` asks for: with `auto` the first that a plugin brings with its weights, if any.
-
-    Raises UsageError, BundleError, and WeightsMissingError for a bundle that is named and has none.
-    """
-    registry = plugins.registry()
-    if text == NONE:
-        return None
-    if text != AUTO:
-        bundle = bundles.choose(text, TASK, registry, trust=trust)
-        bundle.weights  # noqa: B018  raises where there are none
-        return bundle
-    own = (b for b in bundles.installed(registry) if b.task == TASK and b.spec is not None and b.spec.auto)
-    return next(filter(has_weights, own), None)
-
-
-def has_weights(bundle: bundles.Bundle) -> bool:
-    """Whether a bundle's network can be loaded."""
-    return (bundle.root / bundles.WEIGHTS).is_file()
-
-
 def _seen(pyramid: Pyramid, grid: Lattice, matrix: np.ndarray, device: str) -> torch.Tensor:
     """(I, J, K) a scan on `grid`, whose points `matrix` takes to it; its bright parts are 1, beyond it is 0."""
-    from medkit_register.deformable import inside
     from medkit_register.pyramid import percentile
+    from medkit_register.warp import inside
 
     level = pyramid.level(float(grid.affine[0, 0]))
     at = _mapped(level.index_from_world @ matrix @ grid.affine, indices(grid.shape, device).reshape(3, -1))

@@ -14,7 +14,7 @@ from medkit_register.similarity import MEASURES, normalised
 if TYPE_CHECKING:
     import torch
 
-    from medkit_register.frames import Frames
+    from medkit_register.axes import Frames
     from medkit_register.pyramid import Pyramid
     from medkit_register.similarity import Measure
 

@@ -1,6 +1,6 @@
 """What `register` does with one moving scan after the other: read and prepare, find the map, make the files.
 
-The three parts run one case apart from each other (see `medkit.case.Stages`). What nothing waits for is done aside, in
+The three parts run one case apart from each other (see `medkit.run.task.Stages`). What nothing waits for is done aside, in
 threads of its own: how alike the scans were before, the fixed scan's side of the comparison, the inverse of a warp.
 """
 
@@ -17,16 +17,17 @@ import numpy as np
 
 from medkit.errors import UsageError
 from medkit.task import Case, Result, Runtime, Stages
-from medkit_register.scores import scores
+from medkit_register.label_scores import scores
 
 if TYPE_CHECKING:
     from medkit.images import Image
-    from medkit.space import Grid, Transform
+    from medkit.space import Grid
+    from medkit.transforms import Transform
     from medkit_register.affine import Result as Affine
+    from medkit_register.choices import Choices
     from medkit_register.deformable import Begun, Warp
     from medkit_register.network import StartNetwork
     from medkit_register.pyramid import Pyramid, Volume
-    from medkit_register.task import Choices
 
 PROBES = 20_000
 """Voxels at which the inverse is tried."""
@@ -39,7 +40,7 @@ wrongly taken for alike half of their Dice, so it is higher than where the affin
 def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) -> Stages:
     """Reads and prepares what all cases share: the fixed image, its mask, a given start."""
     from medkit.images import read_image
-    from medkit.precision import choose_device
+    from medkit.inference import choose_device
     from medkit_register.affine import prepare
 
     runtime = replace(runtime, device=str(choose_device(runtime.device)))
@@ -64,7 +65,7 @@ def _start(shared: Mapping[str, Path], choices: Choices) -> str | np.ndarray:
     """Where the affine map begins, as in the engine's `Settings`. Raises UsageError for a file that holds a warp."""
     if choices.init != "file":
         return choices.init
-    from medkit.space import read_transform
+    from medkit.transforms import read_transform
 
     matrix: np.ndarray | None = getattr(read_transform(shared["init"]), "matrix", None)
     if matrix is None:
@@ -90,7 +91,7 @@ def _mask_on(grid: Grid, path: Path | None) -> np.ndarray | None:
     if path is None:
         return None
     from medkit.images import read_image
-    from medkit.resample import resample
+    from medkit.transforms import resample
 
     mask = read_image(path, labels=True)
     if mask.grid.digest() != grid.digest():
@@ -165,7 +166,7 @@ class Registration:
         return Moving(image, prepare(volume_of(image, _mask_on(image.grid, case.inputs.get("moving_mask")))), before)
 
     def _before(self, moving: Image) -> dict[str, float]:
-        from medkit.resample import resample
+        from medkit.transforms import resample
 
         return similarity_of(self.fixed, resample(moving, self.fixed.grid))
 
@@ -226,7 +227,8 @@ class Registration:
 
     def finish(self, case: Case, solution: Solution) -> Result:
         """Resamples the moving image, and says how well the two scans meet."""
-        from medkit.resample import resample
+        from medkit.images import Image
+        from medkit.transforms import TransformFile, resample
 
         maps = (self._on_fixed if solution.half is None else self._on_middle)(solution)
         moved = resample(solution.moving, maps.target.grid, maps.transform)
@@ -234,8 +236,9 @@ class Registration:
         agreement, missing = scores(case.inputs, maps.whole)
         before, inverse, found = solution.before.result(), maps.inverse.result(), solution.found
         quality = self._quality(solution, maps.transform, inverse)
+        others = {"transform": maps.transform, "inverse_transform": inverse, **maps.files}
         return Result(
-            {"image": moved, "transform": maps.transform, "inverse_transform": inverse, **maps.files},
+            {"image": moved} | {k: v if isinstance(v, Image) else TransformFile(v) for k, v in others.items()},
             metrics={"before": before, "after": after, **quality, **agreement},
             warnings=[*self.fixed.warnings, *found.warnings, *missing, *_verdict(before, after)],
             details={
@@ -258,8 +261,7 @@ class Registration:
         return Maps(self.fixed, transform, inverse, transform, files)
 
     def _on_middle(self, solution: Solution) -> Maps:
-        from medkit.resample import resample
-        from medkit.space import chain
+        from medkit.transforms import chain, resample
         from medkit_register.midpoint import middle_grid, to_fixed
 
         fixed, moving, half, warp = self.fixed.grid, solution.moving.grid, solution.half, solution.warp
@@ -309,7 +311,7 @@ class Registration:
 
 def forward(matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid) -> Transform:
     """The transform from `fixed` to `moving`, affine by `matrix` where there is no warp."""
-    from medkit.space import AffineTransform
+    from medkit.transforms import AffineTransform
     from medkit_register.fields import forward_field
 
     if warp is None:
@@ -326,10 +328,10 @@ def backward(warp: Warp | None, transform: Any, moving: Grid) -> Transform:
 
 
 def similarity_of(fixed: Image, moved: Image) -> dict[str, float]:
-    """See `medkit.metrics.similarity`."""
+    """See `medkit.evaluation.measures.metrics.similarity`."""
     import torch
 
-    from medkit.metrics import similarity
+    from medkit.evaluation import similarity
 
     # transposed, since axis I is the fastest in memory: what looks at one voxel after the other need not copy them
     stored = (np.ascontiguousarray(image.data[0].T, np.float32) for image in (fixed, moved))

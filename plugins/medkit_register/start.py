@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medkit_register.optimise import rotation
-from medkit_register.trials import Trials
+from medkit_register.start_scoring import Trials
 
 if TYPE_CHECKING:
-    from medkit_register.frames import Frames
+    from medkit_register.axes import Frames
     from medkit_register.problem import Problem
 
 ANGLES = np.deg2rad([-60.0, -30.0, 0.0, 30.0, 60.0])

@@ -4,49 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medkit.errors import UsageError
-from medkit.records import absolute
-from medkit.runner import identity_of
-from medkit.task import Output, Task
+from medkit.inference import identity_of
+from medkit.task import Output, Task, absolute
+from medkit_register.label_scores import SCORED, check_pairs
 from medkit_register.registration import set_up
-from medkit_register.scores import SCORED, check_pairs
 
 if TYPE_CHECKING:
-    from medkit.bundle import Bundle
     from medkit.space import Grid
+    from medkit_register.choices import Choices
 
-BENDING = ("deformable", "joint")
-"""Types with a warp after the affine map."""
 _STARTS = ("auto", "moments", "centre", "header")
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the command's options say."""
-
-    kind: str
-    """rigid, affine, deformable or joint."""
-    metric: str
-    """auto, lncc, mi, mse or mind."""
-    init: str
-    """auto, moments, centre, header, or the name of a transform file."""
-    quality: str = "default"
-    """fast, default or best; for deformable."""
-    midpoint: bool = False
-    """Both images go half of the way (see `midpoint`)."""
-    bundle: Bundle | None = None
-    """Whose network says where a warp begins, if any."""
-
-    @property
-    def bends(self) -> bool:
-        """Whether a warp follows the affine map."""
-        return self.kind in BENDING
 
 
 def registration(shared: Mapping[str, Path], choices: Choices) -> Task:

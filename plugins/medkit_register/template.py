@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.case import Case, Result, Runtime, Task, numbered
 from medkit.errors import InputError
-from medkit.files import Output
+from medkit.task import Case, Output, Result, Runtime, Task, numbered
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from medkit.images import Image
-    from medkit.space import Grid, Transform
+    from medkit.space import Grid
+    from medkit.transforms import Transform
     from medkit_register.deformable import Warp
     from medkit_register.pyramid import Pyramid
 
@@ -86,7 +86,7 @@ def memory_needed(scan: Grid, *, kind: str) -> int:
 
 def set_up(runtime: Runtime, *, wishes: Wishes) -> Callable[[Case], Result]:
     """The work on one group."""
-    from medkit.precision import choose_device
+    from medkit.inference import choose_device
 
     runtime = replace(runtime, device=str(choose_device(runtime.device)))
     return functools.partial(_template, wishes, runtime)
@@ -203,7 +203,7 @@ class _Group:
     def _centre_affine(self) -> None:
         """Moves the template to where the mean of the affine maps is the identity."""
         from medkit.space import apply_affine
-        from medkit_register.group import mean_map, seen_from
+        from medkit_register.mean_maps import mean_map, seen_from
 
         back = np.linalg.inv(mean_map([m.matrix for m in self.members]))
         if self.spreads:
@@ -215,7 +215,7 @@ class _Group:
 
     def _centre_warps(self) -> None:
         """Bends the template to where the mean of the displacements is zero."""
-        from medkit_register.group import centred
+        from medkit_register.mean_maps import centred
 
         warps = [m.warp for m in self.members if m.warp]
         for member, warp in zip(self.members, centred(warps), strict=True):
@@ -229,7 +229,7 @@ class _Group:
     def _average(self, grid: Grid) -> None:
         """The mean of the scans on `grid`, one read after the other."""
         from medkit.images import Image
-        from medkit.resample import resample
+        from medkit.transforms import resample
 
         total, squares, seen = (np.zeros(grid.shape, np.float32) for _ in range(3))
         for member in self.members:
@@ -254,7 +254,7 @@ class _Group:
 
     def inverse(self, member: _Member) -> Transform:
         """Points of the scan to points of the template."""
-        from medkit_register.group import with_inverse
+        from medkit_register.mean_maps import with_inverse
         from medkit_register.registration import backward
 
         there = self.transform(member, self.mean.grid)
@@ -298,9 +298,11 @@ class _File:
 
     def write(self, path: Path) -> None:
         """Computes and writes it."""
+        from medkit.transforms import write_transform
+
         group = self.group
         found = group.inverse(self.member) if self.inverse else group.transform(self.member, group.mean.grid)
-        found.write(path)
+        write_transform(found, path)
 
 
 def sharpened(image: Image) -> Image:

@@ -282,3 +282,20 @@ def newton_step(slopes: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     total = (a * first).addcmul_(d, second).addcmul_(g, third).clamp_min_(STEEPEST)
     p, q, r = residual
     return torch.stack([(x * p).addcmul_(y, q).addcmul_(z, r).div_(total) for x, y, z in cofactors]).clamp_(-1, 1)
+
+
+def spacings(lattice: Lattice) -> np.ndarray:
+    """mm between points along each axis that has more than one."""
+    steps = np.linalg.norm(lattice.affine[:3, :3], axis=0)
+    return steps[np.asarray(lattice.shape) > 1]
+
+
+def inside(index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(N,) 1 where indices (3, N) lie within an image of that shape, else 0; an axis of one voxel is no limit."""
+    import torch
+
+    kept = torch.ones(index.shape[1], dtype=torch.bool, device=index.device)
+    for along, size in zip(index, shape, strict=True):
+        if size > 1:
+            kept &= (along >= -0.5) & (along <= size - 0.5)
+    return kept.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from medkit.bundle_options import BundleOptions, bundle_options
+from medkit.inference import BundleOptions, bundle_options
 from medkit.options import RunOptions, task_options
 from medkit.task import run_task
 from medkit_segment.task import ROLES, segmentation

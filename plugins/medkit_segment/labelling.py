@@ -73,7 +73,7 @@ def on_grid(labels: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
     reach = np.abs(step[:3, :3] - turned) @ np.array(grid.shape)
     if sorted(axes) != [0, 1, 2] or reach.max() > _SAME_VOXEL:
         from medkit.images import Image
-        from medkit.resample import resample
+        from medkit.transforms import resample
 
         own = Image(labels[None], Grid(labels.shape, affine, grid.dims))
         return resample(own, grid, interpolation="nearest").data[0]

@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.bundle import Bundle
-from medkit.bundle_choice import modality_of
-from medkit.bundle_options import BundleOptions
-from medkit.case import Case, Result, Task, Text, Writable
 from medkit.errors import BundleError, InputError, UsageError
-from medkit.files import Output
-from medkit.runner import BundleRunner, bundle_task
+from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, modality_of
+from medkit.task import Case, Output, Result, Task, Text, Writable
 
 if TYPE_CHECKING:
     import torch
 
     from medkit.images import Image
-    from medkit.inference.config import Parts
-    from medkit.inference.steps import Prepared
+    from medkit.inference import Parts, Prepared
 
 OUTPUTS: Mapping[str, tuple[Output, ...]] = {
     "labels": (Output("labels", "labels", "dseg"), Output("table", "table", "dseg", ".tsv")),
@@ -160,7 +155,7 @@ class SegmentRunner(BundleRunner):
         return value.as_tensor() if hasattr(value, "as_tensor") else value, affine
 
     def _from_labels(self, computed: Prepared) -> Labelled:
-        from medkit.inference.outputs import to_labels
+        from medkit.inference import to_labels
         from medkit_segment import cleaning
 
         labels = to_labels(self.postprocessing(computed)["pred"], computed.grid, f"bundle {self.bundle.name}").data[0]
@@ -188,8 +183,8 @@ class SegmentRunner(BundleRunner):
     def _probabilities(self, image: Image, computed: Prepared) -> Image:
         """(C, I, J, K) float32 on the scan's grid, the background first."""
         from medkit.images import Image as Made
-        from medkit.resample import resample
         from medkit.space import Grid
+        from medkit.transforms import resample
         from medkit_segment import labelling
 
         logits, affine = self._logits(computed)

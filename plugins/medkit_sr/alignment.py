@@ -30,7 +30,7 @@ def aligned(fixed: Image, moving: Sequence[Image], threads: int) -> list[np.ndar
 
     Raises MedkitError where an image could not be aligned.
     """
-    from medkit.space import read_transform
+    from medkit.transforms import read_transform
 
     with tempfile.TemporaryDirectory(prefix="medkit_") as folder:
         paths = []

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from medkit import bundle as bundles
-from medkit.bundle_options import BundleOptions, bundle_options
 from medkit.errors import UsageError
+from medkit.inference import AUTO, BundleOptions, bundle_options
 from medkit.options import RunOptions, group_by_option, task_options
-from medkit.records import absolute
-from medkit.task import run_task
+from medkit.task import absolute, run_task
 from medkit_sr.methods import METHODS, STYLES, Wishes, with_style
 from medkit_sr.target import AXES, SCALES, Target
 
@@ -98,7 +96,7 @@ def sr(
     if fuse and sequence:
         raise UsageError("--fuse and --sequence contradict each other")
     settings, found = with_style(chosen.settings, style, chosen.of_task("sr"))
-    named = method or ("network" if chosen.name != bundles.AUTO or style != "faithful" else None)
+    named = method or ("network" if chosen.name != AUTO or style != "faithful" else None)
     shared = {role: absolute(path) for role, path in files.items() if path}
     target = Target(spacing, int(scale) if scale else None, "plane" if sequence else axes)
     run_task(superresolution(Wishes(target, named, style, shared, fuse, sequence), found, settings), options)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medkit.acquisition import Acquisition
+from medkit.scanner import Acquisition
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medkit.acquisition import Acquisition
+from medkit.scanner import Acquisition
 
 if TYPE_CHECKING:
     import torch

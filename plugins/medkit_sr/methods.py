@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medkit.bundle import WEIGHTS, Bundle
 from medkit.errors import UsageError
+from medkit.inference import WEIGHTS, Bundle
 from medkit_sr.target import Target
 
 if TYPE_CHECKING:
-    from medkit.runner import RunSettings
+    from medkit.inference import RunSettings
 
 METHODS = ("network", "backprojection", "bspline")
 STYLES = ("faithful", "sharp")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medkit.case import Case
 from medkit.errors import InputError
+from medkit.task import Case
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,10 @@ def stacked(case: Case) -> Image:
 
     Raises InputError for a single plane, and for volumes over time.
     """
-    from medkit.images import Image, read_image
+    from medkit.images import Image, count_frames, read_image
     from medkit.space import Grid
 
-    count = _frames(case)
+    count = count_frames(case.path)
     if count == 1:
         image = case.image()
         if image.grid.shape[ACROSS] == 1:
@@ -46,7 +46,9 @@ def stacked(case: Case) -> Image:
 
 def over_time(case: Case) -> bool:
     """Whether the frames of a case are its fourth axis."""
-    return _frames(case) > 1
+    from medkit.images import count_frames
+
+    return count_frames(case.path) > 1
 
 
 def unstacked(image: Image) -> Image:
@@ -113,13 +115,3 @@ def moved(frame: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         frame[None, None], where, mode="bicubic", padding_mode="border", align_corners=False
     )
     return sampled[0, 0]
-
-
-def _frames(case: Case) -> int:
-    """Frames of a NIfTI file; 1 of any other."""
-    if case.path.is_dir() or not case.path.name.endswith((".nii", ".nii.gz")):
-        return 1
-    from medkit import nifti
-
-    shape = nifti.promised_shape(case.path, nifti.read_header(case.path))
-    return int(np.prod(shape[3:]))

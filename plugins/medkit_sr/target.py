@@ -33,7 +33,7 @@ class Target:
 
         Raises InputError for a plane.
         """
-        from medkit.acquisition import refined
+        from medkit.scanner import refined
 
         if any(scan.is_planar for scan in scans):
             raise InputError(f"{path}: --fuse: expected volumes, got a plane")
@@ -41,8 +41,8 @@ class Target:
         return checked(refined(scans[0], [finest] * 3), path)
 
     def grid(self, scan: Grid, path: Path) -> Grid:
-        """The grid for a scan (see `medkit.acquisition.refined`). Raises InputError where there is nothing to do."""
-        from medkit.acquisition import refined
+        """The grid for a scan (see `medkit.scanner.acquisition.refined`). Raises InputError where there is nothing to do."""
+        from medkit.scanner import refined
 
         own = scan.spacing
         across = int(own.argmax())

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.acquisition import Acquisition
-from medkit.noise import Noise, span, with_floor
+from medkit.scanner import Acquisition, Noise, span, with_floor
 from medkit_sr.sequence import with_neighbours
 
 if TYPE_CHECKING:
     import torch
 
     from medkit.images import Image
-    from medkit.inference.steps import Prepared
-    from medkit.runner import BundleRunner
+    from medkit.inference import BundleRunner, Prepared
     from medkit.space import Grid
 
 
@@ -93,13 +91,13 @@ def told(fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int |
     """What a network is given, and what its answer is to be multiplied with.
 
     Of a volume (4, I, J, K): the image so far, 0 at its darkest and 1 at the 99th percentile of what is above, and the
-    base 2 logarithms of the steps along its axes (as `medkit.degradation.with_steps` gives them in training). Of
+    base 2 logarithms of the steps along its axes (as `medkit.synthesis.degradation.with_steps` gives them in training). Of
     planes along the axis `across`, for each of them (5, I, J): it, the one before and the one after, moved so that they
     lie as it does, and two logarithms.
     """
     import torch
 
-    from medkit.inference.steps import Prepared
+    from medkit.inference import Prepared
 
     low = min(0.0, float(fine.min()))
     lifted = fine - low

@@ -122,7 +122,7 @@ class Scans:
         import torch
         from medkit_register.pyramid import Volume, canonical
 
-        from medkit.images import read_image
+        from medkit.images.image import read_image
 
         image = read_image(self.data / SCANS[name])
         data, affine, _ = canonical(Volume(torch.from_numpy(image.data[0].astype(np.float32)), image.grid.affine))

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "plugins"))
 from medkit_segment.cleaning import filled
 from medkit_segment.task import MASK_GAP
 
-from medkit.label_table import LabelTable, Prior
-from medkit.synthesis import Ranges, Synthesis
+from medkit.synthesis.draw import Synthesis
+from medkit.synthesis.labels import LabelTable, Prior
+from medkit.synthesis.ranges import Ranges
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "brain_mri_segmentation"
 OUTSIDE = (0, 24, *range(500, 600))

@@ -22,12 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import zoo
 
-from medkit.bundle import Bundle
-from medkit.case import Case, Plan, Runtime, Task
-from medkit.files import Targets
-from medkit.options import RunOptions, granted_threads
-from medkit.records import record_of
-from medkit.runner import RunSettings, load_runner
+from medkit.bundles.bundle import Bundle
+from medkit.inference.runner import RunSettings, load_runner
+from medkit.machine.threads import granted_threads
+from medkit.options import RunOptions
+from medkit.pipe.records import record_of
+from medkit.run.outputs import Targets
+from medkit.run.task import Case, Plan, Runtime, Task
 
 UNET = {
     "_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [16, 32, 64, 128, 256],

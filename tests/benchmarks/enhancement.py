@@ -34,10 +34,10 @@ import numpy as np
 import torch
 from medkit_enhance.denoise import by_nlm
 
-from medkit.bundle import WEIGHTS
-from medkit.images import read_image
-from medkit.metrics import psnr, ssim
-from medkit.noise import Noise, without_floor
+from medkit.bundles.bundle import WEIGHTS
+from medkit.evaluation.measures.metrics import psnr, ssim
+from medkit.images.image import read_image
+from medkit.scanner.noise import Noise, without_floor
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mri_enhancement"

@@ -27,9 +27,10 @@ import numpy as np
 from medkit_classify.calibrate import answers, load
 from scipy.stats import rankdata
 
-from medkit.bundle import Bundle
-from medkit.training import TrainingPlan, train
+from medkit.bundles.bundle import Bundle
 from medkit.training.class_data import unpack
+from medkit.training.engine import train
+from medkit.training.plan import TrainingPlan
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

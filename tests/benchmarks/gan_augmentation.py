@@ -3,7 +3,7 @@
     python tests/benchmarks/gan_augmentation.py [--data FOLDER] [--share 0.05] [--seeds 5] [--picture FILE]
 
 For each seed a share of PneumoniaMNIST's training part is drawn, with its shares of classes. A CycleGAN
-(`medkit.translation`, planar generators) learns on these images alone to turn normal ones into ones with pneumonia and
+(`medkit.training.parts.cyclegan`, planar generators) learns on these images alone to turn normal ones into ones with pneumonia and
 back; every image then also gives one of the other class. The network of `chest_xray_classification`, with its loss and
 augmentation, is trained once without and once with these images (a quarter of each batch), the same steps both times.
 Given are AUC and accuracy on the official test set, their means and spreads, and the differences seed by seed.
@@ -25,10 +25,10 @@ from monai.networks.layers import SkipConnection
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
-from medkit.augmentation import AugmentedBatch, Changes
 from medkit.evaluation.classes.metrics import roc_auc
 from medkit.training.class_data import read_part
-from medkit.translation import CycleInferer, CycleLoss, ImagePool, TrainJudges
+from medkit.training.parts.augmentation import AugmentedBatch, Changes
+from medkit.training.parts.cyclegan import CycleInferer, CycleLoss, ImagePool, TrainJudges
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "chest_xray"
 SETS = ("pneumonia_a_pneumoniamnist.npz", "pneumonia_b_pneumoniamnist.npz")

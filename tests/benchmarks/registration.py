@@ -141,8 +141,9 @@ def _piped(options: tuple[str, ...], pair: Pair, work: Path) -> Row:
 
 def folded_share(pair: Pair, transform: Path) -> float | None:
     """Of the labelled voxels those where a displacement field folds; None for an affine transform."""
-    from medkit.images import read_image
-    from medkit.space import DisplacementField, read_transform
+    from medkit.images.image import read_image
+    from medkit.transforms.files import read_transform
+    from medkit.transforms.transform import DisplacementField
 
     field = read_transform(transform)
     if not isinstance(field, DisplacementField):
@@ -156,9 +157,9 @@ def folded_share(pair: Pair, transform: Path) -> float | None:
 
 def moved_dice(pair: Pair, transform: Path) -> float:
     """Overlap after moving the labels by a transform file."""
-    from medkit.images import read_image
-    from medkit.resample import resample
-    from medkit.space import read_transform
+    from medkit.images.image import read_image
+    from medkit.transforms.files import read_transform
+    from medkit.transforms.resample import resample
 
     fixed, moving = (read_image(path, labels=True) for path in pair.labels())
     moved = resample(moving, fixed.grid, read_transform(transform), interpolation="nearest")
@@ -211,7 +212,7 @@ def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
     """Mean Dice over the labels above 0 that both label images (I, J, K) have."""
     import torch
 
-    from medkit.metrics import dice
+    from medkit.evaluation.measures.metrics import dice
 
     first, second = (torch.from_numpy(np.rint(labels).astype(np.int32)) for labels in (a, b))
     shared = (set(first.unique().tolist()) & set(second.unique().tolist())) - {0}

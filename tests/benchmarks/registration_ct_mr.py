@@ -221,7 +221,8 @@ class Row:
 
 def run(head: Head, fixed: Path, moving: Path, options: tuple[str, ...], work: Path) -> Row:
     """`medkit run register` as a user calls it."""
-    from medkit.space import DisplacementField, read_transform
+    from medkit.transforms.files import read_transform
+    from medkit.transforms.transform import DisplacementField
 
     command = [sys.executable, "-m", "medkit", "run", "register", *options, "--fixed", str(fixed), str(moving)]
     began, before = time.perf_counter(), os.times()

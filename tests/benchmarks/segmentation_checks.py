@@ -25,7 +25,7 @@ import nibabel
 import numpy as np
 from segmentation import dice, table, voxels
 
-from medkit.testing import make_image
+from medkit.images.phantom import make_image
 
 PYTHON = [sys.executable, "-m", "medkit", "run"]
 

@@ -23,8 +23,9 @@ import torch
 from brain_mask import BUNDLE, OUTSIDE, read_map, write_drawn
 from segmentation import dice, voxels
 
-from medkit.label_table import LabelTable
-from medkit.synthesis import Ranges, Synthesis
+from medkit.synthesis.draw import Synthesis
+from medkit.synthesis.labels import LabelTable
+from medkit.synthesis.ranges import Ranges
 
 RANGES = Ranges(prior=0.7, thickness=(1.0, 4.0), coarseness=(1.0, 2.0))
 MOST_SLOPE = 4.0

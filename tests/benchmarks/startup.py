@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from medkit.testing import make_image
+from medkit.images.phantom import make_image
 
 PYTHON = sys.executable
 

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from medkit.bundle import WEIGHTS
-from medkit.images import read_image
-from medkit.metrics import dice, psnr, ssim
+from medkit.bundles.bundle import WEIGHTS
+from medkit.evaluation.measures.metrics import dice, psnr, ssim
+from medkit.images.image import read_image
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

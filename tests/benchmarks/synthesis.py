@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from medkit.figures import sample_sheet, write_png
-from medkit.precision import choose_precision, prepare
+from medkit.figures.mosaic import sample_sheet, write_png
+from medkit.machine.precision import choose_precision, prepare
 
 CONFIG = Path(__file__).parents[2] / "bundles" / "brain_mri_segmentation" / "configs" / "train.json"
 

@@ -27,11 +27,13 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from medkit.degradation import Faults, LowField, lowered, noised
-from medkit.evaluation.images import compare_images
-from medkit.figures import sample_sheet, write_png
-from medkit.label_table import LabelTable
-from medkit.synthesis import Random, Ranges, Synthesis, scale
+from medkit.evaluation.measures.images import compare_images
+from medkit.figures.mosaic import sample_sheet, write_png
+from medkit.synthesis.degradation import Faults, LowField, lowered, noised
+from medkit.synthesis.draw import Synthesis
+from medkit.synthesis.faults import scale
+from medkit.synthesis.labels import LabelTable
+from medkit.synthesis.ranges import Random, Ranges
 
 SHAPE = (160, 208, 224)
 CLEAN = Ranges(

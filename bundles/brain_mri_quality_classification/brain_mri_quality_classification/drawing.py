@@ -21,11 +21,21 @@ import numpy as np
 import torch
 
 from medkit.errors import InputError, MedkitError
-from medkit.files import write_atomically
 from medkit.images import Image, read_image
-from medkit.label_table import LabelTable
 from medkit.space import Grid
-from medkit.synthesis import Random, Ranges, Synthesis, acquired, bias_field, deformed, grain, looked_up, outlined
+from medkit.synthesis import (
+    LabelTable,
+    Random,
+    Ranges,
+    Synthesis,
+    acquired,
+    bias_field,
+    deformed,
+    grain,
+    looked_up,
+    outlined,
+)
+from medkit.task import write_atomically
 
 from . import CONTRASTS, USABILITY, Blocks, brightness, described
 from .contrasts import COUNT, GROUPS, INSIDE, means, top

@@ -8,8 +8,8 @@ What `medkit evaluate --kind classes` calls:
 
 from __future__ import annotations
 
-from medkit.evaluation.classes.files import Prediction, read_predictions
 from medkit.evaluation.classes.metrics import Predictions
+from medkit.evaluation.classes.predictions import Prediction, read_predictions
 from medkit.evaluation.classes.run import Judged, gathered, judge, predictions_in
 
 __all__ = ["Judged", "Prediction", "Predictions", "gathered", "judge", "predictions_in", "read_predictions"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from medkit.charts import BOTTOM, LEFT, TOP, Series, line_chart, round_ticks
 from medkit.evaluation.classes.metrics import BINS, reliability, roc_curve
 from medkit.evaluation.classes.run import ALL, Judged
+from medkit.figures.charts import BOTTOM, LEFT, TOP, Series, line_chart, round_ticks
 
 _SIZE = (620, 620)
 _UNIT = round_ticks(0, 1, 10)

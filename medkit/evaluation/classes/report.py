@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from medkit.evaluation.bootstrap import Estimate
-from medkit.evaluation.classes.files import PROBABILITY
 from medkit.evaluation.classes.metrics import BY_CLASS, OVERALL, reliability
+from medkit.evaluation.classes.predictions import PROBABILITY
 from medkit.evaluation.classes.run import ALL, ANSWERED, Judged
 from medkit.evaluation.report import aligned, finite, number_text
 

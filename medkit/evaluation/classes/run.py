@@ -11,10 +11,10 @@ import numpy as np
 
 from medkit.errors import InputError, MedkitError
 from medkit.evaluation.bootstrap import Estimate, estimates
-from medkit.evaluation.classes.files import Prediction, read_predictions
 from medkit.evaluation.classes.metrics import BY_CLASS, INFLATED, Predictions, by_class, confusion, overall
+from medkit.evaluation.classes.predictions import Prediction, read_predictions
 from medkit.evaluation.classes.truth import class_number, find_truth
-from medkit.evaluation.pairs import files_of, of_kind
+from medkit.evaluation.matching import files_of, of_kind
 
 ALL, ANSWERED = "all", "answered"
 """Groups of cases: every one, and those that were not abstained from."""

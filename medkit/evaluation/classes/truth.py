@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError
-from medkit.evaluation.classes.files import CANDIDATE, CASE, CLASS, case_of, column, read_predictions, read_table
-from medkit.evaluation.pairs import match, match_names
-from medkit.records import absolute
+from medkit.evaluation.classes.predictions import CANDIDATE, CASE, CLASS, case_of, column, read_predictions, read_table
+from medkit.evaluation.matching import match, match_names
+from medkit.pipe.records import absolute
 
 _PATHS = ("image", "path")
 """Keys of a datalist's items that say which file is meant, the first that is there."""

@@ -1,0 +1,1 @@
+"""Bundles as folders and archives: finding, reading, checking, packing and installing them, without running any."""

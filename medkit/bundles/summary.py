@@ -1,0 +1,208 @@
+"""What there is to know about a bundle without running it, for `medkit bundle list` and `show`: stdlib only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medkit.bundles.archive import printable
+from medkit.bundles.bundle import WEIGHTS, Bundle, installed, read_record, tensors
+from medkit.errors import BundleError
+from medkit.pipe.records import sha256_of
+
+if TYPE_CHECKING:
+    from medkit.plugins import Registry
+
+BY_USER = "installed by you"
+CARD_LINES = 6
+"""Lines of the model card that `show` prints."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bundle in the list."""
+
+    name: str
+    version: str
+    task: str | None
+    distribution: str | None
+    """The distribution that brings it, `installed by you`, or None for a folder."""
+    kinds: tuple[str, ...]
+    """What it takes (see `medkit.specs.KINDS`)."""
+    modality: str | None
+    weights_bytes: int | None
+    """None where they are missing."""
+    root: str
+    error: str | None = None
+    """Why its metadata cannot be read; None where they can."""
+
+
+def rows(registry: Registry) -> list[Row]:
+    """All bundles that can be named."""
+    return [row(bundle) for bundle in installed(registry)]
+
+
+def row(bundle: Bundle) -> Row:
+    """What the list says about a bundle; one whose metadata cannot be read keeps its line."""
+    try:
+        metadata, error = bundle.metadata, None
+    except BundleError as problem:
+        metadata, error = {}, str(problem)
+    return Row(
+        name=bundle.name,
+        version=str(metadata.get("version", "?")),
+        task=bundle.task,
+        distribution=BY_USER if bundle.by_user else bundle.distribution,
+        kinds=("image",) if error else bundle.kinds,
+        modality=None if error else bundle.modality,
+        weights_bytes=_size(bundle.root / WEIGHTS),
+        root=str(bundle.root),
+        error=error,
+    )
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Everything that `show` tells, as JSON data. Raises BundleError for metadata that cannot be read."""
+    metadata = bundle.metadata
+    head = row(bundle)
+    record = read_record(bundle.root) if bundle.by_user else None
+    licence = bundle.root / "LICENSE"
+    return {
+        "name": bundle.name,
+        "title": metadata.get("name"),
+        "version": head.version,
+        "task": bundle.task,
+        "distribution": head.distribution,
+        "root": str(bundle.root),
+        "purpose": metadata.get("task"),
+        "description": metadata.get("description"),
+        "intended_use": metadata.get("intended_use"),
+        "authors": metadata.get("authors"),
+        "copyright": metadata.get("copyright"),
+        "licence": _first_line(licence),
+        "kinds": list(head.kinds),
+        "modality": head.modality,
+        "inputs": dict(tensors(metadata, "inputs")),
+        "outputs": dict(tensors(metadata, "outputs")),
+        "labels": bundle.block.get("labels") or {},
+        "changelog": metadata.get("changelog") or {},
+        "figures": {
+            "eval_metrics": metadata.get("eval_metrics") or {},
+            "training": bundle.block.get("training") or {},
+        },
+        "weights": _weights(bundle.root / WEIGHTS),
+        "sha256": record.get("sha256") if record else None,
+        "card": _card(bundle.root / "docs" / "README.md"),
+    }
+
+
+def _weights(path: Path) -> dict[str, Any] | None:
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else None
+
+
+def _first_line(path: Path) -> str | None:
+    """The first line of a licence that says something, which is its name."""
+    return next((line.strip() for line in _text(path).splitlines() if line.strip()), None)
+
+
+def _text(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(100_000).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _card(path: Path) -> list[str]:
+    """The first lines of the model card that are prose: no headings, pictures, tables and comments."""
+    text = re.sub(r"<!--.*?-->|```.*?```", "", _text(path), flags=re.DOTALL)
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith(("#", "!", "|", "<", "---"))][:CARD_LINES]
+
+
+# ---- for people
+
+
+def list_lines(found: list[Row]) -> Iterator[str]:
+    """The list as aligned columns."""
+    if not found:
+        yield "no bundles"
+        return
+    head = ("name", "version", "task", "from", "takes", "modality", "weights")
+    table = [head] + [
+        (
+            r.name, r.version, r.task or "?", r.distribution or "a folder", ",".join(r.kinds), r.modality or "any",
+            "missing" if r.weights_bytes is None else megabytes(r.weights_bytes),
+        )
+        for r in found
+    ]  # fmt: skip
+    table = [tuple(printable(cell) for cell in line) for line in table]  # type: ignore[misc]
+    widths = [max(len(line[n]) for line in table) for n in range(len(head))]
+    for number, line in enumerate(table):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        if number and (error := found[number - 1].error):
+            yield f"    {printable(error)}"
+
+
+def megabytes(size: int) -> str:
+    """A size for people.
+
+    >>> megabytes(4_700_000)
+    '4.7 MB'
+    """
+    return f"{size / 1e6:.1f} MB"
+
+
+def show_lines(about: Mapping[str, Any]) -> Iterator[str]:
+    """What `describe` gave, as lines."""
+    yield from (printable(line) for line in _show_lines(about))
+
+
+def _show_lines(about: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{about['name']} {about['version']}" + (f": {about['title']}" if about["title"] else "")
+    yield f"  {about['root']}"
+    facts = {
+        "task": about["task"], "from": about["distribution"] or "a folder", "purpose": about["purpose"],
+        "description": about["description"], "use": about["intended_use"], "authors": about["authors"],
+        "copyright": about["copyright"], "licence": about["licence"], "takes": ", ".join(about["kinds"]),
+        "modality": about["modality"], "sha256": about["sha256"],
+    }  # fmt: skip
+    yield from (f"  {key:<12}{value}" for key, value in facts.items() if value)
+    weights = about["weights"]
+    yield "  weights     " + (f"{megabytes(weights['bytes'])}, sha256 {weights['sha256']}" if weights else "missing")
+    for side in ("inputs", "outputs"):
+        for name, tensor in about[side].items():
+            yield f"{side[:-1]} {name}: {_tensor_line(tensor)}"
+            yield from _numbered(tensor.get("channel_def"))
+    for title, key in (("labels", "labels"), ("changelog", "changelog")):
+        if about[key]:
+            yield title
+            yield from _numbered(about[key])
+    for title, figures in about["figures"].items():
+        if figures:
+            yield title.replace("eval_metrics", "evaluation")
+            yield from _numbered(figures)
+    if about["card"]:
+        yield "model card"
+        yield from (f"  {line}" for line in about["card"])
+
+
+def _tensor_line(tensor: Mapping[str, Any]) -> str:
+    shape = tensor.get("spatial_shape")
+    size = " x ".join(map(str, shape)) if isinstance(shape, list) else "?"
+    words = [f"{tensor.get('num_channels', '?')} x {size}", tensor.get("format"), tensor.get("dtype")]
+    if tensor.get("value_range"):
+        words.append(f"values {tensor['value_range']}")
+    return ", ".join(str(w) for w in words if w)
+
+
+def _numbered(values: Any) -> Iterator[str]:
+    if isinstance(values, dict):
+        yield from (f"  {key}  {value}" for key, value in values.items())

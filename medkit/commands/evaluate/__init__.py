@@ -1,0 +1,1 @@
+"""`medkit evaluate`: one module for each kind of comparison."""

@@ -1,0 +1,81 @@
+"""`medkit evaluate` on pairs of files: labels, images or points, each with its reference."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medkit.commands.evaluate.lines import say
+from medkit.errors import InputError, MedkitError, UsageError
+from medkit.machine.threads import granted_threads
+
+if TYPE_CHECKING:
+    from medkit.evaluation.results import Evaluation, Failure, Scores, Settings
+
+
+def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given: dict[str, Any]) -> tuple[str, int]:
+    """What to print, and the exit code; `bad`: sentences about lines that stand for no result."""
+    from medkit.evaluation.measures.label_maps import LabelMap, parse_labels
+    from medkit.evaluation.planning import plan
+    from medkit.evaluation.report import as_data, csv_text, table
+    from medkit.evaluation.results import Settings
+    from medkit.evaluation.run import evaluate
+    from medkit.pipe.atomic import write_atomically
+
+    planned = plan(results, reference, given["kind"], given["mask"], given["transform"]) if results else None
+    if planned:
+        _check_options(planned.kind, given)
+    unmatched = dict(planned.unmatched) if planned else {}
+    say(*bad, *unmatched.values())
+    if planned is None or not planned.pairs:
+        raise MedkitError("nothing to compare")
+    settings = Settings(
+        kind=planned.kind,
+        labels=parse_labels(given["labels"]) if given["labels"] is not None else (),
+        label_map=LabelMap.read(given["label_map"]) if given["label_map"] else None,
+        resample=given["resample"],
+        data_range=given["data_range"],
+        seed=given["seed"],
+    )
+    _share_cores(settings, given["threads"])
+    done = evaluate(planned.pairs, settings, _tell)
+    if given["csv_file"]:
+        write_atomically(given["csv_file"], csv_text(done))
+    data = as_data(done) | {"unmatched": [str(path) for path in unmatched]}
+    text = json.dumps(data) + "\n" if given["as_json"] else table(done, given["per_label"]) if done.scores else ""
+    return text, _exit_code(done, bool(bad) or (bool(unmatched) and not given["allow_missing"]))
+
+
+def _share_cores(settings: Settings, threads: int | None) -> None:
+    """Before torch is imported: threads that spin while they wait made --resample six times as slow on busy cores."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if settings.kind == "images" or settings.resample:
+        import torch
+
+        torch.set_num_threads(threads or granted_threads())
+
+
+def _exit_code(done: Evaluation, incomplete: bool) -> int:
+    if not done.scores and all(failure.refused for failure in done.failures):
+        return InputError.exit_code
+    return int(bool(done.failures) or incomplete)
+
+
+def _tell(outcome: Scores | Failure) -> None:
+    """Failures and warnings go to stderr at once."""
+    from medkit.evaluation.results import Failure
+
+    lines = [outcome.error] if isinstance(outcome, Failure) else outcome.warnings
+    say(*(f"{outcome.pair.name}: {line}" for line in lines))
+
+
+def _check_options(kind: str, given: dict[str, Any]) -> None:
+    """Raises UsageError for options that say nothing about this kind of files."""
+    belongs = {"labels": "labels", "label_map": "labels", "mask": "images", "data_range": "images",
+               "transform": "points"}  # fmt: skip
+    for name, of in belongs.items():
+        if given[name] is not None and kind != of:
+            raise UsageError(f"--{name.replace('_', '-')} is for {of}, and these files are taken for {kind} (--kind)")

@@ -1,0 +1,221 @@
+"""Which result belongs to which reference: by equal names, by names without what tools add to them, or by a pattern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from glob import escape
+from pathlib import Path
+
+from medkit.errors import InputError, UsageError
+from medkit.evaluation.results import Kind
+from medkit.pipe.names import FIELD_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES, TRANSFORM_SUFFIXES, kind_of_name, stem
+from medkit.pipe.records import absolute, record_of
+from medkit.transforms.points import POINT_SUFFIXES
+
+_LABELS = "dseg|seg|segmentation|aseg|labels?|labelmap|mask"
+"""Last words of the names of label images, and words of the names of their folders."""
+_ROLE = (
+    f"{_LABELS}|pred|prediction|registered|transformed|enhanced|sr|class|points|landmarks|fiducials|transform|xfm"
+    "|reference|truth|groundtruth|gt|manual|output|result"
+)
+"""Last words of names that say what was done to a case, not which case it is."""
+_MODALITY = "t1|t1w|t2|t2w|pd|pdw|flair|ct|mri?|image|img|0000"
+"""The same for what was scanned; 0000 is nnU-Net's first channel."""
+_DERIVED = "(space|desc|res|den|label|from|to|mode|seg)-.*"
+"""BIDS entities that derivatives add."""
+_SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "labels": IMAGE_SUFFIXES,
+    "images": IMAGE_SUFFIXES,
+    "points": POINT_SUFFIXES,
+    "transforms": (*TRANSFORM_SUFFIXES, *FIELD_SUFFIXES),
+    "classes": TABLE_SUFFIXES,
+}
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What belongs together."""
+
+    found: Mapping[Path, Path]
+    """Result -> its reference."""
+    missing: Mapping[Path, str] = field(default_factory=dict)
+    """Result without a reference -> why."""
+    unused: tuple[Path, ...] = ()
+    """References without a result."""
+
+
+def files_of(where: Path, kind: str) -> list[Path]:
+    """`where` itself, or the files of a kind below it where it is a folder (other than a DICOM series).
+
+    `kind`: labels, images, points, classes or transforms. Hidden files do not count. Raises InputError where it is
+    missing.
+    """
+    if not where.exists():
+        raise InputError(f"{where}: no such file or folder")
+    if not where.is_dir():
+        return [where]
+    every = sorted(path for path in where.rglob("*") if path.is_file())
+    plain = [path for path in every if not any(part.startswith(".") for part in path.relative_to(where).parts)]
+    slices = [path for path in plain if path.suffix.lower() in ("", ".dcm")]
+    if slices == plain and plain and kind in ("labels", "images"):
+        return [where]
+    found = [path for path in plain if path not in slices and path.name.lower().endswith(_SUFFIXES[kind])]
+    return [path for path in found if (kind_of_name(path) == "transform") is (kind == "transforms")]
+
+
+def kind_between(results: Sequence[Path], references: Sequence[Path]) -> Kind:
+    """What files are, by their names, their folders' names and their sidecars; UsageError where these do not say."""
+    if all(_is_points(path) for path in results):
+        return "points"
+    sides = [{_says_labels(path) for path in side if not _is_points(path)} for side in (results, references)]
+    if {True} in sides:
+        return "labels"
+    if any(True in side for side in sides):
+        raise UsageError("the folders hold label images and others: say which with --kind labels or --kind images")
+    return "images"
+
+
+def of_kind(paths: Iterable[Path], kind: str) -> list[Path]:
+    """Those of the files whose names fit a kind: label images among labels where there are any, else all but these."""
+    if kind == "classes":
+        every = list(paths)
+        return [path for path in every if says_classes(path)] or every
+    every = [path for path in paths if kind == "transforms" or _is_points(path) is (kind == "points")]
+    said = [path for path in every if _says_labels(path)]
+    if kind == "labels":
+        return said or every
+    return [path for path in every if path not in said] if kind == "images" else every
+
+
+def match(results: Sequence[Path], where: str, kind: str) -> Matches:
+    """The reference of each result: `where` is one file for all, a folder, or a pattern with `{id}`.
+
+    In a folder a name fits that is equal, else equal without the words that tools add (`_dseg`, `_registered`,
+    `space-` and so on), else without the modality too, as long as one result and one reference share it. `{id}` is
+    part of a reference's name, and a whole word of its result's name or folders. Raises InputError.
+    """
+    if "{id}" in where:
+        return _by_pattern(results, where)
+    place = absolute(where)
+    candidates = files_of(place, kind)
+    if candidates == [place]:
+        return Matches(dict.fromkeys(results, place))
+    return match_names(results, of_kind(candidates, kind))
+
+
+def match_names(results: Sequence[Path], references: Sequence[Path]) -> Matches:
+    """The reference of each result by what they are called alone, as `match` finds it in a folder."""
+    found: dict[Path, Path] = {}
+    used: set[Path] = set()
+    ends: list[Callable[[Path], str]] = [partial(_end, depth=depth) for depth in (3, 2, 1)]
+    keys: list[Callable[[Path], str]] = [str, *ends, _case, _subject]
+    for key in keys:
+        ours = _grouped((r for r in results if r not in found), key)
+        theirs = _grouped((r for r in references if r not in used), key)
+        for name in ours.keys() & theirs.keys():
+            if len(ours[name]) == len(theirs[name]) == 1:
+                found[ours[name][0]] = theirs[name][0]
+                used.add(theirs[name][0])
+    left = _grouped((result for result in results if result not in found), _subject)
+    unused = tuple(reference for reference in references if reference not in used)
+    fitting = _grouped(unused, _subject) if left else {}
+    missing = {r: _reason(rivals, fitting.get(subject, [])) for subject, rivals in left.items() for r in rivals}
+    in_order = {result: found[result] for result in results if result in found}
+    return Matches(in_order, missing, unused)
+
+
+def _reason(rivals: Sequence[Path], fitting: Sequence[Path]) -> str:
+    """Why results of one name have none of the references that it fits."""
+    if not fitting:
+        return "no name in the folder fits its own"
+    several = fitting if len(fitting) > 1 else rivals
+    return f"not clear which belong together: {', '.join(path.name for path in several)}"
+
+
+def _by_pattern(results: Sequence[Path], pattern: str) -> Matches:
+    first, *others = str(absolute(pattern)).split("{id}")
+    expression = re.escape(first) + "([^/]+)" + r"\1".join(map(re.escape, others))
+    wildcard = "*".join(map(escape, [first, *others]))
+    candidates = sorted(Path("/").glob(wildcard.lstrip("/")))
+    ids = {path: whole[1] for path in candidates if (whole := re.fullmatch(expression, str(path)))}
+    if not ids:
+        raise InputError(f"{pattern}: no file has such a name")
+    found: dict[Path, Path] = {}
+    missing: dict[Path, str] = {}
+    for result in results:
+        fitting = _longest(ids, result)
+        if len(fitting) == 1:
+            found[result] = fitting[0]
+        else:
+            missing[result] = f"{len(fitting) or 'no'} files named {Path(pattern).name} fit its name"
+    return Matches(found, missing, tuple(path for path in ids if path not in found.values()))
+
+
+def _longest(ids: Mapping[Path, str], result: Path) -> list[Path]:
+    """The references whose id is the longest of those that are a word of the result's name, else of its folders."""
+    for text in (result.name, str(result.parent)):
+        fitting = [path for path, word in ids.items() if re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", text)]
+        if fitting:
+            longest = max(len(ids[path]) for path in fitting)
+            return [path for path in fitting if len(ids[path]) == longest]
+    return []
+
+
+def _grouped(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return groups
+
+
+def _end(path: Path, *, depth: int) -> str:
+    """The last `depth` words of a path, such as `bert/mri/aseg`."""
+    return "/".join((*path.parts[-depth:-1], stem_of(path)))
+
+
+def stem_of(path: Path) -> str:
+    """A name without the suffix of an image, points or a transform."""
+    suffix = next((s for s in POINT_SUFFIXES if path.name.lower().endswith(s)), "")
+    return path.name[: -len(suffix)] if suffix else stem(path)
+
+
+def _case(path: Path) -> str:
+    """A name without the words that tools add."""
+    return _stripped(path, _ROLE)
+
+
+def _subject(path: Path) -> str:
+    """A name without the words that tools add and without what was scanned."""
+    return _stripped(path, f"{_ROLE}|{_MODALITY}")
+
+
+def _stripped(path: Path, words: str) -> str:
+    """A stem without BIDS entities of derivatives and without its last words as long as they are among `words`.
+
+    The folder's name where nothing is left, as for `anna/labels.nii.gz`.
+    """
+    left = [word for word in stem_of(path).split("_") if not re.fullmatch(_DERIVED, word)]
+    while left and re.fullmatch(words, left[-1].lower()):
+        left.pop()
+    return "_".join(left) or path.parent.name
+
+
+def _is_points(path: Path) -> bool:
+    return path.name.lower().endswith(POINT_SUFFIXES)
+
+
+def says_classes(path: Path) -> bool:
+    """Whether a file's name says that it holds the classes of a case."""
+    return path.name.lower().endswith(("_class.tsv", "_class.csv"))
+
+
+def _says_labels(path: Path) -> bool:
+    """Whether a file's name, its folder's, or its sidecar says that it holds labels."""
+    folder = path.parent.name.lower()
+    words = [stem_of(path).lower().split("_")[-1], *re.split(r"[\W_]+", folder)]
+    # nnU-Net and the Decathlon have labelsTr and labelsTs
+    said = folder.startswith("labels") or any(re.fullmatch(_LABELS, word) for word in words)
+    return said or record_of(path).kind in ("labels", "mask")

@@ -1,0 +1,59 @@
+"""Bringing a result onto the grid of its reference."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from medkit.errors import InputError
+from medkit.images.image import Image
+from medkit.space import Grid, apply_affine
+
+TOLERANCE = 0.01
+"""Voxels by which the corners of two grids may lie apart and still be the same: headers hold float32 or less."""
+
+
+def on_grid(image: Image, reference: Image, *, resample: bool, labels: bool) -> np.ndarray:
+    """The voxels (I, J, K) of `image` on the grid of `reference`.
+
+    Another order or direction of the axes is undone. Another grid is an InputError that names both, or with
+    `resample` interpolated (labels: nearest neighbour, images: linear, 0 outside).
+    """
+    same = reoriented(image, reference.grid)
+    if same is not None:
+        return same
+    if not resample:
+        raise InputError(
+            f"{image.path}: expected the grid of {reference.path}, {described(reference.grid)}, "
+            f"got {described(image.grid)} (--resample puts it onto that grid)"
+        )
+    from medkit.transforms.resample import resample as resampled
+
+    return resampled(image, reference.grid, None, "nearest" if labels else "linear").data[0]
+
+
+def reoriented(image: Image, grid: Grid) -> np.ndarray | None:
+    """The voxels (I, J, K) in the order and direction of the axes of `grid`; None where these are other voxels."""
+    steps = np.linalg.inv(grid.affine) @ image.grid.affine  # voxel of the image -> voxel of the grid
+    turn = np.rint(steps[:3, :3])
+    if (np.abs(turn).sum(axis=0) != 1).any() or (np.abs(turn).sum(axis=1) != 1).any():
+        return None
+    axes = np.abs(turn).argmax(axis=1)
+    if tuple(image.grid.shape[axis] for axis in axes) != grid.shape:
+        return None
+    backwards = turn[range(3), axes] < 0
+    last = np.array(image.grid.shape) - 1
+    corners = np.array(list(product((0, 1), repeat=3))) * last
+    expected = np.where(backwards, (last - corners)[:, axes], corners[:, axes])
+    if np.abs(apply_affine(steps, corners) - expected).max() > TOLERANCE:
+        return None
+    return image.data[0].transpose(axes)[tuple(slice(None, None, -1 if back else 1) for back in backwards)]
+
+
+def described(grid: Grid) -> str:
+    """`160 x 197 x 164 voxels of 1 x 1 x 1 mm around (-79.5, -217, -173.5)`, RAS+ mm."""
+    sizes = " x ".join(map(str, grid.shape))
+    spacing = " x ".join(f"{size:.4g}" for size in grid.spacing)
+    centre = ", ".join(f"{value:.4g}" for value in grid.centre)
+    return f"{sizes} voxels of {spacing} mm around ({centre})"

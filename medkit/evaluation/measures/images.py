@@ -1,0 +1,70 @@
+"""Images against references: mean squared error, structural similarity, peak signal to noise, correlation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from medkit.errors import InputError
+from medkit.evaluation.measures import metrics
+from medkit.evaluation.measures.grids import on_grid
+from medkit.evaluation.results import Pair, Scores, Settings
+from medkit.images.image import Image, read_image
+
+_FEW = 64
+"""So few different whole numbers on both sides are probably labels."""
+
+
+def score_images(pair: Pair, settings: Settings) -> Scores:
+    """Compare two images. Raises InputError."""
+    reference, image = read_image(pair.reference), read_image(pair.result)
+    result = on_grid(image, reference, resample=settings.resample, labels=False)
+    mask = None
+    if pair.mask is not None:
+        mask = on_grid(read_image(pair.mask, labels=True), reference, resample=settings.resample, labels=True) > 0
+        if not mask.any():
+            raise InputError(f"{pair.mask}: the mask keeps no voxel of {pair.reference}")
+    values = compare_images(result, reference.data[0], mask, settings.data_range)
+    return Scores(pair, values, warnings=tuple(_warnings(image, reference)))
+
+
+def compare_images(
+    result: np.ndarray, reference: np.ndarray, mask: np.ndarray | None = None, data_range: float | None = None
+) -> dict[str, float]:
+    """`mse` (squared units), `ssim`, `psnr_db` and `ncc` of two images (I, J, K) on one grid, and the `data_range`.
+
+    `mask` (I, J, K) bool picks the voxels, for SSIM the centres of its windows. `data_range`: the span that the
+    intensities can take, for SSIM and PSNR; where None, from the lowest to the highest value of the reference.
+    """
+    import torch
+
+    a, b = (torch.from_numpy(np.ascontiguousarray(image, np.float32)) for image in (result, reference))
+    kept = None if mask is None else torch.from_numpy(np.ascontiguousarray(mask))
+    span = float(b.max() - b.min()) if data_range is None else data_range
+    return {
+        "mse": metrics.mse(a, b, kept),
+        "ssim": metrics.ssim(a, b, kept, data_range=span),
+        "psnr_db": metrics.psnr(a, b, kept, data_range=span),
+        "ncc": metrics.ncc(a, b, kept),
+        "data_range": span,
+    }
+
+
+def rounded_scores(image: Image, reference: Image) -> dict[str, float | None]:
+    """What `compare_images` says of two images on one grid, for a sidecar: five digits; None for the PSNR of equals."""
+    found = compare_images(image.data[0], reference.data[0])
+    return {name: float(f"{value:.5g}") if math.isfinite(value) else None for name, value in found.items()}
+
+
+def _warnings(image: Image, reference: Image) -> Iterator[str]:
+    for side in (image, reference):
+        # what else the sanity check notices, such as thick slices, concerns networks
+        yield from (f"{side.path}: {warning}" for warning in side.warnings if "NaN" in warning)
+    if _few_numbers(image) and _few_numbers(reference):
+        yield "both files hold few whole numbers: if they are labels, say --kind labels"
+
+
+def _few_numbers(image: Image) -> bool:
+    return image.data.dtype.kind in "iu" and len(np.unique(image.data.reshape(-1, order="A")[::97])) <= _FEW

@@ -1,0 +1,140 @@
+"""NRRD and MetaImage files through itk, which knows their encodings and header variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkit.errors import InputError, OutputError
+from medkit.images import itk as itk_files
+from medkit.images.stored import Stored, as_values, pick_frame
+from medkit.space import Grid, lps_affine, lps_parts, three_axes
+
+COMPONENTS = {
+    "unsigned_char": "uint8",
+    "char": "int8",
+    "unsigned_short": "uint16",
+    "short": "int16",
+    "unsigned_int": "uint32",
+    "int": "int32",
+    "unsigned_long": "uint64",
+    "long": "int64",
+    "unsigned_long_long": "uint64",
+    "long_long": "int64",
+    "float": "float32",
+    "double": "float64",
+}
+"""itk's names of component types."""
+_HELD_AS = {"int8": "SS", "int64": "D", "uint64": "D"}
+"""Types that itk's wheels do not wrap, and the one that holds their values (whole numbers up to 2^53 in a double)."""
+
+
+def silence() -> None:
+    """Keep itk's C++ warnings off stderr: what matters becomes an error or a warning of ours."""
+    import itk
+
+    itk.Object.SetGlobalWarningDisplay(False)
+
+
+def last_line(error: Exception) -> str:
+    """The line of itk's long message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return text.rpartition("): ")[2]
+
+
+def read_header(path: Path) -> Any:
+    """itk's ImageIO after reading the header of the file; InputError where there is none."""
+    import itk
+
+    silence()
+    reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if reader is None or reader.GetNameOfClass() not in ("NrrdImageIO", "MetaImageIO"):
+        raise InputError(f"{path}: expected an image in the format of its name, got something else")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{path}: damaged header: {last_line(error)}") from error
+    return reader
+
+
+def grid_of(path: Path, reader: Any) -> Grid:
+    """The grid in an ImageIO's header; axes beyond the third are frames."""
+    axes = reader.GetNumberOfDimensions()
+    if axes not in (2, 3, 4):
+        raise InputError(f"{path}: expected 2 or 3 axes, got {axes}")
+    dims = min(axes, 3)
+    shape = tuple(reader.GetDimensions(axis) for axis in range(dims))
+    if min(shape) < 1:
+        raise InputError(f"{path}: no voxels: expected axes of one voxel or more, got the shape {shape}")
+    directions = np.array([reader.GetDirection(axis)[:dims] for axis in range(dims)]).T
+    spacing = np.array([reader.GetSpacing(axis) for axis in range(dims)])
+    origin = np.array([reader.GetOrigin(axis) for axis in range(dims)])
+    return Grid(three_axes(shape), lps_affine(directions, spacing, origin), dims)
+
+
+def read_voxels(path: Path, reader: Any) -> np.ndarray:
+    """(I, J, K, T, components) voxels in the stored type, axis I fastest in memory."""
+    import itk
+
+    stored = np.dtype(COMPONENTS[reader.GetComponentTypeAsString(reader.GetComponentType())])
+    axes, components = reader.GetNumberOfDimensions(), reader.GetNumberOfComponents()
+    if reader.GetPixelTypeAsString(reader.GetPixelType()) == "complex":
+        raise InputError(f"{path}: expected real voxels, got complex ones")
+    try:
+        if components > 1:
+            kind = itk.VectorImage[itk.F if stored.itemsize < 4 or stored == np.float32 else itk.D, axes]
+            source = itk.ImageFileReader[kind].New(FileName=str(path), ImageIO=reader)
+            source.Update()
+            voxels = itk.array_from_image(source.GetOutput())
+        else:
+            pixel = getattr(itk, _HELD_AS[stored.name]) if stored.name in _HELD_AS else None
+            voxels = itk.array_from_image(itk.imread(str(path), pixel, imageio=reader))[..., None]
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be read whole: {last_line(error)}") from error
+    shape = (*(reader.GetDimensions(axis) for axis in range(axes)), 1, 1)[:4]
+    voxels = voxels.astype(stored, copy=False).reshape(*shape[::-1], components)
+    return voxels.transpose(3, 2, 1, 0, 4)
+
+
+def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
+    """Write (C, I, J, K) as NRRD or MetaImage, compressed; C > 1 as an image of vectors."""
+    import itk
+
+    data = _wrapped_type(path, data)
+    voxels = data.transpose(3, 2, 1, 0)  # itk's arrays: K, J, I, components
+    voxels = voxels[0] if grid.dims == 2 else voxels
+    voxels = np.ascontiguousarray(voxels if len(data) > 1 else voxels[..., 0])
+    image = itk.image_from_array(voxels, is_vector=len(data) > 1)
+    directions, spacing, origin = lps_parts(grid.affine, grid.dims)
+    image.SetOrigin([float(value) for value in origin])
+    image.SetSpacing([float(value) for value in spacing])
+    image.SetDirection(np.ascontiguousarray(directions))
+    itk.imwrite(image, str(path), compression=True)
+
+
+def _wrapped_type(path: Path, data: np.ndarray) -> np.ndarray:
+    """In a type that itk's wheels can write: whole numbers of 8 or 64 bits in the nearest one that holds them."""
+    wider: dict[str, Any] = {"int8": np.int16, "uint64": np.uint32, "int64": np.int32}
+    if data.dtype.name not in wider:
+        return data
+    limits = np.iinfo(wider[data.dtype.name])
+    if data.max() > limits.max or data.min() < limits.min:
+        raise OutputError(f"{path}: {path.suffix[1:]} files hold whole numbers up to {limits.max}, got {data.max()}")
+    return data.astype(wider[data.dtype.name])
+
+
+def _read_itk(path: Path, frame: int | None) -> Stored:
+    reader = itk_files.read_header(path)
+    grid = itk_files.grid_of(path, reader)
+    voxels = itk_files.read_voxels(path, reader)
+    components = voxels.shape[4]
+    if (components == 3 and voxels.dtype.kind == "f") or (components > 1 and voxels.shape[3] > 1):
+        raise InputError(f"{path}: expected an image, got a displacement field or another image of vectors")
+    if components in (3, 4) and voxels.dtype == np.uint8:
+        raise InputError(f"{path}: expected one value per voxel, got colours (RGB)")
+    frames = voxels.reshape(*voxels.shape[:3], -1, order="F")
+    return Stored(as_values(path, pick_frame(path, frames, frame), None)[None], grid)

@@ -1,0 +1,71 @@
+"""MGH and MGZ, FreeSurfer's volumes: read and written through nibabel's header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkit.errors import InputError, OutputError
+from medkit.images import nifti
+from medkit.images.stored import Stored, as_values, pick_frame
+from medkit.space import Grid, three_axes
+
+MGH_DATA_OFFSET = 284
+
+
+def _read_mgh(path: Path, frame: int | None) -> Stored:
+    content = nifti.read_bytes(path)
+    header = _mgh_header(path, content)
+    grid = _mgh_grid(path, header)
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    count = int(np.prod(shape, dtype=object))
+    if len(content) < MGH_DATA_OFFSET + count * dtype.itemsize:
+        raise InputError(f"{path}: truncated: the header promises {count} voxels, the file holds {len(content)} bytes")
+    voxels: np.ndarray = np.frombuffer(content, dtype, count, MGH_DATA_OFFSET).astype(dtype.newbyteorder("="))
+    frames = voxels.reshape(*grid.shape, -1, order="F")
+    return Stored(as_values(path, pick_frame(path, frames, frame), None)[None], grid)
+
+
+def _mgh_header(path: Path, content: bytes | bytearray) -> Any:
+    from nibabel.freesurfer.mghformat import MGHHeader
+
+    try:
+        header = MGHHeader(bytes(content[: MGHHeader.template_dtype.itemsize]), check=True)
+        header.get_data_dtype()
+    except Exception as error:  # nibabel raises several types of error for bytes that are no header
+        raise InputError(f"{path}: expected an MGH file, got something else") from error
+    return header
+
+
+def _mgh_grid(path: Path, header: Any) -> Grid:
+    shape = three_axes(header.get_data_shape())
+    if min(shape) < 1:
+        raise InputError(f"{path}: no voxels: expected axes of one voxel or more, got the shape {shape}")
+    return Grid(shape, header.get_affine())
+
+
+def _write_mgh(path: Path, data: np.ndarray, grid: Grid) -> None:
+    """Write with nibabel's header; the gzip stream is ours, so that equal images give equal bytes."""
+    from nibabel.freesurfer.mghformat import MGHImage
+
+    voxels = data[0] if len(data) == 1 else np.moveaxis(data, 0, -1)
+    content = MGHImage(_mgh_typed(path, voxels), grid.affine).to_bytes()
+    with open(path, "wb") as stream:
+        if path.suffix == ".mgz":
+            nifti.write_gzip(stream, [content])
+        else:
+            stream.write(content)
+
+
+def _mgh_typed(path: Path, voxels: np.ndarray) -> np.ndarray:
+    """In one of MGH's four types: uint8, int16, int32, float32."""
+    if voxels.dtype.kind == "f":
+        return voxels.astype(np.float32, copy=False)
+    for kind in (np.uint8, np.int16, np.int32):
+        if np.can_cast(voxels.dtype, kind):
+            return voxels.astype(kind, copy=False)
+    if voxels.max() > np.iinfo(np.int32).max or voxels.min() < np.iinfo(np.int32).min:
+        raise OutputError(f"{path}: mgh files hold whole numbers up to {np.iinfo(np.int32).max}, got {voxels.max()}")
+    return voxels.astype(np.int32)

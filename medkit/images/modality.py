@@ -1,0 +1,11 @@
+"""What kind of scanner an image seems to come from, by its values."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def is_ct(values: np.ndarray) -> bool:
+    """Whether voxels of any shape are Hounsfield units: there is air, and water."""
+    air, tissue = (values > -1100) & (values < -700), np.abs(values) < 200
+    return bool(values.min() < -700 and air.mean() > 0.01 and tissue.mean() > 0.03)

@@ -1,0 +1,274 @@
+"""NIfTI files as bytes: the header that nibabel understands, the voxels, and the geometry as stored.
+
+Own reading of the bytes (nibabel parses the header) because a result must rest on a whole file: the CRC of the gzip
+stream is checked to its end, and the size that the header promises is compared with the file before memory is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import igzip_threaded, isal_zlib
+
+from medkit.errors import InputError
+from medkit.images import nifti
+from medkit.images.stored import Stored, as_values, pick_frame
+from medkit.space import Grid, three_axes
+
+GEOMETRY_FIELDS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+VECTOR_INTENTS = (1006, 1007)
+"""NIFTI_INTENT_DISPVECT and NIFTI_INTENT_VECTOR."""
+_MILLIMETRES = {1: 1000.0, 3: 0.001}
+_DATA_OFFSET = 352
+_BEST_DEFLATE = 1032
+"""No deflate stream grows by more than this factor (zlib's technical notes), so a larger promise is a torn file."""
+
+
+def read_header(path: Path) -> Any:
+    """The header of a `.nii` or `.nii.gz` file, by its content, whatever its name.
+
+    Returns a `nibabel.Nifti1Header` or `Nifti2Header` in the byte order of the file. Raises InputError.
+    """
+    return _parse_header(path, read_head(path))
+
+
+def read_head(path: Path) -> bytes:
+    """The first kilobyte of a file or more, unpacked where it is gzip. InputError where it cannot be read."""
+    with opened(path) as stream:
+        head = stream.read(1 << 16)
+    return _inflate_head(path, head) if head[:2] == b"\x1f\x8b" else head
+
+
+def read(path: Path) -> tuple[Any, np.ndarray]:
+    """Header and unscaled voxels, with the shape the header promises, axis I fastest (Fortran order), native bytes.
+
+    Raises InputError for a file that is damaged, truncated or no NIfTI file.
+    """
+    with opened(path) as stream:
+        raw = stream.read()
+    header = _parse_header(path, _inflate_head(path, raw[: 1 << 16]) if raw[:2] == b"\x1f\x8b" else raw)
+    shape, dtype, start = promised_shape(path, header), stored_dtype(path, header), _data_start(header)
+    promised = start + dtype.itemsize * int(np.prod(shape, dtype=object))
+    content = _inflate(path, raw, promised) if raw[:2] == b"\x1f\x8b" else bytearray(raw)
+    if len(content) < promised:
+        raise InputError(f"{path}: truncated: the header promises {promised} bytes, the file holds {len(content)}")
+    voxels: np.ndarray = np.frombuffer(content, dtype, count=int(np.prod(shape)), offset=start)
+    return header, voxels.astype(dtype.newbyteorder("="), copy=False).reshape(shape, order="F")
+
+
+def read_bytes(path: Path) -> bytearray:
+    """The content of a file, unpacked where it is gzip, with its checksum verified; InputError where damaged."""
+    with opened(path) as stream:
+        raw = stream.read()
+    return _inflate(path, raw, len(raw) * _BEST_DEFLATE) if raw[:2] == b"\x1f\x8b" else bytearray(raw)
+
+
+def write(path: Path, voxels: np.ndarray, header: Any) -> None:
+    """Write `voxels`, unscaled, with the geometry and intent of `header`; gzip when the name ends in `.gz`.
+
+    Equal arrays and headers give equal bytes: the gzip header holds neither a time nor a name.
+    """
+    header = header.copy()
+    header.set_data_dtype(voxels.dtype.newbyteorder("="))
+    zooms = np.array(header["pixdim"])
+    header.set_data_shape(voxels.shape)
+    header["pixdim"] = zooms  # set_data_shape clears the entries beyond the shape
+    header["magic"] = b"n+1" if header["sizeof_hdr"] == 348 else b"n+2"
+    header["vox_offset"] = start = _data_start(header)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    body = np.ascontiguousarray(voxels.T, voxels.dtype.newbyteorder("="))
+    head = header.binaryblock
+    content = [head, bytes(start - len(head)), body.reshape(-1).view(np.uint8).data]
+    with open(path, "wb") as stream:
+        if path.name.endswith(".gz"):
+            write_gzip(stream, content)
+        else:
+            stream.writelines(content)
+
+
+def write_gzip(stream: Any, content: list[Any]) -> None:
+    """Compress the parts of `content`, one after the other, into `stream`: fast (level 1), the same bytes each time.
+
+    By Intel's ISA-L: a fifth of zlib's time for a smaller file, and less than half of it to read one. Blocks are
+    compressed by two threads at once; the bytes do not depend on that.
+    """
+    from medkit.machine.threads import granted_threads
+
+    with igzip_threaded.open(stream, "wb", compresslevel=1, threads=min(2, granted_threads())) as packed:
+        for part in content:
+            packed.write(part)
+
+
+def geometry_fields(header: Any) -> dict[str, Any]:
+    """The stored fields that fix the grid, as plain values, to be written to an output bit for bit."""
+    fields: dict[str, Any] = {name: np.array(header[name]) for name in GEOMETRY_FIELDS}
+    units = int(header["xyzt_units"]) & 7
+    return fields | {"pixdim": np.array(header["pixdim"][:4]), "xyzt_units": units, "version": _version(header)}
+
+
+def header_for(fields: Mapping[str, Any] | None, affine: np.ndarray, spacing: np.ndarray) -> Any:
+    """A new header with stored geometry, or where there is none with `affine` (4, 4), voxel -> RAS+ mm.
+
+    A sheared affine has no qform: its qform code is 0, so that no reader takes a grid that is not the image's.
+    """
+    from nibabel import Nifti1Header, Nifti2Header
+
+    header = Nifti1Header() if fields is None or fields["version"] == 1 else Nifti2Header()
+    if fields is None:
+        header["pixdim"][1:4] = spacing
+        axes = affine[:3, :3] / spacing
+        header.set_sform(affine, 1)
+        header.set_qform(affine, 1 if np.allclose(axes.T @ axes, np.eye(3), atol=1e-4) else 0, strip_shears=True)
+        header["xyzt_units"] = 2
+        return header
+    for name in (*GEOMETRY_FIELDS, "xyzt_units"):
+        header[name] = fields[name]
+    header["pixdim"][:4] = fields["pixdim"]
+    return header
+
+
+def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
+    """The affine, (4, 4), voxel -> RAS+ mm, and what is to be said about it.
+
+    The sform wins over the qform (as in ITK and nibabel); without both the spacing alone places the image.
+    """
+    usable = header.copy()
+    usable["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # the standard: 0 means 1
+    usable["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    warnings: list[str] = []
+    sform = usable.get_sform() if header["sform_code"] > 0 else None
+    qform = _qform(usable) if header["qform_code"] > 0 else None
+    if sform is not None and qform is not None and not _agree(sform, qform, header):
+        warnings.append("sform and qform disagree; the sform is used")
+    affine = sform if sform is not None else qform
+    if affine is None:
+        affine = usable.get_base_affine()
+        warnings.append("neither sform nor qform is set: orientation and left/right are a guess")
+    return np.diag([*[_MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)] * 3, 1.0]) @ affine, warnings
+
+
+def promised_shape(path: Path, header: Any) -> tuple[int, ...]:
+    """The shape in the header, all axes; InputError where an axis has no voxels."""
+    axes = int(header["dim"][0])
+    shape = tuple(int(n) for n in header["dim"][1 : axes + 1])
+    if not 1 <= axes <= 7 or min(shape) < 1:
+        raise InputError(f"{path}: no voxels: expected axes of one voxel or more, got the shape {shape}")
+    return shape
+
+
+def stored_dtype(path: Path, header: Any) -> np.dtype:
+    """The type of a voxel in the file, in the file's byte order."""
+    try:
+        dtype = header.get_data_dtype()
+    except Exception as error:  # nibabel's HeaderDataError, without importing nibabel for its name
+        raise InputError(f"{path}: voxels of NIfTI type {int(header['datatype'])}, which medkit cannot read") from error
+    if dtype.itemsize == 0:
+        raise InputError(f"{path}: voxels of NIfTI type {int(header['datatype'])}, which medkit cannot read")
+    return dtype
+
+
+def scaling(path: Path, header: Any) -> tuple[float, float] | None:
+    """Slope and intercept of the voxels; None where the file has none (slope 0 or not a number, or 1 and 0)."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not np.isfinite(slope) or (slope, intercept) == (1.0, 0.0):
+        return None
+    if not np.isfinite(intercept):
+        raise InputError(f"{path}: expected a finite intercept of the voxels (scl_inter), got {intercept}")
+    return slope, intercept
+
+
+def opened(path: Path) -> io.BufferedReader:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from error
+
+
+def _parse_header(path: Path, head: bytes) -> Any:
+    from nibabel import Nifti1Header, Nifti2Header
+
+    sizes = {348: Nifti1Header, 540: Nifti2Header}
+    kind = sizes.get(int.from_bytes(head[:4], "little"), sizes.get(int.from_bytes(head[:4], "big")))
+    if kind is None:
+        raise InputError(f"{path}: expected a NIfTI file, got something else (no NIfTI header at its start)")
+    size = kind.sizeof_hdr
+    if len(head) < size:
+        raise InputError(f"{path}: truncated: {len(head)} bytes, less than a NIfTI header")
+    header = kind(head[:size], check=False)
+    if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+        raise InputError(f"{path}: expected header and voxels in one file (NIfTI n+1), got a header alone or Analyze")
+    return header
+
+
+def _data_start(header: Any) -> int:
+    least = _DATA_OFFSET if int(header["sizeof_hdr"]) == 348 else 544
+    return max(int(header["vox_offset"]), least)
+
+
+def _version(header: Any) -> int:
+    return 1 if int(header["sizeof_hdr"]) == 348 else 2
+
+
+def _qform(header: Any) -> np.ndarray | None:
+    try:
+        return header.get_qform()
+    except Exception:  # nibabel's HeaderDataError: a quaternion longer than 1 is no rotation, the file has no qform
+        return None
+
+
+def _agree(sform: np.ndarray, qform: np.ndarray, header: Any) -> bool:
+    corners = np.array([[0, 0, 0, 1.0], [*np.maximum(header["dim"][1:4] - 1.0, 1.0), 1.0]])
+    apart = np.abs(corners @ (sform - qform).T).max()
+    return bool(apart < max(0.1 * np.abs(header["pixdim"][1:4]).min(), 1e-3))
+
+
+def _inflate_head(path: Path, raw: bytes) -> bytes:
+    try:
+        return isal_zlib.decompressobj(wbits=31).decompress(raw, 1 << 10)
+    except isal_zlib.error as error:
+        raise InputError(f"{path}: damaged gzip stream ({error})") from error
+
+
+def _inflate(path: Path, raw: bytes, promised: int) -> bytearray:
+    """The first `promised` bytes of the gzip stream(s), with the checksum of every stream verified."""
+    if promised > len(raw) * _BEST_DEFLATE + (1 << 16):
+        raise InputError(f"{path}: truncated: the header promises {promised} bytes, {len(raw)} compressed ones came")
+    content = bytearray()
+    try:
+        while raw[:2] == b"\x1f\x8b":  # several members in a row are one file, as in `cat a.gz b.gz`
+            engine = isal_zlib.decompressobj(wbits=31)
+            content += engine.decompress(raw, max(promised - len(content), 1))
+            while not engine.eof:
+                rest = engine.decompress(engine.unconsumed_tail, 1 << 20)
+                if not rest and not engine.eof:
+                    raise InputError(f"{path}: truncated: the gzip stream ends early, after {len(content)} bytes")
+                content += rest[: max(promised - len(content), 0)]
+            raw = engine.unused_data
+    except isal_zlib.error as error:
+        raise InputError(f"{path}: damaged gzip stream ({error})") from error
+    return content
+
+
+def _read_nifti(path: Path, frame: int | None) -> Stored:
+    header, voxels = nifti.read(path)
+    grid, warnings = _nifti_grid(path, header, voxels.shape)
+    if int(header["intent_code"]) in nifti.VECTOR_INTENTS and voxels.ndim == 5:
+        raise InputError(f"{path}: expected an image, got a displacement field or another image of vectors")
+    voxels = pick_frame(path, voxels.reshape(*grid.shape, -1, order="F"), frame)
+    scaling = nifti.scaling(path, header)
+    return Stored(as_values(path, voxels, scaling)[None], grid, tuple(warnings))
+
+
+def _nifti_grid(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Grid, list[str]]:
+    if len(shape) == 1:
+        raise InputError(f"{path}: expected 2 or 3 axes, got one")
+    affine, warnings = nifti.affine_of(path, header)
+    return Grid(three_axes(shape), affine, min(len(shape), 3), nifti.geometry_fields(header)), warnings

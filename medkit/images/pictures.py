@@ -1,0 +1,111 @@
+"""Grey pictures, PNG and JPEG of 8 or 16 bits, as images of one plane.
+
+The columns of a picture run to the patient's left and its rows down to the back, as ITK has it and as axial slices are
+shown; nothing in such a file says more about the body.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkit.errors import InputError, OutputError
+from medkit.images import pictures
+from medkit.images.stored import Stored, pick_frame
+from medkit.space import Grid, lps_affine
+
+SCREENS = (72, 96)
+"""Pixels per inch that programs write which know nothing of the size of what is shown."""
+JPEG_QUALITY = 95
+
+
+def read_picture(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
+    """(1, I, J, 1) uint8 or uint16, I along the columns; its grid; warnings. Raises InputError, for colours too."""
+    with _opened(path) as picture:
+        grid, warnings = _grid(picture)
+        return _grey(path, picture).T[None, ..., None], grid, warnings
+
+
+def read_picture_grid(path: Path) -> Grid:
+    """The grid of a picture."""
+    with _opened(path) as picture:
+        return _grid(picture)[0]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A Pillow image, turned as its EXIF block says; Pillow's errors become InputErrors."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            yield ImageOps.exif_transpose(picture)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for torn and foreign files
+        raise InputError(f"{path}: expected a PNG or JPEG picture: {error}") from error
+
+
+def _grid(picture: Any) -> tuple[Grid, list[str]]:
+    dpi = picture.info.get("dpi")
+    known = dpi is not None and min(dpi) > 0 and round(dpi[0]) not in SCREENS
+    spacing = 25.4 / np.array(dpi, float) if known else np.ones(2)
+    warnings = [] if known else ["the picture does not say how large its pixels are: taken as 1 mm"]
+    return Grid((*picture.size, 1), lps_affine(np.eye(2), spacing, np.zeros(2)), dims=2), warnings
+
+
+def _grey(path: Path, picture: Any) -> np.ndarray:
+    """(rows, columns)."""
+    if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L"))
+    if picture.mode.startswith("I"):  # 16 bits; some versions of Pillow hand them over in 32
+        return np.asarray(picture).astype(np.uint16)
+    colours = np.asarray(picture.convert("RGBA"))
+    if not (colours[..., :3] == colours[..., :1]).all():
+        raise InputError(f"{path}: expected grey values, got colours")
+    if not (colours[..., 3] == 255).all():
+        raise InputError(f"{path}: expected grey values, got a picture that is transparent in places")
+    return np.ascontiguousarray(colours[..., 0])
+
+
+def is_coloured(path: Path) -> bool:
+    """Whether a picture's pixels have colours. Raises InputError for a file that is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
+                return False
+            channels = np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: expected a picture: {error}") from error
+    return not bool((channels == channels[..., :1]).all())
+
+
+def write_picture(path: Path, data: np.ndarray, grid: Grid) -> None:
+    """Writes a plane, (1, I, J, 1) uint8 or uint16, as PNG or (8 bits only) JPEG with the size of its pixels.
+
+    Axes are turned so that left and right, front and back are where a reader expects them. Raises OutputError.
+    """
+    from PIL import Image
+
+    if len(data) != 1 or grid.shape[2] != 1:
+        raise OutputError(f"{path}: pictures hold one plane, got {' x '.join(map(str, grid.shape))} voxels")
+    kinds: tuple[type, ...] = (np.uint8, np.uint16) if path.suffix.lower() == ".png" else (np.uint8,)
+    if data.dtype not in kinds:
+        names = " or ".join(np.dtype(kind).name for kind in kinds)
+        raise OutputError(f"{path}: a picture of this type holds {names}, got {data.dtype.name}")
+    plane = data[0, :, :, 0]
+    for axis in (0, 1):
+        direction = grid.affine[:3, axis]
+        if direction[np.abs(direction).argmax()] > 0:
+            plane = np.flip(plane, axis)
+    dpi = tuple(float(value) for value in 25.4 / grid.spacing[:2])
+    Image.fromarray(np.ascontiguousarray(plane.T)).save(path, dpi=dpi, quality=JPEG_QUALITY)
+
+
+def _read_picture(path: Path, frame: int | None) -> Stored:
+    voxels, grid, warnings = pictures.read_picture(path)
+    return Stored(pick_frame(path, voxels[0, ..., None], frame)[None], grid, tuple(warnings))

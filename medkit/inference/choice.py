@@ -1,0 +1,107 @@
+"""`--bundle auto`: which of a task's bundles a case is for, by its kind, its modality and its intensities."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medkit import plugins
+from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle, choose, installed
+from medkit.bundles.contract import Contract, contract_of
+from medkit.errors import InputError, UsageError, listed
+from medkit.images.dicom import is_dicom
+from medkit.pipe.names import GREY_PICTURES, stem
+from medkit.pipe.records import record_of
+from medkit.run.task import Case
+
+_MR_NAMES = re.compile(r"(?:^|_)(?:T1w?|T2w?|T2starw|FLAIR|PDw?|PDT2|inplaneT[12]|UNIT1|bold|dwi|angio|MR)(?:_|$)")
+_CT_NAMES = re.compile(r"(?:^|_)(?:CT|ct)(?:_|$)")
+_DICOM_MODALITY = re.compile(rb"\x08\x00\x60\x00(?:CS..|..\x00\x00)([A-Z]{2})", re.DOTALL)
+_SAME_AS = {"DX": "CR", "RG": "CR"}
+"""DICOM's other names for a projection X-ray."""
+_HEADER_BYTES = 1 << 16
+NONE = "none"
+"""What `--bundle` says where no bundle is wanted."""
+AIR = -500
+"""Below it is air in Hounsfield units; no other modality has a good share of such values."""
+AIR_SHARE = 0.02
+
+
+def choose_bundle(case: Case, bundles: Sequence[Bundle]) -> tuple[Bundle, str]:
+    """The bundle for a case and the reason in words. Raises InputError where none takes it or several do alike."""
+    if len(bundles) == 1:
+        return bundles[0], "the only one for the task"
+    # what came may be labels that the image was found from
+    kind = case.record.kind if case.path == case.record.path else record_of(case.path).kind
+    fitting = [b for b in bundles if kind in b.kinds] or list(bundles)
+    if len(fitting) == 1:
+        return fitting[0], f"the only one that takes {kind}"
+    modality, why = modality_of(case)
+    own = [b for b in fitting if b.modality == modality] or [b for b in fitting if b.modality is None]
+    if len(own) == 1:
+        return own[0], f"the only one for {modality}: {why}"
+    names = listed([f"{b.name} ({b.modality or 'any modality'})" for b in own or fitting])
+    what = "several bundles take" if own else "no bundle takes"
+    raise InputError(f"{case.path}: {what} {modality} ({why}); choose with --bundle: {names}")
+
+
+def modality_of(case: Case) -> tuple[str, str]:
+    """`CT`, `MR` or what a DICOM header says, and how it is known."""
+    if stated := _in_header(case.path):
+        return stated, "its DICOM header says so"
+    name = stem(case.path)
+    for pattern, modality in ((_CT_NAMES, "CT"), (_MR_NAMES, "MR")):
+        if pattern.search(name):
+            return modality, "its name says so"
+    if case.path.name.lower().endswith(GREY_PICTURES):
+        return "CR", "a picture, as projection X-rays come"
+    voxels = case.image().data.reshape(-1)[:: max(1, case.image().data.size // 100_000)]
+    share = float(np.mean(voxels < AIR))
+    if share >= AIR_SHARE:
+        return "CT", f"{share:.0%} of its values lie below {AIR} HU"
+    return "MR", "its values are no Hounsfield units"
+
+
+def _in_header(path: Path) -> str | None:
+    if path.is_dir():
+        path = next((p for p in sorted(path.iterdir()) if p.is_file() and is_dicom(p)), path)
+    if path.is_dir() or not is_dicom(path):
+        return None
+    with open(path, "rb") as file:
+        found = _DICOM_MODALITY.search(file.read(_HEADER_BYTES))
+    stated = found.group(1).decode() if found else None
+    return _SAME_AS.get(stated, stated) if stated else None
+
+
+def common_contract(task: str, bundles: Sequence[Bundle]) -> Contract:
+    """What all bundles take and give: that of the first one.
+
+    Raises UsageError where they do not give the same files, so that no one run could choose among them, and as
+    `contract_of` does.
+    """
+    first, *others = (contract_of(bundle) for bundle in bundles)
+    if any((other.kind, other.results) != (first.kind, first.results) for other in others):
+        names = listed([b.name for b in bundles])
+        raise UsageError(f"task {task}: its bundles give different files; choose one with --bundle: {names}")
+    return first
+
+
+def bundle_or_none(text: str, task: str, *, trust: bool) -> Bundle | None:
+    """The bundle that an option names.
+
+    `none`, `auto` (the first that a plugin brings with its weights, if any), a name or a path.
+
+    Raises UsageError, BundleError, and WeightsMissingError for a bundle that is named and has no weights.
+    """
+    found = plugins.registry()
+    if text == NONE:
+        return None
+    if text != AUTO:
+        bundle = choose(text, task, found, trust=trust)
+        bundle.weights  # noqa: B018  raises where there are none
+        return bundle
+    own = (b for b in installed(found) if b.task == task and b.spec is not None and b.spec.auto)
+    return next((b for b in own if (b.root / WEIGHTS).is_file()), None)

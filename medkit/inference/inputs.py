@@ -1,0 +1,153 @@
+"""A case's images on their way into a bundle's preprocessing.
+
+medkit has read and checked the scan, so the bundle's own `LoadImage` gets one reader more, which knows the names of the
+case and is asked first. All else that a `LoadImaged` is told, and every transform after it, works as it does in MONAI.
+Pictures (PNG and the like), which medkit does not read, are left to the bundle's readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkit.bundles.contract import Contract
+from medkit.errors import InputError
+from medkit.images.image import Image, read_image
+from medkit.pipe.names import PICTURE_SUFFIXES
+from medkit.run.task import Case
+from medkit.space import Grid
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The images of one case."""
+
+    item: Mapping[str, Any]
+    """Key -> name, or list of names for an input whose channels are files of their own; what MONAI's dataset holds."""
+    images: Mapping[str, Image]
+    """Name -> image, for the names that medkit has read."""
+    grid: Grid
+    """That of the case's own input."""
+
+
+class ScanReader:
+    """What `LoadImage` takes for one of MONAI's image readers (`monai.data.ImageReader`)."""
+
+    def __init__(self, planar: bool) -> None:
+        self.images: Mapping[str, Image] = {}
+        self.planar = planar
+        """Whether a volume of one slice is handed over as a plane."""
+
+    def verify_suffix(self, names: Sequence[str] | str) -> bool:
+        """Whether all names are of images that medkit has read."""
+        return all(name in self.images for name in _tuple(names))
+
+    def read(self, names: Sequence[str] | str) -> list[Image]:
+        """The images. Raises KeyError for a name that is not known: MONAI then asks its next reader."""
+        return [self.images[name] for name in _tuple(names)]
+
+    def get_data(self, images: Sequence[Image]) -> tuple[np.ndarray, dict[str, Any]]:
+        """(I, J, K), (I, J) of a plane, or several stacked along a new first axis; and MONAI's facts about them."""
+        arrays = [self._array(image) for image in images]
+        affine = images[0].grid.affine
+        meta = {
+            "affine": affine.copy(),
+            "original_affine": affine.copy(),
+            "spatial_shape": np.array(arrays[0].shape),
+            "space": "RAS",
+            "original_channel_dim": 0 if len(arrays) > 1 else float("nan"),
+        }
+        return (np.stack(arrays) if len(arrays) > 1 else arrays[0]), meta
+
+    def _array(self, image: Image) -> np.ndarray:
+        flat = image.grid.dims == 2 or (self.planar and image.grid.shape[2] == 1)
+        return image.data[0, ..., 0] if flat else image.data[0]
+
+
+def _tuple(names: Sequence[str] | str) -> tuple[str, ...]:
+    return (str(names),) if isinstance(names, str | Path) else tuple(map(str, names))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is one of the pictures that a bundle reads itself."""
+    return path.name.lower().endswith(PICTURE_SUFFIXES) and not path.is_dir()
+
+
+def feed_of(case: Case, contract: Contract) -> Feed:
+    """Reads a case's images. Raises InputError where one is missing or they do not lie on one grid.
+
+    The channels of an input are files that a record names, or the frames of one file.
+    """
+    main, *others = contract.keys
+    if missing := [key for key in others if key not in case.inputs and key not in contract.optional]:
+        takes = ", ".join(contract.keys)
+        raise InputError(f"{case.path}: no {', '.join(missing)}: the bundle takes {takes}; a record names them")
+    more = {key: str(case.inputs[key]) for key in others if key in case.inputs}
+    files = _channels(case, contract)
+    if is_picture(case.path):
+        grids = {name: _picture_grid(Path(name)) for name in files or (str(case.path),)}
+        _check_one_grid(grids)
+        return Feed({main: _one_or_all(grids)} | more, {}, grids[next(iter(grids))])
+    images = {name: case.image(role) for name, role in files.items()} if files else _single(case, contract)
+    item = {main: _one_or_all(images)} | more
+    images |= {name: case.image(key) for key, name in more.items()}
+    _check_one_grid({name: image.grid for name, image in images.items()})
+    return Feed(item, images, next(iter(images.values())).grid)
+
+
+def _one_or_all(names: Iterable[str]) -> str | list[str]:
+    first, *others = names
+    return [first, *others] if others else first
+
+
+def _channels(case: Case, contract: Contract) -> dict[str, str | None] | None:
+    """The files that a record names for the channels, and their roles; None where it names none."""
+    named = [name for name in contract.channels if name in case.inputs and len(contract.channels) > 1]
+    if not named:
+        return None
+    first, *rest = contract.channels
+    if missing := [name for name in rest if name not in named]:
+        raise InputError(f"{case.path}: no {', '.join(missing)}: the bundle takes {', '.join(contract.channels)}")
+    begin = first if first in case.inputs else None
+    return {str(case.inputs.get(name or "", case.path)): name for name in (begin, *rest)}
+
+
+def _single(case: Case, contract: Contract) -> dict[str, Image]:
+    """The case's own file, or its frames where it has as many as the input has channels."""
+    try:
+        return {str(case.path): case.image()}
+    except InputError:
+        count = len(contract.channels)
+        if count < 2 or _frame_count(case.path) != count:
+            raise
+    return {f"{case.path}:{n}": read_image(case.path, frame=n) for n in range(count)}
+
+
+def _frame_count(path: Path) -> int:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return 1
+    from medkit.images import nifti
+
+    shape = nifti.promised_shape(path, nifti.read_header(path))
+    return shape[3] if len(shape) == 4 else 1
+
+
+def _check_one_grid(grids: Mapping[str, Grid]) -> None:
+    (name, first), *others = grids.items()
+    for other, grid in others:
+        if grid.digest() != first.digest():
+            raise InputError(f"{other}: expected the grid of {Path(name).name}; medkit run register can bring it there")
+
+
+def _picture_grid(path: Path) -> Grid:
+    from PIL import Image as Picture
+
+    try:
+        with Picture.open(path) as picture:
+            return Grid((*picture.size, 1), np.eye(4), dims=2)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a picture: {error}") from None

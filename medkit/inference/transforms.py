@@ -1,0 +1,228 @@
+"""A bundle's transforms before and after its network, as steps that medkit runs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medkit.bundles.contract import Contract
+from medkit.errors import BundleError, InputError
+from medkit.inference.inputs import Feed, ScanReader, feed_of
+from medkit.run.task import Case
+from medkit.space import Grid
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case between two stages."""
+
+    item: Mapping[str, Any]
+    """Key -> value, as MONAI's dataset or, with `pred`, its evaluator would hand it on."""
+    grid: Grid
+    """That of the case's own input."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know of how it was computed."""
+    labelled: bool = False
+    """Whether `pred` holds labels already (see `medkit.inference.tiles`)."""
+
+
+_BY_VOXEL = ("Activations", "EnsureType", "CastToType", "ToDevice", "ToTensor")
+"""Transforms that look at one voxel at a time, and leave the order of its channels."""
+_KEEP_VALUES = (*_BY_VOXEL, "KeepLargest", "RemoveSmall", "FillHoles", "SqueezeDim", "FromMetaTensor", "ToNumpy")
+"""Transforms that give no label another number."""
+
+
+class Preprocessing:
+    """The transforms before the network, fed with the images that medkit has read."""
+
+    def __init__(self, compose: Any, contract: Contract, name: str, *, planes: bool) -> None:
+        from monai.transforms import LoadImaged, MapTransform, Randomizable
+
+        from medkit.inference import axis_resampling as along_axes
+
+        along_axes.quicken()
+        self.contract, self.name = contract, name
+        steps = compose.flatten().transforms
+        self.reader = ScanReader(planes)
+        for loader in loaders_of(compose):
+            loader.readers.append(self.reader)
+        # a result must not depend on chance, whatever a demonstration of the bundle adds
+        self.steps = [s for s in steps if not isinstance(s, Randomizable) or not _is_random(s)]
+        self.by_file = not any(isinstance(s, LoadImaged) for s in steps)
+        """Whether the transforms take a file and not a dictionary of them."""
+        if contract.optional:
+            _allow_missing(s for s in self.steps if isinstance(s, MapTransform))
+
+    def __call__(self, case: Case) -> Prepared:
+        """Reads and prepares a case. Raises InputError."""
+        return self.fed(feed_of(case, self.contract), case)
+
+    def fed(self, feed: Feed, case: Case) -> Prepared:
+        """Prepares images that were read, or made, for a case. Raises InputError."""
+        self.reader.images = feed.images
+        try:
+            item = self._by_file(feed) if self.by_file else _through(self.steps, dict(feed.item))
+        finally:
+            self.reader.images = {}
+        if not isinstance(item, dict):
+            raise BundleError(f"bundle {self.name}: its preprocessing gives several samples of an image, not one")
+        image: Any = item.get("image", item.get(self.contract.keys[0]))
+        channels = self.contract.channels
+        if len(channels) > 1 and len(image) != len(channels):
+            raise InputError(
+                f"{case.path}: expected {len(channels)} channels ({', '.join(channels)}), got {len(image)}; "
+                f'a record brings their files: {{"path": ..., "inputs": {{"{channels[1]}": ...}}}}'
+            )
+        for value in item.values():
+            _forget_ids(getattr(value, "applied_operations", ()))
+        return Prepared(item | {"image": image}, feed.grid)
+
+    def _by_file(self, feed: Feed) -> dict[str, Any]:
+        import torch
+
+        names = feed.item[self.contract.keys[0]]
+        parts = [_through(self.steps, name) for name in ([names] if isinstance(names, str) else names)]
+        return {"image": torch.cat(parts) if len(parts) > 1 else parts[0]}
+
+
+class Postprocessing:
+    """The transforms after the network, those that save left out."""
+
+    def __init__(self, steps: Sequence[Any], contract: Contract) -> None:
+        from monai.transforms import MapTransform
+
+        self.contract = contract
+        if contract.kind == "table":  # a class alone would hide how sure the network is
+            steps = [s for s in steps if not _named(s, "AsDiscrete")]
+        self.steps = tuple(map(_quick, steps))
+        _allow_missing(s for s in self.steps if isinstance(s, MapTransform))  # a label, which only training data has
+        self.activated = bool(contract.aspects) or any(_named(s, "Activations") for s in self.steps)
+        """Whether a classifier's values are made probabilities; those of a bundle with aspects always are."""
+
+    @functools.cached_property
+    def softmax_alone(self) -> bool:
+        """Whether nothing but a softmax over all channels is done."""
+        return len(self.steps) == 1 and _named(self.steps[0], "Activations") and _is_softmax(self.steps[0])
+
+    @property
+    def inverts_all(self) -> bool:
+        """Whether all channels of an answer are brought back, and not the labels made of them."""
+        names = [type(s).__name__ for s in self.steps]
+        back = next((n for n, name in enumerate(names) if name.startswith("Invert")), None)
+        return back is not None and not any(name.startswith("AsDiscrete") for name in names[:back])
+
+    @property
+    def picks_largest(self) -> bool:
+        """Whether labels are the largest channel of each voxel, brought back to the scan, and nothing else."""
+        chosen = [s for s in self.steps if _named(s, "AsDiscrete")]
+        plain = all(_named(s, "AsDiscrete", "Invert", "MapLabelValue", *_BY_VOXEL) for s in self.steps)
+        return plain and len(chosen) == 1 and _takes_largest(chosen[0])
+
+    @property
+    def gives_channels(self) -> bool:
+        """Whether labels are numbers of channels: the largest is taken, and nothing gives it another number."""
+        if any(_named(s, "AsDiscrete") and not _takes_largest(s) for s in self.steps):
+            return False
+        return all(_named(s, "AsDiscrete", "Invert", *_KEEP_VALUES) for s in self.steps)
+
+    @property
+    def voxelwise(self) -> tuple[Any, ...] | None:
+        """The steps that make labels of what the network says about a voxel; None where they depend on others."""
+        place = next((n for n, s in enumerate(self.steps) if _named(s, "AsDiscrete")), None)
+        if place is None:
+            return None
+        before = [s for s in self.steps[:place] if not _named(s, "Invert")]
+        return (*before, self.steps[place]) if all(_named(s, *_BY_VOXEL) for s in before) else None
+
+    def __call__(self, prepared: Prepared) -> dict[str, Any]:
+        """The item after all steps; after those that are left where it is labelled already."""
+        if not prepared.labelled:
+            return dict(_through(self.steps, dict(prepared.item)))
+        done = {id(s) for s in self.voxelwise or ()}
+        left = [_nearest(s) for s in self.steps if id(s) not in done]
+        return dict(_through(left, dict(prepared.item)))
+
+
+def _quick(step: Any) -> Any:
+    """`AsDiscreted` with the same labels, the largest channel found five to ten times faster than by torch.argmax."""
+    from monai.transforms import AsDiscrete, AsDiscreted
+
+    class Quick(AsDiscrete):
+        def __call__(self, img: Any, argmax: bool | None = None, *others: Any) -> Any:
+            if argmax and not self.kwargs.keys() & {"dim", "keepdim"}:
+                img, argmax = img.max(0, keepdim=True).indices, False
+            return super().__call__(img, argmax, *others)
+
+    if not isinstance(step, AsDiscreted):
+        return step
+    step = copy.copy(step)
+    quick = Quick()
+    quick.kwargs = step.converter.kwargs
+    step.converter = quick
+    return step
+
+
+def _nearest(step: Any) -> Any:
+    """A step that inverts, for labels."""
+    if not _named(step, "Invert"):
+        return step
+    step = copy.copy(step)
+    step.nearest_interp = [True] * len(step.keys)
+    return step
+
+
+def _through(steps: Iterable[Any], value: Any) -> Any:
+    from monai.transforms import apply_transform
+
+    for step in steps:
+        value = apply_transform(step, value, map_items=False)
+    return value
+
+
+def loaders_of(compose: Any) -> list[Any]:
+    """The `LoadImage` of each transform of a preprocessing that reads files."""
+    from monai.transforms import LoadImage, LoadImaged
+
+    steps = compose.flatten().transforms
+    return [s._loader if isinstance(s, LoadImaged) else s for s in steps if isinstance(s, LoadImaged | LoadImage)]
+
+
+def _named(step: Any, *names: str) -> bool:
+    return type(step).__name__.startswith(names)
+
+
+def _takes_largest(step: Any) -> bool:
+    """Whether an `AsDiscrete` or `AsDiscreted` gives the number of the largest channel."""
+    argmax = step.argmax
+    return bool(argmax if isinstance(argmax, bool) else next(iter(argmax)))
+
+
+def _is_softmax(step: Any) -> bool:
+    """Whether an `Activationsd` does that and nothing else."""
+    return tuple(getattr(step, "softmax", ())) == (True,) and not any(step.sigmoid) and not any(step.other)
+
+
+def _is_random(step: Any) -> bool:
+    return type(step).__name__.startswith("Rand")
+
+
+def _allow_missing(steps: Iterable[Any]) -> None:
+    for step in steps:
+        step.allow_missing_keys = True
+
+
+def _forget_ids(operations: Any) -> None:
+    """What was done to an image names the transform by its `id`; the copy that undoes it has another."""
+    from monai.utils import TraceKeys
+
+    if isinstance(operations, dict):
+        if TraceKeys.ID in operations:
+            operations[TraceKeys.ID] = TraceKeys.NONE
+        operations = operations.values()
+    elif not isinstance(operations, list | tuple):
+        return
+    for part in operations:
+        _forget_ids(part)

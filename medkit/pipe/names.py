@@ -1,0 +1,141 @@
+"""Names of files: stems, output names beside plain and BIDS-named inputs, folders that are mirrored.
+
+Only strings and paths: nothing here touches a disk except to ask whether a folder is one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
+"""Image files that medkit reads, next to `GREY_PICTURES`; longest first where one ends in another."""
+ANALYZE_SUFFIXES = (".hdr", ".img")
+"""Pairs of files that medkit does not read: known by name, so that an error can say so."""
+WRITABLE_IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".png", ".jpg", ".jpeg")
+"""The image files medkit writes: one file each, so that it can be put in place by one rename."""
+TRANSFORM_SUFFIXES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm", ".lta")
+"""Files that hold transforms and nothing else."""
+FIELD_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+"""Image files that may hold a displacement field."""
+H5_SUFFIXES = (".h5", ".hdf5")
+"""ITK's form for any transform, ANTs' for composite ones."""
+REGISTER_DAT = ".dat"
+"""FreeSurfer's `register.dat`, which says something only together with its two images (`medkit transform convert`)."""
+MARKUP_SUFFIXES = (".mrk.json", ".fcsv")
+"""3D Slicer's files of points; tables may hold points as well."""
+TABLE_SUFFIXES = (".tsv", ".csv")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Pictures: medkit reads the grey ones of `GREY_PICTURES`; bundles for pictures read their own."""
+GREY_PICTURES = (".png", ".jpg", ".jpeg")
+"""Pictures that medkit reads and writes as images of one plane, 8 or 16 bits of grey."""
+KNOWN_SUFFIXES = (
+    *(*IMAGE_SUFFIXES, *ANALYZE_SUFFIXES, *TRANSFORM_SUFFIXES, REGISTER_DAT),
+    *(*MARKUP_SUFFIXES, *TABLE_SUFFIXES, *PICTURE_SUFFIXES),
+)
+
+_BIDS_ORDER = (
+    "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi from to "
+    "mode space split recording chunk seg res den label desc"
+)
+_ENTITY = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+")
+
+
+def suffix_of(path: Path) -> str:
+    """The known suffix of a file's name (`.nii.gz`, `.tfm`, ...), or an empty string.
+
+    >>> suffix_of(Path("a/sub.01.NII.gz"))
+    '.NII.gz'
+    """
+    name = path.name
+    return next((name[-len(s) :] for s in KNOWN_SUFFIXES if name.lower().endswith(s) and len(name) > len(s)), "")
+
+
+def stem(path: Path) -> str:
+    """A name without its known suffix; anything else is kept, so that different names rarely become equal.
+
+    >>> stem(Path("a/sub.01.nii.gz")), stem(Path("b/series_3"))
+    ('sub.01', 'series_3')
+    """
+    suffix = suffix_of(path)
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def sidecar_path(path: Path) -> Path:
+    """`x.nii.gz` -> `x.json`: where the main output's record lies."""
+    return path.with_name(stem(path) + ".json")
+
+
+def is_bids(path: Path) -> bool:
+    """Whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
+    *entities, suffix = stem(path).split("_")
+    return (
+        bool(entities) and entities[0].startswith("sub-") and suffix.isalnum() and all(map(_ENTITY.fullmatch, entities))
+    )
+
+
+def split_bids(path: Path) -> tuple[dict[str, str], str]:
+    """The entities and the suffix of a BIDS name.
+
+    >>> split_bids(Path("sub-01_ses-2_T1w.nii.gz"))
+    ({'sub': '01', 'ses': '2'}, 'T1w')
+    """
+    *entities, suffix = stem(path).split("_")
+    pairs = (entity.partition("-") for entity in entities)
+    return {key: value for key, _, value in pairs}, suffix
+
+
+def join_bids(entities: Mapping[str, str], suffix: str) -> str:
+    """A BIDS stem, its entities in the order of the specification (BIDS 1.10, appendix Entity table)."""
+    order = _BIDS_ORDER.split()
+    known = [k for k in order if k in entities]
+    unknown = [k for k in entities if k not in order]
+    return "_".join([f"{k}-{entities[k]}" for k in known + unknown] + [suffix])
+
+
+def space_label(reference: Path, moving: Path | None = None) -> str:
+    """The `space-` or `to-` label for a reference image.
+
+    The template's name for `tpl-X`, the image type (`T1w`) for another type of scan of the moving image's own subject,
+    else the letters and digits of the reference's stem: two runs of one type must not both be `T1w`.
+    """
+    if moving and is_bids(moving) and is_bids(reference) and _subject(moving) == _subject(reference):
+        label = split_bids(reference)[1]
+        if label != split_bids(moving)[1]:
+            return label
+    first = reference.name.split("_")[0]
+    if first.startswith("tpl-"):
+        return first[4:]
+    return re.sub(r"[^A-Za-z0-9]", "", stem(reference)) or "reference"
+
+
+def _subject(path: Path) -> tuple[str | None, str | None]:
+    entities, _ = split_bids(path)
+    return entities.get("sub"), entities.get("ses")
+
+
+def bids_root(path: Path) -> Path | None:
+    """The dataset's folder of a BIDS file that lies below its `sub-<label>` folder; None for a file that does not."""
+    subject = f"sub-{split_bids(path)[0]['sub']}"
+    return next((folder.parent for folder in path.parents if folder.name == subject), None)
+
+
+def kind_of_name(path: Path) -> str:
+    """The kind of file that a name alone speaks for, for files without a sidecar."""
+    suffix = suffix_of(path).lower()
+    if suffix in (*TRANSFORM_SUFFIXES, REGISTER_DAT):
+        return "transform"
+    if suffix in MARKUP_SUFFIXES:
+        return "points"
+    if suffix in TABLE_SUFFIXES:
+        return "table"
+    last = stem(path).rsplit("_", 1)[-1].lower()
+    return {"dseg": "labels", "labels": "labels", "mask": "mask", "xfm": "transform", "transform": "transform"}.get(
+        last, "image"
+    )
+
+
+def is_file_name(output: Path) -> bool:
+    """Whether -o names one file: it ends in a known suffix and is not a folder."""
+    return bool(suffix_of(output)) and not output.is_dir()

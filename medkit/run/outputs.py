@@ -1,0 +1,153 @@
+"""The result files of a case: their names and folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medkit import __version__
+from medkit.errors import OutputError, UsageError, listed
+from medkit.pipe.atomic import write_atomically
+from medkit.pipe.names import (
+    GREY_PICTURES,
+    WRITABLE_IMAGES,
+    bids_root,
+    is_bids,
+    is_file_name,
+    join_bids,
+    sidecar_path,
+    space_label,
+    split_bids,
+    stem,
+    suffix_of,
+)
+
+_BIDS_SUFFIX = {"labels": "dseg", "mask": "mask", "transform": "xfm"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that a task makes for every case."""
+
+    role: str
+    """Its key in the record's `outputs`, such as `image` or `inverse_transform`."""
+    kind: str
+    """What it is: one of `medkit.specs.KINDS`."""
+    suffix: str
+    """What is added to the input's stem: `registered` gives `<stem>_registered.nii.gz`."""
+    extension: str = ".nii.gz"
+    """The file's type."""
+    entities: Mapping[str, str] = field(default_factory=dict)
+    """BIDS entities added for BIDS-named inputs; in a value, `{suffix}` stands for the input's own suffix (`T1w`) and
+    `{space}` for the label of `reference`. None given: `desc-<suffix>`."""
+    reference: Path | None = None
+    """The image whose space the file is in or leads to, for `{space}`."""
+    extensions: Sequence[str] = ()
+    """Further types it may have: an input's own where it is one of them, and any of them by `-o`."""
+    as_picture: bool = False
+    """Whether an input that is a grey picture (PNG, JPEG) gives a PNG, whatever `extension` says."""
+
+    def name(self, source: Path) -> str:
+        """The file name for an input: the BIDS derivative name for a BIDS-named one, else `<stem>_<suffix><ext>`."""
+        own = suffix_of(source).lower()
+        extension = own if own in self.extensions else self.extension
+        if self.as_picture and own in GREY_PICTURES:
+            extension = ".png"
+        if not is_bids(source):
+            return f"{stem(source)}_{self.suffix}{extension}"
+        entities, bids_suffix = split_bids(source)
+        space = space_label(self.reference, source) if self.reference else ""
+        added = {k: v.format(suffix=bids_suffix, space=space) for k, v in self.entities.items()}
+        suffix = _BIDS_SUFFIX.get(self.kind, bids_suffix if self.kind == "image" else self.suffix)
+        if not added and suffix != self.suffix:
+            added = {"desc": "".join(c for c in self.suffix if c.isalnum())}
+        return join_bids(entities | added, suffix) + extension
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where the files of one case go."""
+
+    outputs: Mapping[str, Path]
+    """Role -> final path, absolute; the main output first."""
+    table: Path | None = None
+    """The file that takes the results of all cases as rows, where a case has no files of its own."""
+
+    @property
+    def main(self) -> Path:
+        """The output that the pipe passes on."""
+        return next(iter(self.outputs.values())) if self.table is None else self.table
+
+    @property
+    def sidecar(self) -> Path:
+        """The record beside the main output."""
+        return sidecar_path(self.main)
+
+    @property
+    def names(self) -> tuple[Path, ...]:
+        """All final paths of this case alone, the sidecar included."""
+        return (*self.outputs.values(), self.sidecar) if self.table is None else ()
+
+
+def targets_of(source: Path, outputs: Sequence[Output], output: Path | None, keep_tree: Path | None) -> Targets:
+    """The final paths for one input.
+
+    `output` is a file (for the main output; the others get names derived from it), a folder, or None for the input's
+    own folder. Raises OutputError where the input does not lie below `keep_tree`.
+    """
+    if output is not None and is_file_name(output):
+        return Targets({o.role: _derived(output, o, first=o is outputs[0]) for o in outputs})
+    folder = _folder(source, output, keep_tree)
+    return Targets({o.role: folder / o.name(source) for o in outputs})
+
+
+def _derived(main: Path, output: Output, *, first: bool) -> Path:
+    if not first:
+        return main.with_name(f"{stem(main)}_{output.suffix}{output.extension}")
+    allowed = WRITABLE_IMAGES if output.extension in WRITABLE_IMAGES else (output.extension,)
+    allowed = tuple(dict.fromkeys([*allowed, *output.extensions]))
+    if suffix_of(main).lower() not in allowed:
+        raise UsageError(f"--output {main}: expected a name that ends in {listed(allowed)}")
+    return main
+
+
+def _folder(source: Path, output: Path | None, keep_tree: Path | None) -> Path:
+    if output is None:
+        return source.parent
+    root = keep_tree or (bids_root(source) if is_bids(source) else None)
+    if root is None:
+        return output
+    if not source.is_relative_to(root):
+        raise OutputError(f"{source}: does not lie below --keep-tree {root}")
+    return output / source.parent.relative_to(root)
+
+
+def describe_dataset(folder: Path) -> None:
+    """Writes BIDS's `dataset_description.json` of a derivative dataset into `folder`, unless there is one."""
+    path = folder / "dataset_description.json"
+    if path.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "Name": "medkit derivatives",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "medkit", "Version": __version__}],
+    }
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def refuse_inputs(targets: Targets, inputs: Iterator[Path] | Sequence[Path]) -> None:
+    """Raises OutputError where a result would replace one of its own inputs; not even --overwrite may do that."""
+    for path in inputs:
+        for target in targets.names:
+            if target == path or _same_file(target, path):
+                raise OutputError(f"{target}: is an input of this case; choose another -o")
+            if _same_file(target, sidecar_path(path)):
+                raise OutputError(f"{target}: is the sidecar of {path.name}, an input of this case; choose another -o")
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)

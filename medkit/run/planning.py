@@ -1,0 +1,196 @@
+"""From lines of input to cases that are ready: inputs, result names, claims."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from medkit.errors import InputError, MedkitError, OutputError, UsageError
+from medkit.options import RunOptions
+from medkit.pipe.lines import input_lines, take_shard
+from medkit.pipe.names import is_bids, is_file_name, join_bids, split_bids, suffix_of
+from medkit.pipe.records import Record, absolute, find_kind, record_from_line, record_of
+from medkit.run.outputs import Targets, refuse_inputs, targets_of
+from medkit.run.processes import Item
+from medkit.run.task import Plan, Task, numbered
+from medkit.run.worker import explain, failed_record
+
+MANY_SLICES = 5
+"""Single DICOM files from one folder after which a warning suggests the folder."""
+log = logging.getLogger("medkit")
+
+
+@dataclass
+class Planner:
+    """Plans the cases of one run: what has come in, and which result names are taken."""
+
+    task: Task
+    options: RunOptions
+    check_name: Callable[[Path], None]
+    """Raises OutputError for a name that a line of output cannot hold."""
+    known: Callable[[Plan], Record | None]
+    """The record of a case that is finished already, or None."""
+    given: set[str] = field(default_factory=set)
+    """The inputs known so far: all where they are arguments, those that have arrived where they are piped in."""
+    claimed: dict[str, str] = field(default_factory=dict)
+    """Final name -> the input it was claimed for; strings, which are small: a run may have very many cases."""
+    arrived: bool = False
+    """Whether there was any line of input."""
+    passed_on: set[int] = field(default_factory=set)
+    """`id` of the records that an earlier stage failed on; an executor hands them back as they are."""
+    slices: Counter[Path] = field(default_factory=Counter)
+    """Folder -> single DICOM files that came from it."""
+
+    def items(self) -> Iterator[Item]:
+        """The cases in the order of their lines, each ready to be worked on, or the record of one that failed."""
+        lines = self._arriving(input_lines(self.options.inputs, self.options.list, self.options.null))
+        if self.options.shard:
+            lines = iter(take_shard(lines, self.options.shard))
+        if self.task.arity == "all":
+            yield from self._groups([self._parsed(line) for line in lines])
+            return
+        for record in map(self._parsed, lines):
+            yield record if record.failed else self._planned(record)
+
+    def _arriving(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self.arrived = True
+            yield line
+
+    def _parsed(self, line: str) -> Record:
+        try:
+            record = record_from_line(line)
+        except MedkitError as error:
+            shown = line if len(line) < 200 else line[:200] + "..."
+            return self._refused(Record(Path(shown)), error)
+        if record.failed:
+            self.passed_on.add(id(record))
+        return record
+
+    def _groups(self, records: list[Record]) -> Iterator[Item]:
+        """All records as one case, or one case per `--group-by` group of BIDS names; failed ones are passed on."""
+        groups: dict[tuple[str, ...], list[Record]] = {}
+        for record in records:
+            if record.failed:
+                yield record
+            else:
+                groups.setdefault(self._group_of(record), []).append(record)
+        failed = sum(record.failed for record in records)
+        for values, members in sorted(groups.items()):
+            if self.task.whole and failed:
+                yield self._refused(members[0], MedkitError(f"not made: {failed} of its {len(records)} inputs failed"))
+                continue
+            yield self._planned(members[0], tuple(members), values)
+
+    def _group_of(self, record: Record) -> tuple[str, ...]:
+        entities = split_bids(record.path)[0] if is_bids(record.path) else {}
+        return tuple(entities.get(e, "") for e in self.options.group_by)
+
+    def _planned(self, record: Record, members: tuple[Record, ...] = (), group: tuple[str, ...] = ()) -> Item:
+        """A case ready to be worked on, or the failed record of one that cannot be."""
+        try:
+            return self._plan(record, members, group)
+        except UsageError:  # true of every case
+            raise
+        except (MedkitError, OSError) as error:
+            return self._refused(record, error)
+
+    def _refused(self, record: Record, error: Exception) -> Record:
+        return failed_record(record, self.task.name, explain(error, self.options), error)
+
+    def _plan(self, record: Record, members: tuple[Record, ...], group: tuple[str, ...]) -> Item:
+        own = record.inputs.get(self.task.role, record.path)
+        if own != record.path:
+            record = replace(record_of(own), inputs=record.inputs, extra=record.extra)
+        if not own.exists():
+            raise InputError(f"{own}: no such file")
+        inputs = self._inputs(record, members)
+        targets = self._targets(own if not members else self._group_name(own, group))
+        if members and self.task.members:
+            targets = Targets({**targets.outputs, **self._member_targets(inputs, members, targets.main.parent)})
+        refuse_inputs(targets, list(inputs.values()))
+        for path in targets.names:
+            self.check_name(path)
+        self._spare_inputs(targets.names, own)
+        self._claim(targets.names, own)
+        self._count_slices(own)
+        plan = Plan(record, inputs, targets, members)
+        return self.known(plan) or plan
+
+    def _targets(self, source: Path) -> Targets:
+        """Where the files of a case go. Raises OutputError for a case whose rows are in the table, or will be."""
+        if self.task.table is None:
+            return targets_of(source, self.task.outputs, self.options.output, self.options.keep_tree)
+        if source == self.task.table.path:
+            raise OutputError(f"{source}: is the table that the results go into")
+        if str(source) in self.claimed:
+            raise OutputError(f"{source}: comes a second time; its rows are in {self.task.table.path.name} once")
+        self.claimed[str(source)] = str(source)
+        return Targets({}, self.task.table.path)
+
+    def _member_targets(self, inputs: Mapping[str, Path], members: tuple[Record, ...], folder: Path) -> dict[str, Path]:
+        """Role -> final path of what is made for every line, beside the main output."""
+        return {
+            numbered(output.role, number): folder / output.name(inputs[numbered(self.task.role, number)])
+            for number in range(1, len(members) + 1)
+            for output in self.task.members
+        }
+
+    def _inputs(self, record: Record, members: tuple[Record, ...]) -> dict[str, Path]:
+        unknown = set(record.inputs) - {self.task.role, *self.task.accepts}
+        if unknown:
+            known = ", ".join([self.task.role, *self.task.accepts])
+            raise InputError(
+                f"{record.path}: unknown input {', '.join(sorted(unknown))}; {self.task.name} knows {known}"
+            )
+        found = find_kind(record, self.task.takes)
+        if not found.path.exists():
+            raise InputError(f"{found.path}: no such file, though {record.path.name} names it as its source")
+        inputs = {} if found.path == record.path else {record.kind: record.path}
+        inputs[self.task.role] = found.path
+        for number, member in enumerate(members[1:], start=2):
+            inputs[numbered(self.task.role, number)] = find_kind(member, self.task.takes).path
+        named = {role: path for role, path in record.inputs.items() if role != self.task.role}
+        return inputs | named | {role: absolute(p) for role, p in self.task.shared.items()}
+
+    def _group_name(self, first: Path, group: tuple[str, ...]) -> Path:
+        """A name for a case of several files: the grouping entities of BIDS names, else the first file's."""
+        if not any(group):
+            return first
+        entities = {k: v for k, v in zip(self.options.group_by, group, strict=True) if v}
+        return first.with_name(join_bids(entities, split_bids(first)[1]) + suffix_of(first))
+
+    def _spare_inputs(self, names: Iterable[Path], source: Path) -> None:
+        """Raises OutputError where a result would replace another case's input."""
+        if not self.given:
+            self.given.update(str(absolute(line)) for line in self.options.inputs)
+        self.given.add(str(source))
+        for path in names:
+            if str(path) in self.given:
+                raise OutputError(
+                    f"{source}: its result {path.name} would replace an input of this run; choose another -o"
+                )
+
+    def _claim(self, names: Iterable[Path], source: Path) -> None:
+        """Raises OutputError for a name that another case of this run has, finished or not."""
+        names = list(names)
+        for number, path in enumerate(names):
+            if path in names[:number]:
+                raise OutputError(f"{source}: two of its results would be called {path.name}")
+            if str(path) in self.claimed:
+                several = is_file_name(self.options.output) if self.options.output else False
+                advice = "name a folder as --output" if several else "--keep-tree ROOT mirrors the inputs' folders"
+                raise OutputError(
+                    f"{source}: its result {path.name} would replace that of {self.claimed[str(path)]}; {advice}"
+                )
+        self.claimed.update(dict.fromkeys(map(str, names), str(source)))
+
+    def _count_slices(self, path: Path) -> None:
+        if suffix_of(path).lower() not in (".dcm", ".ima") or path.is_dir():
+            return
+        self.slices[path.parent] += 1
+        if self.slices[path.parent] == MANY_SLICES:
+            log.warning("many single DICOM slices from %s: give the folder to read them as one volume", path.parent)

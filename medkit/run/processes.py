@@ -1,0 +1,217 @@
+"""Where cases are worked on: in this process, or in child processes that are replaced when they die."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+from medkit.errors import MedkitError, OutputError, Stopped
+from medkit.options import RunOptions
+from medkit.pipe.records import Record
+from medkit.run.task import Plan, Task
+from medkit.run.worker import CaseWorker, failed_record
+
+Item = Plan | Record
+"""A case to work on, or one that is already decided (an earlier failure that is only passed on)."""
+
+
+def serial(items: Iterable[Item], task: Task, options: RunOptions) -> Iterator[Record]:
+    """Works on one case after the other, in this process."""
+    work = CaseWorker(task, options)
+    for item in items:
+        yield item if isinstance(item, Record) else work(item)
+
+
+def in_workers(items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]) -> Iterator[Record]:
+    """Works on cases in `options.workers` child processes; records come as they are finished.
+
+    A child that dies fails its case and is replaced. Once `stopped()`, no new case is begun.
+    """
+    crew = _Crew(items, task, options, stopped)
+    try:
+        yield from crew.results()
+    finally:
+        crew.dismiss()
+
+
+_Done = Record | BaseException | None
+"""A finished case, an error that ends the run, or the end of one thread."""
+
+
+class _Crew:
+    """A thread that plans cases, and one thread per child process that hands them over."""
+
+    def __init__(self, items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]) -> None:
+        self._items, self._task, self._options, self._stopped = items, task, options, stopped
+        self._waiting: queue.Queue[Item | None] = queue.Queue(maxsize=options.workers)
+        self._finished: queue.Queue[_Done] = queue.Queue()
+        self._children: list[_Child] = []
+        self._dismissed = False
+        self._feeder = threading.Thread(target=self._guard, args=(self._feed,), daemon=True)
+        self._servers = [
+            threading.Thread(target=self._guard, args=(self._serve,), daemon=True) for _ in range(options.workers)
+        ]
+        for thread in (self._feeder, *self._servers):
+            thread.start()
+
+    def _ending(self) -> bool:
+        return self._dismissed or self._stopped()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._finished.put(error)
+        finally:
+            self._finished.put(None)
+
+    def _feed(self) -> None:
+        for item in self._items:
+            self._put(item)
+            if self._ending():
+                return
+        for _ in self._servers:
+            self._put(None)
+
+    def _put(self, item: Item | None) -> None:
+        while not self._ending():
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(item, timeout=_TICK)
+                return
+
+    def _serve(self) -> None:
+        """Hands plans to one child process, and to its successor when it dies."""
+        child: _Child | None = None
+        while not self._ending():
+            try:
+                item = self._waiting.get(timeout=_TICK)
+            except queue.Empty:
+                continue
+            if item is None:
+                break
+            if isinstance(item, Plan) and not (child and child.alive()):
+                child = _Child(self._task, self._options)
+                self._children.append(child)
+                if self._dismissed:  # while it was starting: `dismiss` may not have seen it
+                    child.dismiss()
+                    return
+            self._finished.put(child.work(item) if child and isinstance(item, Plan) else item)  # type: ignore[arg-type]
+        if child:
+            child.close()
+
+    def results(self) -> Iterator[Record]:
+        running = 1 + len(self._servers)
+        while running:
+            try:
+                done = self._finished.get(timeout=_TICK)  # short, so that a signal's handler gets to run
+            except queue.Empty:
+                if self._stopped() and not any(t.is_alive() for t in self._servers) and self._finished.empty():
+                    return  # the feeder may wait for a stdin that says nothing more
+                continue
+            if isinstance(done, BaseException):
+                raise done
+            if done is None:
+                running -= 1
+            else:
+                yield done
+
+    def dismiss(self) -> None:
+        """Ends all children; those at work drop their case."""
+        self._dismissed = True
+        for child in self._children:
+            child.dismiss()
+
+
+_TICK = 0.2
+
+
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""A Ctrl-C reaches all processes of a terminal, a scheduler's signal all of a job; the parent decides what is done."""
+
+
+class _Child:
+    """A child process that works on plans sent through a pipe."""
+
+    def __init__(self, task: Task, options: RunOptions) -> None:
+        context = multiprocessing.get_context("spawn")  # torch's thread pools do not survive a fork
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_child_main, args=(theirs, task, options), daemon=True)
+        # blocked until the child can say what they mean: one that comes while Python starts would end in a traceback
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+        self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self._task, self._options = task, options
+
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def work(self, plan: Plan) -> Record | BaseException:
+        """The record of a case; a failed one where the child died. An exception where the set-up failed."""
+        limit = self._options.timeout_per_case
+        try:
+            self._pipe.send(plan)
+            # the child itself stops at the limit, unless it hangs in native code: then it is stopped from here
+            if limit is not None and not self._pipe.poll(_START_UP + 2 * limit):
+                self._process.kill()
+            answer: Record | BaseException = self._pipe.recv()
+            return answer
+        except (EOFError, OSError):
+            self._process.join()
+            error = OutputError(f"its worker process died ({_end(self._process.exitcode)})")
+            return failed_record(plan.record, self._task.name, str(error), error)
+
+    def close(self) -> None:
+        """Lets the child end: it has no more to do."""
+        self._pipe.close()
+        self._process.join()
+
+    def dismiss(self) -> None:
+        """Makes the child drop its case, clean up and end."""
+        if self._process.is_alive() and self._process.pid:
+            with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
+                os.kill(self._process.pid, signal.SIGUSR2)
+            self._process.join(5)
+            self._process.kill()
+
+
+_START_UP = 60.0
+"""Seconds a child may need to import and load everything before its first case."""
+
+
+def _end(exitcode: int | None) -> str:
+    if exitcode is None or exitcode >= 0:
+        return f"exit code {exitcode}"
+    return f"{signal.Signals(-exitcode).name}, out of memory?" if exitcode == -9 else signal.Signals(-exitcode).name
+
+
+def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions) -> None:
+    for number in _PARENTS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, _drop_the_case)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
+    work = CaseWorker(task, options)
+    with contextlib.suppress(EOFError, Stopped):
+        while True:
+            plan = pipe.recv()
+            try:
+                pipe.send(work(plan))
+            except MedkitError as error:
+                pipe.send(error)
+            except Exception as error:
+                pipe.send(MedkitError(f"{type(error).__name__}: {error}"))
+
+
+def _drop_the_case(number: int, frame: FrameType | None) -> None:
+    # it may come between a file's opening and its guard; the process ends at once, and its files with it
+    warnings.simplefilter("ignore", ResourceWarning)
+    raise Stopped

@@ -1,0 +1,1 @@
+"""Building blocks of trainings that train configs name: samples, losses, augmentation, handlers, GANs."""

@@ -1,0 +1,210 @@
+"""What a training leaves behind: weights, figures in the metadata, a model card with the command, the curve."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medkit import __version__
+from medkit.bundles.bundle import WEIGHTS
+from medkit.pipe.atomic import whole, write_atomically
+from medkit.training.parts.samples import Samples, UnpairedSamples
+from medkit.training.plan import TrainingPlan
+from medkit.training.report.curve import draw_curve
+from medkit.training.report.history import Row
+from medkit.training.report.overlay import with_meta
+from medkit.training.weights import copied
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from medkit.training.config import Parts
+
+BEGIN, END = "<!-- medkit train: begin -->", "<!-- medkit train: end -->"
+"""Between these lies the part of the model card that a training writes; the rest is the authors'."""
+CURVE = "docs/learning_curve.png"
+SAMPLES = "docs/samples.png"
+SHOWN = 12
+"""Samples on the picture."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The validation that chose the weights."""
+
+    step: int
+    value: float
+    per_class: tuple[float, ...] = ()
+    """The metric of every class, where the config's metric keeps them (`save_details`)."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is told about a training."""
+
+    step: int
+    seconds: float
+    items: int
+    validation_items: int
+    parameters: int
+    trained_parameters: int
+    device: str
+    precision: str
+    metric_name: str | None
+    best: Best | None
+    skipped_steps: int = 0
+    """Steps without an update, for a loss that was no number."""
+
+
+def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], dtype: str) -> None:
+    """Writes the state dict that the bundle's inference loads; floating-point numbers as `dtype`."""
+    import torch
+
+    with whole(folder / WEIGHTS) as file:
+        torch.save(copied(weights, getattr(torch, dtype)), file)
+
+
+def write_samples(folder: Path, parts: Parts) -> None:
+    """Draws what the network will see: samples from the beginning to the end of the training, where they are images."""
+    from medkit.figures.mosaic import sample_sheet, write_png
+
+    loader = parts.trainer.data_loader
+    if not isinstance(dataset := getattr(loader, "dataset", None), Samples | UnpairedSamples):
+        return  # other datasets' samples depend on what was drawn before: looking at them would change the training
+    pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
+    for number in range(SHOWN):
+        sample = dataset[number * parts.steps * (loader.batch_size or 1) // SHOWN]
+        if isinstance(dataset, UnpairedSamples):
+            shown = [_first_channel(sample, key) for key in sample]
+            pairs += [(image, None) for image in shown if image is not None]
+            continue
+        image, labels = (_first_channel(sample, key) for key in ("image", "label"))
+        if image is None:
+            return
+        pairs.append((image, labels if labels is not None and labels.shape == image.shape else None))
+    with whole(folder / SAMPLES) as file:
+        write_png(sample_sheet(pairs), file)
+
+
+def _first_channel(sample: Any, key: str) -> np.ndarray | None:
+    """A sample's (C, I, J, K) or (C, I, J) image as an array without C; None where it has no such."""
+    import numpy as np
+
+    if not isinstance(sample, Mapping) or key not in sample:
+        return None
+    value = sample[key]
+    array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    return array[0] if array.ndim in (3, 4) else None
+
+
+def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequence[Row]) -> None:
+    """Writes metadata, model card, note on the data's licence and curve, each whole or not at all."""
+    write_atomically(folder / CURVE, draw_curve(rows, figures.metric_name, f"{folder.name}: training"))
+    metadata = new_metadata(plan, figures)
+    write_atomically(folder / "configs" / "metadata.json", json.dumps(metadata, indent=4) + "\n")
+    card = folder / "docs" / "README.md"
+    pictures = {"learning curve": CURVE, "samples, from the first steps to the last": SAMPLES}
+    pictures = {title: name for title, name in pictures.items() if (folder / name).is_file()}
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.name}\n"
+    write_atomically(card, with_section(text, _section(plan, figures, _class_names(metadata, figures), pictures)))
+    if plan.data is not None:
+        path = folder / "docs" / "data_license.txt"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if "medkit train" not in text:
+            write_atomically(path, (text.rstrip("\n") + "\n\n" if text.strip() else "") + _DATA_NOTE)
+
+
+_DATA_NOTE = """The weights in models/model.pt were trained by `medkit train` on data that its user gave (see
+docs/README.md), under the terms of those data; what stands above is about the bundle that the training began from.
+"""
+
+
+def new_metadata(plan: TrainingPlan, figures: Figures) -> dict[str, Any]:
+    """The base's metadata with a version of its own, a line in the changelog, and the figures under `medkit`."""
+    metadata = json.loads(json.dumps(plan.bundle.metadata))
+    version = bumped(plan.bundle.version)
+    best = figures.best
+    line = f"trained by medkit train from {plan.bundle.name} {plan.bundle.version}: {figures.step} steps, "
+    line += f"{figures.items} items" + (f", validation {figures.metric_name} {best.value:.4g}" if best else "")
+    changelog = metadata.get("changelog")
+    metadata["changelog"] = {version: line} | (changelog if isinstance(changelog, dict) else {})
+    metadata["version"] = version
+    block = metadata.get("medkit")
+    metadata["medkit"] = (block if isinstance(block, dict) else {}) | {
+        "task": plan.task,
+        "training": {
+            "base": {"name": plan.bundle.name, "version": plan.bundle.version},
+            "medkit_version": __version__,
+            "config": plan.config,
+            "steps": figures.step,
+            "hours": round(figures.seconds / 3600, 4),
+            "items": figures.items,
+            "validation_items": figures.validation_items,
+            "parameters": figures.parameters,
+            "trained_parameters": figures.trained_parameters,
+            "seed": plan.seed,
+            "device": figures.device,
+            "precision": figures.precision,
+            "metric": figures.metric_name,
+            "best": best.value if best else None,
+            "best_step": best.step if best else None,
+        },
+    }
+    return with_meta(dict(metadata), plan)
+
+
+def bumped(version: str) -> str:
+    """The next version.
+
+    >>> bumped("0.1.9"), bumped("2024")
+    ('0.1.10', '2024.1')
+    """
+    head, _, last = version.rpartition(".")
+    return f"{head}.{int(last) + 1}" if head and last.isdigit() else f"{version}.1"
+
+
+def with_section(text: str, section: str) -> str:
+    """A model card with the training's part replaced, or added at its end; the rest of the text stays."""
+    block = f"{BEGIN}\n{section.strip()}\n{END}"
+    if BEGIN in text and END in text:
+        return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, text, count=1, flags=re.DOTALL)
+    return f"{text.rstrip()}\n\n{block}\n"
+
+
+def _section(plan: TrainingPlan, figures: Figures, names: Sequence[str], pictures: Mapping[str, str]) -> str:
+    best = figures.best
+    rows = [
+        ("begun from", f"{plan.bundle.name} {plan.bundle.version}, config `{plan.config}`"
+         + (f", parameters of `{plan.init_from.name}`" if plan.init_from else ", random parameters")),
+        ("data", f"{figures.items} items for training, {figures.validation_items} for validation"),
+        ("steps", f"{figures.step} in {figures.seconds / 3600:.2f} h"
+         + (f"; {figures.skipped_steps} without an update" if figures.skipped_steps else "")),
+        ("computed on", f"{figures.device}, {figures.precision}, seed {plan.seed}, medkit {__version__}"),
+        ("parameters", f"{figures.parameters:,}, of which {figures.trained_parameters:,} trained"),
+        ("weights", f"chosen by validation: {figures.metric_name} {best.value:.4f} at step {best.step}"
+         if best else "those after the last step; nothing validated them"),
+    ]  # fmt: skip
+    lines = ["## Training", "", "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""]
+    if plan.command:
+        lines += ["```sh", plan.command, "```", ""]
+    lines += [line for title, name in pictures.items() for line in (f"![{title}]({Path(name).name})", "")]
+    if best and best.per_class:
+        lines += [f"| class | {figures.metric_name} |", "|---|---|"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in zip(names, best.per_class, strict=True)]
+    return "\n".join(lines)
+
+
+def _class_names(metadata: Mapping[str, Any], figures: Figures) -> list[str]:
+    """The classes of the metric, named as the output's channels where their number says which they are."""
+    count = len(figures.best.per_class) if figures.best else 0
+    outputs = metadata.get("network_data_format", {}).get("outputs", {})
+    for tensor in outputs.values():
+        channels = list(tensor.get("channel_def", {}).values())
+        if len(channels) in (count, count + 1):  # one more: metrics often leave out the background
+            return [str(c) for c in channels[len(channels) - count :]]
+    return [str(n) for n in range(1, count + 1)]

@@ -1,0 +1,58 @@
+"""The log of a training: a table that grows, equal for a training that was stopped and resumed and one that was not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from medkit.pipe.atomic import write_atomically
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the log."""
+
+    step: int
+    """Steps done."""
+    seconds: float
+    """Since the start of training, those of earlier parts included."""
+    learning_rate: float
+    """Of the optimizer's first group."""
+    loss: float
+    """Mean over the steps since the line before; nan where none of them was finite."""
+    metric: float | None
+    """The validation's, where there was one at this step."""
+
+
+class History:
+    """The rows so far, in memory and in `log.csv`."""
+
+    def __init__(self, path: Path, metric_name: str | None) -> None:
+        self.path = path
+        self.metric_name = metric_name
+        self.rows: list[Row] = []
+
+    def restore(self, rows: Sequence[Sequence[float | None]]) -> None:
+        """Begins with the rows of a checkpoint: what a killed run wrote after it goes."""
+        self.rows = [Row(*row) for row in rows]  # type: ignore[arg-type]
+        head = f"step,seconds,learning_rate,loss,{self.metric_name or 'metric'}\n"
+        write_atomically(self.path, head + "".join(_line(row) for row in self.rows))
+
+    def add(self, row: Row) -> None:
+        """Appends a row."""
+        self.rows.append(row)
+        with open(self.path, "a") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def plain(self) -> list[tuple[float | None, ...]]:
+        """The rows as a checkpoint keeps them."""
+        return [astuple(row) for row in self.rows]
+
+
+def _line(row: Row) -> str:
+    metric = "" if row.metric is None else f"{row.metric:.9g}"
+    return f"{row.step},{row.seconds:.1f},{row.learning_rate:.9g},{row.loss:.9g},{metric}\n"

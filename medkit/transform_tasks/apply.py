@@ -1,0 +1,172 @@
+"""Images, labels and points through transforms."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+
+from medkit.errors import InputError
+from medkit.pipe.records import absolute
+from medkit.run.outputs import Output
+from medkit.run.task import Case, Result, Runtime, Task
+from medkit.space import Grid
+from medkit.transform_tasks.checks import check_ends
+from medkit.transforms.files import read_transform
+from medkit.transforms.points import POINT_SUFFIXES, Points, read_points, write_points
+from medkit.transforms.transform import Transform, compose
+
+if TYPE_CHECKING:
+    from medkit.transforms.resample import Interpolation
+
+PointsFrom = Literal["input", "reference"]
+_POINT_KINDS = ("points", "table")
+_ADVICE = "use --inverse-transform"
+_NEAR = 0.01
+"""mm; a point that comes back within it has an inverse."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to apply transforms."""
+
+    interpolation: str = "auto"
+    """`linear`, `nearest`, `label`, or `auto`: `label` for label images, else `linear`."""
+    points_from: PointsFrom = "input"
+    """Where points lie: in the input image, so that they go where it goes; or in the reference (ANTs, ITK)."""
+    coordinates: str = "RAS"
+    """The frame of points in tables, `RAS` or `LPS`."""
+
+
+def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]], settings: Settings) -> Task:
+    """The task that takes its inputs through `transforms`, file and whether inverted, the first one first."""
+    shared = {} if reference is None else {"reference": absolute(reference)}
+    roles = {}
+    for number, (path, inverted) in enumerate(transforms, start=1):
+        role = f"{'inverse_transform' if inverted else 'transform'}_{number}"
+        roles[role] = inverted
+        shared[role] = absolute(path)
+    return Task(
+        name="transform apply",
+        outputs=(
+            Output(
+                *("result", "image", "transformed"),
+                entities={"space": "{space}"} if reference else {"desc": "transformed"},
+                reference=shared.get("reference"),
+                extensions=POINT_SUFFIXES,
+            ),
+        ),
+        setup=functools.partial(_set_up, shared=shared, roles=roles, settings=settings),
+        arguments=_arguments(settings),
+        takes=("image", "labels", "mask", *_POINT_KINDS),
+        shared=shared,
+    )
+
+
+def _arguments(settings: Settings) -> dict[str, str]:
+    """The settings, those of points only where they are not the default: they say nothing of images."""
+    points = {"points_from": settings.points_from, "coordinates": settings.coordinates}
+    default = Settings()
+    return {"interpolation": settings.interpolation} | {k: v for k, v in points.items() if v != getattr(default, k)}
+
+
+def _set_up(runtime: Runtime, *, shared: Mapping[str, Path], roles: Mapping[str, bool], settings: Settings) -> _Way:
+    """Reads what all cases share: the reference's grid and the transforms. Raises InputError."""
+    from medkit.images.image import read_grid
+
+    reference = shared.get("reference")
+    parts = []
+    for role, inverted in roles.items():
+        part = read_transform(shared[role])
+        parts.append(part.inverse() if inverted else part)
+    names = [shared[role].name for role in roles]
+    return _Way(
+        reference, read_grid(reference) if reference else None, compose(parts, names) if parts else None, settings
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """The transforms as one, and where they lead: works on one case after the other."""
+
+    reference: Path | None
+    grid: Grid | None
+    transform: Transform | None
+    """Takes reference points to input points."""
+    settings: Settings
+
+    def __call__(self, case: Case) -> Result:
+        return self._points(case) if case.record.kind in _POINT_KINDS else self._image(case)
+
+    def _image(self, case: Case) -> Result:
+        from medkit.transforms.resample import resample
+
+        if self.grid is None or self.reference is None:
+            raise InputError(f"{case.path}: an image needs --reference, the image whose grid the result lies on")
+        kind = case.record.kind
+        discrete = kind in ("labels", "mask")
+        way = self.settings.interpolation
+        if way == "auto":
+            way = "label" if discrete else "linear"
+        blended = discrete and way == "linear"
+        image = case.image(labels=(discrete and not blended) or way == "label")
+        warnings = check_ends(self.transform, self.grid, image.grid, _ADVICE) if self.transform else []
+        moved = resample(image, self.grid, self.transform, cast("Interpolation", way))
+        if blended:
+            warnings.append(f"linear interpolation blends the numbers of {case.path.name}, which are labels")
+        if image.data.any() and not moved.data.any():
+            warnings.append(f"the result is empty: {case.path.name} does not reach {self.reference.name} this way")
+        return Result(
+            {"result": moved},
+            warnings=warnings,
+            spatial_reference=self.reference,
+            kind=kind,
+            description=f"{case.path.name} resampled onto {self.reference.name}",
+        )
+
+    def _points(self, case: Case) -> Result:
+        points = read_points(case.path, self.settings.coordinates)
+        moved, warnings = self._moved(points.positions)
+        if self.transform and self.grid:
+            warnings += check_ends(self.transform, self.grid, None, _ADVICE)
+        where = "the input" if self.settings.points_from == "reference" else "the reference"
+        return Result(
+            {"result": _PointsFile(points, moved, self.settings.coordinates)},
+            warnings=warnings,
+            spatial_reference=self.reference,
+            kind="points",
+            description=f"{case.path.name} taken to the space of {where}",
+        )
+
+    def _moved(self, positions: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """(N, 3), RAS+ mm, and warnings of points that a displacement field leads nowhere."""
+        if self.transform is None:
+            return positions, []
+        way = self.transform if self.settings.points_from == "reference" else self.transform.inverse()
+        moved = way.map_points(positions)
+        missed = np.linalg.norm(way.inverse().map_points(moved) - positions, axis=1)
+        lost = missed > _NEAR
+        if not lost.any():
+            return moved, []
+        return moved, [
+            f"{int(lost.sum())} of {len(lost)} points lie where the displacement field ends or folds: the way back "
+            f"misses them by up to {missed.max():.3g} mm"
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _PointsFile:
+    """Points at other positions, to be written as the file they came from."""
+
+    source: Points
+    positions: np.ndarray
+    coordinates: str
+
+    def write(self, path: Path) -> None:
+        """In the format of the name; see `write_points`."""
+        moved = Points(self.positions, self.source.names, self.source.named, self.source.path)
+        write_points(path, moved, self.coordinates)

@@ -1,0 +1,155 @@
+"""Transforms from and to the files of other programs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medkit.errors import InputError, OutputError, UsageError
+from medkit.images import nifti
+from medkit.pipe.names import suffix_of
+from medkit.pipe.records import absolute
+from medkit.run.outputs import Output
+from medkit.run.task import Case, Result, Task
+from medkit.transform_tasks.checks import check_ends, with_ends
+from medkit.transform_tasks.compose import TAKES
+from medkit.transforms.files import TransformFile, read_transform
+from medkit.transforms.freesurfer import RAS, VOXELS, Volume, read_lta, read_register_dat, write_lta, write_register_dat
+from medkit.transforms.fsl import read_flirt, read_warp, write_flirt, write_warp
+from medkit.transforms.itk import is_fsl_warp, is_text_matrix
+from medkit.transforms.transform import AffineTransform, Transform
+
+
+@dataclass(frozen=True)
+class Form:
+    """A program's file for transforms."""
+
+    help: str
+    """What it is, for people."""
+    extensions: tuple[str, ...]
+    """The names it may have, its usual one first."""
+    write: Callable[[Path, AffineTransform, Volume, Volume], None] | None = None
+    """Writes an affine transform that leads from a fixed to a moving volume; None: ITK's forms, which need neither."""
+
+
+def _flirt(path: Path, transform: AffineTransform, fixed: Volume, moving: Volume) -> None:
+    write_flirt(path, transform, fixed.grid, moving.grid)
+
+
+def _register_dat(path: Path, transform: AffineTransform, fixed: Volume, moving: Volume) -> None:
+    write_register_dat(path, transform, fixed.grid, moving.grid)
+
+
+FORMS = {
+    "itk": Form("ITK's and ANTs' text", (".tfm", ".txt")),
+    "itk-mat": Form("ITK's and ANTs' .mat", (".mat",)),
+    "itk-h5": Form("ITK's and ANTs' composite", (".h5", ".hdf5")),
+    "field": Form("displacement field of ITK and ANTs", (".nii.gz", ".nii")),
+    "flirt": Form("matrix of FSL FLIRT", (".mat", ".txt"), _flirt),
+    "fsl-warp": Form("displacements for FSL applywarp", (".nii.gz", ".nii")),
+    "lta": Form("FreeSurfer, RAS to RAS", (".lta",), functools.partial(write_lta, kind=RAS)),
+    "lta-voxels": Form("FreeSurfer, voxel to voxel", (".lta",), functools.partial(write_lta, kind=VOXELS)),
+    "register-dat": Form("FreeSurfer tkregister", (".dat",), _register_dat),
+}
+"""Name for `--to` -> the form; a name of a file stands for the first form that has it."""
+
+
+def conversion(form: str | None, output: Path | None, fixed: Path | None, moving: Path | None) -> Task:
+    """The task that writes each of its inputs in another form. Raises UsageError where that form is not clear."""
+    form = form or _form_of(output)
+    images = {role: absolute(path) for role, path in (("fixed", fixed), ("moving", moving)) if path is not None}
+    if (FORMS[form].write or form == "fsl-warp") and len(images) < 2:
+        raise UsageError(f"--to {form}: needs both images, --fixed and --moving")
+    first, *others = FORMS[form].extensions
+    return Task(
+        name="transform convert",
+        outputs=(Output("transform", "transform", form.replace("-", "_"), first, extensions=tuple(others)),),
+        process=functools.partial(_convert, form=form),
+        arguments={"to": form},
+        takes=TAKES,
+        role="transform",
+        shared=images,
+        uses_torch=False,
+    )
+
+
+def _form_of(output: Path | None) -> str:
+    suffix = suffix_of(output).lower() if output else ""
+    found = next((name for name, form in FORMS.items() if suffix in form.extensions), None)
+    if found is None:
+        raise UsageError(f"name the form with --to ({', '.join(FORMS)}), or a file as --output")
+    return found
+
+
+def _convert(case: Case, *, form: str) -> Result:
+    fixed, moving = _volume(case.inputs.get("fixed")), _volume(case.inputs.get("moving"))
+    transform = read_any(case.path, fixed, moving)
+    ends = [None if volume is None else volume.grid for volume in (fixed, moving)]
+    if form in ("field", "fsl-warp"):
+        case.runtime.limit_torch()
+    warnings = check_ends(transform, ends[0], ends[1], "exchange --fixed and --moving, or invert it")
+    transform = with_ends(transform, *(None if grid is None else grid.digest() for grid in ends))
+    return Result(
+        {"transform": _InForm(transform, form, fixed, moving)},
+        warnings=warnings,
+        spatial_reference=case.inputs.get("fixed"),
+        details={"grids": {"from": transform.from_grid, "to": transform.to_grid}},
+        description=f"{case.path.name} as {FORMS[form].help}",
+    )
+
+
+def _volume(path: Path | None) -> Volume | None:
+    from medkit.images.image import read_grid
+
+    return None if path is None else Volume(path, read_grid(path))
+
+
+def read_any(path: Path, fixed: Volume | None = None, moving: Volume | None = None) -> Transform:
+    """Read a transform of any program; those that need their two images say so. Raises InputError."""
+    reader = _reader_with_images(path)
+    if path.suffix == ".lta":
+        return read_lta(path, *(None if volume is None else volume.grid for volume in (fixed, moving)))
+    if reader is None:
+        return read_transform(path)
+    if fixed is None or moving is None:
+        raise InputError(f"{path}: has a meaning for its two images alone: name them with --fixed and --moving")
+    return reader(path, fixed.grid, moving.grid)
+
+
+def _reader_with_images(path: Path) -> Callable[..., Transform] | None:
+    """The reader of a form that says nothing without its images; None for other forms."""
+    if path.suffix == ".dat":
+        return read_register_dat
+    if path.suffix in (".mat", ".txt") and path.is_file() and is_text_matrix(path.read_bytes()):
+        return read_flirt
+    if path.name.endswith((".nii", ".nii.gz")) and path.is_file():
+        return read_warp if is_fsl_warp(nifti.promised_shape(path, nifti.read_header(path))) else None
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _InForm:
+    """A transform to be written in a form."""
+
+    transform: Transform
+    form: str
+    fixed: Volume | None
+    moving: Volume | None
+
+    def write(self, path: Path) -> None:
+        """Raises OutputError where the form cannot hold the transform."""
+        if self.fixed is None or self.moving is None or not (FORMS[self.form].write or self.form == "fsl-warp"):
+            TransformFile(self.transform, None if self.fixed is None else self.fixed.grid).write(path)
+            return
+        if getattr(self.transform, "dims", 3) != 3 or self.fixed.grid.dims != 3:
+            raise OutputError(f"{path.name}: {self.form} knows no transforms of the plane")
+        if write := FORMS[self.form].write:
+            if not isinstance(self.transform, AffineTransform):
+                raise OutputError(
+                    f"{path.name}: expected an affine transform for {self.form}, got a displacement field"
+                )
+            write(path, self.transform, self.fixed, self.moving)
+        else:
+            write_warp(path, self.transform, self.fixed.grid, self.moving.grid)

@@ -1,0 +1,324 @@
+"""`medkit run segment`: labels on the scan's grid, their table, and what is to be looked at."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import zoo
+from medkit_segment import cleaning, labelling, report
+from medkit_segment.report import Expected
+from outcome import Outcome
+
+from medkit.images.phantom import make_image
+from medkit.pipe.records import read_sidecar
+from medkit.space import Grid
+
+pytestmark = pytest.mark.usefixtures("clean_path")
+
+Run = Callable[..., Outcome]
+NAMES = {"4": "left part", "9": "right part"}
+CENTRES = (60.0, 451.0, 752.0)
+"""Intensities that the channels stand for: the background, label 4, label 9."""
+
+
+def write_bundle(root: Path, **block: Any) -> Path:
+    """A bundle whose network labels a voxel by the centre nearest to its intensity, on a grid of 3 mm."""
+    for folder in ("configs", "models", "docs"):
+        (root / folder).mkdir(parents=True)
+    compose = {"_target_": "Compose"}
+    config = {
+        "bundle_root": ".",
+        "mirror": False,
+        "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1},
+        "network": "$@network_def",
+        "preprocessing": {**compose, "transforms": [
+            {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+            {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
+            {"_target_": "Spacingd", "keys": "image", "pixdim": [3.0, 3.0, 3.0], "mode": "bilinear"},
+            {"_target_": "BorderPadd", "keys": "image", "spatial_border": 2},
+        ]},
+        "inferer": "$lambda x, network, *_, **__: (network(x) + network(x.flip(2)).flip(2)) / 2 if @mirror "
+        "else network(x)",
+        "postprocessing": {**compose, "transforms": [
+            {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+            {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image",
+             "nearest_interp": True, "to_tensor": True},
+            {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0, 1, 2], "target_labels": [0, 4, 9]},
+        ]},
+    }  # fmt: skip
+    (root / "configs" / "inference.json").write_text(json.dumps(config))
+    tensor = {"type": "image", "num_channels": 1, "spatial_shape": [16, 16, 16]}
+    made = {**tensor, "format": "segmentation", "num_channels": 3, "channel_def": {"0": "none", "1": "l", "2": "r"}}
+    metadata = {
+        "version": "0.3.0", "network_data_format": {"inputs": {"image": tensor}, "outputs": {"pred": made}},
+        "medkit": {"task": "segment", "labels": NAMES, **block},
+    }  # fmt: skip
+    (root / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    # -(x - c)^2 without its square of x, over the variance of 50
+    weight = torch.tensor([2 * c for c in CENTRES]).reshape(3, 1, 1, 1, 1) / 2500
+    torch.save({"weight": weight, "bias": torch.tensor([-c * c for c in CENTRES]) / 2500}, root / "models" / "model.pt")
+    return root
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "bundle", tta={"mirror": True})
+
+
+@pytest.fixture
+def segment(medkit: Run, bundle: Path) -> Run:
+    def run(*arguments: object, root: Path = bundle, **settings: Any) -> Outcome:
+        words = ["--bundle", root, "--trust", "--precision", "float32"]
+        return medkit("run", "segment", *words, *arguments, **settings)
+
+    return run
+
+
+def voxels(path: Path | str) -> np.ndarray:
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+# ---- the task
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI", "PIR", "ASL"])
+def test_labels_lie_on_the_scan(segment: Run, tmp_path: Path, orientation: str) -> None:
+    source = make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0), orientation, oblique_degrees=7)
+    done = segment(source, "--no-clean", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    made, given = nibabel.load(done.paths[0]), nibabel.load(source)
+    np.testing.assert_array_equal(made.affine, given.affine)
+    assert made.get_data_dtype() == np.uint8
+    nearest = np.abs(voxels(source)[..., None] - np.array(CENTRES)).argmin(-1)
+    np.testing.assert_array_equal(voxels(done.paths[0]), np.array([0, 4, 9])[nearest])
+
+
+def test_the_table_and_the_record(segment: Run, tmp_path: Path) -> None:
+    source = make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0))
+    done = segment(source)
+    labels = voxels(done.paths[0])
+    rows = table(tmp_path / "a_dseg.tsv")
+    assert [(r["index"], r["name"]) for r in rows] == [("4", "left part"), ("9", "right part")]
+    assert rows[0]["color"].startswith("#")
+    for row in rows:
+        assert float(row["volume_mm3"]) == pytest.approx(27.0 * (labels == int(row["index"])).sum())
+        assert 0.5 < float(row["confidence"]) <= 1
+    record = read_sidecar(tmp_path / "a_dseg.json")
+    assert record is not None
+    metrics = record.medkit["metrics"]
+    assert metrics["total_mm3"] == pytest.approx(27.0 * (labels > 0).sum())
+    assert record.medkit["labels"] == NAMES
+    assert set(record.medkit["outputs"]) == {"labels", "table"}
+
+
+def test_all_outputs(segment: Run, tmp_path: Path) -> None:
+    source = make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0))
+    done = segment(source, "--outputs", "mask,brain,labels,probabilities", "--no-clean", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    out = tmp_path / "out"
+    assert [Path(p).name for p in done.paths] == ["a_mask.nii.gz"], "the first one asked for goes down the pipe"
+    labels, mask, brain = (voxels(out / f"a_{n}.nii.gz") for n in ("dseg", "mask", "brain"))
+    assert set(np.unique(mask)) == {0, 1}
+    assert mask[labels > 0].all()
+    np.testing.assert_array_equal(brain, np.where(mask, voxels(source), 0))
+    probabilities = voxels(out / "a_probseg.nii.gz")
+    assert probabilities.shape == (24, 22, 20, 3)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    sure = probabilities.max(-1) > 0.9
+    np.testing.assert_array_equal(np.array([0, 4, 9])[probabilities.argmax(-1)][sure], labels[sure])
+
+
+def test_a_mirror_is_averaged(segment: Run, tmp_path: Path) -> None:
+    source = make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0))
+    plain = segment(source, "-o", tmp_path / "plain")
+    both = segment(source, "--tta", "-o", tmp_path / "both")
+    np.testing.assert_array_equal(voxels(plain.paths[0]), voxels(both.paths[0]))  # this network does not care
+    record = read_sidecar(tmp_path / "both" / "a_dseg.json")
+    assert record is not None
+    assert record.medkit["arguments"]["set"] == {"mirror": True}
+    none = segment(source, "--tta", root=write_bundle(tmp_path / "plainly"))
+    assert none.code == 2
+    assert "has none" in none.err
+
+
+def test_the_other_modality_is_refused(segment: Run, tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "mr", modality="MR")
+    values = np.where(np.indices((20, 20, 20))[0] < 8, -1000, 300).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([5.0, 5.0, 5.0, 1.0])), tmp_path / "chest.nii.gz")
+    done = segment(tmp_path / "chest.nii.gz", root=root)
+    assert done.code == 3
+    assert "expected MR for bundle mr, got CT" in done.err
+
+
+def test_a_bundle_of_regions_gives_what_its_postprocessing_makes(medkit: Run, tmp_path: Path) -> None:
+    root = zoo.write(tmp_path / "spleen", "spleen_ct_segmentation")
+    source = make_image(tmp_path / "a_ct.nii.gz", (20, 18, 14), (4.0, 4.0, 5.0))
+    given = ["--bundle", root, "--trust", "--precision", "float32", source]
+    plain = medkit("run", "bundle", *given, "-o", tmp_path / "plain")
+    done = medkit("run", "segment", *given, "--no-clean", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    np.testing.assert_array_equal(voxels(plain.paths[0]), voxels(done.paths[0]))
+
+
+@pytest.mark.parametrize("roles", ["", "labels,nonsense"])
+def test_outputs_that_are_none(segment: Run, tmp_path: Path, roles: str) -> None:
+    source = make_image(tmp_path / "a.nii.gz", (16, 16, 16), (4, 4, 4))
+    assert segment(source, "--outputs", roles).code == 2
+
+
+# ---- labels of channels
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return torch.randn(5, 9, 8, 7, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("values", [1, 100, 1 << 24])
+def test_channels(logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch, values: int) -> None:
+    monkeypatch.setattr(labelling, "_SLAB_VALUES", values)
+    chosen = labelling.most_likely(logits)
+    np.testing.assert_array_equal(chosen, logits.argmax(0).numpy())
+    whole = logits.softmax(0)
+    sure = labelling.certainty(logits, chosen)
+    np.testing.assert_allclose(sure[chosen > 0], whole.amax(0).numpy()[chosen > 0], rtol=1e-5)
+    assert (sure[chosen == 0] == 1).all()
+    np.testing.assert_allclose(np.stack(list(labelling.probabilities(logits))), whole.numpy(), rtol=1e-5)
+
+
+def test_equal_channels_are_the_first() -> None:
+    assert (labelling.most_likely(torch.zeros(4, 3, 3, 3)) == 0).all()
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 2.0, 1.3)])
+def test_labels_go_to_the_nearest_voxel(axes: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:
+    """As resampling by world coordinates has it, for any order and direction of axes."""
+    from medkit.images.image import Image
+    from medkit.transforms.resample import resample
+
+    labels = np.random.default_rng(0).integers(0, 9, (11, 12, 13)).astype(np.uint8)
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = (-5.2, -6.1, -7.3)
+    own = np.eye(4)
+    own[:3, :3] = np.eye(3)[:, axes] * np.array([1, -1, 1]) * spacing
+    own[:3, 3] = -own[:3, :3] @ np.array([7.0, 6.0, 5.0])
+    grid = Grid((15, 14, 12), own)
+    expected = resample(Image(labels[None], Grid(labels.shape, affine)), grid, interpolation="nearest").data[0]
+    np.testing.assert_array_equal(labelling.on_grid(labels, affine, grid), expected)
+
+
+def test_labels_on_a_turned_grid() -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[5:15, 5:15, 5:15] = 3
+    turned = np.eye(4)
+    turned[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    out = labelling.on_grid(labels, np.eye(4), Grid((20, 20, 20), turned))
+    assert 0 < (out == 3).sum() < 1000
+    assert set(np.unique(out)) == {0, 3}
+
+
+# ---- cleaning
+
+
+def test_stray_pieces_join_what_they_lie_in() -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[2:18, 2:18, 2:18] = 1
+    labels[3:8, 3:8, 3:8] = 2
+    labels[14, 14, 14] = 2  # a stray voxel of 2 in 1
+    labels[19, 19, 19] = 1  # apart from the body
+    out = cleaning.cleaned(labels, connected=True)
+    assert out[14, 14, 14] == 1
+    assert out[19, 19, 19] == 0
+    assert (out == 2).sum() == 125
+    assert cleaning.cleaned(labels, connected=False)[19, 19, 19] == 0, "a small piece that touches nothing"
+
+
+def test_organs_that_lie_apart_stay() -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[1:4, 1:4, 1:4], labels[10:18, 10:18, 10:18] = 1, 2
+    np.testing.assert_array_equal(cleaning.cleaned(labels, connected=False), labels)
+    assert (cleaning.cleaned(labels, connected=True) == 1).sum() == 0
+
+
+def test_nothing_to_clean() -> None:
+    empty = np.zeros((5, 5, 5), np.uint8)
+    assert not cleaning.cleaned(empty, connected=True).any()
+    assert not cleaning.filled(empty > 0, np.ones(3), 4.0).any()
+
+
+def test_a_mask_is_closed_and_filled() -> None:
+    mask = np.zeros((30, 30, 30), bool)
+    mask[5:25, 5:25, 5:25] = True
+    whole = mask.copy()
+    mask[10:14, 10:14, 10:14] = False  # a hole
+    mask[15, :, 15] = False  # a groove from face to face
+    inside = (slice(6, 24),) * 3  # the groove's mouths stay open
+    np.testing.assert_array_equal(cleaning.filled(mask, np.ones(3), 4.0)[inside], whole[inside])
+    assert not (cleaning.filled(mask, np.ones(3), 4.0) & ~whole).any()
+
+
+# ---- what is to be looked at
+
+
+EXPECTED = Expected.of({1: "one", 2: "two"}, {"volumes_mm3": {"1": [10, 100], "total": [50, 5000]}})
+
+
+def cube(size: int, low: int, high: int, label: int = 1) -> np.ndarray:
+    out = np.zeros((size,) * 3, np.uint8)
+    out[low:high, low:high, low:high] = label
+    return out
+
+
+def test_structures_of_implausible_size() -> None:
+    rows = report.structures(cube(10, 3, 6), 1.0, {1: 0.9}, EXPECTED)
+    assert [(r.volume_mm3, r.look) for r in rows] == [(27.0, ()), (0.0, ())]
+    assert report.structures(cube(10, 3, 4), 1.0, None, EXPECTED)[0].look == ("small",)
+    assert report.structures(cube(10, 1, 9), 1.0, None, EXPECTED)[0].look == ("large",)
+    assert report.structures(cube(10, 1, 1), 1.0, None, EXPECTED)[0].look == ("not found",)
+    assert report.structures(cube(10, 3, 6), 1.0, {1: 0.2}, EXPECTED)[0].look == ("unsure",)
+
+
+@pytest.mark.parametrize(("sure", "dice", "look"), [(0.9, 0.8, ()), (0.7, 0.4, ("unsure",)), (0.2, 0.0, ("unsure",))])
+def test_the_dice_to_be_expected_decides_where_it_is_known(sure: float, dice: float, look: tuple[str, ...]) -> None:
+    expected = Expected.of({1: "one"}, {"expected_dice": {"1": [-1.0, 2.0]}})
+    (row,) = report.structures(cube(10, 3, 6), 1.0, {1: sure}, expected)
+    assert (row.expected_dice, row.look) == (pytest.approx(dice), look)
+    (header, line, _) = report.as_tsv([row]).split("\n")
+    assert dict(zip(header.split("\t"), line.split("\t"), strict=True))["expected_dice"] == f"{dice:.4f}"
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (cube(10, 0, 0), "nothing was found"),
+        (cube(10, 4, 6), "in all, expected"),
+        (cube(12, 0, 6), "cut off by the field of view"),
+    ],
+)
+def test_label_maps_to_look_at(labels: np.ndarray, words: str) -> None:
+    rows = report.structures(labels, 1.0, None, EXPECTED)
+    assert any(
+        words in text and text.startswith("look at this one") for text in report.warnings(labels, rows, EXPECTED)
+    )
+
+
+def test_an_unsure_network_is_to_be_looked_at() -> None:
+    labels = cube(12, 3, 7)
+    rows = report.structures(labels, 1.0, {1: 0.4}, EXPECTED)
+    assert any("unsure (0.40)" in text for text in report.warnings(labels, rows, EXPECTED))
+    rows = report.structures(labels, 1.0, {1: 0.95}, EXPECTED)
+    assert report.warnings(labels, rows, EXPECTED) == []
