@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
         if eager := super().get_command(ctx, cmd_name):
             return eager
         if offers := self.offers().get(cmd_name):
-            offer = plugins.choose(self.what, cmd_name, offers)
+            offer = plugins.choose_offer(self.what, cmd_name, offers)
             with guarded_stdout():
                 command: click.Command = offer.load()
             ctx.meta[PLUGIN_KEY] = offer.plugin

@@ -8,6 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+__all__ = [
+    "BundleError",
+    "CaseTimeout",
+    "InputError",
+    "MedkitError",
+    "OutputError",
+    "PluginError",
+    "Stopped",
+    "TrainingError",
+    "UsageError",
+    "WeightsMissingError",
+    "listed",
+]
+
 
 class MedkitError(Exception):
     """Something a user can act on; shown as one line, without a traceback."""

@@ -19,6 +19,19 @@ from medkit.pipe import lines as pipe
 from medkit.pipe.names import is_file_name
 from medkit.pipe.records import absolute
 
+__all__ = [
+    "PLUGIN_KEY",
+    "PROGRAM",
+    "RunOptions",
+    "absolute_path",
+    "bytes_of",
+    "group_by_option",
+    "option",
+    "settings",
+    "task_options",
+    "valid_device",
+]
+
 PROGRAM = {"Name": "medkit", "Version": __version__}
 PLUGIN_KEY = "medkit.plugin"
 """Where `medkit run` leaves, in click's `ctx.meta`, the plugin that the called task comes from."""

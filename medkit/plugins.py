@@ -105,7 +105,7 @@ def conflict(what: str, offers: Iterable[Offer]) -> str:
     )
 
 
-def choose(what: str, name: str, offers: tuple[Offer, ...]) -> Offer:
+def choose_offer(what: str, name: str, offers: tuple[Offer, ...]) -> Offer:
     """The one offer of a name. Raises PluginError where several plugins make it."""
     if len(offers) > 1:
         raise PluginError(conflict(what, offers))

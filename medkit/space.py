@@ -16,6 +16,19 @@ import numpy as np
 
 from medkit.errors import InputError
 
+__all__ = [
+    "ANISOTROPY",
+    "RAS_TO_LPS",
+    "SMALL_FIELD_OF_VIEW",
+    "SPACING_RANGE",
+    "Grid",
+    "apply_affine",
+    "check_grid",
+    "lps_affine",
+    "lps_parts",
+    "three_axes",
+]
+
 SPACING_RANGE = (1e-3, 1e3)
 """mm; a voxel outside it is a mistake of units or a torn header."""
 ANISOTROPY = 3.0

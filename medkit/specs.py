@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+__all__ = [
+    "KINDS",
+    "BundleSpec",
+    "CommandSpec",
+    "TaskSpec",
+]
+
 KINDS = ("image", "labels", "mask", "points", "transform", "table")
 """What a file can be, as records and sidecars name it."""
 

@@ -16,15 +16,15 @@ from medkit.pipe.atomic import whole, write_atomically
 from medkit.pipe.names import TABLE_SUFFIXES, is_bids, split_bids, stem
 from medkit.pipe.records import Record, absolute, lineage, record_of, sha256_of
 from medkit.pipe.signals import StopRequest
-from medkit.run.loop import Run
+from medkit.run.loop import TaskRun
 from medkit.run.outputs import Output, Targets
-from medkit.run.task import Case, Plan, Result, Runtime, Stages, Table, Task, Text, Writable, numbered
+from medkit.run.task import Case, CasePlan, Result, Runtime, Stages, Table, Task, Text, Writable, numbered
 
 __all__ = [
     "TABLE_SUFFIXES",
     "Case",
+    "CasePlan",
     "Output",
-    "Plan",
     "Record",
     "Result",
     "Runtime",
@@ -61,6 +61,6 @@ def run_task(task: Task, options: RunOptions) -> None:
     log.setLevel({1: logging.DEBUG, -1: logging.ERROR}.get(options.verbosity, logging.WARNING))
     with pipe.guarded_stdout() as stdout, StopRequest() as stop:
         emitter = pipe.Emitter(stdout, json=options.json, null=options.null)
-        code = Run(task, options, emitter, stop).all()
+        code = TaskRun(task, options, emitter, stop).all()
     if code:
         raise SystemExit(code)

@@ -32,6 +32,20 @@ from medkit.plugins import Offer, Plugin, registry
 if TYPE_CHECKING:
     import click
 
+__all__ = [
+    "GEOMETRIES",
+    "HEAVY",
+    "Arguments",
+    "Geometry",
+    "PluginContract",
+    "assert_same_grid",
+    "options_without_help",
+    "pipe_medkit",
+    "record_problems",
+    "records",
+    "run_medkit",
+]
+
 HEAVY = ("torch", "monai", "numpy", "nibabel", "itk", "SimpleITK")
 """What importing a plugin package must not import: `medkit --help` asks every plugin."""
 

@@ -12,7 +12,7 @@ from toy import TASKS, VERSION, entry
 
 from medkit import plugins
 from medkit.errors import PluginError, UsageError
-from medkit.plugins import choose, discover
+from medkit.plugins import choose_offer, discover
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 
@@ -114,9 +114,9 @@ def test_two_plugins_with_one_task(toy: Run, module: Module) -> None:
 
 def test_choose_takes_the_only_offer(module: Module) -> None:
     found = discover([entry("toy", "toy"), module("other", TASK.format(name="pair"))])
-    assert choose("task", "wait", found.tasks["wait"]).plugin.name == "toy"
+    assert choose_offer("task", "wait", found.tasks["wait"]).plugin.name == "toy"
     with pytest.raises(PluginError):
-        choose("task", "pair", found.tasks["pair"])
+        choose_offer("task", "pair", found.tasks["pair"])
 
 
 def test_commands_of_plugins_and_of_the_core(toy: Run, module: Module) -> None:

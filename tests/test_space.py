@@ -13,7 +13,7 @@ from medkit import space
 from medkit.errors import InputError, OutputError
 from medkit.space import Grid, lps_affine, lps_parts
 from medkit.transforms.files import read_transform, write_transform
-from medkit.transforms.resample import to_displacement_field
+from medkit.transforms.resampling import to_displacement_field
 from medkit.transforms.transform import AffineTransform, Composite, DisplacementField, compose
 
 sitk = pytest.importorskip("SimpleITK")

@@ -26,7 +26,7 @@ from medkit.testing import (
     records,
     run_medkit,
 )
-from medkit.transforms.resample import resample
+from medkit.transforms.resampling import resample
 
 TEMPLATE_BUNDLE = "medkit/templates/plugin/src/__package__/bundles/__bundle__"
 

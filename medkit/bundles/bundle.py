@@ -222,24 +222,26 @@ AUTO = "auto"
 """What `--bundle` says where each case is to be given to the bundle that fits it (see `medkit.inference.choice`)."""
 
 
-def for_task(text: str, task: str, registry: Registry, *, trust: bool) -> tuple[Bundle, ...]:
+def bundles_for_task(text: str, task: str, registry: Registry, *, trust: bool) -> tuple[Bundle, ...]:
     """The bundles that may run for a task: the one that `text` names, or with `auto` all that its plugins bring.
 
-    Raises as `choose` does.
+    Raises as `bundle_for_task` does.
     """
     if text != AUTO:
-        return (choose(text, task, registry, trust=trust),)
+        return (bundle_for_task(text, task, registry, trust=trust),)
     own = [b for b in installed(registry) if b.task == task and (b.spec is None or b.spec.auto)]
     # what a script runs without naming it stays the same when the user installs another
     own = [b for b in own if not b.by_user] or own
     if not own:
-        return (choose(None, task, registry, trust=trust),)
+        return (bundle_for_task(None, task, registry, trust=trust),)
     for bundle in own:
         require_trust(bundle, trust=trust)
     return tuple(own)
 
 
-def choose(text: str | None, task: str, registry: Registry, *, trust: bool, configs: Sequence[str] = ()) -> Bundle:
+def bundle_for_task(
+    text: str | None, task: str, registry: Registry, *, trust: bool, configs: Sequence[str] = ()
+) -> Bundle:
     """The bundle whose configs may run for a task: the one that `text` names, or the only one that the task has.
 
     Of several the one that has all `configs`.

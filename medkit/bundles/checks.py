@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.archive import is_junk
 from medkit.bundles.bundle import CONFIG_SUFFIXES, WEIGHTS, Bundle
-from medkit.bundles.config import sentence
+from medkit.bundles.config import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class Skipped(Exception):  # noqa: N818 - no error
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckedBundle:
     """The bundle that is checked."""
 
     root: Path
@@ -119,7 +119,7 @@ class Subject:
 # ---- configs
 
 
-def check_references(subject: Subject) -> Iterator[str]:
+def check_references(subject: CheckedBundle) -> Iterator[str]:
     """Every config is read by MONAI; what its `@` and `%` refer to and the classes that its `_target_` names exist."""
     configs = [p for p in sorted((subject.root / "configs").glob("*")) if p.suffix in CONFIG_SUFFIXES]
     configs = [p for p in configs if p.stem != "metadata" and not is_junk(p.name)]
@@ -142,7 +142,7 @@ class Reading:
     """Whether MONAI could read them at all."""
 
 
-def _best_reading(subject: Subject, path: Path, alone: Mapping[Path, Reading]) -> Reading:
+def _best_reading(subject: CheckedBundle, path: Path, alone: Mapping[Path, Reading]) -> Reading:
     """A config alone or laid over one or two others, whichever leaves the fewest problems.
 
     What is wrong with those others is said once, about them.
@@ -162,11 +162,11 @@ def _best_reading(subject: Subject, path: Path, alone: Mapping[Path, Reading]) -
     return best
 
 
-def _reading(subject: Subject, *paths: Path) -> Reading:
+def _reading(subject: CheckedBundle, *paths: Path) -> Reading:
     try:
         return Reading(list(_unresolved(subject.parser(*paths))), True)
     except Exception as error:
-        return Reading([sentence(error)], False)
+        return Reading([one_line(error)], False)
 
 
 def _unresolved(parser: Any) -> Iterator[str]:
@@ -195,10 +195,10 @@ def _absence(target: str) -> str | None:
     try:
         return None if pydoc.locate(target) is not None else f"there is no {target}"
     except Exception as error:
-        return f"{target}: {sentence(error)}"
+        return f"{target}: {one_line(error)}"
 
 
-def check_properties(subject: Subject) -> Iterator[str]:
+def check_properties(subject: CheckedBundle) -> Iterator[str]:
     """The inference has the ids that MONAI's applications ask for."""
     from monai.bundle.properties import InferProperties, MetaProperties
 
@@ -208,7 +208,7 @@ def check_properties(subject: Subject) -> Iterator[str]:
             yield f"{subject.inference.name}: no id {about['id']}, where MONAI looks for the {name}"
 
 
-def _workflow(subject: Subject, run_id: str = "run") -> Any:
+def _workflow(subject: CheckedBundle, run_id: str = "run") -> Any:
     from monai.bundle import ConfigWorkflow
 
     return ConfigWorkflow(
@@ -223,7 +223,7 @@ def _workflow(subject: Subject, run_id: str = "run") -> Any:
 # ---- the network
 
 
-def check_in_out(subject: Subject) -> Iterator[str]:
+def check_in_out(subject: CheckedBundle) -> Iterator[str]:
     """The network takes and gives what the metadata say (MONAI's verify_net_in_out)."""
     from monai.bundle import verify_net_in_out
 
@@ -242,7 +242,7 @@ def check_in_out(subject: Subject) -> Iterator[str]:
     yield from ()
 
 
-def check_weights(subject: Subject) -> Iterator[str]:
+def check_weights(subject: CheckedBundle) -> Iterator[str]:
     """The weights load as numbers alone, and fit the network without a rest."""
     weights = subject.state_dict()
     network = subject.network()
@@ -256,7 +256,7 @@ def check_weights(subject: Subject) -> Iterator[str]:
             yield f"{WEIGHTS}: {name} holds numbers that are none"
 
 
-def check_export(subject: Subject) -> Iterator[str]:
+def check_export(subject: CheckedBundle) -> Iterator[str]:
     """The network can be scripted, and the script, as any that the bundle brings, gives what the network gives."""
     import torch
     from monai.networks.utils import convert_to_torchscript
@@ -283,7 +283,7 @@ def check_export(subject: Subject) -> Iterator[str]:
 # ---- a case from file to file
 
 
-def check_case(subject: Subject) -> Iterator[str]:
+def check_case(subject: CheckedBundle) -> Iterator[str]:
     """The inference makes a result of a scan, on the scan's own grid, or on a finer one where the metadata say so."""
     if not (subject.root / WEIGHTS).is_file():
         raise Skipped(f"no {WEIGHTS}")
@@ -300,14 +300,14 @@ def check_case(subject: Subject) -> Iterator[str]:
         try:
             found = list(_case_problems(subject, kind, axes, in_file))
         except Exception as error:
-            found = [sentence(error)]
+            found = [one_line(error)]
         if not found:
             return
         problems += [f"a {axes}D scan of {in_file} channel{'s' * (in_file > 1)}: {problem}" for problem in found]
     yield from problems
 
 
-def _case_problems(subject: Subject, kind: Mapping[str, Any], dims: int, channels: int) -> Iterator[str]:
+def _case_problems(subject: CheckedBundle, kind: Mapping[str, Any], dims: int, channels: int) -> Iterator[str]:
     import nibabel
     import numpy as np
 
@@ -370,7 +370,7 @@ def _make_scan(path: Path, kind: Mapping[str, Any], dims: int, channels: int) ->
     return path
 
 
-def _infer(subject: Subject, scan: Path, out: Path) -> None:
+def _infer(subject: CheckedBundle, scan: Path, out: Path) -> None:
     """Runs the bundle's inference config on one file, as plain MONAI would."""
     import torch
 
@@ -434,11 +434,11 @@ def main(descriptor: int, root: Path, names: list[str]) -> None:
     with open(descriptor, "w", encoding="utf-8") as out:
         for name in names:
             print(json.dumps({"begin": name}), file=out, flush=True)
-            status, messages = outcome(name, Subject(root))
+            status, messages = outcome(name, CheckedBundle(root))
             print(json.dumps({"name": name, "status": status, "messages": messages}), file=out, flush=True)
 
 
-def outcome(name: str, subject: Subject) -> tuple[str, list[str]]:
+def outcome(name: str, subject: CheckedBundle) -> tuple[str, list[str]]:
     """Status and messages of one check, whatever the bundle's code does."""
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -448,7 +448,7 @@ def outcome(name: str, subject: Subject) -> tuple[str, list[str]]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # also SystemExit: a bundle's code may exit
-        return "failed", [sentence(error)]
+        return "failed", [one_line(error)]
     return ("failed", found) if found else ("ok", [DONE[name]])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from medkit.errors import BundleError, InputError, MedkitError
 
 
-def hush() -> None:
+def silence_monai() -> None:
     """Silences what monai says about choices that are not the user's."""
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # that logging_file is False
     # that NVIDIA's DICOM decoder, which nobody asked for, is not installed
@@ -31,7 +31,7 @@ def own_error(error: BaseException) -> MedkitError | None:
     return cause
 
 
-def sentence(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error and what caused it, in a line; for a package that is not installed, its name alone."""
     parts, cause = [], error
     while True:

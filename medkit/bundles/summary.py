@@ -22,7 +22,7 @@ CARD_LINES = 6
 
 
 @dataclass(frozen=True)
-class Row:
+class BundleRow:
     """One bundle in the list."""
 
     name: str
@@ -40,18 +40,18 @@ class Row:
     """Why its metadata cannot be read; None where they can."""
 
 
-def rows(registry: Registry) -> list[Row]:
+def rows(registry: Registry) -> list[BundleRow]:
     """All bundles that can be named."""
     return [row(bundle) for bundle in installed(registry)]
 
 
-def row(bundle: Bundle) -> Row:
+def row(bundle: Bundle) -> BundleRow:
     """What the list says about a bundle; one whose metadata cannot be read keeps its line."""
     try:
         metadata, error = bundle.metadata, None
     except BundleError as problem:
         metadata, error = {}, str(problem)
-    return Row(
+    return BundleRow(
         name=bundle.name,
         version=str(metadata.get("version", "?")),
         task=bundle.task,
@@ -130,7 +130,7 @@ def _card(path: Path) -> list[str]:
 # ---- for people
 
 
-def list_lines(found: list[Row]) -> Iterator[str]:
+def list_lines(found: list[BundleRow]) -> Iterator[str]:
     """The list as aligned columns."""
     if not found:
         yield "no bundles"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class DemoHead:
     """A made-up scan of the template's brain: how the head lies, and how the scanner stores it."""
 
     name: str
@@ -43,8 +43,8 @@ class Subject:
 
 
 _SUBJECTS = (
-    Subject("anna", (4, -6, 12), (8, -5, 11), (1.04, 0.97, 1.02), "LAS", (1.0, 1.0, 1.0), 1.0),
-    Subject("ben", (-9, 5, -15), (-12, 9, 4), (0.95, 1.03, 0.98), "PIR", (1.2, 1.2, 2.0), 0.7),
+    DemoHead("anna", (4, -6, 12), (8, -5, 11), (1.04, 0.97, 1.02), "LAS", (1.0, 1.0, 1.0), 1.0),
+    DemoHead("ben", (-9, 5, -15), (-12, 9, 4), (0.95, 1.03, 0.98), "PIR", (1.2, 1.2, 2.0), 0.7),
 )
 
 
@@ -119,11 +119,11 @@ def _template() -> Image:
     return Image(data[None], Grid(data.shape, np.asarray(loaded.affine)), dtype=np.dtype(np.int16))
 
 
-def make_scan(template: Image, subject: Subject, seed: int) -> tuple[Image, np.ndarray]:
+def make_scan(template: Image, subject: DemoHead, seed: int) -> tuple[Image, np.ndarray]:
     """A scan of the template's brain as `subject` describes it, and the true matrix, template -> scan points."""
     import numpy as np
 
-    from medkit.transforms.resample import resample
+    from medkit.transforms.resampling import resample
     from medkit.transforms.transform import AffineTransform
 
     truth = pose(subject, template.grid.centre)
@@ -133,7 +133,7 @@ def make_scan(template: Image, subject: Subject, seed: int) -> tuple[Image, np.n
     return image.with_data(np.rint(noisy).astype(np.int16)), truth
 
 
-def pose(subject: Subject, centre: np.ndarray) -> np.ndarray:
+def pose(subject: DemoHead, centre: np.ndarray) -> np.ndarray:
     """The subject's matrix (4, 4), RAS+ mm: scaled and turned about `centre`, then shifted."""
     import numpy as np
 
@@ -147,7 +147,7 @@ def pose(subject: Subject, centre: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _scanner_grid(template: Grid, subject: Subject) -> Grid:
+def _scanner_grid(template: Grid, subject: DemoHead) -> Grid:
     """A grid about the shifted head, stored in the subject's axes."""
     import numpy as np
 

@@ -165,7 +165,7 @@ def _plan(bundle_name: str | None, trust: bool, wishes: dict[str, Any]) -> Train
     if wishes["more_data"] and wishes["data"] is None:
         raise UsageError(f"{wishes['more_data'][0]}: unexpected; data are given by --data")
     configs = wishes["config_name"].split(",")
-    chosen = bundles.choose(bundle_name, wishes["task"], registry, trust=trust, configs=configs)
+    chosen = bundles.bundle_for_task(bundle_name, wishes["task"], registry, trust=trust, configs=configs)
     begin = wishes.pop("init_from")
     return TrainingPlan(
         bundle=chosen,

@@ -106,14 +106,14 @@ def apply(
     \b
     medkit transform apply scan.nii.gz scan_dseg.nii.gz drawn.fcsv --reference mni.nii.gz --transform x.tfm -o in_mni
     """  # fmt: skip
-    from medkit.transform_tasks.apply import Settings, application
+    from medkit.transform_tasks.apply import ApplySettings, application
 
     if reference is None and any(kind_of_name(Path(name)) not in ("points", "table") for name in options.inputs):
         raise UsageError("--reference is needed: the image whose grid the result lies on")
     remaining = {"forward": list(forward), "inverse": list(inverse)}
     order = [name for name in ctx.meta[_ORDER] if name in remaining]
     chain = [(remaining[name].pop(0), name == "inverse") for name in order]
-    run_task(application(reference, chain, Settings(**settings)), options)
+    run_task(application(reference, chain, ApplySettings(**settings)), options)
 
 
 @transform.command()
@@ -224,9 +224,9 @@ def _described(line: str, fixed: Path | None, moving: Path | None, as_json: bool
     from medkit.images.image import read_grid
     from medkit.transform_tasks.convert import read_any
     from medkit.transform_tasks.describe import describe, in_words
-    from medkit.transforms.freesurfer import Volume
+    from medkit.transforms.freesurfer import FreeSurferVolume
 
     path = record_from_line(line).path
-    images = [None if image is None else Volume(image, read_grid(image)) for image in (fixed, moving)]
+    images = [None if image is None else FreeSurferVolume(image, read_grid(image)) for image in (fixed, moving)]
     facts = describe(path, read_any(path, *images))
     return (json.dumps(facts) if as_json else "\n".join(in_words(facts))) + "\n"

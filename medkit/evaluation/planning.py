@@ -14,7 +14,7 @@ from medkit.pipe.records import absolute
 
 
 @dataclass(frozen=True)
-class Plan:
+class PairPlan:
     """What is to be compared."""
 
     kind: Kind
@@ -25,9 +25,9 @@ class Plan:
     """File without a partner -> a sentence that names it."""
 
 
-def plan(
+def plan_pairs(
     results: Sequence[Path], reference: str, kind: str = "auto", mask: str | None = None, transform: str | None = None
-) -> Plan:
+) -> PairPlan:
     """Find the pairs of `results`, which are files or one folder, with `reference`: a file, a folder or a pattern.
 
     `kind`: labels, images, points, or auto: what names and sidecars say. `mask` and `transform`: as `reference`.
@@ -50,7 +50,7 @@ def plan(
     }
     for role, others in extras.items():
         unmatched |= {path: f"{path}: no {role}: {why}" for path, why in others.missing.items()}
-    return Plan(wanted, tuple(_pairs(matches, extras)), unmatched)
+    return PairPlan(wanted, tuple(_pairs(matches, extras)), unmatched)
 
 
 def _pairs(matches: Matches, extras: Mapping[str, Matches]) -> list[Pair]:

@@ -44,7 +44,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How pairs are compared."""
 
     kind: Kind
@@ -62,7 +62,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """The scores of one label or one point of a pair."""
 
     label: str
@@ -80,7 +80,7 @@ class Scores:
     pair: Pair
     values: Mapping[str, float]
     """`CASE_METRICS`, and for images the `data_range` that was used."""
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ScoreRow, ...] = ()
     """Its labels or points."""
     warnings: tuple[str, ...] = ()
     """What to know when reading them, in plain sentences."""
@@ -115,7 +115,7 @@ class Summary:
 class Evaluation:
     """The scores of all pairs, and what they amount to."""
 
-    settings: Settings
+    settings: EvaluationSettings
     scores: tuple[Scores, ...]
     failures: tuple[Failure, ...] = ()
     summary: Mapping[str, Summary] = field(default_factory=dict)

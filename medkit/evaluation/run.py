@@ -15,14 +15,14 @@ from medkit.evaluation.results import (
     RESAMPLES,
     ROW_METRICS,
     Evaluation,
+    EvaluationSettings,
     Failure,
     Pair,
     Scores,
-    Settings,
     Summary,
 )
 
-_SCORERS: Mapping[str, Callable[[Pair, Settings], Scores]] = {
+_SCORERS: Mapping[str, Callable[[Pair, EvaluationSettings], Scores]] = {
     "labels": score_labels,
     "images": score_images,
     "points": score_points,
@@ -30,7 +30,7 @@ _SCORERS: Mapping[str, Callable[[Pair, Settings], Scores]] = {
 
 
 def evaluate(
-    pairs: Iterable[Pair], settings: Settings, tell: Callable[[Scores | Failure], None] = lambda outcome: None
+    pairs: Iterable[Pair], settings: EvaluationSettings, tell: Callable[[Scores | Failure], None] = lambda outcome: None
 ) -> Evaluation:
     """Compare pairs; one that cannot be compared becomes a `Failure`, and the others go on.
 
@@ -47,7 +47,7 @@ def evaluate(
     return sum_up(settings, tuple(scores), tuple(failures))
 
 
-def sum_up(settings: Settings, scores: tuple[Scores, ...], failures: tuple[Failure, ...] = ()) -> Evaluation:
+def sum_up(settings: EvaluationSettings, scores: tuple[Scores, ...], failures: tuple[Failure, ...] = ()) -> Evaluation:
     """The scores with their summaries over cases, and for labels over the cases of each label."""
     summary = {
         metric: summarised([score.values[metric] for score in scores], settings.seed)
@@ -80,7 +80,7 @@ def summarised(values: Iterable[float], seed: int = 0) -> Summary:
     return Summary(len(given), float(given.mean()), float(given.std(ddof=1)), float(low), float(high))
 
 
-def _outcome(pair: Pair, settings: Settings) -> Scores | Failure:
+def _outcome(pair: Pair, settings: EvaluationSettings) -> Scores | Failure:
     try:
         return _SCORERS[settings.kind](pair, settings)
     except MedkitError as error:

@@ -17,10 +17,10 @@ import numpy as np
 
 from medkit.figures.planes import (
     GAP,
-    Frame,
+    MosaicAxes,
     Plane,
     Window,
-    choose_frame,
+    choose_axes,
     choose_planes,
     choose_window,
     label_points,
@@ -68,7 +68,7 @@ def overlay_mosaic(
     anisotropic scan follow its own slices. Never raises for what the images hold.
     """
     window = choose_window(background)
-    frame = choose_frame(background.grid)
+    frame = choose_axes(background.grid)
     marked = label_points(overlay, frame) if overlay is not None and kind == "labels" else None
     planes = choose_planes(background, window, frame, marked, slices)
     tiles = [[_rgb(window.grey(sample(background, plane, window.low))) for plane in row] for row in planes]
@@ -89,7 +89,7 @@ def comparison_mosaic(before: Image, after: Image, *, title: str = "", slices: i
     Both images have the grey window of the first; in the difference (second minus first) mid-grey is none, and the
     header says what black and white are. Gives (H, W, 3) uint8, radiological convention.
     """
-    window, frame = choose_window(before), choose_frame(before.grid)
+    window, frame = choose_window(before), choose_axes(before.grid)
     planes = [plane for row in choose_planes(before, window, frame, None, slices) for plane in row]
     change = before.with_data(after.data.astype(np.float32) - before.data)
     most = float(np.percentile(np.abs(change.data), 99.9)) or 1.0
@@ -199,7 +199,7 @@ def _draw_labels(tile: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _with_contours(
-    tiles: list[list[np.ndarray]], planes: list[list[Plane]], overlay: Image, frame: Frame, background: Window
+    tiles: list[list[np.ndarray]], planes: list[list[Plane]], overlay: Image, frame: MosaicAxes, background: Window
 ) -> tuple[list[list[np.ndarray]], list[list[Plane]], Segments]:
     """Contours of the overlay over every tile, and a row of checkerboards."""
     window = choose_window(overlay)

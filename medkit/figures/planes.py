@@ -53,7 +53,7 @@ AXIS_ENDS = ("RL", "AP", "SI")
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class MosaicAxes:
     """The orthonormal axes a mosaic is cut along."""
 
     axes: np.ndarray  # (3, 3), columns: the axes closest to right, anterior and superior, in RAS+
@@ -108,7 +108,7 @@ class Window:
         return replace(self, low=low, high=high).grey(values)
 
 
-def choose_frame(grid: Grid) -> Frame:
+def choose_axes(grid: Grid) -> MosaicAxes:
     """The axes to cut along: RAS+, or the scan's own (nearest to RAS+) where it is planar or strongly anisotropic."""
     steps = np.asarray(grid.affine, float)[:3, :3]
     spacing = np.linalg.norm(steps, axis=0)
@@ -116,14 +116,14 @@ def choose_frame(grid: Grid) -> Frame:
     orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
     order = max(orders, key=lambda p: sum(abs(directions[a, p[a]]) for a in range(3)))
     if 1 not in grid.shape and spacing.max() <= ANISOTROPIC * spacing.min():
-        return Frame(np.eye(3), order, False)
+        return MosaicAxes(np.eye(3), order, False)
     axes = directions[:, list(order)] * np.sign([directions[a, order[a]] or 1.0 for a in range(3)])
     left, _, right = np.linalg.svd(axes)  # nearest orthonormal axes: a gantry tilt shears the grid
-    return Frame(left @ right, order, True)
+    return MosaicAxes(left @ right, order, True)
 
 
 def choose_planes(
-    image: Image, window: Window, frame: Frame, marked: np.ndarray | None, slices: int
+    image: Image, window: Window, frame: MosaicAxes, marked: np.ndarray | None, slices: int
 ) -> list[list[Plane]]:
     """Rows of planes through the part of the image that holds something.
 
@@ -165,7 +165,7 @@ def _wrapped(row: list[tuple[View, float]], columns: int) -> list[list[tuple[Vie
     return [row[start : start + length] for start in range(0, len(row), length)]
 
 
-def _views(grid: Grid, frame: Frame) -> list[View]:
+def _views(grid: Grid, frame: MosaicAxes) -> list[View]:
     """All three, the plane of thick slices first; of a planar image the one that shows its plane."""
 
     def thickness(view: View) -> float:
@@ -203,7 +203,7 @@ def _pixel_size(extent: np.ndarray, rows: Sequence[Sequence[View]], spacing: flo
 
 
 def _positions(
-    grid: Grid, frame: Frame, axis: int, box: tuple[np.ndarray, np.ndarray], marked: np.ndarray | None, count: int
+    grid: Grid, frame: MosaicAxes, axis: int, box: tuple[np.ndarray, np.ndarray], marked: np.ndarray | None, count: int
 ) -> list[float]:
     """Where to cut along one axis: evenly through the box, on slices of the scan, without repeating one."""
     low, high = (end[axis] for end in box)
@@ -217,7 +217,7 @@ def _positions(
     return sorted({_snapped(grid, frame, axis, centre, at) for at in wanted})
 
 
-def _snapped(grid: Grid, frame: Frame, axis: int, centre: np.ndarray, at: float) -> float:
+def _snapped(grid: Grid, frame: MosaicAxes, axis: int, centre: np.ndarray, at: float) -> float:
     """The position nearest `at` that cuts through voxel centres, so that a slice is shown and not a mixture of two."""
     inverse = np.linalg.inv(grid.affine)
     point = centre.copy()
@@ -228,14 +228,14 @@ def _snapped(grid: Grid, frame: Frame, axis: int, centre: np.ndarray, at: float)
     return float(np.round(at + (nearest - index) / (inverse[:3, :3] @ frame.axes)[voxel_axis, axis], 4))
 
 
-def _field_of_view(grid: Grid, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+def _field_of_view(grid: Grid, frame: MosaicAxes) -> tuple[np.ndarray, np.ndarray]:
     """The box around the whole grid, voxels' outer faces included: (3,) low and high, mm along the frame's axes."""
     corners = np.stack(np.meshgrid(*((-0.5, n - 0.5) for n in grid.shape), indexing="ij"), axis=-1).reshape(-1, 3)
     points = _to_frame(corners, grid, frame)
     return points.min(axis=0), points.max(axis=0)
 
 
-def _content_box(image: Image, window: Window, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+def _content_box(image: Image, window: Window, frame: MosaicAxes) -> tuple[np.ndarray, np.ndarray]:
     """The box around what is brighter than air; along an axis where that is next to nothing, the field of view."""
     fov_low, fov_high = _field_of_view(image.grid, frame)
     values, strides = _thinned(image)
@@ -253,19 +253,19 @@ def _content_box(image: Image, window: Window, frame: Frame) -> tuple[np.ndarray
     return np.where(small, fov_low, low), np.where(small, fov_high, high)
 
 
-def label_points(labels: Image, frame: Frame) -> np.ndarray:
+def label_points(labels: Image, frame: MosaicAxes) -> np.ndarray:
     """Centres of labelled voxels, (N, 3) mm along the frame's axes; a hundred thousand at most, evenly picked."""
     return _points(labels.data[0] != 0, labels.grid, frame)
 
 
-def _points(mask: np.ndarray, grid: Grid, frame: Frame, strides: Sequence[int] = (1, 1, 1)) -> np.ndarray:
+def _points(mask: np.ndarray, grid: Grid, frame: MosaicAxes, strides: Sequence[int] = (1, 1, 1)) -> np.ndarray:
     order: Literal["C", "F"] = "F" if mask.flags.f_contiguous else "C"
     found = np.flatnonzero(mask.ravel(order))
     found = found[:: len(found) // 100_000 + 1]
     return _to_frame(np.stack(np.unravel_index(found, mask.shape, order), axis=-1) * strides, grid, frame)
 
 
-def _to_frame(voxels: np.ndarray, grid: Grid, frame: Frame) -> np.ndarray:
+def _to_frame(voxels: np.ndarray, grid: Grid, frame: MosaicAxes) -> np.ndarray:
     """Voxel indices (N, 3) -> mm along the frame's axes (N, 3)."""
     return voxels @ (frame.axes.T @ grid.affine[:3, :3]).T + frame.axes.T @ grid.affine[:3, 3]
 

@@ -43,7 +43,7 @@ _PIXEL_MEASURES = re.compile(
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class DicomSlice:
     """One slice: where it is, and where its voxels are."""
 
     path: Path
@@ -74,7 +74,7 @@ class Header:
     """Type of the voxels after rescaling."""
     inverted: bool
     """MONOCHROME1: low values are bright."""
-    planes: tuple[Plane, ...] = field(repr=False)
+    planes: tuple[DicomSlice, ...] = field(repr=False)
     """Its slices."""
 
 
@@ -86,14 +86,14 @@ def is_dicom(path: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def read_dicom_grid(path: Path, series: str | None) -> Grid:
-    """The grid of `read_dicom`, from the headers alone."""
+def read_grid(path: Path, series: str | None) -> Grid:
+    """Read the grid from the headers alone. Raises InputError."""
     headers, _ = _series(path, series)
     return _grid(path, headers[0], _volumes(path, headers)[0])[0]
 
 
-def read_dicom(path: Path, frame: int | None, series: str | None) -> tuple[np.ndarray, Grid, list[str]]:
-    """(I, J, K, 1) voxels after slope and intercept, their grid and warnings.
+def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
+    """Read one volume of a series, after slope and intercept.
 
     Integers where slope and intercept are whole numbers, else float32. Raises InputError.
     """
@@ -119,7 +119,7 @@ def read_dicom(path: Path, frame: int | None, series: str | None) -> tuple[np.nd
             pixels = (plane.path, _pixels(plane.path))
         voxels[:, :, k] = pixels[1][:, :, plane.index]
     voxels = _narrow(_at_even_steps(voxels, _heights(headers[0], planes), grid.shape[2]))
-    return voxels[..., None], grid, warnings + found
+    return Stored(voxels[None], grid, tuple(warnings + found))
 
 
 def _narrow(voxels: np.ndarray) -> np.ndarray:
@@ -199,11 +199,11 @@ def _parsed(path: Path, reader: Any) -> Header:
     directions = np.array([reader.GetDirection(axis) for axis in range(3)]).T
     origin = np.array([reader.GetOrigin(axis) for axis in range(3)])
     if frames == 1:
-        planes = [Plane(path, 0, origin, bool(position and orientation) or _positions(path).shape[0] == 1)]
+        planes = [DicomSlice(path, 0, origin, bool(position and orientation) or _positions(path).shape[0] == 1)]
     else:
         origins = _positions(path)
         placed = len(origins) == frames
-        planes = [Plane(path, at, origins[at] if placed else origin, placed) for at in range(frames)]
+        planes = [DicomSlice(path, at, origins[at] if placed else origin, placed) for at in range(frames)]
     spacing = np.array([reader.GetSpacing(axis) for axis in range(3)])
     if frames > 1 and planes[0].placed:
         spacing[:2] = _spacing(path, spacing[:2])
@@ -237,7 +237,7 @@ def _positions(path: Path) -> np.ndarray:
     return np.array([[float(value) for value in words] for words in found if len(words) == 3]).reshape(-1, 3)
 
 
-def _volumes(path: Path, headers: Sequence[Header]) -> list[list[Plane]]:
+def _volumes(path: Path, headers: Sequence[Header]) -> list[list[DicomSlice]]:
     """The planes in the order of their positions, one list per frame (time point, echo) of the series."""
     first = headers[0]
     for header in headers:
@@ -252,10 +252,10 @@ def _volumes(path: Path, headers: Sequence[Header]) -> list[list[Plane]]:
     return _by_position(path, planes, first.directions[:, 2])
 
 
-def _by_position(path: Path, planes: Sequence[Plane], normal: np.ndarray) -> list[list[Plane]]:
+def _by_position(path: Path, planes: Sequence[DicomSlice], normal: np.ndarray) -> list[list[DicomSlice]]:
     heights = [float(plane.origin @ normal) for plane in planes]
     order = sorted(range(len(planes)), key=lambda number: heights[number])  # stable: equal ones in file order
-    places: list[list[Plane]] = []
+    places: list[list[DicomSlice]] = []
     last = -np.inf
     for number in order:
         if heights[number] - last > 1e-2:
@@ -272,7 +272,7 @@ def _by_position(path: Path, planes: Sequence[Plane], normal: np.ndarray) -> lis
     return [list(volume) for volume in zip(*in_file_order, strict=True)]
 
 
-def _grid(path: Path, header: Header, planes: Sequence[Plane]) -> tuple[Grid, list[str]]:
+def _grid(path: Path, header: Header, planes: Sequence[DicomSlice]) -> tuple[Grid, list[str]]:
     """The grid of one volume, sheared where the gantry was tilted."""
     origins = np.array([plane.origin for plane in planes])
     count = len(planes)
@@ -294,7 +294,7 @@ def _grid(path: Path, header: Header, planes: Sequence[Plane]) -> tuple[Grid, li
     return Grid((*header.shape, count), lps_affine(directions, spacing, origins[0])), warnings
 
 
-def _heights(header: Header, planes: Sequence[Plane]) -> np.ndarray:
+def _heights(header: Header, planes: Sequence[DicomSlice]) -> np.ndarray:
     """(K,) mm: where the slices are along their normal."""
     return np.array([plane.origin @ header.directions[:, 2] for plane in planes])
 
@@ -351,8 +351,3 @@ def _pixels(path: Path) -> np.ndarray:
     except RuntimeError as error:
         raise InputError(f"{path}: its pixels cannot be read: {last_line(error)}") from error
     return voxels.reshape(-1, *voxels.shape[-2:]).transpose(2, 1, 0)
-
-
-def _read_dicom(path: Path, frame: int | None, series: str | None) -> Stored:
-    voxels, grid, warnings = read_dicom(path, frame, series)
-    return Stored(voxels.transpose(3, 0, 1, 2), grid, tuple(warnings))

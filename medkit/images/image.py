@@ -8,25 +8,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from medkit.errors import InputError, OutputError
-from medkit.images import itk as itk_files
-from medkit.images import nifti, pictures
-from medkit.images.dicom import _read_dicom, is_dicom, read_dicom_grid
-from medkit.images.itk import _read_itk
-from medkit.images.mgh import _mgh_grid, _mgh_header, _read_mgh, _write_mgh
-from medkit.images.nifti import _nifti_grid, _read_nifti
-from medkit.images.pictures import _read_picture
+from medkit.images import dicom, itk, mgh, nifti, pictures
+from medkit.images.stored import Stored
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, WRITABLE_IMAGES
 from medkit.space import Grid, check_grid
 
-if TYPE_CHECKING:
-    from medkit.images.stored import Stored
 
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+class ImageReader(Protocol):
+    """What the module of a format offers."""
+
+    def read_stored(self, path: Path, frame: int | None, series: str | None) -> Stored:
+        """Read one frame of one series. Raises InputError."""
+
+    def read_grid(self, path: Path, series: str | None) -> Grid:
+        """Read the grid from the header alone. Raises InputError."""
+
+
+class ImageFormat(ImageReader, Protocol):
+    """What the module of a format offers that medkit also writes."""
+
+    def write_image(self, path: Path, data: np.ndarray, grid: Grid) -> None:
+        """Write (C, I, J, K). Raises OutputError."""
+
+
+FORMATS: tuple[tuple[tuple[str, ...], ImageFormat], ...] = (
+    ((".nii.gz", ".nii"), nifti),
+    ((".mgz", ".mgh"), mgh),
+    ((".nrrd", ".nhdr", ".mha", ".mhd"), itk),
+    (GREY_PICTURES, pictures),
+)
+"""How names of files end, and the module that reads and writes those files; DICOM is known by its content."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,21 +84,10 @@ class Image:
     def write(self, path: Path) -> None:
         """Write the whole file in the format of its suffix, voxels unscaled and as they are typed in `data`."""
         path = Path(path)
-        data = _storable(self.data)
-        if path.name.endswith((".nii", ".nii.gz")):
-            spacing = self.grid.spacing
-            nifti.write(
-                path, _file_axes(data, self.grid), nifti.header_for(self.grid.header, self.grid.affine, spacing)
-            )
-        elif path.suffix in (".mgh", ".mgz"):
-            _write_mgh(path, data, self.grid)
-        elif path.suffix in (".nrrd", ".nhdr", ".mha", ".mhd"):
-            itk_files.write_image(path, data, self.grid)
-        elif _is_picture(path):
-            pictures.write_picture(path, data, self.grid)
-        else:
-            known = WRITABLE_IMAGES
-            raise OutputError(f"{path}: expected a name that ends in {', '.join(known)}")
+        found = _format_of_name(path)
+        if found is None:
+            raise OutputError(f"{path}: expected a name that ends in {', '.join(WRITABLE_IMAGES)}")
+        found.write_image(path, _storable(self.data), self.grid)
 
 
 def read_image(path: Path, *, frame: int | None = None, series: str | None = None, labels: bool = False) -> Image:
@@ -92,7 +97,7 @@ def read_image(path: Path, *, frame: int | None = None, series: str | None = Non
     With `labels` the voxels must be whole numbers from 0 on and come back as integers; a constant image is allowed.
     """
     path = _existing(path)
-    stored = _read_stored(path, frame, series)
+    stored = _reader_of(path).read_stored(path, frame, series)
     warnings = list(stored.warnings) + check_grid(path, stored.grid)
     data = _label_values(path, stored.data) if labels else _finite_values(path, stored.data, warnings)
     own = stored.data.dtype if stored.data.dtype.kind in "iu" else None
@@ -101,7 +106,7 @@ def read_image(path: Path, *, frame: int | None = None, series: str | None = Non
 
 def count_frames(path: Path) -> int:
     """Frames of a NIfTI file; 1 of any other. Raises InputError."""
-    if path.is_dir() or not _is_nifti(path):
+    if path.is_dir() or _format_of_name(path) is not nifti:
         return 1
     return int(np.prod(nifti.promised_shape(path, nifti.read_header(path))[3:]))
 
@@ -109,54 +114,32 @@ def count_frames(path: Path) -> int:
 def read_grid(path: Path, *, series: str | None = None) -> Grid:
     """The grid of an image from its header alone, checked as in `read_image`."""
     path = _existing(path)
-    if _is_nifti(path):
-        header = nifti.read_header(path)
-        grid = _nifti_grid(path, header, nifti.promised_shape(path, header))[0]
-    elif path.suffix in (".mgh", ".mgz"):
-        grid = _mgh_grid(path, _mgh_header(path, nifti.read_head(path)))
-    elif path.name.endswith(ITK_SUFFIXES):
-        grid = itk_files.grid_of(path, itk_files.read_header(path))
-    elif _is_picture(path):
-        grid = pictures.read_picture_grid(path)
-    elif path.suffix == ".dcm" or is_dicom(path):
-        grid = read_dicom_grid(path, series)
-    else:
-        raise _unknown(path)
+    grid = _reader_of(path).read_grid(path, series)
     check_grid(path, grid)
     return grid
 
 
-def _read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
-    if _is_nifti(path):
-        return _read_nifti(path, frame)
-    if path.suffix in (".mgh", ".mgz"):
-        return _read_mgh(path, frame)
-    if path.name.endswith(ITK_SUFFIXES) and not path.is_dir():
-        return _read_itk(path, frame)
-    if _is_picture(path):
-        return _read_picture(path, frame)
-    if path.suffix == ".dcm" or is_dicom(path):
-        return _read_dicom(path, frame, series)
-    raise _unknown(path)
+def _format_of_name(path: Path) -> ImageFormat | None:
+    """The format that a file's name stands for; None for DICOM and names that are none."""
+    name = path.name.lower()
+    return next((found for suffixes, found in FORMATS if name.endswith(suffixes)), None)
 
 
-def _unknown(path: Path) -> InputError:
+def _reader_of(path: Path) -> ImageReader:
+    """The format of a file or folder that exists. Raises InputError for one that medkit does not read."""
+    found = None if path.is_dir() else _format_of_name(path)
+    if found is not None:
+        return found
+    if path.suffix.lower() == ".dcm" or dicom.is_dicom(path):
+        return dicom
     known = ", ".join((*IMAGE_SUFFIXES, *GREY_PICTURES))
-    return InputError(f"{path}: expected a DICOM folder or a file that ends in {known}")
+    raise InputError(f"{path}: expected a DICOM folder or a file that ends in {known}")
 
 
 def _existing(path: Path) -> Path:
     if not Path(path).exists():
         raise InputError(f"{path}: no such file or folder")
     return Path(path)
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.endswith((".nii", ".nii.gz")) and not path.is_dir()
-
-
-def _is_picture(path: Path) -> bool:
-    return path.name.lower().endswith(GREY_PICTURES) and not path.is_dir()
 
 
 def _finite_values(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
@@ -198,10 +181,3 @@ def _storable(data: np.ndarray) -> np.ndarray:
         if data.dtype.kind in "iu" or data.dtype == np.float64
         else data.astype(narrow[data.dtype.kind], copy=False)
     )
-
-
-def _file_axes(data: np.ndarray, grid: Grid) -> np.ndarray:
-    """(C, I, J, K) -> (I, J), (I, J, K) or with several channels (I, J, K, C)."""
-    if len(data) > 1:
-        return np.moveaxis(data, 0, -1)
-    return data[0, ..., 0] if grid.dims == 2 else data[0]

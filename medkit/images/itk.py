@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from medkit.errors import InputError, OutputError
-from medkit.images import itk as itk_files
 from medkit.images.stored import Stored, as_values, pick_frame
 from medkit.space import Grid, lps_affine, lps_parts, three_axes
 
@@ -127,10 +126,11 @@ def _wrapped_type(path: Path, data: np.ndarray) -> np.ndarray:
     return data.astype(wider[data.dtype.name])
 
 
-def _read_itk(path: Path, frame: int | None) -> Stored:
-    reader = itk_files.read_header(path)
-    grid = itk_files.grid_of(path, reader)
-    voxels = itk_files.read_voxels(path, reader)
+def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
+    """Read one frame; `series` says nothing here. Raises InputError."""
+    reader = read_header(path)
+    grid = grid_of(path, reader)
+    voxels = read_voxels(path, reader)
     components = voxels.shape[4]
     if (components == 3 and voxels.dtype.kind == "f") or (components > 1 and voxels.shape[3] > 1):
         raise InputError(f"{path}: expected an image, got a displacement field or another image of vectors")
@@ -138,3 +138,8 @@ def _read_itk(path: Path, frame: int | None) -> Stored:
         raise InputError(f"{path}: expected one value per voxel, got colours (RGB)")
     frames = voxels.reshape(*voxels.shape[:3], -1, order="F")
     return Stored(as_values(path, pick_frame(path, frames, frame), None)[None], grid)
+
+
+def read_grid(path: Path, series: str | None) -> Grid:
+    """Read the grid from the header alone; `series` says nothing here. Raises InputError."""
+    return grid_of(path, read_header(path))

@@ -12,23 +12,29 @@ from medkit.images import nifti
 from medkit.images.stored import Stored, as_values, pick_frame
 from medkit.space import Grid, three_axes
 
-MGH_DATA_OFFSET = 284
+DATA_OFFSET = 284
 
 
-def _read_mgh(path: Path, frame: int | None) -> Stored:
+def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
+    """Read one frame; `series` says nothing here. Raises InputError."""
     content = nifti.read_bytes(path)
-    header = _mgh_header(path, content)
-    grid = _mgh_grid(path, header)
+    header = _header(path, content)
+    grid = _grid(path, header)
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     count = int(np.prod(shape, dtype=object))
-    if len(content) < MGH_DATA_OFFSET + count * dtype.itemsize:
+    if len(content) < DATA_OFFSET + count * dtype.itemsize:
         raise InputError(f"{path}: truncated: the header promises {count} voxels, the file holds {len(content)} bytes")
-    voxels: np.ndarray = np.frombuffer(content, dtype, count, MGH_DATA_OFFSET).astype(dtype.newbyteorder("="))
+    voxels: np.ndarray = np.frombuffer(content, dtype, count, DATA_OFFSET).astype(dtype.newbyteorder("="))
     frames = voxels.reshape(*grid.shape, -1, order="F")
     return Stored(as_values(path, pick_frame(path, frames, frame), None)[None], grid)
 
 
-def _mgh_header(path: Path, content: bytes | bytearray) -> Any:
+def read_grid(path: Path, series: str | None) -> Grid:
+    """Read the grid from the header alone; `series` says nothing here. Raises InputError."""
+    return _grid(path, _header(path, nifti.read_head(path)))
+
+
+def _header(path: Path, content: bytes | bytearray) -> Any:
     from nibabel.freesurfer.mghformat import MGHHeader
 
     try:
@@ -39,27 +45,27 @@ def _mgh_header(path: Path, content: bytes | bytearray) -> Any:
     return header
 
 
-def _mgh_grid(path: Path, header: Any) -> Grid:
+def _grid(path: Path, header: Any) -> Grid:
     shape = three_axes(header.get_data_shape())
     if min(shape) < 1:
         raise InputError(f"{path}: no voxels: expected axes of one voxel or more, got the shape {shape}")
     return Grid(shape, header.get_affine())
 
 
-def _write_mgh(path: Path, data: np.ndarray, grid: Grid) -> None:
+def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
     """Write with nibabel's header; the gzip stream is ours, so that equal images give equal bytes."""
     from nibabel.freesurfer.mghformat import MGHImage
 
     voxels = data[0] if len(data) == 1 else np.moveaxis(data, 0, -1)
-    content = MGHImage(_mgh_typed(path, voxels), grid.affine).to_bytes()
+    content = MGHImage(_typed(path, voxels), grid.affine).to_bytes()
     with open(path, "wb") as stream:
-        if path.suffix == ".mgz":
+        if path.suffix.lower() == ".mgz":
             nifti.write_gzip(stream, [content])
         else:
             stream.write(content)
 
 
-def _mgh_typed(path: Path, voxels: np.ndarray) -> np.ndarray:
+def _typed(path: Path, voxels: np.ndarray) -> np.ndarray:
     """In one of MGH's four types: uint8, int16, int32, float32."""
     if voxels.dtype.kind == "f":
         return voxels.astype(np.float32, copy=False)

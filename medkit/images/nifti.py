@@ -16,7 +16,6 @@ import numpy as np
 from isal import igzip_threaded, isal_zlib
 
 from medkit.errors import InputError
-from medkit.images import nifti
 from medkit.images.stored import Stored, as_values, pick_frame
 from medkit.space import Grid, three_axes
 
@@ -257,18 +256,30 @@ def _inflate(path: Path, raw: bytes, promised: int) -> bytearray:
     return content
 
 
-def _read_nifti(path: Path, frame: int | None) -> Stored:
-    header, voxels = nifti.read(path)
-    grid, warnings = _nifti_grid(path, header, voxels.shape)
-    if int(header["intent_code"]) in nifti.VECTOR_INTENTS and voxels.ndim == 5:
+def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
+    """Read one frame; `series` says nothing here. Raises InputError."""
+    header, voxels = read(path)
+    grid, warnings = _grid(path, header, voxels.shape)
+    if int(header["intent_code"]) in VECTOR_INTENTS and voxels.ndim == 5:
         raise InputError(f"{path}: expected an image, got a displacement field or another image of vectors")
     voxels = pick_frame(path, voxels.reshape(*grid.shape, -1, order="F"), frame)
-    scaling = nifti.scaling(path, header)
-    return Stored(as_values(path, voxels, scaling)[None], grid, tuple(warnings))
+    return Stored(as_values(path, voxels, scaling(path, header))[None], grid, tuple(warnings))
 
 
-def _nifti_grid(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Grid, list[str]]:
+def read_grid(path: Path, series: str | None) -> Grid:
+    """Read the grid from the header alone; `series` says nothing here. Raises InputError."""
+    header = read_header(path)
+    return _grid(path, header, promised_shape(path, header))[0]
+
+
+def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
+    """Write (C, I, J, K) as (I, J), (I, J, K) or with several channels (I, J, K, C)."""
+    voxels = np.moveaxis(data, 0, -1) if len(data) > 1 else data[0, ..., 0] if grid.dims == 2 else data[0]
+    write(path, voxels, header_for(grid.header, grid.affine, grid.spacing))
+
+
+def _grid(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Grid, list[str]]:
     if len(shape) == 1:
         raise InputError(f"{path}: expected 2 or 3 axes, got one")
-    affine, warnings = nifti.affine_of(path, header)
-    return Grid(three_axes(shape), affine, min(len(shape), 3), nifti.geometry_fields(header)), warnings
+    affine, warnings = affine_of(path, header)
+    return Grid(three_axes(shape), affine, min(len(shape), 3), geometry_fields(header)), warnings

@@ -14,26 +14,12 @@ from typing import Any
 import numpy as np
 
 from medkit.errors import InputError, OutputError
-from medkit.images import pictures
 from medkit.images.stored import Stored, pick_frame
 from medkit.space import Grid, lps_affine
 
 SCREENS = (72, 96)
 """Pixels per inch that programs write which know nothing of the size of what is shown."""
 JPEG_QUALITY = 95
-
-
-def read_picture(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
-    """(1, I, J, 1) uint8 or uint16, I along the columns; its grid; warnings. Raises InputError, for colours too."""
-    with _opened(path) as picture:
-        grid, warnings = _grid(picture)
-        return _grey(path, picture).T[None, ..., None], grid, warnings
-
-
-def read_picture_grid(path: Path) -> Grid:
-    """The grid of a picture."""
-    with _opened(path) as picture:
-        return _grid(picture)[0]
 
 
 @contextlib.contextmanager
@@ -84,7 +70,7 @@ def is_coloured(path: Path) -> bool:
     return not bool((channels == channels[..., :1]).all())
 
 
-def write_picture(path: Path, data: np.ndarray, grid: Grid) -> None:
+def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
     """Writes a plane, (1, I, J, 1) uint8 or uint16, as PNG or (8 bits only) JPEG with the size of its pixels.
 
     Axes are turned so that left and right, front and back are where a reader expects them. Raises OutputError.
@@ -106,6 +92,15 @@ def write_picture(path: Path, data: np.ndarray, grid: Grid) -> None:
     Image.fromarray(np.ascontiguousarray(plane.T)).save(path, dpi=dpi, quality=JPEG_QUALITY)
 
 
-def _read_picture(path: Path, frame: int | None) -> Stored:
-    voxels, grid, warnings = pictures.read_picture(path)
-    return Stored(pick_frame(path, voxels[0, ..., None], frame)[None], grid, tuple(warnings))
+def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
+    """Read a grey picture, I along its columns; `series` says nothing here. Raises InputError, for colours too."""
+    with _opened(path) as picture:
+        grid, warnings = _grid(picture)
+        voxels = _grey(path, picture).T[..., None, None]
+    return Stored(pick_frame(path, voxels, frame)[None], grid, tuple(warnings))
+
+
+def read_grid(path: Path, series: str | None) -> Grid:
+    """Read the grid from the header alone; `series` says nothing here. Raises InputError."""
+    with _opened(path) as picture:
+        return _grid(picture)[0]

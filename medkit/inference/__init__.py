@@ -10,10 +10,10 @@ from medkit.bundles.config import read_config
 from medkit.bundles.contract import contract_of
 from medkit.inference.choice import NONE, bundle_or_none, modality_of
 from medkit.inference.inputs import Feed, feed_of, is_picture
-from medkit.inference.opened import InferenceConfig, Parts
+from medkit.inference.opened import InferenceConfig, InferenceParts
 from medkit.inference.options import BundleOptions, bundle_options
 from medkit.inference.outputs import to_image, to_labels, to_table
-from medkit.inference.runner import BundleRunner, RunSettings, bundle_task, identity_of, open_bundle
+from medkit.inference.runner import BundleRunner, RunSettings, bundle_identity, bundle_task, open_bundle
 from medkit.inference.transforms import Prepared
 from medkit.machine.precision import choose_device, choose_precision
 
@@ -26,9 +26,10 @@ __all__ = [
     "BundleRunner",
     "Feed",
     "InferenceConfig",
-    "Parts",
+    "InferenceParts",
     "Prepared",
     "RunSettings",
+    "bundle_identity",
     "bundle_options",
     "bundle_or_none",
     "bundle_task",
@@ -36,7 +37,6 @@ __all__ = [
     "choose_precision",
     "contract_of",
     "feed_of",
-    "identity_of",
     "is_picture",
     "modality_of",
     "open_bundle",

@@ -72,7 +72,7 @@ def resampled(src: torch.Tensor, dim: int, size: int, step: float, start: float,
     return low.mul_(low_weight).addcmul_(high, high_weight)
 
 
-def quicken() -> None:
+def patch_monai() -> None:
     """Lets MONAI's transforms of this process resample so."""
     from monai.transforms.spatial import functional
 

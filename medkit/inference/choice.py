@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medkit import plugins
-from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle, choose, installed
+from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle, bundle_for_task, installed
 from medkit.bundles.contract import Contract, contract_of
 from medkit.errors import InputError, UsageError, listed
 from medkit.images.dicom import is_dicom
@@ -100,7 +100,7 @@ def bundle_or_none(text: str, task: str, *, trust: bool) -> Bundle | None:
     if text == NONE:
         return None
     if text != AUTO:
-        bundle = choose(text, task, found, trust=trust)
+        bundle = bundle_for_task(text, task, found, trust=trust)
         bundle.weights  # noqa: B018  raises where there are none
         return bundle
     own = (b for b in installed(found) if b.task == task and b.spec is not None and b.spec.auto)

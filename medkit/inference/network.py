@@ -25,7 +25,7 @@ SMALLEST_WINDOW = 32
 
 
 @dataclass(frozen=True)
-class Way:
+class ComputePlan:
     """How a case is computed; the default is what the bundle says."""
 
     batch: int | None = None
@@ -59,7 +59,7 @@ class Network:
         self.keeps_half = False
         """Whether answers in half precision stay so, for a task that goes on in parts: half the memory."""
         self._footprints: dict[tuple[int, ...], Footprint] = {}
-        self._worked: dict[tuple[int, ...], Way] = {}
+        self._worked: dict[tuple[int, ...], ComputePlan] = {}
         """Shape -> the way that was found for it."""
 
     def __call__(self, prepared: Prepared) -> Prepared:
@@ -86,7 +86,11 @@ class Network:
                 log.debug("out of memory %s: %s", way, error)
                 self._let_go()
                 continue
-            told = () if way == Way() or way == Way(batch=1) else (f"computed in parts for lack of memory: {way}",)
+            told = (
+                ()
+                if way == ComputePlan() or way == ComputePlan(batch=1)
+                else (f"computed in parts for lack of memory: {way}",)
+            )
             return replace(prepared, item=answer, warnings=told, labelled=way.tiles > 0)
         raise AssertionError("a loop over ways ends in a return or an error")
 
@@ -95,7 +99,7 @@ class Network:
         shapes = {tuple(case.item["image"].shape) for case in cases}
         if len(shapes) != 1 or self._window(shape := next(iter(shapes))) is not None:
             return False
-        each = self._need(Way(), shape, cases[0]) - WORKSPACE
+        each = self._need(ComputePlan(), shape, cases[0]) - WORKSPACE
         return WORKSPACE + len(cases) * each <= available(self.limit, self.device)
 
     def together(self, cases: Sequence[Prepared]) -> list[Prepared]:
@@ -113,19 +117,19 @@ class Network:
 
     # ---- which ways there are, and what they take
 
-    def _ways(self, shape: tuple[int, ...]) -> Iterator[Way]:
+    def _ways(self, shape: tuple[int, ...]) -> Iterator[ComputePlan]:
         """From what the bundle says to what takes least."""
-        yield Way()
+        yield ComputePlan()
         windows = self._window(shape)
         if windows is not None and self.inferer.sw_batch_size > 1:
-            yield Way(batch=1)
+            yield ComputePlan(batch=1)
         if self._divides():
-            yield from (Way(1, None, tiles) for tiles in self._tilings(Way(), shape))
+            yield from (ComputePlan(1, None, tiles) for tiles in self._tilings(ComputePlan(), shape))
         while windows is not None and max(windows) > SMALLEST_WINDOW and len(windows) == len(shape) - 1:
             windows = tuple(max(min(w, SMALLEST_WINDOW), w // 2 // 16 * 16) for w in windows)
-            yield Way(1, windows, max(self._tilings(Way(1, windows), shape)) if self._divides() else 0)
+            yield ComputePlan(1, windows, max(self._tilings(ComputePlan(1, windows), shape)) if self._divides() else 0)
 
-    def _tilings(self, way: Way, shape: tuple[int, ...]) -> list[int]:
+    def _tilings(self, way: ComputePlan, shape: tuple[int, ...]) -> list[int]:
         """Numbers of tiles from 1 on; none keeps less than what is computed with it on one side."""
         window, stride = self._reach(way, shape)
         most = shape[self._axis(shape)] // max(window - stride, stride)
@@ -147,7 +151,7 @@ class Network:
             return tuple(sizes)
         return tuple(s if s and s > 0 else n for s, n in zip(sizes, shape[1:], strict=True))
 
-    def _need(self, way: Way, shape: tuple[int, ...], prepared: Prepared) -> int:
+    def _need(self, way: ComputePlan, shape: tuple[int, ...], prepared: Prepared) -> int:
         """Bytes for an image of `shape`, (C, I, J, K), the writing of the case before it included."""
         voxels = math.prod(shape[1:])
         window = way.window or self._window(shape) or shape[1:]
@@ -162,7 +166,7 @@ class Network:
             run + stitched + 4 * found.channels * voxels + 12 * grid * (found.channels if self.post.inverts_all else 2)
         )
 
-    def _tile(self, way: Way, shape: tuple[int, ...]) -> int:
+    def _tile(self, way: ComputePlan, shape: tuple[int, ...]) -> int:
         """Voxels of the part of an image, (C, I, J, K), that is computed at once."""
         if way.tiles < 2:
             return math.prod(shape[1:])
@@ -185,7 +189,7 @@ class Network:
 
     # ---- computing
 
-    def _whole(self, way: Way, item: Any) -> dict[str, Any]:
+    def _whole(self, way: ComputePlan, item: Any) -> dict[str, Any]:
         """What MONAI's evaluator does with a batch of one."""
         from monai.data import decollate_batch, list_data_collate
 
@@ -195,7 +199,7 @@ class Network:
         batch["pred"] = answer if self.keeps_half else as_float(answer)
         return dict(decollate_batch(batch)[0])
 
-    def _inferer(self, way: Way) -> Any:
+    def _inferer(self, way: ComputePlan) -> Any:
         if way.batch is None and way.window is None:
             return self.inferer
         inferer = copy.copy(self.inferer)
@@ -203,7 +207,7 @@ class Network:
         inferer.roi_size = way.window or inferer.roi_size
         return inferer
 
-    def _tiled(self, way: Way, prepared: Prepared) -> dict[str, Any]:
+    def _tiled(self, way: ComputePlan, prepared: Prepared) -> dict[str, Any]:
         """Labels tile by tile along one axis, from the very windows that the whole image would be computed in."""
         image = prepared.item["image"]
         shape = tuple(image.shape)
@@ -229,7 +233,7 @@ class Network:
         dim = getattr(self.inferer, "spatial_dim", None)
         return 1 + (dim if dim is not None else max(range(len(shape) - 1), key=lambda n: shape[n + 1]))
 
-    def _reach(self, way: Way, shape: tuple[int, ...]) -> tuple[int, int]:
+    def _reach(self, way: ComputePlan, shape: tuple[int, ...]) -> tuple[int, int]:
         """Voxels of a window along that axis, and from one window to the next; slices are windows of one."""
         if hasattr(self.inferer, "spatial_dim"):
             return 1, 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import WEIGHTS, Bundle
-from medkit.bundles.config import hush, own_error, sentence
+from medkit.bundles.config import one_line, own_error, silence_monai
 from medkit.errors import BundleError, MedkitError, UsageError, WeightsMissingError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ TORCHSCRIPT = "models/model.ts"
 
 
 @dataclass(frozen=True)
-class Parts:
+class InferenceParts:
     """What medkit takes hold of in an inference config."""
 
     preprocessing: Any
@@ -55,7 +55,7 @@ class InferenceConfig:
 
         self.bundle, self.device = bundle, device
         self.path = bundle.config(config)
-        hush()
+        silence_monai()
         for library in ("monai", "torch"):  # advice to the bundle's authors
             warnings.filterwarnings("ignore", module=rf"{library}\.")
         with self._blame():
@@ -89,7 +89,7 @@ class InferenceConfig:
             )
             raise BundleError(f"{self.path}: has {what}, which decides how the network is called; medkit cannot")
 
-    def open(self) -> Parts:
+    def open(self) -> InferenceParts:
         """Builds all parts. Raises WeightsMissingError."""
         with self._blame(), _offline(), _arrays_allowed():
             preprocessing = _compose(self._get("preprocessing"))
@@ -102,7 +102,7 @@ class InferenceConfig:
 
             inferer = SimpleInferer()
         steps = postprocessing.flatten().transforms if postprocessing is not None else ()
-        return Parts(
+        return InferenceParts(
             _own_copy(preprocessing),
             network.to(self.device).eval(),
             inferer,
@@ -167,7 +167,7 @@ class InferenceConfig:
         except Exception as error:
             if own := own_error(error):
                 raise own from None
-            raise BundleError(f"{self.path}: {sentence(error)}") from error
+            raise BundleError(f"{self.path}: {one_line(error)}") from error
 
 
 def _search_a_copy(locator: Any) -> None:
@@ -204,7 +204,7 @@ def _load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
         try:
             module.load_state_dict(state[key], strict=strict)
         except RuntimeError as error:
-            raise BundleError(f"{path}: does not fit the network: {sentence(error)}") from None
+            raise BundleError(f"{path}: does not fit the network: {one_line(error)}") from None
 
 
 def _ids(config: Any, target: str, name: str = "") -> Iterator[str]:

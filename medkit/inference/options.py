@@ -29,7 +29,7 @@ class BundleOptions:
 
     def of_task(self, task: str) -> tuple[bundles.Bundle, ...]:
         """The bundles that may run for a task: one, or those that `auto` chooses among. Raises UsageError."""
-        return bundles.for_task(self.name or bundles.AUTO, task, plugins.registry(), trust=self.trust)
+        return bundles.bundles_for_task(self.name or bundles.AUTO, task, plugins.registry(), trust=self.trust)
 
     def any(self) -> bundles.Bundle:
         """The bundle named, whatever it is for. Raises UsageError."""

@@ -102,7 +102,7 @@ def _on_grid(
         return Image(np.ascontiguousarray(data), grid)
     if affine is None:
         raise BundleError(f"the bundle gave {shape} voxels for an image of {grid.shape}, and not where they lie")
-    from medkit.transforms.resample import resample
+    from medkit.transforms.resampling import resample
 
     own = Image(data, Grid(shape, affine, grid.dims))
     return Image(resample(own, grid, interpolation=interpolation).data.astype(data.dtype), grid)

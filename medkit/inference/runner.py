@@ -25,7 +25,7 @@ from medkit.run.task import Case, Result, Runtime, Stages, Task, Writable
 if TYPE_CHECKING:
     import torch
 
-    from medkit.inference.opened import Parts
+    from medkit.inference.opened import InferenceParts
     from medkit.inference.transforms import Prepared
     from medkit.space import Grid
 
@@ -45,7 +45,7 @@ class RunSettings:
 def bundle_task(
     name: str, bundles: Sequence[Bundle], settings: RunSettings, *, runner: RunnerFactory | None = None
 ) -> Task:
-    """The task of running bundles, whose code is trusted (see `medkit.bundles.bundle.for_task`), on images.
+    """The task of running bundles, whose code is trusted (see `medkit.bundles.bundle.bundles_for_task`), on images.
 
     Of several each case gets the one that fits it (see `medkit.inference.choice`). `runner`, picklable, makes a loaded
     bundle's runner, for a task that adds to what a bundle gives. Raises BundleError for a bundle that medkit cannot
@@ -63,13 +63,13 @@ def bundle_task(
         role=contract.keys[0],
         accepts=contract.accepts,
         memory=functools.partial(memory_needed, bundles[0], max(len(contract.classes), 1)),
-        bundle=identity_of(bundles[0]) if one else {"name": AUTO, "among": [identity_of(b) for b in bundles]},
+        bundle=bundle_identity(bundles[0]) if one else {"name": AUTO, "among": [bundle_identity(b) for b in bundles]},
         devices=("cpu", "cuda"),
         staged=True,
     )
 
 
-def identity_of(bundle: Bundle) -> dict[str, Any]:
+def bundle_identity(bundle: Bundle) -> dict[str, Any]:
     """By what a bundle is known in sidecars: its name, version and the digests of its weights and configs."""
     return {
         "name": bundle.name,
@@ -131,7 +131,10 @@ def choosing(
         bundle, reason = choose_bundle(case, bundles)
         if bundle.name not in loaded:
             stages = load_runner(runtime, bundle=bundle, settings=settings, runner=runner)
-            loaded[bundle.name] = stages, identity_of(bundle)  # its digests read all weights: once, not for every case
+            loaded[bundle.name] = (
+                stages,
+                bundle_identity(bundle),
+            )  # its digests read all weights: once, not for every case
         stages, identity = loaded[bundle.name]
         return stages, {"choice": identity | {"reason": reason}}, stages.prepare(case)
 
@@ -160,7 +163,9 @@ class BundleRunner:
     together: Callable[[Sequence[Case], Sequence[Any]], Sequence[Any]] | None = None
     """`compute` for several cases at once, of a task whose cases are small."""
 
-    def __init__(self, bundle: Bundle, parts: Parts, device: torch.device, precision: str, limit: int | None) -> None:
+    def __init__(
+        self, bundle: Bundle, parts: InferenceParts, device: torch.device, precision: str, limit: int | None
+    ) -> None:
         import torch
         from monai.inferers import SliceInferer
 
@@ -208,7 +213,7 @@ class BundleRunner:
     @contextlib.contextmanager
     def _blame(self, what: str) -> Iterator[None]:
         """Errors of the bundle's parts become a sentence about it, with the reason and not MONAI's way to it."""
-        from medkit.bundles.config import sentence
+        from medkit.bundles.config import one_line
         from medkit.machine.memory import ran_out
 
         try:
@@ -216,7 +221,7 @@ class BundleRunner:
         except Exception as error:
             if isinstance(error, MedkitError) or ran_out(error):
                 raise
-            raise BundleError(f"bundle {self.bundle.name}: {what}: {sentence(error)}") from error
+            raise BundleError(f"bundle {self.bundle.name}: {what}: {one_line(error)}") from error
 
     def _classes(self, table: Mapping[str, float]) -> dict[str, Any]:
         """The likeliest class, or that of each aspect."""
@@ -247,5 +252,5 @@ class BundleRunner:
         return {"labels": {str(n): name for n, name in self.contract.classes.items() if n}}
 
 
-RunnerFactory = Callable[[Bundle, "Parts", "torch.device", str, int | None], BundleRunner]
+RunnerFactory = Callable[[Bundle, "InferenceParts", "torch.device", str, int | None], BundleRunner]
 """Makes a runner of a loaded bundle, its parts, the device, the precision and the limit of memory in bytes."""

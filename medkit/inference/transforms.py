@@ -43,7 +43,7 @@ class Preprocessing:
 
         from medkit.inference import axis_resampling as along_axes
 
-        along_axes.quicken()
+        along_axes.patch_monai()
         self.contract, self.name = contract, name
         steps = compose.flatten().transforms
         self.reader = ScanReader(planes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

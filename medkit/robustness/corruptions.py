@@ -23,7 +23,7 @@ Spoil = Callable[[np.ndarray, np.ndarray, float, int], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Shift:
+class Corruption:
     """A way in which images get worse."""
 
     name: str
@@ -35,7 +35,7 @@ class Shift:
     """None for an attack, which is made of what the network is given (see `medkit.robustness.attacks`)."""
 
 
-def spoilt(shift: Shift, strength: float, image: np.ndarray, spacing: np.ndarray, seed: int) -> np.ndarray:
+def spoilt(shift: Corruption, strength: float, image: np.ndarray, spacing: np.ndarray, seed: int) -> np.ndarray:
     """The channels of an image, (C, I, J, K), spoilt, in their own type.
 
     Nothing falls below the lowest value that a channel had, as a scanner's floor would have it; what a whole number
@@ -138,18 +138,18 @@ def _span(image: np.ndarray) -> np.ndarray:
 
 
 _VOXELS = "voxels of the finest axis"
-SHIFTS: Mapping[str, Shift] = {
+SHIFTS: Mapping[str, Corruption] = {
     shift.name: shift
     for shift in (
-        Shift("noise", "standard deviation as a share of the intensities' range", (0.03, 0.1, 0.2), _noisy),
-        Shift("blur", f"standard deviation in {_VOXELS}", (0.7, 1.5, 3.0), _blurred),
-        Shift("motion", "ghosts' share of the intensities", (0.1, 0.25, 0.5), _moved),
-        Shift("bias", "standard deviation of the bias field's logarithm", (0.15, 0.3, 0.6), _biased),
-        Shift("brighter", "exponent of the intensities", (0.8, 0.6, 0.4), _bent),
-        Shift("darker", "exponent of the intensities", (1.25, 1.67, 2.5), _bent),
-        Shift("resolution", f"thickness of voxels in {_VOXELS}", (1.5, 2.0, 4.0), _coarsened),
-        Shift("fgsm", "largest change of the network's input", (0.005, 0.01, 0.03)),
-        Shift("pgd", "largest change of the network's input", (0.005, 0.01, 0.03)),
+        Corruption("noise", "standard deviation as a share of the intensities' range", (0.03, 0.1, 0.2), _noisy),
+        Corruption("blur", f"standard deviation in {_VOXELS}", (0.7, 1.5, 3.0), _blurred),
+        Corruption("motion", "ghosts' share of the intensities", (0.1, 0.25, 0.5), _moved),
+        Corruption("bias", "standard deviation of the bias field's logarithm", (0.15, 0.3, 0.6), _biased),
+        Corruption("brighter", "exponent of the intensities", (0.8, 0.6, 0.4), _bent),
+        Corruption("darker", "exponent of the intensities", (1.25, 1.67, 2.5), _bent),
+        Corruption("resolution", f"thickness of voxels in {_VOXELS}", (1.5, 2.0, 4.0), _coarsened),
+        Corruption("fgsm", "largest change of the network's input", (0.005, 0.01, 0.03)),
+        Corruption("pgd", "largest change of the network's input", (0.005, 0.01, 0.03)),
     )
 }
 """Name -> shift; those without a function are attacks, which classifiers alone are given."""

@@ -16,7 +16,7 @@ from medkit.images.image import read_image
 from medkit.inference.inputs import is_picture
 from medkit.pipe.names import stem
 from medkit.pipe.records import Record
-from medkit.robustness.corruptions import Shift, spoilt
+from medkit.robustness.corruptions import Corruption, spoilt
 
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 """Pictures that are written as they were read; others become PNG."""
@@ -54,7 +54,7 @@ class Spoiler:
         """Takes up another case. Raises InputError."""
         self._read = {path: read_channels(path) for role, path in files.items() if role not in NO_IMAGES}
 
-    def spoilt(self, files: Mapping[str, Path], shift: Shift, strength: float) -> dict[str, Path]:
+    def spoilt(self, files: Mapping[str, Path], shift: Corruption, strength: float) -> dict[str, Path]:
         """The files of the case with the images among them spoilt; the same pattern at every strength."""
         out = dict(files)
         for number, (role, path) in enumerate(files.items()):

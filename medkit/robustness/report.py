@@ -12,7 +12,7 @@ from medkit.evaluation.classes.report import TITLES as CLASS_TITLES
 from medkit.evaluation.report import TITLES, aligned, finite, number_text
 from medkit.figures.charts import SIZE, Series, line_chart, round_ticks, spread
 from medkit.robustness.corruptions import SHIFTS
-from medkit.robustness.run import AS_IT_IS, Robustness, Row
+from medkit.robustness.run import AS_IT_IS, CorruptionRow, Robustness
 from medkit.robustness.scores import MEASURES
 
 _TITLES = TITLES | CLASS_TITLES
@@ -82,7 +82,7 @@ def picture(done: Robustness) -> bytes:
     return line_chart(series, across, up, f"{done.bundle}: {clean.n} images", size=size, room=_KEY)
 
 
-def _strength(row: Row) -> str:
+def _strength(row: CorruptionRow) -> str:
     return "-" if row.shift == AS_IT_IS[0] else f"{row.strength:g}"
 
 

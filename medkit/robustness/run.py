@@ -15,15 +15,15 @@ from medkit.evaluation.bootstrap import Estimate, estimates
 from medkit.evaluation.classes.metrics import INFLATED
 from medkit.evaluation.classes.predictions import Prediction
 from medkit.evaluation.classes.run import gathered
-from medkit.evaluation.results import Settings
+from medkit.evaluation.results import EvaluationSettings
 from medkit.inference.runner import RunSettings, bundle_task, open_bundle, role_of
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
-from medkit.robustness.corruptions import SHIFTS, Shift
+from medkit.robustness.corruptions import SHIFTS, Corruption
 from medkit.robustness.inputs import Spoiler, files_of_case
 from medkit.robustness.scores import KINDS, MEASURES, Score, Scorer, difference, measure_of
 from medkit.run.outputs import Targets
-from medkit.run.task import Case, Plan
+from medkit.run.task import Case, CasePlan
 from medkit.run.worker import CaseWorker, explain
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Row:
+class CorruptionRow:
     """A bundle's metric under a shift."""
 
     shift: str
@@ -63,14 +63,14 @@ class Robustness:
 
     bundle: str
     """Its name and version."""
-    settings: Settings
-    rows: tuple[Row, ...]
+    settings: EvaluationSettings
+    rows: tuple[CorruptionRow, ...]
     """The images as they are, then every shift from little to much."""
     failures: Sequence[str] = field(default_factory=list)
     """A sentence for every case that gave no result, under a shift or at all."""
 
 
-def shifts_for(kind: str, names: Sequence[str] = ()) -> tuple[Shift, ...]:
+def shifts_for(kind: str, names: Sequence[str] = ()) -> tuple[Corruption, ...]:
     """The shifts of that name, or all that fit a kind of result: attacks are for classes. Raises UsageError."""
     fitting = {name: shift for name, shift in SHIFTS.items() if shift.spoil or kind == "classes"}
     for name in names:
@@ -97,9 +97,9 @@ def classes_of(bundle: Bundle, aspect: str | None) -> tuple[int, ...]:
 def measure(
     items: Sequence[Item],
     bundle: Bundle,
-    settings: Settings,
+    settings: EvaluationSettings,
     how: RunSettings,
-    shifts: Sequence[Shift],
+    shifts: Sequence[Corruption],
     options: RunOptions,
     tell: Callable[[str], None] = lambda line: None,
     classes: Sequence[int] = (),
@@ -126,23 +126,27 @@ def measure(
     return Robustness(f"{bundle.name} {bundle.version}", settings, tuple(rows), work.failures)
 
 
-def _keys(shifts: Sequence[Shift]) -> Iterator[Key]:
+def _keys(shifts: Sequence[Corruption]) -> Iterator[Key]:
     return ((shift.name, strength) for shift in shifts for strength in shift.strengths)
 
 
 def _row(
-    settings: Settings, key: Key, clean: Sequence[Score | None], own: Sequence[Score | None], references: Sequence[Any]
-) -> Row:
+    settings: EvaluationSettings,
+    key: Key,
+    clean: Sequence[Score | None],
+    own: Sequence[Score | None],
+    references: Sequence[Any],
+) -> CorruptionRow:
     """One shift against the images as they are, over the cases that gave a result both times."""
     both = [(a, b, r) for a, b, r in zip(clean, own, references, strict=True) if a is not None and b is not None]
     if not both:
         none = Estimate(*[float("nan")] * 3)
         names = MEASURES[settings.kind]
-        return Row(*key, 0, dict.fromkeys([*names, *(f"fall_{name}" for name in names)], none))
+        return CorruptionRow(*key, 0, dict.fromkeys([*names, *(f"fall_{name}" for name in names)], none))
     befores, afters, known = zip(*both, strict=True)
     before, after = (measure_of(settings.kind, side, known) for side in (befores, afters))
     inflated = [name for name in MEASURES[settings.kind] if name in INFLATED]
-    return Row(*key, len(both), estimates(difference(before, after), len(both), settings.seed, inflated))
+    return CorruptionRow(*key, len(both), estimates(difference(before, after), len(both), settings.seed, inflated))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +167,7 @@ class _Work:
     def __init__(
         self,
         bundle: Bundle,
-        settings: Settings,
+        settings: EvaluationSettings,
         how: RunSettings,
         options: RunOptions,
         folder: Path,
@@ -181,10 +185,10 @@ class _Work:
         self.spoiler = Spoiler(folder, settings.seed)
         self.failures: list[str] = []
 
-    def scores_of(self, item: Item, shifts: Sequence[Shift]) -> tuple[dict[Key, Score], Any]:
+    def scores_of(self, item: Item, shifts: Sequence[Corruption]) -> tuple[dict[Key, Score], Any]:
         """A case's score as it is and under every shift, where it gives a result; and what it is compared with."""
         files = files_of_case(item.record, self.contract)
-        case = Case(Plan(item.record, files, Targets({})), self.task, self.options, self.runtime)
+        case = Case(CasePlan(item.record, files, Targets({})), self.task, self.options, self.runtime)
         reference: Any = item.reference
         try:
             reference = self.scorer.reference(item.reference)
@@ -212,11 +216,11 @@ class _Work:
         number = int(gathered([score], [reference]).truth[0]) if isinstance(score, Prediction) else 0
         return _Known(case, prepared, reference, score, number)
 
-    def _shifted(self, known: _Known, shift: Shift, strength: float) -> Score:
+    def _shifted(self, known: _Known, shift: Corruption, strength: float) -> Score:
         case, prepared = known.case, known.prepared
         if shift.spoil:
             files = self.spoiler.spoilt(case.inputs, shift, strength)
-            case = Case(Plan(case.record, files, Targets({})), self.task, self.options, self.runtime)
+            case = Case(CasePlan(case.record, files, Targets({})), self.task, self.options, self.runtime)
             prepared = self.runner.prepare(case)
         else:
             from medkit.robustness.attacks import attacked

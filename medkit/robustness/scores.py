@@ -17,7 +17,7 @@ from medkit.evaluation.measures.grids import on_grid
 from medkit.evaluation.measures.images import compare_images
 from medkit.evaluation.measures.label_maps import translated
 from medkit.evaluation.measures.labels import compare_labels
-from medkit.evaluation.results import Kind, Settings
+from medkit.evaluation.results import EvaluationSettings, Kind
 from medkit.images.image import Image, read_image
 from medkit.run.task import Result
 
@@ -38,7 +38,7 @@ LESS_IS_BETTER = ("ece",)
 class Scorer:
     """Scores the results of a bundle."""
 
-    settings: Settings
+    settings: EvaluationSettings
     role: str
     """What the main output is called."""
     classes: tuple[str, ...] = ()

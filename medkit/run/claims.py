@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.errors import MedkitError, OutputError
-from medkit.pipe.atomic import _sync
+from medkit.pipe.atomic import sync
 from medkit.pipe.records import Record, read_sidecar, record_from_json, sha256_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class ResultFingerprint:
     """What a result depends on; a result with an equal one need not be made again."""
 
     source: Path
@@ -86,7 +86,7 @@ def _has_digest(path: Path, digest: str | None) -> bool:
         return False
 
 
-def check_existing(targets: Targets, fingerprint: Fingerprint, *, overwrite: bool, skip_existing: bool) -> None:
+def check_existing(targets: Targets, fingerprint: ResultFingerprint, *, overwrite: bool, skip_existing: bool) -> None:
     """Raises OutputError where a final name is taken by something that a case must not replace."""
     existing = [p for p in targets.names if os.path.lexists(p)]
     if not existing or overwrite:
@@ -181,13 +181,13 @@ class Claim:
         sidecar = json.dumps(record.to_json(targets.sidecar.parent), indent=1) + "\n"
         (self.part / targets.sidecar.name).write_text(sidecar)
         for path in targets.names:
-            _sync(self.part / path.name)
+            sync(self.part / path.name)
         with contextlib.suppress(FileNotFoundError):
             os.replace(targets.sidecar, self.part / _REPLACED)
-        _sync(self.part)
+        sync(self.part)
         for path in (*reversed(list(targets.outputs.values())), targets.sidecar):
             os.replace(self.part / path.name, path)
-        _sync(targets.main.parent)
+        sync(targets.main.parent)
 
 
 _REPLACED = ".replaced.json"

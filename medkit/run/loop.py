@@ -21,14 +21,14 @@ from medkit.run import processes as executor
 from medkit.run import stages as overlap
 from medkit.run import table as rows
 from medkit.run.planning import Planner
-from medkit.run.task import Plan, Task
+from medkit.run.task import CasePlan, Task
 from medkit.run.worker import CaseWorker, settings_of_run
 
 log = logging.getLogger("medkit")
 
 
 @dataclass
-class Run:
+class TaskRun:
     """One call of `run_task`: what has been claimed, what has failed so far."""
 
     task: Task
@@ -37,7 +37,7 @@ class Run:
     stop: StopRequest
     failures: list[Record] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    rows: rows.RowFile | None = None
+    rows: rows.ResultTable | None = None
     """The table that takes all results, where the task has one."""
 
     @functools.cached_property
@@ -45,7 +45,7 @@ class Run:
         """What turns lines of input into cases."""
         return Planner(self.task, self.options, self.emitter.check_name, self._known)
 
-    def _known(self, plan: Plan) -> Record | None:
+    def _known(self, plan: CasePlan) -> Record | None:
         """The record of a case whose rows are in the table already."""
         return self.rows.known(plan) if self.rows else None
 
@@ -159,7 +159,7 @@ class Run:
                 self.failures.append(found)
                 self.counts["refused" if found.medkit.get("refused") else "failed"] += 1
                 _say(f"would fail: {_with_name(found)}")
-            elif isinstance(item, Plan):
+            elif isinstance(item, CasePlan):
                 self.counts["ok"] += 1
                 outputs = ", ".join(map(str, item.targets.outputs.values())) or f"a row of {item.targets.main}"
                 if found is not None:
@@ -167,7 +167,7 @@ class Run:
                     continue
                 _say(f"would run {self.task.name} on {item.inputs[self.task.role]} -> {outputs}{self._memory(item)}")
 
-    def _memory(self, plan: Plan) -> str:
+    def _memory(self, plan: CasePlan) -> str:
         if self.task.memory is None:
             return ""
         from medkit.images.image import read_grid

@@ -15,7 +15,7 @@ from medkit.pipe.names import is_bids, is_file_name, join_bids, split_bids, suff
 from medkit.pipe.records import Record, absolute, find_kind, record_from_line, record_of
 from medkit.run.outputs import Targets, refuse_inputs, targets_of
 from medkit.run.processes import Item
-from medkit.run.task import Plan, Task, numbered
+from medkit.run.task import CasePlan, Task, numbered
 from medkit.run.worker import explain, failed_record
 
 MANY_SLICES = 5
@@ -31,7 +31,7 @@ class Planner:
     options: RunOptions
     check_name: Callable[[Path], None]
     """Raises OutputError for a name that a line of output cannot hold."""
-    known: Callable[[Plan], Record | None]
+    known: Callable[[CasePlan], Record | None]
     """The record of a case that is finished already, or None."""
     given: set[str] = field(default_factory=set)
     """The inputs known so far: all where they are arguments, those that have arrived where they are piped in."""
@@ -117,7 +117,7 @@ class Planner:
         self._spare_inputs(targets.names, own)
         self._claim(targets.names, own)
         self._count_slices(own)
-        plan = Plan(record, inputs, targets, members)
+        plan = CasePlan(record, inputs, targets, members)
         return self.known(plan) or plan
 
     def _targets(self, source: Path) -> Targets:

@@ -17,10 +17,10 @@ from typing import Any
 from medkit.errors import MedkitError, OutputError, Stopped
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
-from medkit.run.task import Plan, Task
+from medkit.run.task import CasePlan, Task
 from medkit.run.worker import CaseWorker, failed_record
 
-Item = Plan | Record
+Item = CasePlan | Record
 """A case to work on, or one that is already decided (an earlier failure that is only passed on)."""
 
 
@@ -98,13 +98,13 @@ class _Crew:
                 continue
             if item is None:
                 break
-            if isinstance(item, Plan) and not (child and child.alive()):
+            if isinstance(item, CasePlan) and not (child and child.alive()):
                 child = _Child(self._task, self._options)
                 self._children.append(child)
                 if self._dismissed:  # while it was starting: `dismiss` may not have seen it
                     child.dismiss()
                     return
-            self._finished.put(child.work(item) if child and isinstance(item, Plan) else item)  # type: ignore[arg-type]
+            self._finished.put(child.work(item) if child and isinstance(item, CasePlan) else item)  # type: ignore[arg-type]
         if child:
             child.close()
 
@@ -155,7 +155,7 @@ class _Child:
     def alive(self) -> bool:
         return self._process.is_alive()
 
-    def work(self, plan: Plan) -> Record | BaseException:
+    def work(self, plan: CasePlan) -> Record | BaseException:
         """The record of a case; a failed one where the child died. An exception where the set-up failed."""
         limit = self._options.timeout_per_case
         try:

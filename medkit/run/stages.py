@@ -19,9 +19,9 @@ from typing import Any
 
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
-from medkit.run.claims import Claim, Fingerprint, Unclaimed, claim_of
+from medkit.run.claims import Claim, ResultFingerprint, Unclaimed, claim_of
 from medkit.run.processes import Item
-from medkit.run.task import Case, Plan, Result, Stages, Task
+from medkit.run.task import Case, CasePlan, Result, Stages, Task
 from medkit.run.worker import CaseWorker
 
 log = logging.getLogger("medkit")
@@ -56,8 +56,8 @@ def run(
 class _Job:
     """A case on its way."""
 
-    plan: Plan
-    fingerprint: Fingerprint
+    plan: CasePlan
+    fingerprint: ResultFingerprint
     case: Case
     claim: Claim | Unclaimed
     held: ExitStack = field(default_factory=ExitStack)
@@ -246,7 +246,7 @@ class _Overlap:
     _waiting = False
     """Whether the reader waits for the next line, and so may never come back."""
 
-    def _prepare(self, plan: Plan) -> _Job | Record | None:
+    def _prepare(self, plan: CasePlan) -> _Job | Record | None:
         fingerprint = self._worker.known(plan)
         if isinstance(fingerprint, Record):
             return fingerprint

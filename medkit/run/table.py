@@ -22,15 +22,15 @@ from medkit.options import RunOptions
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.run.claims import Claim, settings_of
 from medkit.run.outputs import Targets
-from medkit.run.task import Plan, Table, Task
-from medkit.run.worker import digest
+from medkit.run.task import CasePlan, Table, Task
+from medkit.run.worker import file_digest
 
 NAMED = ("image", "sha256")
 """The columns that come first: the input's path relative to the table's folder, and its digest; where a case has
 several inputs, the digest of theirs."""
 
 
-class RowFile:
+class ResultTable:
     """The table of a run, open for rows; holds its name against other processes until it is closed.
 
     Raises OutputError where the file exists and neither `--overwrite` nor `--skip-existing` says what to do with it, or
@@ -99,12 +99,12 @@ class RowFile:
         if torn:
             self._rewrite()
 
-    def known(self, plan: Plan) -> Record | None:
+    def known(self, plan: CasePlan) -> Record | None:
         """The record of a case whose rows are there and still true; None of one that is to be worked on."""
         rows = self._rows.get(self._name(plan.inputs[self._role]))
         if not rows:
             return None
-        digests = {role: digest(path) for role, path in plan.inputs.items()}
+        digests = {role: file_digest(path) for role, path in plan.inputs.items()}
         if rows[0]["sha256"] != _one_digest(digests):
             return None
         block = {"task": self._head.medkit["task"], "status": "ok", "skipped": True, "metrics": {"rows": rows}}
@@ -190,12 +190,12 @@ def _one_digest(digests: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def opened(task: Task, settings: Mapping[str, Any], options: RunOptions) -> Iterator[RowFile | None]:
-    """The table of a run for the block, None where the task has none; see `RowFile`."""
+def opened(task: Task, settings: Mapping[str, Any], options: RunOptions) -> Iterator[ResultTable | None]:
+    """The table of a run for the block, None where the task has none; see `ResultTable`."""
     if task.table is None or options.dry_run:
         yield None
         return
-    rows = RowFile(task, settings, options)
+    rows = ResultTable(task, settings, options)
     try:
         yield rows
     finally:

@@ -161,7 +161,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CasePlan:
     """A case that is ready to be worked on: picklable, so that it can be handed to a worker."""
 
     record: Record
@@ -176,7 +176,7 @@ class Plan:
 class Case:
     """What a task's function is given: the inputs of one case, read and checked when asked for."""
 
-    def __init__(self, plan: Plan, task: Task, options: RunOptions, runtime: Runtime) -> None:
+    def __init__(self, plan: CasePlan, task: Task, options: RunOptions, runtime: Runtime) -> None:
         self.record = plan.record
         self.members = plan.members
         self.inputs = plan.inputs

@@ -20,14 +20,14 @@ from medkit.options import RunOptions
 from medkit.pipe.names import is_bids, stem
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.pipe.signals import time_limit
-from medkit.run.claims import Claim, Fingerprint, Unclaimed, check_existing, claim_of, is_whole, remove_leftovers
+from medkit.run.claims import Claim, ResultFingerprint, Unclaimed, check_existing, claim_of, is_whole, remove_leftovers
 from medkit.run.outputs import describe_dataset
 from medkit.run.task import Case, Runtime
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from medkit.run.task import Plan, Result, Task
+    from medkit.run.task import CasePlan, Result, Task
 
 log = logging.getLogger("medkit")
 
@@ -42,7 +42,7 @@ class CaseWorker:
             keep_freed_memory()  # which `limit_torch` would do too late: threads that read and write come before it
         self._process: Callable[[Case], Result] | None = None
 
-    def __call__(self, plan: Plan) -> Record:
+    def __call__(self, plan: CasePlan) -> Record:
         """The finished record of a case, failed ones included.
 
         Raises what the task's own set-up raises: nothing could be worked on then.
@@ -59,7 +59,7 @@ class CaseWorker:
         except (Exception, SystemExit, CaseTimeout) as error:  # a library's exit() ends its case, not the run
             return self.failed(plan, error)
 
-    def known(self, plan: Plan) -> Fingerprint | Record:
+    def known(self, plan: CasePlan) -> ResultFingerprint | Record:
         """What a case's result will depend on; the record of one that need not, or cannot, be made."""
         try:
             fingerprint = self._fingerprint(plan)
@@ -70,7 +70,7 @@ class CaseWorker:
             return self.failed(plan, error)
         return fingerprint
 
-    def foreseen(self, plan: Plan) -> Record | None:
+    def foreseen(self, plan: CasePlan) -> Record | None:
         """What can be known of a case without working on it: a result that is kept, a failure, or None."""
         if not any(os.path.lexists(path) for path in plan.targets.names):
             return None
@@ -83,13 +83,13 @@ class CaseWorker:
             return self.failed(plan, error)
         return None
 
-    def check(self, plan: Plan, fingerprint: Fingerprint) -> None:
+    def check(self, plan: CasePlan, fingerprint: ResultFingerprint) -> None:
         """Raises OutputError where a result must not be replaced."""
         check_existing(
             plan.targets, fingerprint, overwrite=self.options.overwrite, skip_existing=self.options.skip_existing
         )
 
-    def failed(self, plan: Plan, error: BaseException) -> Record:
+    def failed(self, plan: CasePlan, error: BaseException) -> Record:
         """The record of a case that came to nothing."""
         return failed_record(plan.record, self.task.name, explain(error, self.options), error)
 
@@ -123,14 +123,14 @@ class CaseWorker:
                 self._process = self.task.process
         return self._process
 
-    def _fingerprint(self, plan: Plan) -> Fingerprint:
-        return Fingerprint(
+    def _fingerprint(self, plan: CasePlan) -> ResultFingerprint:
+        return ResultFingerprint(
             source=plan.record.path,
-            inputs={role: digest(path) for role, path in plan.inputs.items()},
+            inputs={role: file_digest(path) for role, path in plan.inputs.items()},
             settings=settings_of_run(self.task, self.options),
         )
 
-    def _existing(self, plan: Plan, fingerprint: Fingerprint) -> Record | None:
+    def _existing(self, plan: CasePlan, fingerprint: ResultFingerprint) -> Record | None:
         """The record of a result that need not be made again, with `--skip-existing`."""
         if not plan.targets.outputs:  # whether its rows are in the table was looked up before
             return None
@@ -141,10 +141,10 @@ class CaseWorker:
 
     def _work(
         self,
-        plan: Plan,
+        plan: CasePlan,
         process: Callable[[Case], Result],
         claim: Claim | Unclaimed,
-        fingerprint: Fingerprint,
+        fingerprint: ResultFingerprint,
         start: float,
     ) -> Record:
         case = Case(plan, self.task, self.options, self.runtime)
@@ -153,14 +153,20 @@ class CaseWorker:
             self.write(plan, result, claim)
         return self.commit(plan, case, result, claim, fingerprint, time.perf_counter() - start)
 
-    def write(self, plan: Plan, result: Result, claim: Claim | Unclaimed) -> None:
+    def write(self, plan: CasePlan, result: Result, claim: Claim | Unclaimed) -> None:
         """Writes the files of a result where they are made whole. Raises MedkitError for roles not declared."""
         _check_roles(self.task, plan, result)
         for role, value in result.outputs.items():
             value.write(claim.part / plan.targets.outputs[role].name)
 
     def commit(
-        self, plan: Plan, case: Case, result: Result, claim: Claim | Unclaimed, fingerprint: Fingerprint, seconds: float
+        self,
+        plan: CasePlan,
+        case: Case,
+        result: Result,
+        claim: Claim | Unclaimed,
+        fingerprint: ResultFingerprint,
+        seconds: float,
     ) -> Record:
         """Puts written files in place, with the picture and the sidecar; the record of the case."""
         record = self._record(plan, case, result, claim, fingerprint, seconds)
@@ -173,7 +179,13 @@ class CaseWorker:
         return record
 
     def _record(
-        self, plan: Plan, case: Case, result: Result, claim: Claim | Unclaimed, fingerprint: Fingerprint, seconds: float
+        self,
+        plan: CasePlan,
+        case: Case,
+        result: Result,
+        claim: Claim | Unclaimed,
+        fingerprint: ResultFingerprint,
+        seconds: float,
     ) -> Record:
         targets = plan.targets
         block = {
@@ -208,7 +220,7 @@ class CaseWorker:
             medkit=block | dict(result.details),
         )
 
-    def _draw(self, case: Case, plan: Plan, result: Result, path: Path) -> None:
+    def _draw(self, case: Case, plan: CasePlan, result: Result, path: Path) -> None:
         """Writes the picture of a case; one that cannot be drawn is a warning, not a failure of the case."""
         from medkit.figures.mosaic import write_png
 
@@ -256,7 +268,7 @@ def picture_path(folder: Path, main: Path, output: Path | None) -> Path:
     return folder / below / f"{stem(main)}.png"
 
 
-def _check_roles(task: Task, plan: Plan, result: Result) -> None:
+def _check_roles(task: Task, plan: CasePlan, result: Result) -> None:
     declared = set(plan.targets.outputs)
     if set(result.outputs) != declared:
         raise MedkitError(f"task {task.name} declares the outputs {sorted(declared)} but gave {sorted(result.outputs)}")
@@ -292,7 +304,7 @@ def peak_memory_mb() -> int:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """sha256 of an input; a file that all cases share is read once. Raises InputError where it cannot be read."""
     try:
         status = path.stat()

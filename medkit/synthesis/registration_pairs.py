@@ -34,7 +34,7 @@ CENTRES = "centres"
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class LabelledHead:
     """An encoded label map (see LabelTable.encode), or its mirror image."""
 
     labels: torch.Tensor
@@ -46,7 +46,7 @@ class Subject:
     flipped: bool = False
     """Whether the mirror image is meant: `labels` are never turned themselves."""
 
-    def mirror(self, table: LabelTable) -> Subject:
+    def mirror(self, table: LabelTable) -> LabelledHead:
         """The same head in a mirror, with left and right exchanged."""
         centres = self.centres[list(table.mirrored)].clone()
         centres[:, 0] = self._width - centres[:, 0]
@@ -97,7 +97,7 @@ class PairSynthesis:
         return replace(grid, shape=(i, j, k), spacing=grid.spacing / self.fine)
 
     def __call__(
-        self, fixed: Subject, moving: Subject, seed: int, strength: float = 1.0
+        self, fixed: LabelledHead, moving: LabelledHead, seed: int, strength: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (2, I, J, K) float32, and channels of the table (2, I, J, K) uint8."""
         random = Random(seed, fixed.labels.device)
@@ -117,7 +117,7 @@ class PairSynthesis:
         images, targets = zip(*drawn, strict=True)
         return torch.cat(images), torch.cat(targets)
 
-    def _centre(self, subject: Subject, seen: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:
+    def _centre(self, subject: LabelledHead, seen: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:
         """(3,) mm of the head that the middle of the grid shows: about that of the box around what is seen."""
         thing = seen.bool() & (torch.arange(len(seen), device=seen.device) > 0)
         centre = (middle(thing[subject.labels[::2, ::2, ::2].long()]) * 2 + 0.5) * subject.spacing
@@ -126,7 +126,7 @@ class PairSynthesis:
 
     def _drawn(
         self,
-        subject: Subject,
+        subject: LabelledHead,
         seen: torch.Tensor,
         linear: torch.Tensor,
         centre: torch.Tensor,
@@ -246,11 +246,11 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _subject(labels: torch.Tensor, centres: torch.Tensor) -> Subject:
-    return Subject(_plain(labels)[0], spacing_of(labels), centres)
+def _subject(labels: torch.Tensor, centres: torch.Tensor) -> LabelledHead:
+    return LabelledHead(plain(labels)[0], spacing_of(labels), centres)
 
 
-def _plain(value: torch.Tensor) -> torch.Tensor:
+def plain(value: torch.Tensor) -> torch.Tensor:
     return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 

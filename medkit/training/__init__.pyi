@@ -8,7 +8,7 @@ from .parts.augmentation import TwoViews as TwoViews
 from .parts.cyclegan import CycleInferer as CycleInferer
 from .parts.cyclegan import CycleLoss as CycleLoss
 from .parts.cyclegan import ImagePool as ImagePool
-from .parts.cyclegan import TrainJudges as TrainJudges
+from .parts.cyclegan import TrainDiscriminators as TrainDiscriminators
 from .parts.cyclegan import prepare_unpaired as prepare_unpaired
 from .parts.handlers import ClipGradients as ClipGradients
 from .parts.handlers import Cosine as Cosine

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundles.config import hush, own_error, sentence
+from medkit.bundles.config import one_line, own_error, silence_monai
 from medkit.errors import BundleError, InputError, MedkitError, UsageError
 from medkit.training.data import DataList, check_files, find_items, find_unpaired
 from medkit.training.parts.handlers import Progress
@@ -28,7 +28,7 @@ _DATA_IDS = {
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingParts:
     """What medkit takes hold of in a config."""
 
     trainer: Any
@@ -54,7 +54,7 @@ class TrainConfig:
 
         self.plan = plan
         self.path, *above = (plan.bundle.config(name) for name in plan.config.split(","))
-        hush()
+        silence_monai()
         with self._blame():
             self.workflow = ConfigWorkflow(
                 config_file=[str(path) for path in (self.path, *above)],
@@ -122,7 +122,7 @@ class TrainConfig:
         check_files(named, keys if "datalist_keys" in self.parser else (), self.path)
         return DataList(training, validation, self.plan.bundle.root)
 
-    def build(self, bundle_root: Path) -> Parts:
+    def build(self, bundle_root: Path) -> TrainingParts:
         """Builds the engines, for a bundle that lies at `bundle_root`. Raises BundleError."""
         from monai.utils import set_determinism
 
@@ -140,7 +140,7 @@ class TrainConfig:
             trainer = self.parser.get_parsed_content(TRAINER)
             evaluator = self.get(EVALUATOR)
         self._check(trainer)
-        return Parts(
+        return TrainingParts(
             trainer=trainer,
             evaluator=evaluator,
             network=trainer.network,
@@ -192,4 +192,4 @@ class TrainConfig:
         except Exception as error:
             if own := own_error(error):
                 raise own from None
-            raise BundleError(f"{self.path}: {sentence(error)}") from error
+            raise BundleError(f"{self.path}: {one_line(error)}") from error

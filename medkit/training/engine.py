@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from medkit.machine.threads import granted_threads
 from medkit.pipe.signals import StopRequest
 from medkit.training.checkpoint import RunFolder
-from medkit.training.plan import TrainingPlan, TrainingResult, identity_of
+from medkit.training.plan import TrainingPlan, TrainingResult, training_identity
 
 if TYPE_CHECKING:
     import torch
 
-    from medkit.training.config import Parts
+    from medkit.training.config import TrainingParts
 
 
 def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult:
@@ -29,13 +29,13 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
     from medkit.training.config import TrainConfig
     from medkit.training.report import overlay
     from medkit.training.report.card import write_samples
-    from medkit.training.run import Run
+    from medkit.training.run import TrainingRun
 
     folder = RunFolder(plan.output)
     folder.refuse_foreign(plan)
     config = TrainConfig(plan, device)
     data = config.take_data()
-    identity = identity_of(plan, data.training, data.validation)
+    identity = training_identity(plan, data.training, data.validation)
     with folder.locked():
         state = folder.state(plan, identity)
         if state is None:
@@ -45,7 +45,7 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
         _adjust(parts, plan, fresh=state is None)
         if state is None:
             write_samples(folder.root, parts)
-        run = Run(plan, folder, config, parts, data, identity, stop or StopRequest())
+        run = TrainingRun(plan, folder, config, parts, data, identity, stop or StopRequest())
         return run.all(state)
 
 
@@ -60,7 +60,7 @@ def describe(plan: TrainingPlan) -> list[str]:
     folder.refuse_foreign(plan)
     config = TrainConfig(plan, device)
     data = config.take_data()
-    state = folder.state(plan, identity_of(plan, data.training, data.validation))
+    state = folder.state(plan, training_identity(plan, data.training, data.validation))
     parts = config.build(plan.bundle.root)
     _adjust(parts, plan, fresh=state is None)
     numbers, trained = count(parts.network)
@@ -87,7 +87,7 @@ def _set_up(plan: TrainingPlan) -> torch.device:
     return choose_device(plan.device)
 
 
-def _adjust(parts: Parts, plan: TrainingPlan, *, fresh: bool) -> None:
+def _adjust(parts: TrainingParts, plan: TrainingPlan, *, fresh: bool) -> None:
     """Sets the parameters to begin with and those to leave alone."""
     from medkit.training.weights import begin_with, freeze
 

@@ -69,7 +69,7 @@ class TrainingResult:
     best_step: int | None = None
 
 
-def identity_of(plan: TrainingPlan, training: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
+def training_identity(plan: TrainingPlan, training: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
     """What makes a run this run: values by which a checkpoint is known as its own.
 
     Steps, hours, device, threads and precision are not among them: a run may go on longer or elsewhere.
@@ -78,17 +78,17 @@ def identity_of(plan: TrainingPlan, training: Sequence[Any], validation: Sequenc
     return {
         "task": plan.task,
         "bundle": plan.bundle.name,
-        "configs": digest([[p.name, sha256_of(p)] for p in configs]),
+        "configs": value_digest([[p.name, sha256_of(p)] for p in configs]),
         "config": plan.config,
         "set": {k: v for k, v in sorted(plan.overrides.items()) if k not in NOT_IDENTITY},
-        "data": digest([_portable(items, _roots(plan)) for items in (training, validation)]),
+        "data": value_digest([_portable(items, _roots(plan)) for items in (training, validation)]),
         "init-from": sha256_of(plan.init_from) if plan.init_from else None,
         "freeze": sorted(plan.freeze),
         "seed": plan.seed,
     }
 
 
-def digest(value: Any) -> str:
+def value_digest(value: Any) -> str:
     """The sha256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -9,18 +9,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundles.config import sentence
+from medkit.bundles.config import one_line
 from medkit.errors import MedkitError, TrainingError
 from medkit.machine.precision import choose_precision, prepare
 from medkit.pipe.signals import StopRequest
 from medkit.training.checkpoint import RunFolder
-from medkit.training.config import Parts, TrainConfig
+from medkit.training.config import TrainConfig, TrainingParts
 from medkit.training.data import DataList
 from medkit.training.loss_guard import LossGuard
 from medkit.training.parts.samples import SampleNumbers, seed_everything, seed_of
 from medkit.training.plan import TrainingPlan, TrainingResult
 from medkit.training.report.card import Best, Figures, write_texts, write_weights
-from medkit.training.report.history import History, Row
+from medkit.training.report.history import History, HistoryRow
 from medkit.training.weights import Average, count
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ ROWS_PER_EPOCH = 10
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Run:
+class TrainingRun:
     """A training of one config in one folder."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Run:
         plan: TrainingPlan,
         folder: RunFolder,
         config: TrainConfig,
-        parts: Parts,
+        parts: TrainingParts,
         data: DataList,
         identity: dict[str, Any],
         stop: StopRequest,
@@ -188,7 +188,7 @@ class Run:
             if self.stop.received and self.at_rest:  # the signal also went to the loader's workers, which ended
                 self._stop()
                 return
-            raise TrainingError(f"step {self.trainer.state.iteration}: {sentence(error)}") from error
+            raise TrainingError(f"step {self.trainer.state.iteration}: {one_line(error)}") from error
 
     def _finish(self) -> None:
         if self.evaluator and self.validated_step != self.progress.step and not self._validated():
@@ -258,7 +258,7 @@ class Run:
         """A line of the log over the steps since the last one."""
         rate = self.parts.optimizer.param_groups[0]["lr"]
         metric, self.fresh_metric = self.fresh_metric, None
-        self.history.add(Row(self.progress.step, self.progress.seconds, rate, self.guard.mean, metric))
+        self.history.add(HistoryRow(self.progress.step, self.progress.seconds, rate, self.guard.mean, metric))
         self.guard.begin_interval()
         if metric is not None:
             self._publish()

@@ -21,7 +21,7 @@ from medkit.transforms.points import POINT_SUFFIXES, Points, read_points, write_
 from medkit.transforms.transform import Transform, compose
 
 if TYPE_CHECKING:
-    from medkit.transforms.resample import Interpolation
+    from medkit.transforms.resampling import Interpolation
 
 PointsFrom = Literal["input", "reference"]
 _POINT_KINDS = ("points", "table")
@@ -31,7 +31,7 @@ _NEAR = 0.01
 
 
 @dataclass(frozen=True)
-class Settings:
+class ApplySettings:
     """How to apply transforms."""
 
     interpolation: str = "auto"
@@ -42,7 +42,7 @@ class Settings:
     """The frame of points in tables, `RAS` or `LPS`."""
 
 
-def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]], settings: Settings) -> Task:
+def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]], settings: ApplySettings) -> Task:
     """The task that takes its inputs through `transforms`, file and whether inverted, the first one first."""
     shared = {} if reference is None else {"reference": absolute(reference)}
     roles = {}
@@ -67,14 +67,16 @@ def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]],
     )
 
 
-def _arguments(settings: Settings) -> dict[str, str]:
+def _arguments(settings: ApplySettings) -> dict[str, str]:
     """The settings, those of points only where they are not the default: they say nothing of images."""
     points = {"points_from": settings.points_from, "coordinates": settings.coordinates}
-    default = Settings()
+    default = ApplySettings()
     return {"interpolation": settings.interpolation} | {k: v for k, v in points.items() if v != getattr(default, k)}
 
 
-def _set_up(runtime: Runtime, *, shared: Mapping[str, Path], roles: Mapping[str, bool], settings: Settings) -> _Way:
+def _set_up(
+    runtime: Runtime, *, shared: Mapping[str, Path], roles: Mapping[str, bool], settings: ApplySettings
+) -> _Way:
     """Reads what all cases share: the reference's grid and the transforms. Raises InputError."""
     from medkit.images.image import read_grid
 
@@ -97,13 +99,13 @@ class _Way:
     grid: Grid | None
     transform: Transform | None
     """Takes reference points to input points."""
-    settings: Settings
+    settings: ApplySettings
 
     def __call__(self, case: Case) -> Result:
         return self._points(case) if case.record.kind in _POINT_KINDS else self._image(case)
 
     def _image(self, case: Case) -> Result:
-        from medkit.transforms.resample import resample
+        from medkit.transforms.resampling import resample
 
         if self.grid is None or self.reference is None:
             raise InputError(f"{case.path}: an image needs --reference, the image whose grid the result lies on")

@@ -14,7 +14,7 @@ from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Task
 from medkit.space import Grid
 from medkit.transforms.files import TransformFile, read_transform
-from medkit.transforms.resample import to_displacement_field
+from medkit.transforms.resampling import to_displacement_field
 from medkit.transforms.transform import (
     AffineTransform,
     DisplacementField,
@@ -110,7 +110,7 @@ def quality(transform: Transform, inverse: DisplacementField) -> dict[str, Any]:
     inverted; `covered`: their fraction; `folding`: of the inverted field's voxels, where there is no inverse.
     """
     from medkit.transforms.jacobian import Determinants, jacobian_determinant
-    from medkit.transforms.resample import displacements
+    from medkit.transforms.resampling import displacements
 
     errors = np.linalg.norm(displacements(chain([transform, inverse]), inverse.grid), axis=-1)
     covered = _covered(transform, inverse)

@@ -16,7 +16,15 @@ from medkit.run.task import Case, Result, Task
 from medkit.transform_tasks.checks import check_ends, with_ends
 from medkit.transform_tasks.compose import TAKES
 from medkit.transforms.files import TransformFile, read_transform
-from medkit.transforms.freesurfer import RAS, VOXELS, Volume, read_lta, read_register_dat, write_lta, write_register_dat
+from medkit.transforms.freesurfer import (
+    RAS,
+    VOXELS,
+    FreeSurferVolume,
+    read_lta,
+    read_register_dat,
+    write_lta,
+    write_register_dat,
+)
 from medkit.transforms.fsl import read_flirt, read_warp, write_flirt, write_warp
 from medkit.transforms.itk import is_fsl_warp, is_text_matrix
 from medkit.transforms.transform import AffineTransform, Transform
@@ -30,15 +38,15 @@ class Form:
     """What it is, for people."""
     extensions: tuple[str, ...]
     """The names it may have, its usual one first."""
-    write: Callable[[Path, AffineTransform, Volume, Volume], None] | None = None
+    write: Callable[[Path, AffineTransform, FreeSurferVolume, FreeSurferVolume], None] | None = None
     """Writes an affine transform that leads from a fixed to a moving volume; None: ITK's forms, which need neither."""
 
 
-def _flirt(path: Path, transform: AffineTransform, fixed: Volume, moving: Volume) -> None:
+def _flirt(path: Path, transform: AffineTransform, fixed: FreeSurferVolume, moving: FreeSurferVolume) -> None:
     write_flirt(path, transform, fixed.grid, moving.grid)
 
 
-def _register_dat(path: Path, transform: AffineTransform, fixed: Volume, moving: Volume) -> None:
+def _register_dat(path: Path, transform: AffineTransform, fixed: FreeSurferVolume, moving: FreeSurferVolume) -> None:
     write_register_dat(path, transform, fixed.grid, moving.grid)
 
 
@@ -100,13 +108,13 @@ def _convert(case: Case, *, form: str) -> Result:
     )
 
 
-def _volume(path: Path | None) -> Volume | None:
+def _volume(path: Path | None) -> FreeSurferVolume | None:
     from medkit.images.image import read_grid
 
-    return None if path is None else Volume(path, read_grid(path))
+    return None if path is None else FreeSurferVolume(path, read_grid(path))
 
 
-def read_any(path: Path, fixed: Volume | None = None, moving: Volume | None = None) -> Transform:
+def read_any(path: Path, fixed: FreeSurferVolume | None = None, moving: FreeSurferVolume | None = None) -> Transform:
     """Read a transform of any program; those that need their two images say so. Raises InputError."""
     reader = _reader_with_images(path)
     if path.suffix == ".lta":
@@ -135,8 +143,8 @@ class _InForm:
 
     transform: Transform
     form: str
-    fixed: Volume | None
-    moving: Volume | None
+    fixed: FreeSurferVolume | None
+    moving: FreeSurferVolume | None
 
     def write(self, path: Path) -> None:
         """Raises OutputError where the form cannot hold the transform."""

@@ -62,7 +62,7 @@ def _mask(path: Path | None, grid: Grid) -> np.ndarray | None:
     if path is None:
         return None
     from medkit.images.image import read_image
-    from medkit.transforms.resample import resample
+    from medkit.transforms.resampling import resample
 
     mask = read_image(path, labels=True)
     if mask.grid.digest() != grid.digest():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from medkit.transforms.files import TransformFile, read_transform, write_transform
 from medkit.transforms.jacobian import determinant_of, jacobian_determinant
 from medkit.transforms.points import Points, read_points, write_points
-from medkit.transforms.resample import displacements, resample, to_displacement_field
+from medkit.transforms.resampling import displacements, resample, to_displacement_field
 from medkit.transforms.transform import (
     AffineTransform,
     Composite,

@@ -13,7 +13,7 @@ from medkit.pipe.names import FIELD_SUFFIXES, H5_SUFFIXES, TRANSFORM_SUFFIXES
 from medkit.space import Grid
 from medkit.transforms import itk
 from medkit.transforms.freesurfer import read_lta
-from medkit.transforms.resample import to_displacement_field
+from medkit.transforms.resampling import to_displacement_field
 from medkit.transforms.transform import AffineTransform, Composite, DisplacementField, Transform, chain, grid_of_field
 
 

@@ -24,7 +24,7 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 @dataclass(frozen=True, eq=False)
-class Volume:
+class FreeSurferVolume:
     """An image as the files of FreeSurfer and FSL describe it."""
 
     path: Path
@@ -52,7 +52,9 @@ def read_lta(path: Path, fixed: Grid | None = None, moving: Grid | None = None) 
     return _inverted(path, matrix, fixed, moving)
 
 
-def write_lta(path: Path, transform: AffineTransform, fixed: Volume, moving: Volume, kind: int = RAS) -> None:
+def write_lta(
+    path: Path, transform: AffineTransform, fixed: FreeSurferVolume, moving: FreeSurferVolume, kind: int = RAS
+) -> None:
     """Write an LTA of type `kind`, source `moving`, destination `fixed`."""
     matrix = np.linalg.inv(transform.matrix)
     if kind == VOXELS:
@@ -132,7 +134,7 @@ def _geometry(path: Path, text: str, which: str) -> np.ndarray:
     return affine
 
 
-def _volume_info(which: str, volume: Volume) -> list[str]:
+def _volume_info(which: str, volume: FreeSurferVolume) -> list[str]:
     grid = volume.grid
     axes = grid.affine[:3, :3] / grid.spacing
     middle = grid.affine @ [*(np.array(grid.shape) / 2), 1]

@@ -75,7 +75,7 @@ def read_warp(path: Path, fixed: Grid, moving: Grid) -> DisplacementField:
 
 def write_warp(path: Path, transform: Transform, fixed: Grid, moving: Grid) -> None:
     """Write a warp field of displacements on the grid `fixed`, for `applywarp --ref=fixed --in=moving`."""
-    from medkit.transforms.resample import displacements
+    from medkit.transforms.resampling import displacements
 
     to_fsl = scaled_affine(moving) @ np.linalg.inv(moving.affine)
     values = displacements(transform, fixed) @ to_fsl[:3, :3].T.astype(np.float32)

@@ -127,7 +127,7 @@ class InverseSearch:
 
         scale = 2 / (self.size - 1).clamp_(min=1)
         places = _through(self.to_index, points).mul_(scale).sub_(1).float().T[None, None, None]
-        # twice as fast as `_linear` of resample.py for vectors; float32 is good for 1e-4 of a voxel
+        # twice as fast as `_linear` of resampling.py for vectors; float32 is good for 1e-4 of a voxel
         shift = torch.nn.functional.grid_sample(self.volume, places, align_corners=True, padding_mode="border")
         return self.back[:3, :3] @ (aims - points).sub_(shift[0, :, 0, 0])
 

@@ -56,7 +56,7 @@ def jacobian_determinant(transform: Transform, grid: Grid) -> np.ndarray:
         return np.full(grid.shape, np.linalg.det(matrix), np.float32)
     if isinstance(transform, DisplacementField) and _same(transform.grid, grid):
         return determinant_of(transform.field, grid)
-    from medkit.transforms.resample import displacements
+    from medkit.transforms.resampling import displacements
 
     return determinant_of(displacements(transform, grid), grid)
 

@@ -16,7 +16,7 @@ SMALL = 1e-3
 """A difference that does not count, on a scale of 0 to 1."""
 
 
-class Watcher:
+class ActivationRecorder:
     """Listens to a network. One that is a script (`models/model.ts`) shows nothing.
 
     The features are what the last linear layer is given; where the network runs several times for one answer, as for

@@ -25,7 +25,7 @@ from medkit.inference import Bundle
 from medkit.options import RunOptions
 from medkit.task import (
     Case,
-    Plan,
+    CasePlan,
     Record,
     Runtime,
     Targets,
@@ -36,13 +36,13 @@ from medkit.task import (
     whole,
     write_atomically,
 )
-from medkit_classify.calibration import Familiarity, Judge
+from medkit_classify.calibration import Calibration, FeatureDistance
 from medkit_classify.facts import Given, described, facts_of, given_of
 from medkit_classify.question import Question
-from medkit_classify.task import ClassifyRunner, Wishes
+from medkit_classify.task import ClassifyChoices, ClassifyRunner
 
 if TYPE_CHECKING:
-    from medkit.inference import Parts
+    from medkit.inference import InferenceParts
 
 FILE = "models/calibration.pt"
 QUANTILE = 0.96
@@ -67,14 +67,14 @@ def load(
     runtime.limit_torch()
     device = torch.device("cpu")
     parts = InferenceConfig(bundle, device).open()
-    judge = Judge(layers=tuple(layers) or default_layers(parts))
+    judge = Calibration(layers=tuple(layers) or default_layers(parts))
     precision = choose_precision("auto", device)
     return ClassifyRunner(
-        bundle, parts, device, precision, None, wishes=Wishes(known=known or {}), judge=judge
+        bundle, parts, device, precision, None, wishes=ClassifyChoices(known=known or {}), judge=judge
     ), runtime
 
 
-def default_layers(parts: Parts) -> tuple[str, ...]:
+def default_layers(parts: InferenceParts) -> tuple[str, ...]:
     """The parts of the network's `encoder`, or all of the network where nothing is called so."""
     own = dict(parts.network.named_children())
     names = tuple(own)[:-1]
@@ -92,7 +92,7 @@ def answers(
     logits, levels = [], []
     for first in range(0, len(items), 64):
         cases = [
-            Case(Plan(Record(given["image"]), given, Targets({})), task, RunOptions(), runtime)
+            Case(CasePlan(Record(given["image"]), given, Targets({})), task, RunOptions(), runtime)
             for given in inputs[first : first + 64]
         ]
         asked: list[Question] = [
@@ -156,7 +156,7 @@ def calibrated(
     quantile: float,
     features: str | None = None,
     text: str | None = None,
-) -> tuple[dict[str, Any], Familiarity]:
+) -> tuple[dict[str, Any], FeatureDistance]:
     """The block for the metadata, and where the features of the training images lie. Raises InputError.
 
     `features` and `text` are what a bundle that reads more than images was trained with.
@@ -181,7 +181,7 @@ def calibrated(
     scalings = {
         aspect: scaling(logits[:, numbers], labels[:, n]) for n, (aspect, numbers) in enumerate(aspects.items())
     }
-    familiarity = Familiarity.fitted(seen)
+    familiarity = FeatureDistance.fitted(seen)
     distances = familiarity.distances(levels)
     return {
         **(scalings.get("") or {"aspects": scalings}),
@@ -209,7 +209,7 @@ def scaling(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
-def write(bundle: Bundle, block: dict[str, Any], familiarity: Familiarity) -> None:
+def write(bundle: Bundle, block: dict[str, Any], familiarity: FeatureDistance) -> None:
     """Puts both into the bundle."""
     import torch
 

@@ -45,7 +45,7 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False)
-class Familiarity:
+class FeatureDistance:
     """Where the features of training images lie: a Gaussian on the axes of their principal components."""
 
     mean: np.ndarray
@@ -58,7 +58,7 @@ class Familiarity:
     """(D + 1,): variance along each axis, and along all others."""
 
     @classmethod
-    def fitted(cls, features: np.ndarray) -> Familiarity:
+    def fitted(cls, features: np.ndarray) -> FeatureDistance:
         """To (N, F) features of training images."""
         features = _compressed(features)
         mean = features.mean(0)
@@ -91,7 +91,7 @@ class Familiarity:
         }
 
     @classmethod
-    def read(cls, path: Path) -> Familiarity:
+    def read(cls, path: Path) -> FeatureDistance:
         """From such a file. Raises BundleError."""
         import torch
 
@@ -127,7 +127,7 @@ class Scaling:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Calibration:
     """How a bundle's answers are taken, as its metadata say under `medkit.calibration` (see `calibrate`)."""
 
     scalings: Mapping[str, Scaling] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class Judge:
     """What is missing, for the sidecar and the report."""
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Judge:
+    def of(cls, bundle: Bundle) -> Calibration:
         """From a bundle's metadata; what was measured with other weights than its own does not count."""
         stated = bundle.block.get("calibration")
         if not isinstance(stated, Mapping):
@@ -160,9 +160,9 @@ class Judge:
         )
 
     @cached_property
-    def familiarity(self) -> Familiarity | None:
+    def familiarity(self) -> FeatureDistance | None:
         """Where the features of training images lie."""
-        return Familiarity.read(self.file) if self.file else None
+        return FeatureDistance.read(self.file) if self.file else None
 
     def calibrated(self, logits: np.ndarray, aspect: str = "") -> np.ndarray | None:
         """(C,) probabilities from the (C,) logits of an aspect, see `Scaling`; None: not calibrated."""

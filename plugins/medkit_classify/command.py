@@ -11,7 +11,7 @@ from medkit.inference import BundleOptions, bundle_options
 from medkit.options import RunOptions, absolute_path, task_options
 from medkit.task import absolute, run_task
 from medkit_classify.fact_tables import Sources
-from medkit_classify.task import Wishes, classification
+from medkit_classify.task import ClassifyChoices, classification
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -85,7 +85,7 @@ def classify(
     if points and labels:
         raise UsageError("--points and --labels: give one of them")
     sources = Sources.of(absolute(features) if features else None, text)
-    wishes = Wishes(
+    wishes = ClassifyChoices(
         explain,  # type: ignore[arg-type]
         report,
         save_features,

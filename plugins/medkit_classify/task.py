@@ -14,7 +14,7 @@ from medkit.errors import BundleError, InputError, UsageError
 from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, contract_of
 from medkit.task import Case, Output, Result, Table, Task, Text, Writable
 from medkit_classify import report
-from medkit_classify.calibration import Finding, Judge, unlike
+from medkit_classify.calibration import Calibration, Finding, unlike
 from medkit_classify.candidates import Candidate, Cut, of_labels, of_points
 from medkit_classify.context import Context
 from medkit_classify.fact_tables import Sources
@@ -24,7 +24,7 @@ from medkit_classify.question import Question
 if TYPE_CHECKING:
     import torch
 
-    from medkit.inference import Parts, Prepared
+    from medkit.inference import InferenceParts, Prepared
     from medkit_classify.explanation import Method
 
 AT_ONCE = 64
@@ -32,7 +32,7 @@ AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ClassifyChoices:
     """What is asked for beside the table of a case."""
 
     explain: Method | None = None
@@ -59,7 +59,7 @@ class Wishes:
         return self.explain is not None or self.report
 
 
-def classification(chosen: BundleOptions, wishes: Wishes, table: Path | None = None) -> Task:
+def classification(chosen: BundleOptions, wishes: ClassifyChoices, table: Path | None = None) -> Task:
     """The task for one set of options; with `table` all results are its rows and no case has files of its own.
 
     Raises UsageError for a table together with files for each case.
@@ -89,7 +89,7 @@ def _kinds(bundles: Sequence[Bundle]) -> tuple[str, ...]:
     return tuple(kinds) if len(bundles) > 1 else tuple(dict.fromkeys((*kinds, "image")))
 
 
-def _outputs(wishes: Wishes) -> Iterable[Output]:
+def _outputs(wishes: ClassifyChoices) -> Iterable[Output]:
     yield Output("classes", "table", "class", ".tsv")
     if wishes.explain:
         yield Output("explanation", "image", wishes.explain, as_picture=True)
@@ -113,26 +113,26 @@ class ClassifyRunner(BundleRunner):
     def __init__(
         self,
         bundle: Bundle,
-        parts: Parts,
+        parts: InferenceParts,
         device: torch.device,
         precision: str,
         limit: int | None,
         *,
-        wishes: Wishes,
-        judge: Judge | None = None,
+        wishes: ClassifyChoices,
+        judge: Calibration | None = None,
     ) -> None:
         super().__init__(bundle, parts, device, precision, limit)
-        from medkit_classify.activations import Watcher
+        from medkit_classify.activations import ActivationRecorder
         from medkit_classify.explanation import Explainer
 
         if self.contract.kind != "table":
             raise BundleError(f"bundle {bundle.name}: gives {self.contract.kind}, no classes")
-        self.wishes, self.judge, self.cut = wishes, judge or Judge.of(bundle), Cut.of(bundle.block)
+        self.wishes, self.judge, self.cut = wishes, judge or Calibration.of(bundle), Cut.of(bundle.block)
         self.facts = facts_of(bundle)
         if self.facts is None and (asked := wishes.table or wishes.text or wishes.column):
             raise UsageError(f"{asked}: bundle {bundle.name} reads images alone, neither features nor texts")
         try:
-            self.watcher = Watcher(parts.network, self.judge.layers)
+            self.watcher = ActivationRecorder(parts.network, self.judge.layers)
         except KeyError as error:
             raise BundleError(f"bundle {bundle.name}: its metadata name a layer that is not there: {error}") from None
         if wishes.features and not self.watcher.sees_features:

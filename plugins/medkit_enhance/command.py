@@ -10,7 +10,7 @@ from medkit.inference import AUTO, WEIGHTS, BundleOptions, bundle_options
 from medkit.options import RunOptions, task_options
 from medkit.task import absolute, run_task
 from medkit_enhance.methods import DOES, WHATS, steps_of
-from medkit_enhance.task import MODALITIES, Wishes, enhancement
+from medkit_enhance.task import MODALITIES, EnhanceChoices, enhancement
 
 _FILE = click.Path(exists=True, path_type=Path)
 
@@ -64,5 +64,5 @@ def enhance(
     named = chosen.name != AUTO
     wanted = "network" if named and method is None and what in ("auto", *DOES["network"]) else method
     steps = steps_of(what, wanted, network=all((b.root / WEIGHTS).is_file() for b in found))
-    wishes = Wishes(modality, absolute(reference) if reference else None, difference)
+    wishes = EnhanceChoices(modality, absolute(reference) if reference else None, difference)
     run_task(enhancement(steps, wishes, found, chosen.settings), options)

@@ -34,7 +34,7 @@ _PROGRAM_BYTES = 300 * 2**20
 
 
 @dataclass(frozen=True)
-class Wishes:
+class EnhanceChoices:
     """What is asked for beside the steps."""
 
     modality: str = "auto"
@@ -45,7 +45,7 @@ class Wishes:
     """Whether the result minus the input is written too."""
 
 
-def enhancement(steps: Steps, wishes: Wishes, bundles: Sequence[Bundle], settings: RunSettings) -> Task:
+def enhancement(steps: Steps, wishes: EnhanceChoices, bundles: Sequence[Bundle], settings: RunSettings) -> Task:
     """The task for one set of options; `bundles` are those whose network may be among the steps.
 
     Raises UsageError for a single step of a network that gives no parts.
@@ -98,7 +98,7 @@ def set_up(
     runtime: Runtime,
     *,
     steps: Steps,
-    wishes: Wishes,
+    wishes: EnhanceChoices,
     network: Callable[[Runtime], Any] | None = None,
     field_alone: Callable[[Runtime], Any] | None = None,
 ) -> Stages:
@@ -113,7 +113,7 @@ def set_up(
 
 
 @dataclass
-class Work:
+class EnhanceWork:
     """A case on its way, and the story that its sidecar tells."""
 
     image: Image
@@ -133,38 +133,38 @@ class Enhancer:
     """The work on one case after the other."""
 
     steps: Steps
-    wishes: Wishes
+    wishes: EnhanceChoices
     threads: int
     network: Stages | None = None
     field_alone: Callable[[], Stages] | None = None
     """The network's stages where it need not take noise away."""
 
-    def prepare(self, case: Case) -> Work:
+    def prepare(self, case: Case) -> EnhanceWork:
         """Reads an image and finds out what it needs. Raises InputError for a step that cannot be done to it."""
         image = case.image()
         if "reference" in case.inputs:
             _check_reference(case, image)
         modality = self.wishes.modality if self.wishes.modality != "auto" else modality_of(image)
         noise = estimate(_values(image))
-        work = Work(image, suited(self.steps, image, modality, case.path), modality, noise)
+        work = EnhanceWork(image, suited(self.steps, image, modality, case.path), modality, noise)
         work.stages = self._stages(work)
         if work.stages:
             work.network = work.stages.prepare(case)
         return work
 
-    def _stages(self, work: Work) -> Stages | None:
+    def _stages(self, work: EnhanceWork) -> Stages | None:
         """Of the network, as far as it has something to do."""
         if not work.steps.network or (work.noise.negligible and work.steps.denoise and work.steps.bias != "network"):
             return None
         return self.field_alone() if self.field_alone and work.noise.negligible else self.network
 
-    def compute(self, case: Case, work: Work) -> Work:
+    def compute(self, case: Case, work: EnhanceWork) -> EnhanceWork:
         """Runs the network."""
         if work.stages:
             work.network = work.stages.compute(case, work.network)
         return work
 
-    def finish(self, case: Case, work: Work) -> Result:
+    def finish(self, case: Case, work: EnhanceWork) -> Result:
         """Runs the other methods, and makes the result."""
         image = work.image
         given = work.stages.finish(case, work.network) if work.stages else None
@@ -196,7 +196,7 @@ class Enhancer:
             figure=functools.partial(_figure, image, made, case.path.name),
         )
 
-    def _enhanced(self, values: np.ndarray, work: Work, parts: Any) -> np.ndarray | None:
+    def _enhanced(self, values: np.ndarray, work: EnhanceWork, parts: Any) -> np.ndarray | None:
         """The enhanced image, float32; None where nothing was to be done."""
         spacing = work.image.grid.spacing[[size > 1 for size in work.image.grid.shape]]
         found = None
@@ -220,7 +220,7 @@ class Enhancer:
             work.story.append({"what": "contrast", "method": work.steps.contrast, "done": True})
         return found
 
-    def _denoised(self, values: np.ndarray, work: Work, parts: Any) -> np.ndarray | None:
+    def _denoised(self, values: np.ndarray, work: EnhanceWork, parts: Any) -> np.ndarray | None:
         entry: dict[str, Any] = {"what": "denoise", "method": work.steps.denoise, "done": not work.noise.negligible}
         work.story.append(entry)
         if work.noise.negligible:
@@ -232,7 +232,7 @@ class Enhancer:
             return found
         return (denoise.by_bm4d if work.steps.denoise == "bm4d" else denoise.by_nlm)(values, work.noise)
 
-    def _unbiased(self, values: np.ndarray, spacing: np.ndarray, work: Work, parts: Any) -> np.ndarray | None:
+    def _unbiased(self, values: np.ndarray, spacing: np.ndarray, work: EnhanceWork, parts: Any) -> np.ndarray | None:
         method = work.steps.bias
         if method == "network":
             log_field = parts.data[1].reshape(values.shape)

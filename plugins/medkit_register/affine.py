@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medkit_register.axes import Frames, make_frames
+from medkit_register.axes import LocalAxes, make_axes
 from medkit_register.optimise import Freedom, Optimum, displacement, minimise, rigid_part
-from medkit_register.problem import Look, Sampling, make_problem
-from medkit_register.pyramid import Pyramid, Volume
+from medkit_register.problem import MetricSettings, Sampling, make_problem
+from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.start import search
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ ROLE_SWAP = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Settings:
+class AffineSettings:
     """How to register."""
 
     type: Literal["rigid", "affine"] = "affine"
@@ -112,7 +112,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LevelPlan:
     """One resolution."""
 
     spacing: float
@@ -125,25 +125,25 @@ class Plan:
     """Limit on Levenberg-Marquardt steps."""
 
 
-def prepare(volume: Volume) -> Pyramid:
+def prepare(volume: ScanVolume) -> Pyramid:
     """A scan's pyramid: computed once for the fixed image, then used for every moving one."""
     return Pyramid(volume)
 
 
-def register_affine(fixed: Pyramid, moving: Volume | Pyramid, settings: Settings | None = None) -> Result:
+def register_affine(fixed: Pyramid, moving: ScanVolume | Pyramid, settings: AffineSettings | None = None) -> Result:
     """Find the rigid or affine map that takes points of `fixed` to points of `moving`.
 
     Both may have any orientation and spacing; both are volumes or both planar, in parallel planes.
     Raises MedkitError for scans that no such map relates (a planar and a volume, planes that cross).
     """
-    settings = settings or Settings()
+    settings = settings or AffineSettings()
     with one_thread():
-        moving = Pyramid(moving) if isinstance(moving, Volume) else moving
-        frames = make_frames(fixed, moving)
+        moving = Pyramid(moving) if isinstance(moving, ScanVolume) else moving
+        frames = make_axes(fixed, moving)
         if moving.radius < ROLE_SWAP * fixed.radius:
-            result = Run(moving, fixed, frames.swapped(), swapped(settings)).result()
+            result = AffineRun(moving, fixed, frames.swapped(), swapped(settings)).result()
             return replace(result, matrix=np.linalg.inv(result.matrix))
-        return Run(fixed, moving, frames, settings).result()
+        return AffineRun(fixed, moving, frames, settings).result()
 
 
 @contextmanager
@@ -163,21 +163,21 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def swapped(settings: Settings) -> Settings:
+def swapped(settings: AffineSettings) -> AffineSettings:
     """The settings for the other direction: only a start given as a matrix knows one."""
     return settings if isinstance(settings.init, str) else replace(settings, init=np.linalg.inv(settings.init))
 
 
-class Run:
+class AffineRun:
     """One registration on its way from coarse to fine."""
 
-    def __init__(self, fixed: Pyramid, moving: Pyramid, frames: Frames, settings: Settings) -> None:
+    def __init__(self, fixed: Pyramid, moving: Pyramid, frames: LocalAxes, settings: AffineSettings) -> None:
         self.fixed, self.moving, self.frames, self.settings = fixed, moving, frames, settings
         self.planar = fixed.planar_axis is not None
         self.plans = make_plans(fixed, settings.seed)
         self.reports: list[LevelReport] = []
         self.warnings: list[str] = []
-        self.problems: dict[tuple[Plan, Metric], Problem] = {}
+        self.problems: dict[tuple[LevelPlan, Metric], Problem] = {}
 
     def result(self) -> Result:
         """Search, choose the metric, refine, check."""
@@ -191,17 +191,17 @@ class Run:
         matrix = self.frames.to_world(best.mapping)
         return Result(matrix, metric, reason, tuple(self.reports), tuple(self.warnings), alike)
 
-    def problem(self, plan: Plan, metric: Metric) -> Problem:
+    def problem(self, plan: LevelPlan, metric: Metric) -> Problem:
         """The comparison at one resolution, made once."""
         key = plan, metric
         if key not in self.problems:
-            look = Look(metric, plan.window)
+            look = MetricSettings(metric, plan.window)
             frames, sampling = self.frames, plan.sampling
             self.problems[key] = make_problem(self.fixed, self.moving, plan.spacing, look, frames, sampling)
         return self.problems[key]
 
     def follow(
-        self, problem: Problem, mapping: np.ndarray, kind: str, plan: Plan, *, stage: str, metric: Metric
+        self, problem: Problem, mapping: np.ndarray, kind: str, plan: LevelPlan, *, stage: str, metric: Metric
     ) -> Optimum:
         """Minimise at one resolution and note how it went."""
         freedom, radius = Freedom(kind, self.planar), self.fixed.radius
@@ -258,11 +258,11 @@ class Run:
             ends = self.compare([end.mapping for end in ends], self.settings.type, second, metric)
         return ends[0]
 
-    def start_plan(self, plan: Plan, limit: int) -> Plan:
+    def start_plan(self, plan: LevelPlan, limit: int) -> LevelPlan:
         """The plan for comparing starts."""
         return replace(plan, sampling=replace(plan.sampling, margin=MARGIN * self.fixed.radius, limit=limit))
 
-    def compare(self, starts: Sequence[np.ndarray], kind: str, plan: Plan, metric: Metric) -> list[Optimum]:
+    def compare(self, starts: Sequence[np.ndarray], kind: str, plan: LevelPlan, metric: Metric) -> list[Optimum]:
         """Where the starts (3, 4) lead, best first: at most FINALISTS, no two alike. Only the best is reported."""
         problem = self.problem(plan, metric)
         if kind == "rigid":
@@ -334,7 +334,7 @@ def distinct(ends: Sequence[Optimum], radius: float) -> list[Optimum]:
     return kept
 
 
-def make_plans(fixed: Pyramid, seed: int) -> Sequence[Plan]:
+def make_plans(fixed: Pyramid, seed: int) -> Sequence[LevelPlan]:
     """The resolutions for a fixed scan, coarse to fine."""
     planar = fixed.planar_axis is not None
     smallest = min(s for s, n in zip(fixed.spacing, fixed.size, strict=True) if n > 1)
@@ -345,6 +345,6 @@ def make_plans(fixed: Pyramid, seed: int) -> Sequence[Plan]:
         factors = [f for f in (8, 4, 2, 1) if f <= max(coarsest, 2)]
     windows = (1.5, 2.0, 2.5, 2.5)
     return [
-        Plan(f * finest, Sampling(margin=(2 + f) * finest * 0.8, limit=100_000, seed=seed), w)
+        LevelPlan(f * finest, Sampling(margin=(2 + f) * finest * 0.8, limit=100_000, seed=seed), w)
         for f, w in zip(factors, windows[-len(factors) :], strict=True)
     ]

@@ -17,7 +17,7 @@ PARALLEL = np.cos(np.deg2rad(0.5))
 
 
 @dataclass(frozen=True, eq=False)
-class Frames:
+class LocalAxes:
     """Where two scans' local coordinates sit in the world."""
 
     fixed: np.ndarray
@@ -29,9 +29,9 @@ class Frames:
     radii: tuple[float, float]
     """Root-mean-square radius of each object in mm."""
 
-    def swapped(self) -> Frames:
+    def swapped(self) -> LocalAxes:
         """The same for the other direction."""
-        return Frames(self.moving, self.fixed, self.middles[::-1], self.radii[::-1])
+        return LocalAxes(self.moving, self.fixed, self.middles[::-1], self.radii[::-1])
 
     def to_world(self, mapping: np.ndarray) -> np.ndarray:
         """(4, 4) RAS+ mm of a (3, 4) local map."""
@@ -42,7 +42,7 @@ class Frames:
         return (np.linalg.inv(self.moving) @ matrix @ self.fixed)[:3]
 
 
-def make_frames(fixed: Pyramid, moving: Pyramid) -> Frames:
+def make_axes(fixed: Pyramid, moving: Pyramid) -> LocalAxes:
     """The frames of two scans: both volumes, or both planar in parallel planes."""
     if (fixed.planar_axis is None) != (moving.planar_axis is None):
         raise MedkitError("one scan is a volume and the other a single slice; both must be of one kind")
@@ -60,7 +60,7 @@ def make_frames(fixed: Pyramid, moving: Pyramid) -> Frames:
         frame = np.eye(4)
         frame[:3, :3], frame[:3, 3] = turn, pyramid.centre
         frames.append(frame)
-    return Frames(frames[0], frames[1], (fixed.middle, moving.middle), (fixed.radius, moving.radius))
+    return LocalAxes(frames[0], frames[1], (fixed.middle, moving.middle), (fixed.radius, moving.radius))
 
 
 def plane_axes(pyramid: Pyramid) -> np.ndarray:

@@ -13,7 +13,7 @@ BENDING = ("deformable", "joint")
 
 
 @dataclass(frozen=True)
-class Choices:
+class RegisterChoices:
     """What the command's options say."""
 
     kind: str

@@ -10,7 +10,7 @@ from medkit.errors import UsageError
 from medkit.inference import NONE, bundle_or_none
 from medkit.options import RunOptions, task_options
 from medkit.task import absolute, run_task
-from medkit_register.choices import BENDING, Choices
+from medkit_register.choices import BENDING, RegisterChoices
 from medkit_register.task import registration
 
 _FILE = click.Path(exists=True, path_type=Path)
@@ -97,4 +97,4 @@ def register(
         raise UsageError(f"--bundle: takes --type {' or '.join(BENDING)}, not {kind}")
     network = bundle_or_none(bundle, "register", trust=trust) if bends else None
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
-    run_task(registration(shared, Choices(kind, metric, init, quality, midpoint, network)), options)
+    run_task(registration(shared, RegisterChoices(kind, metric, init, quality, midpoint, network)), options)

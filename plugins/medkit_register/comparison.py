@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medkit_register.descriptors import descriptors
-from medkit_register.problem import Look, reliable, slope
+from medkit_register.problem import MetricSettings, reliable, slope
 from medkit_register.similarity import MEASURES, normalised
 from medkit_register.warp import Lattice, Sampler, at_phase, gradient, indices, inside, spacings
 
@@ -73,7 +73,7 @@ class Comparison:
 
         lattice = finest.coarser(stage.image)
         detail = finest.coarser(stage.detail or stage.image)
-        look = Look(metric, stage.window)
+        look = MetricSettings(metric, stage.window)
         f, fixed_object, fixed_trust = fixed_side(fixed, lattice, detail, look, device)
         m, moving_object, moving_trust = one_side(moving, lattice, detail, matrix, look, device)
         near = neighbourhood(fixed_object, moving_object, stage)
@@ -172,7 +172,7 @@ class Comparison:
         return residual, unit, 1 / (curvature * max(float(ones.sum()), 1.0) * unit**2)
 
 
-def fixed_side(fixed: Pyramid, lattice: Lattice, detail: Lattice, look: Look, device: str) -> Side:
+def fixed_side(fixed: Pyramid, lattice: Lattice, detail: Lattice, look: MetricSettings, device: str) -> Side:
     """The fixed scan's side, kept with its pyramid for further moving scans; descriptors are too large for that."""
     if look.metric == "mind":
         return one_side(fixed, lattice, detail, np.eye(4), look, device)
@@ -182,7 +182,9 @@ def fixed_side(fixed: Pyramid, lattice: Lattice, detail: Lattice, look: Look, de
     return fixed.features[key]  # type: ignore[return-value]
 
 
-def one_side(pyramid: Pyramid, lattice: Lattice, detail: Lattice, matrix: np.ndarray, look: Look, device: str) -> Side:
+def one_side(
+    pyramid: Pyramid, lattice: Lattice, detail: Lattice, matrix: np.ndarray, look: MetricSettings, device: str
+) -> Side:
     """A scan on `lattice`, whose points `matrix` (4, 4) RAS+ mm takes to it; what is compared is made on `detail`."""
     image, trust = on_lattice(pyramid, detail, matrix, look, device)
     on = averaged(image, lattice) > 0.3 * pyramid.threshold
@@ -191,7 +193,7 @@ def one_side(pyramid: Pyramid, lattice: Lattice, detail: Lattice, matrix: np.nda
 
 
 def on_lattice(
-    pyramid: Pyramid, lattice: Lattice, matrix: np.ndarray, look: Look, device: str
+    pyramid: Pyramid, lattice: Lattice, matrix: np.ndarray, look: MetricSettings, device: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A scan (I, J, K) on a lattice whose points `matrix`, (4, 4) RAS+ mm, takes to it, and how far to trust it.
 
@@ -218,7 +220,7 @@ def on_lattice(
     return shaped[0], None if trust is None else shaped[1]
 
 
-def comparable(image: torch.Tensor, look: Look, threshold: float) -> torch.Tensor:
+def comparable(image: torch.Tensor, look: MetricSettings, threshold: float) -> torch.Tensor:
     """(I, J, K) what the metric compares, for mind (C, I, J, K); `threshold` lies between background and object."""
     if look.metric == "mind":
         return descriptors(image, threshold)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medkit_register.comparison import Comparison, fixed_side
-from medkit_register.problem import Look
+from medkit_register.problem import MetricSettings
 from medkit_register.stages import coarsest_factor, make_stages
 from medkit_register.warp import (
     Lattice,
@@ -149,7 +149,7 @@ def prepare_fixed(fixed: Pyramid, quality: Quality, device: str) -> None:
     with torch.inference_mode():
         for stage in make_stages(fixed, finest, quality, "lncc"):
             lattice = finest.coarser(stage.image)
-            fixed_side(fixed, lattice, lattice, Look("lncc", stage.window), device)
+            fixed_side(fixed, lattice, lattice, MetricSettings("lncc", stage.window), device)
 
 
 def first_warp(comparison: Comparison, lattice: Lattice, start: Start | None) -> tuple[torch.Tensor, Begun | None]:

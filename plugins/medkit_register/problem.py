@@ -14,7 +14,7 @@ from medkit_register.similarity import MEASURES, normalised
 if TYPE_CHECKING:
     import torch
 
-    from medkit_register.axes import Frames
+    from medkit_register.axes import LocalAxes
     from medkit_register.pyramid import Pyramid
     from medkit_register.similarity import Measure
 
@@ -151,7 +151,7 @@ def gauss_newton(jacobian: torch.Tensor, weights: torch.Tensor, invariant: tuple
 
 
 @dataclass(frozen=True)
-class Look:
+class MetricSettings:
     """What of a level the metric sees."""
 
     metric: str
@@ -162,7 +162,7 @@ class Look:
     """lncc: added to local deviations (levels run 0..1), so that noise in flat regions stays small."""
 
 
-def feature(pyramid: Pyramid, spacing: float, look: Look) -> torch.Tensor:
+def feature(pyramid: Pyramid, spacing: float, look: MetricSettings) -> torch.Tensor:
     """(I, J, K) the image that the metric compares, kept with the pyramid."""
     level = pyramid.level(spacing)
     if look.metric != "lncc":
@@ -185,7 +185,9 @@ class Sampling:
     """For their draw."""
 
 
-def make_samples(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray, sampling: Sampling) -> Samples:
+def make_samples(
+    pyramid: Pyramid, spacing: float, look: MetricSettings, frame: np.ndarray, sampling: Sampling
+) -> Samples:
     """Points of the object and its margin, or of the mask, kept with the pyramid.
 
     `frame` (4, 4) takes local mm to RAS+ mm.
@@ -196,7 +198,7 @@ def make_samples(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray
     return pyramid.features[key]  # type: ignore[return-value]
 
 
-def _samples(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray, sampling: Sampling) -> Samples:
+def _samples(pyramid: Pyramid, spacing: float, look: MetricSettings, frame: np.ndarray, sampling: Sampling) -> Samples:
     import torch
 
     level = pyramid.level(spacing)
@@ -211,7 +213,7 @@ def _samples(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray, sa
     return Samples(points, feature(pyramid, spacing, look).reshape(-1)[chosen], weights)
 
 
-def reliable(pyramid: Pyramid, spacing: float, look: Look) -> torch.Tensor | None:
+def reliable(pyramid: Pyramid, spacing: float, look: MetricSettings) -> torch.Tensor | None:
     """(I, J, K) 0..1: how far each point's feature rests on voxels inside the scan and its mask; None: all wholly.
 
     A window of lncc that reaches out compares other tissue than its counterpart in the other scan.
@@ -272,7 +274,7 @@ def drawn(chosen: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return chosen[: chosen.numel() // CHUNKS * CHUNKS]
 
 
-def make_target(pyramid: Pyramid, spacing: float, look: Look, frame: np.ndarray) -> Target:
+def make_target(pyramid: Pyramid, spacing: float, look: MetricSettings, frame: np.ndarray) -> Target:
     """The moving scan's feature with its slopes, in the local frame `frame` (4, 4): local mm -> RAS+ mm."""
     import torch
 
@@ -303,7 +305,7 @@ def slope(image: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def make_problem(
-    fixed: Pyramid, moving: Pyramid, spacing: float, look: Look, frames: Frames, sampling: Sampling
+    fixed: Pyramid, moving: Pyramid, spacing: float, look: MetricSettings, frames: LocalAxes, sampling: Sampling
 ) -> Problem:
     """The comparison of two scans at one spacing (mm)."""
     samples = make_samples(fixed, spacing, look, frames.fixed, sampling)

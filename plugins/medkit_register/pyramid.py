@@ -31,7 +31,7 @@ FILL = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class Volume:
+class ScanVolume:
     """A scan as the engine takes it."""
 
     data: torch.Tensor
@@ -64,7 +64,7 @@ class Level:
 class Pyramid:
     """A scan's levels, each computed when first asked for and then kept (a fixed image serves many moving ones)."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: ScanVolume) -> None:
         if volume.mask is not None and not bool((volume.mask > 0).any()):
             raise MedkitError("the mask has no voxel above 0")
         data, self.affine, mask = canonical(volume)
@@ -144,7 +144,7 @@ class Pyramid:
 
     def _make(self, spacing: float, margin: bool) -> Level:
         pads = self.closed * MARGIN if margin else np.zeros((3, 2), int)
-        axes = [lattice(n, s, spacing, pad) for n, s, pad in zip(self.size, self.spacing, pads, strict=True)]
+        axes = [axis_sampling(n, s, spacing, pad) for n, s, pad in zip(self.size, self.spacing, pads, strict=True)]
         step = np.array([a.step for a in axes])
         index = np.diag([*step, 1.0])
         index[:3, 3] = [a.first for a in axes]
@@ -159,7 +159,7 @@ class Pyramid:
 
 
 @dataclass(frozen=True, eq=False)
-class Lattice:
+class AxisSampling:
     """Sampling positions along one axis."""
 
     first: float
@@ -170,17 +170,19 @@ class Lattice:
     """(positions, voxels) smoothing and sampling in one matrix; rows sum to 1."""
 
 
-def lattice(size: int, spacing_in: float, spacing: float, pad: tuple[int, int] | np.ndarray = (0, 0)) -> Lattice:
+def axis_sampling(
+    size: int, spacing_in: float, spacing: float, pad: tuple[int, int] | np.ndarray = (0, 0)
+) -> AxisSampling:
     """Positions `spacing` mm apart about the middle of an axis of `size` voxels, with `pad` more at either end."""
     if size == 1:
-        return Lattice(0.0, 1.0, np.ones((1, 1), np.float32))
+        return AxisSampling(0.0, 1.0, np.ones((1, 1), np.float32))
     step = spacing / spacing_in
     count = max(2, math.ceil(size / step - 1e-6))
     first = (size - 1) / 2 - (count - 1) / 2 * step - int(pad[0]) * step
     positions = first + step * np.arange(count + int(pad[0]) + int(pad[1]))
     # half a step and half a voxel at least: enough against aliasing, and interpolation then blurs all phases alike
     operator = gaussians(positions, size, 0.5 * max(step, 1.0))
-    return Lattice(float(first), step, operator)
+    return AxisSampling(float(first), step, operator)
 
 
 def gaussians(positions: np.ndarray, size: int, sigma: float) -> np.ndarray:
@@ -219,7 +221,7 @@ def filled(masked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (masked / mask.clamp_min(0.3)).where(mask > 0.3, around)
 
 
-def canonical(volume: Volume) -> tuple[torch.Tensor, np.ndarray, torch.Tensor | None]:
+def canonical(volume: ScanVolume) -> tuple[torch.Tensor, np.ndarray, torch.Tensor | None]:
     """Data, affine and mask with axes permuted and flipped to closest RAS."""
     order, flips = closest_axes(volume.affine)
     shape = np.asarray(volume.data.shape)

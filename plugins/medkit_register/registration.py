@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from medkit.space import Grid
     from medkit.transforms import Transform
     from medkit_register.affine import Result as Affine
-    from medkit_register.choices import Choices
+    from medkit_register.choices import RegisterChoices
     from medkit_register.deformable import Begun, Warp
     from medkit_register.network import StartNetwork
-    from medkit_register.pyramid import Pyramid, Volume
+    from medkit_register.pyramid import Pyramid, ScanVolume
 
 PROBES = 20_000
 """Voxels at which the inverse is tried."""
@@ -37,7 +37,7 @@ are alike in both, T1 with and without contrast agent 0.59. Scans that are wrong
 wrongly taken for alike half of their Dice, so it is higher than where the affine map's metric is chosen."""
 
 
-def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) -> Stages:
+def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: RegisterChoices) -> Stages:
     """Reads and prepares what all cases share: the fixed image, its mask, a given start."""
     from medkit.images import read_image
     from medkit.inference import choose_device
@@ -61,8 +61,8 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: Choices) ->
     return Stages(work.prepare, work.compute, work.finish)
 
 
-def _start(shared: Mapping[str, Path], choices: Choices) -> str | np.ndarray:
-    """Where the affine map begins, as in the engine's `Settings`. Raises UsageError for a file that holds a warp."""
+def _start(shared: Mapping[str, Path], choices: RegisterChoices) -> str | np.ndarray:
+    """Where the affine map begins, as in the engine's `AffineSettings`. Raises UsageError for a file that holds a warp."""
     if choices.init != "file":
         return choices.init
     from medkit.transforms import read_transform
@@ -73,13 +73,13 @@ def _start(shared: Mapping[str, Path], choices: Choices) -> str | np.ndarray:
     return matrix
 
 
-def volume_of(image: Image, mask: np.ndarray | None) -> Volume:
+def volume_of(image: Image, mask: np.ndarray | None) -> ScanVolume:
     """A scan as the engine takes it, with a mask (I, J, K) bool where there is one."""
     import torch
 
-    from medkit_register.pyramid import Volume
+    from medkit_register.pyramid import ScanVolume
 
-    return Volume(
+    return ScanVolume(
         torch.from_numpy(image.data[0].astype(np.float32)),
         image.grid.affine,
         None if mask is None else torch.from_numpy(mask.astype(np.float32)),
@@ -149,7 +149,7 @@ class Registration:
     path: Path
     fixed: Image
     pyramid: Pyramid
-    choices: Choices
+    choices: RegisterChoices
     start: Any
     runtime: Runtime
     network: StartNetwork | None
@@ -205,11 +205,11 @@ class Registration:
         return "rigid" if self.choices.kind == "rigid" else "affine"
 
     def _affine(self, fixed: Pyramid, moving: Pyramid, form: Any, start: Any) -> Affine:
-        """The rigid or affine map from `fixed` to `moving`; `start` as in the engine's `Settings`."""
-        from medkit_register.affine import Settings, register_affine
+        """The rigid or affine map from `fixed` to `moving`; `start` as in the engine's `AffineSettings`."""
+        from medkit_register.affine import AffineSettings, register_affine
 
         metric: Any = "mi" if self.choices.metric == "mind" else self.choices.metric
-        return register_affine(fixed, moving, Settings(form, metric, start, self.runtime.seed))
+        return register_affine(fixed, moving, AffineSettings(form, metric, start, self.runtime.seed))
 
     def _warp(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, found: Affine) -> Warp | None:
         """What refines the affine map `matrix`; `found` is what the engine gave. None where the type is affine."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medkit_register.optimise import rotation
-from medkit_register.start_scoring import Trials
+from medkit_register.start_scoring import StartScores
 
 if TYPE_CHECKING:
-    from medkit_register.axes import Frames
+    from medkit_register.axes import LocalAxes
     from medkit_register.problem import Problem
 
 ANGLES = np.deg2rad([-60.0, -30.0, 0.0, 30.0, 60.0])
@@ -42,7 +42,7 @@ THOROUGH = 3
 
 def search(
     problem: Problem,
-    frames: Frames,
+    frames: LocalAxes,
     init: str | np.ndarray,
     *,
     scaled: bool,
@@ -65,7 +65,7 @@ def search(
     scales = sorted({*SCALES, ratio}) if scaled else [1.0]
     given = [in_plane(m, planar) for m in (header, centre)]
     maps = np.stack(given + turned(scales, SHIFT * radius, planar=planar))
-    trials = Trials(problem)
+    trials = StartScores(problem)
     value = trials.scores(maps, POINTS)
     # the header is right more often than any other single start: it is followed wherever the scans overlap
     header_value = np.inf if np.isfinite(value[0]) else -np.inf

@@ -20,7 +20,7 @@ LEAST = 0.5
 """Maps under this share of the best one's overlap do not count: little that is common is easily alike."""
 
 
-class Trials:
+class StartScores:
     """A problem's two scans as numbers of intensity bins."""
 
     def __init__(self, problem: Problem) -> None:

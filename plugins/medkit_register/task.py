@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medkit.errors import UsageError
-from medkit.inference import identity_of
+from medkit.inference import bundle_identity
 from medkit.task import Output, Task, absolute
 from medkit_register.label_scores import SCORED, check_pairs
 from medkit_register.registration import set_up
 
 if TYPE_CHECKING:
     from medkit.space import Grid
-    from medkit_register.choices import Choices
+    from medkit_register.choices import RegisterChoices
 
 _STARTS = ("auto", "moments", "centre", "header")
 
 
-def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
+def registration(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
     """The task for one set of options.
 
     `shared` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks` and the same of
@@ -54,11 +54,11 @@ def registration(shared: Mapping[str, Path], choices: Choices) -> Task:
         shared=shared,
         devices=("cpu", "cuda"),
         memory=functools.partial(memory_needed, shared["fixed"], quality=choices.quality if choices.bends else None),
-        bundle=identity_of(choices.bundle) if choices.bundle and choices.bends else None,
+        bundle=bundle_identity(choices.bundle) if choices.bundle and choices.bends else None,
     )
 
 
-def _outputs(fixed: Path, choices: Choices) -> tuple[Output, ...]:
+def _outputs(fixed: Path, choices: RegisterChoices) -> tuple[Output, ...]:
     """The files of one case: the moving image and its transforms, with a midpoint those of the fixed one as well."""
     output = functools.partial(Output, reference=fixed)
     extension = ".nii.gz" if choices.bends else ".tfm"

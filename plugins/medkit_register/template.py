@@ -35,7 +35,7 @@ _BYTES_PER_POINT = 180
 
 
 @dataclass(frozen=True)
-class Wishes:
+class TemplateChoices:
     """What the command's options say."""
 
     kind: str
@@ -52,7 +52,7 @@ class Wishes:
         return ["affine"] * (self.kind == "deformable") + [self.kind] * self.iterations
 
 
-def average(wishes: Wishes) -> Task:
+def average(wishes: TemplateChoices) -> Task:
     """The task for one set of options."""
     extension = ".nii.gz" if wishes.kind == "deformable" else ".tfm"
     there = {"from": "{suffix}", "to": "template", "mode": "image"}
@@ -84,7 +84,7 @@ def memory_needed(scan: Grid, *, kind: str) -> int:
     return _PROGRAM_BYTES + voxels * (_BYTES_PER_VOXEL + _BYTES_PER_POINT * (kind == "deformable"))
 
 
-def set_up(runtime: Runtime, *, wishes: Wishes) -> Callable[[Case], Result]:
+def set_up(runtime: Runtime, *, wishes: TemplateChoices) -> Callable[[Case], Result]:
     """The work on one group."""
     from medkit.inference import choose_device
 
@@ -92,7 +92,7 @@ def set_up(runtime: Runtime, *, wishes: Wishes) -> Callable[[Case], Result]:
     return functools.partial(_template, wishes, runtime)
 
 
-def _template(wishes: Wishes, runtime: Runtime, case: Case) -> Result:
+def _template(wishes: TemplateChoices, runtime: Runtime, case: Case) -> Result:
     """The template of a group. Raises InputError for a single scan."""
     count = len(case.members)
     if count < 2:
@@ -153,7 +153,7 @@ class _Group:
 
     def begin(self) -> None:
         """The first round: all scans rigidly to the first one, then to where they meet on average."""
-        from medkit_register.affine import Settings, prepare, register_affine
+        from medkit_register.affine import AffineSettings, prepare, register_affine
         from medkit_register.pyramid import intensity_range
 
         first: Pyramid | None = None
@@ -164,7 +164,7 @@ class _Group:
             if first is None:
                 first = pyramid
             else:
-                found = register_affine(first, pyramid, Settings("rigid", seed=self.runtime.seed))
+                found = register_affine(first, pyramid, AffineSettings("rigid", seed=self.runtime.seed))
                 self._warn(role, found.warnings)
                 matrix = found.matrix
             low, high = intensity_range(self._volume(image).data)
@@ -185,13 +185,13 @@ class _Group:
         self._average(self._grid() if kind != "deformable" else self.mean.grid)
 
     def _register(self, fixed: Pyramid, member: _Member, kind: str, quality: Any) -> None:
-        from medkit_register.affine import Settings, prepare, register_affine
+        from medkit_register.affine import AffineSettings, prepare, register_affine
         from medkit_register.deformable import register_deformable
         from medkit_register.registration import warp_metric
 
         moving = prepare(self._volume(self._image(member.role)))
         form: Any = "rigid" if kind == "rigid" else "affine"
-        found = register_affine(fixed, moving, Settings(form, init=member.matrix, seed=self.runtime.seed))
+        found = register_affine(fixed, moving, AffineSettings(form, init=member.matrix, seed=self.runtime.seed))
         self._warn(member.role, found.warnings)
         member.matrix = found.matrix
         if kind == "deformable":

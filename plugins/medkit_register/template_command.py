@@ -6,7 +6,7 @@ import click
 
 from medkit.options import RunOptions, group_by_option, task_options
 from medkit.task import run_task
-from medkit_register.template import Wishes, average
+from medkit_register.template import TemplateChoices, average
 
 
 @click.command()
@@ -46,4 +46,4 @@ def template(options: RunOptions, kind: str, iterations: int, quality: str, shar
     \b
     medkit run template sub-*_T1w.nii.gz -o template.nii.gz
     """
-    run_task(average(Wishes(kind, iterations, quality, sharpen)), options)
+    run_task(average(TemplateChoices(kind, iterations, quality, sharpen)), options)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from medkit.images import Image
-    from medkit.inference import Parts, Prepared
+    from medkit.inference import InferenceParts, Prepared
 
 OUTPUTS: Mapping[str, tuple[Output, ...]] = {
     "labels": (Output("labels", "labels", "dseg"), Output("table", "table", "dseg", ".tsv")),
@@ -36,7 +36,7 @@ def segmentation(chosen: BundleOptions, roles: Sequence[str], *, tta: bool, clea
     settings = chosen.settings
     if tta:
         settings = replace(settings, overrides={**_mirror(bundles), **settings.overrides})
-    runner = functools.partial(SegmentRunner, wishes=Wishes(tuple(roles), clean))
+    runner = functools.partial(SegmentRunner, wishes=SegmentChoices(tuple(roles), clean))
     task = bundle_task("segment", bundles, settings, runner=runner)
     return replace(
         task,
@@ -57,7 +57,7 @@ def _mirror(bundles: Iterable[Bundle]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class SegmentChoices:
     """What is to be made of every case."""
 
     roles: tuple[str, ...]
@@ -82,7 +82,14 @@ class SegmentRunner(BundleRunner):
     """
 
     def __init__(
-        self, bundle: Bundle, parts: Parts, device: torch.device, precision: str, limit: int | None, *, wishes: Wishes
+        self,
+        bundle: Bundle,
+        parts: InferenceParts,
+        device: torch.device,
+        precision: str,
+        limit: int | None,
+        *,
+        wishes: SegmentChoices,
     ) -> None:
         super().__init__(bundle, parts, device, precision, limit)
         from medkit_segment.report import Expected

@@ -10,7 +10,7 @@ from medkit.errors import UsageError
 from medkit.inference import AUTO, BundleOptions, bundle_options
 from medkit.options import RunOptions, group_by_option, task_options
 from medkit.task import absolute, run_task
-from medkit_sr.methods import METHODS, STYLES, Wishes, with_style
+from medkit_sr.methods import METHODS, STYLES, ResolveChoices, with_style
 from medkit_sr.target import AXES, SCALES, Target
 
 _FILE = click.Path(exists=True, path_type=Path)
@@ -99,4 +99,4 @@ def sr(
     named = method or ("network" if chosen.name != AUTO or style != "faithful" else None)
     shared = {role: absolute(path) for role, path in files.items() if path}
     target = Target(spacing, int(scale) if scale else None, "plane" if sequence else axes)
-    run_task(superresolution(Wishes(target, named, style, shared, fuse, sequence), found, settings), options)
+    run_task(superresolution(ResolveChoices(target, named, style, shared, fuse, sequence), found, settings), options)

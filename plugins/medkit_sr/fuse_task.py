@@ -13,7 +13,7 @@ from medkit.task import Case, Result
 from medkit_sr.alignment import aligned
 from medkit_sr.fusion import View, covered, fused, sampled, to_common
 from medkit_sr.resolver import Resolver, check_reference
-from medkit_sr.work import Work, resolve
+from medkit_sr.work import ResolveWork, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -78,14 +78,14 @@ class Fuser:
             figure=functools.partial(_figure, first.like(before.numpy()[None], grid), made, case.path.name),
         )
 
-    def _alone(self, case: Case, image: Image, grid: Grid) -> Work:
+    def _alone(self, case: Case, image: Image, grid: Grid) -> ResolveWork:
         """What is known from one scan."""
         work = self.resolver.compute(case, self.resolver.begin(case, image, grid))
         resolve(work)
         return work
 
 
-def _view(work: Work, matrix: np.ndarray) -> View:
+def _view(work: ResolveWork, matrix: np.ndarray) -> View:
     return View(work.scan, work.fine, work.grid, work.acquisition, work.noise.sigma, matrix)
 
 

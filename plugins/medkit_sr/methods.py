@@ -19,7 +19,7 @@ STYLES = ("faithful", "sharp")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ResolveChoices:
     """What is asked for."""
 
     target: Target

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medkit.errors import InputError
-from medkit.inference import Bundle, BundleRunner, RunSettings, identity_of, modality_of, open_bundle
+from medkit.inference import Bundle, BundleRunner, RunSettings, bundle_identity, modality_of, open_bundle
 from medkit.scanner import acquisition_of, estimate
 from medkit.task import Case, Result, Runtime
-from medkit_sr.methods import Wishes, fitting, has_weights
+from medkit_sr.methods import ResolveChoices, fitting, has_weights
 from medkit_sr.sequence import ACROSS, over_time, stacked, unstacked
-from medkit_sr.work import Work, consistency, corrected, resolve, told
+from medkit_sr.work import ResolveWork, consistency, corrected, resolve, told
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class Networks:
     def open(self, bundle: Bundle) -> tuple[BundleRunner, dict[str, Any]]:
         """A bundle's network, and by what it is known in sidecars. Raises what `open_bundle` does."""
         if bundle.name not in self.loaded:
-            self.loaded[bundle.name] = open_bundle(self.runtime, bundle, self.settings), identity_of(bundle)
+            self.loaded[bundle.name] = open_bundle(self.runtime, bundle, self.settings), bundle_identity(bundle)
         return self.loaded[bundle.name]
 
 
@@ -47,10 +47,10 @@ class Networks:
 class Resolver:
     """The work on one case after the other."""
 
-    wishes: Wishes
+    wishes: ResolveChoices
     networks: Networks
 
-    def prepare(self, case: Case) -> Work:
+    def prepare(self, case: Case) -> ResolveWork:
         """Reads an image and interpolates it. Raises InputError where it cannot become finer."""
         image = stacked(case) if self.wishes.sequence else case.image()
         grid = self.wishes.target.grid(image.grid, case.path)
@@ -61,7 +61,7 @@ class Resolver:
             work.guide = guide_on(grid, image, case.image("guide"), self.networks.runtime.threads)
         return work
 
-    def begin(self, case: Case, image: Image, grid: Grid) -> Work:
+    def begin(self, case: Case, image: Image, grid: Grid) -> ResolveWork:
         """An image of a case interpolated to a grid, corrected, and ready for the network."""
         import torch
 
@@ -72,7 +72,7 @@ class Resolver:
         method, reason, bundle = self._method(case, across is not None)
         plain = acquisition.interpolated(scan)
         noise = estimate(whole)
-        work = Work(image, grid, acquisition, noise, method, reason, scan, plain, plain, across)
+        work = ResolveWork(image, grid, acquisition, noise, method, reason, scan, plain, plain, across)
         if max(acquisition.steps) == 1:  # as fine as it is to be
             return work
         if method != "bspline":
@@ -99,13 +99,13 @@ class Resolver:
             return "backprojection", why if bundle is None else f"{bundle.name} has no weights yet", None
         return "network", why, bundle
 
-    def compute(self, case: Case, work: Work) -> Work:
+    def compute(self, case: Case, work: ResolveWork) -> ResolveWork:
         """Runs the network."""
         if work.runner is not None:
             work.network = [work.runner.compute(case, prepared) for prepared in work.network]
         return work
 
-    def finish(self, case: Case, work: Work) -> Result:
+    def finish(self, case: Case, work: ResolveWork) -> Result:
         """Adds what the network and the guide know, corrects that by what was scanned, and makes the result."""
         resolve(work)
         image, made = work.image, work.image.like(work.fine.numpy()[None], work.grid)
@@ -151,7 +151,7 @@ def guide_on(grid: Grid, image: Image, guide: Image, threads: int) -> torch.Tens
     return torch.from_numpy(moved.data[0].astype(np.float32))
 
 
-def _warnings(work: Work) -> list[str]:
+def _warnings(work: ResolveWork) -> list[str]:
     coarsest = max(work.acquisition.steps)
     if work.method != "network" or coarsest <= TRAINED_STEPS:
         return []

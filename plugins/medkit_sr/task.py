@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from medkit.inference import Bundle, RunSettings, bundle_task
 from medkit.task import Case, Output, Result, Runtime, Stages, Task
-from medkit_sr.methods import Wishes
+from medkit_sr.methods import ResolveChoices
 from medkit_sr.resolver import Networks, Resolver
 from medkit_sr.target import Target
 
@@ -24,7 +24,7 @@ _BYTES_PER_VOXEL = 24
 """Of the result: its float32 forms that are in memory at once."""
 
 
-def superresolution(wishes: Wishes, bundles: Sequence[Bundle], settings: RunSettings) -> Task:
+def superresolution(wishes: ResolveChoices, bundles: Sequence[Bundle], settings: RunSettings) -> Task:
     """The task for one set of options; `bundles` are those whose network may be used. Raises what bundle_task does."""
     base = bundle_task("sr", bundles, settings)
     target = wishes.target
@@ -59,7 +59,7 @@ def memory_needed(scan: Grid, *, target: Target, fuse: bool) -> int:
 
 
 def set_up(
-    runtime: Runtime, *, wishes: Wishes, bundles: Sequence[Bundle], settings: RunSettings
+    runtime: Runtime, *, wishes: ResolveChoices, bundles: Sequence[Bundle], settings: RunSettings
 ) -> Stages | Callable[[Case], Result]:
     """The work on a case, in three stages where it is one image; networks are loaded when a case first needs them."""
     networks = Networks(runtime, bundles, settings)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Work:
+class ResolveWork:
     """A case on its way."""
 
     image: Image
@@ -51,7 +51,7 @@ class Work:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def resolve(work: Work) -> None:
+def resolve(work: ResolveWork) -> None:
     """Adds to the result what the network and the guide know, and corrects it by what was scanned."""
     import torch
 
@@ -69,12 +69,12 @@ def resolve(work: Work) -> None:
         work.fine = alone + belief.square() * (corrected(work, work.noise.sigma) - alone)
 
 
-def corrected(work: Work, sigma: float) -> torch.Tensor:
+def corrected(work: ResolveWork, sigma: float) -> torch.Tensor:
     """The result so far with what it lacks of the scan; `sigma` is the noise of what it lacks."""
     return work.acquisition.corrected(work.fine, missing(work, work.fine), sigma)
 
 
-def missing(work: Work, fine: torch.Tensor) -> torch.Tensor:
+def missing(work: ResolveWork, fine: torch.Tensor) -> torch.Tensor:
     """(I, J, K) what was scanned minus what a scan of a fine image would show.
 
     Of an image without noise a magnitude scan shows a floor; what was interpolated has it already.
@@ -115,7 +115,7 @@ def told(fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int |
     return out, bright
 
 
-def consistency(made: Image, work: Work) -> Mapping[str, float]:
+def consistency(made: Image, work: ResolveWork) -> Mapping[str, float]:
     """How far the result, scanned again, is from what was scanned: shares of the scan's range, five digits.
 
     `rms` is the root mean square of the difference, and `noise` the standard deviation of the scan's noise.

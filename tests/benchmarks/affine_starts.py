@@ -120,13 +120,13 @@ class Scans:
     def volume(self, name: str) -> Any:
         """The scan in closest-RAS order."""
         import torch
-        from medkit_register.pyramid import Volume, canonical
+        from medkit_register.pyramid import ScanVolume, canonical
 
         from medkit.images.image import read_image
 
         image = read_image(self.data / SCANS[name])
-        data, affine, _ = canonical(Volume(torch.from_numpy(image.data[0].astype(np.float32)), image.grid.affine))
-        return Volume(data, affine)
+        data, affine, _ = canonical(ScanVolume(torch.from_numpy(image.data[0].astype(np.float32)), image.grid.affine))
+        return ScanVolume(data, affine)
 
     @functools.cache  # noqa: B019
     def pyramid(self, name: str) -> Any:
@@ -151,13 +151,13 @@ class Scans:
 
     def register(self, fixed: Any, moving: Any, init: Any) -> np.ndarray:
         """(4, 4) RAS+ mm, fixed points to moving points."""
-        from medkit_register.affine import Settings, register_affine
+        from medkit_register.affine import AffineSettings, register_affine
 
-        return register_affine(fixed, moving, Settings(self.kind, init=init)).matrix
+        return register_affine(fixed, moving, AffineSettings(self.kind, init=init)).matrix
 
     def run(self, start: Try) -> Row:
         """One try."""
-        from medkit_register.pyramid import Pyramid, Volume
+        from medkit_register.pyramid import Pyramid, ScanVolume
 
         whole = self.reference(start.fixed, start.moving)
         fixed, moving = self.pyramid(start.fixed), self.volume(start.moving)
@@ -174,7 +174,7 @@ class Scans:
         for axis in flipped:
             affine[:3, 3] += affine[:3, axis] * (data.shape[axis] - 1)
             affine[:3, axis] *= -1
-        displaced = Volume(data.flip(flipped).contiguous(), start.motion @ affine)
+        displaced = ScanVolume(data.flip(flipped).contiguous(), start.motion @ affine)
         clock = time.perf_counter()
         found = self.register(fixed, displaced, "auto")
         seconds = time.perf_counter() - clock
@@ -192,7 +192,7 @@ class Scans:
 
 def cut(volume: Any, axis: int, *, upper: bool) -> Any:
     """A scan (closest-RAS) without a third of the extent of its object at one end of an axis."""
-    from medkit_register.pyramid import Pyramid, Volume
+    from medkit_register.pyramid import Pyramid, ScanVolume
 
     pyramid = Pyramid(volume)
     level = pyramid.level(8.0)
@@ -203,7 +203,7 @@ def cut(volume: Any, axis: int, *, upper: bool) -> Any:
     low, high = (0, int(ends[1] - third)) if upper else (int(ends[0] + third), size)
     affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, axis] * low
-    return Volume(volume.data.narrow(axis, low, high - low).contiguous(), affine)
+    return ScanVolume(volume.data.narrow(axis, low, high - low).contiguous(), affine)
 
 
 def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
 from medkit.pipe.records import record_of
 from medkit.run.outputs import Targets
-from medkit.run.task import Case, Plan, Runtime, Task
+from medkit.run.task import Case, CasePlan, Runtime, Task
 
 UNET = {
     "_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [16, 32, 64, 128, 256],
@@ -54,7 +54,7 @@ def network_seconds(root: Path, scan: Path) -> float:
     torch.set_num_threads(granted_threads())
     runtime = Runtime("cpu", granted_threads(), 0)
     stages = load_runner(runtime, bundle=Bundle(root, root.name), settings=RunSettings({}))
-    case = Case(Plan(record_of(scan), {"image": scan}, Targets({})), Task("t", ()), RunOptions(), runtime)
+    case = Case(CasePlan(record_of(scan), {"image": scan}, Targets({})), Task("t", ()), RunOptions(), runtime)
     prepared = stages.prepare(case)
     found = []
     for _ in range(3):

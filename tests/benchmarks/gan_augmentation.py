@@ -28,7 +28,7 @@ from torch import nn
 from medkit.evaluation.classes.metrics import roc_auc
 from medkit.training.class_data import read_part
 from medkit.training.parts.augmentation import AugmentedBatch, Changes
-from medkit.training.parts.cyclegan import CycleInferer, CycleLoss, ImagePool, TrainJudges
+from medkit.training.parts.cyclegan import CycleInferer, CycleLoss, ImagePool, TrainDiscriminators
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "chest_xray"
 SETS = ("pneumonia_a_pneumoniamnist.npz", "pneumonia_b_pneumoniamnist.npz")
@@ -103,7 +103,7 @@ def batches(images: torch.Tensor, size: int, rng: np.random.Generator) -> Iterat
 
 @dataclass
 class _Engine:
-    """What `TrainJudges` reads of a trainer."""
+    """What `TrainDiscriminators` reads of a trainer."""
 
     state: argparse.Namespace
 
@@ -119,7 +119,7 @@ def turned(images: Images, seed: int) -> Images:
         torch.optim.Adam(parameters, CYCLE_RATE, betas=(0.5, 0.999))
         for parameters in ([*there.parameters(), *back.parameters()], judges.parameters())
     )
-    train_judges = TrainJudges(judges, judging, {key: ImagePool(50) for key in judges})
+    train_judges = TrainDiscriminators(judges, judging, {key: ImagePool(50) for key in judges})
     cycle = CycleInferer(back)
     sources, targets = (batches(images.of(number), CYCLE_BATCH, rng) for number in (0, 1))
     for step in range(CYCLE_STEPS):

@@ -159,7 +159,7 @@ def moved_dice(pair: Pair, transform: Path) -> float:
     """Overlap after moving the labels by a transform file."""
     from medkit.images.image import read_image
     from medkit.transforms.files import read_transform
-    from medkit.transforms.resample import resample
+    from medkit.transforms.resampling import resample
 
     fixed, moving = (read_image(path, labels=True) for path in pair.labels())
     moved = resample(moving, fixed.grid, read_transform(transform), interpolation="nearest")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import write_bundle
 
-from medkit.bundles.bundle import Bundle, choose, find, installed, read_metadata
+from medkit.bundles.bundle import Bundle, bundle_for_task, find, installed, read_metadata
 from medkit.errors import BundleError, UsageError, WeightsMissingError
 from medkit.plugins import Plugin, Registry
 from medkit.specs import BundleSpec
@@ -87,26 +87,26 @@ def test_folders(registry: Registry, root: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_choosing_for_a_task(registry: Registry, tmp_path: Path) -> None:
-    assert choose(None, "glue", registry, trust=False).name == "pieces"
-    assert choose("pieces", "glue", registry, trust=False).name == "pieces"
+    assert bundle_for_task(None, "glue", registry, trust=False).name == "pieces"
+    assert bundle_for_task("pieces", "glue", registry, trust=False).name == "pieces"
     for text, task, words in [
         (None, "fold", "bundles for cut and glue"),
         (None, "cut", "medkit-a:halves, medkit-b:halves"),
         ("pieces", "cut", "is for glue, not for cut"),
     ]:
         with pytest.raises(UsageError, match=words):
-            choose(text, task, registry, trust=True)
+            bundle_for_task(text, task, registry, trust=True)
 
 
 def test_code_of_strangers_needs_trust(registry: Registry, root: Path, tmp_path: Path) -> None:
     own = str(write_bundle(tmp_path / "own"))
     with pytest.raises(UsageError, match="--trust"):
-        choose(own, "halves", registry, trust=False)
-    assert choose(own, "halves", registry, trust=True).distribution is None
-    assert choose(str(root), "cut", registry, trust=False).distribution == "medkit-a"
+        bundle_for_task(own, "halves", registry, trust=False)
+    assert bundle_for_task(own, "halves", registry, trust=True).distribution is None
+    assert bundle_for_task(str(root), "cut", registry, trust=False).distribution == "medkit-a"
     with pytest.raises(UsageError, match="is for halves, not for cut"):
-        choose(own, "cut", registry, trust=True)
+        bundle_for_task(own, "cut", registry, trust=True)
     (tmp_path / "own" / "configs" / "metadata.json").write_text("{}")  # one that does not say what it is for
-    assert choose(own, "cut", registry, trust=True).task is None
+    assert bundle_for_task(own, "cut", registry, trust=True).task is None
     with pytest.raises(UsageError, match="no bundle is for it"):
-        choose(own, "typo", registry, trust=True)
+        bundle_for_task(own, "typo", registry, trust=True)

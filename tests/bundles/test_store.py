@@ -16,7 +16,7 @@ from strangers import change_json, write_sound, write_zip
 from medkit.bundles import archive as limits
 from medkit.bundles import store as bundle_store
 from medkit.bundles.archive import RECORD
-from medkit.bundles.bundle import Bundle, choose, find, installed, user_folder
+from medkit.bundles.bundle import Bundle, bundle_for_task, find, installed, user_folder
 from medkit.bundles.safety.trust import is_trusted
 from medkit.bundles.store import bundle_digest, install, missing_files, pack
 from medkit.errors import BundleError, InputError, OutputError, UsageError
@@ -69,20 +69,20 @@ def test_an_installed_bundle_is_found_by_name(root: Path) -> None:
     (found,) = installed(NOBODY)
     assert found == Bundle(done.root, "halves", "halves", by_user=True)
     assert find("halves", NOBODY) == find("user:halves", NOBODY) == find(str(done.root), NOBODY) == found
-    assert choose("halves", "halves", NOBODY, trust=False) == found
-    assert choose(None, "halves", NOBODY, trust=False) == found
+    assert bundle_for_task("halves", "halves", NOBODY, trust=False) == found
+    assert bundle_for_task(None, "halves", NOBODY, trust=False) == found
     (done.root / "scripts" / "a.py").write_text("other")
     with pytest.raises(UsageError, match=r"scripts/a\.py was changed"):
-        choose("halves", "halves", NOBODY, trust=False)
+        bundle_for_task("halves", "halves", NOBODY, trust=False)
 
 
 def test_without_trust_it_is_there_and_does_not_run(root: Path) -> None:
     install(root)
     assert find("halves", NOBODY).by_user
     with pytest.raises(UsageError, match="--trust"):
-        choose("halves", "halves", NOBODY, trust=False)
+        bundle_for_task("halves", "halves", NOBODY, trust=False)
     install(root, trust=True)
-    choose("halves", "halves", NOBODY, trust=False)
+    bundle_for_task("halves", "halves", NOBODY, trust=False)
 
 
 def test_names_and_plugins(root: Path, tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_names_and_plugins(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give another by --name"):
         install(root, taken=["halves"])
     install(root, name="mine", task="halves", trust=True)
-    assert choose(None, "halves", registry, trust=False).distribution == "medkit-p"
-    assert choose("mine", "halves", registry, trust=False).by_user
+    assert bundle_for_task(None, "halves", registry, trust=False).distribution == "medkit-p"
+    assert bundle_for_task("mine", "halves", registry, trust=False).by_user
     install(root)
     with pytest.raises(UsageError, match="medkit-p:halves or user:halves"):
         find("halves", registry)

@@ -15,7 +15,7 @@ from strangers import INFERENCE, change_json, write_json, write_sound
 
 from medkit import plugins
 from medkit.bundles.bundle import WEIGHTS
-from medkit.bundles.checks import Subject, _corners, outcome
+from medkit.bundles.checks import CheckedBundle, _corners, outcome
 from medkit.bundles.verify import FAILED, OK, RUN, SEEN, SKIPPED, Check, _seen, verify
 
 
@@ -118,7 +118,7 @@ def test_configs_that_cannot_be_read(root: Path) -> None:
 
 def failed(root: Path, name: str) -> str:
     """What the check says, which must have failed."""
-    status, messages = outcome(name, Subject(root))
+    status, messages = outcome(name, CheckedBundle(root))
     assert status == FAILED, messages
     assert all("\n" not in m for m in messages)
     return "\n".join(messages)
@@ -138,7 +138,7 @@ def test_references_into_nothing(root: Path) -> None:
 def test_configs_that_lie_over_others(root: Path) -> None:
     """`over.json` refers to ids of the train config, `far.json` to ids that none has."""
     write_json(root / "configs" / "over.json", {"a": "@train::trainer", "b": "@optimizer"})
-    assert outcome("references", Subject(root))[0] == OK
+    assert outcome("references", CheckedBundle(root))[0] == OK
     write_json(root / "configs" / "far.json", {"a": "@train::trainer", "b": "@nowhere", "c": "@nowhere::b"})
     assert failed(root, "references").splitlines() == [
         "far.json: b: refers to nowhere, which is not there",
@@ -168,7 +168,7 @@ def test_sizes_of_inputs(root: Path) -> None:
         ([8, 8], (8, 8)),
     ):  # fmt: skip
         change_tensor(root, "inputs", "image", spatial_shape=shape)
-        assert Subject(root).size() == size
+        assert CheckedBundle(root).size() == size
 
 
 def test_weights_of_another_network(root: Path) -> None:
@@ -196,12 +196,12 @@ def test_weights_that_are_no_numbers(root: Path) -> None:
 
 def test_nested_weights(root: Path) -> None:
     change_weights(root, lambda weights: {"model": weights, "epoch": 3})
-    assert outcome("weights", Subject(root))[0] == OK
+    assert outcome("weights", CheckedBundle(root))[0] == OK
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_script_of_other_weights(root: Path) -> None:
-    network = Subject(root).network()  # its parameters are random, and not those of the file
+    network = CheckedBundle(root).network()  # its parameters are random, and not those of the file
     torch.jit.script(network).save(root / "models" / "model.ts")
     text = failed(root, "export")
     assert "models/model.ts gives something else than the network" in text
@@ -213,7 +213,7 @@ def test_a_network_that_cannot_be_scripted(root: Path) -> None:
     change_inference(root, network_def={"_target_": "test_verify.Unscriptable"})
     (root / WEIGHTS).unlink()
     assert failed(root, "export")
-    assert outcome("in_out", Subject(root))[0] == OK
+    assert outcome("in_out", CheckedBundle(root))[0] == OK
 
 
 class Unscriptable(torch.nn.Module):
@@ -226,16 +226,16 @@ class Unscriptable(torch.nn.Module):
 @pytest.mark.parametrize("name", ["weights", "case"])
 def test_without_weights_some_cannot_be_checked(root: Path, name: str) -> None:
     (root / WEIGHTS).unlink()
-    assert outcome(name, Subject(root)) == (SKIPPED, [f"no {WEIGHTS}"])
-    assert outcome("in_out", Subject(root))[0] == OK
+    assert outcome(name, CheckedBundle(root)) == (SKIPPED, [f"no {WEIGHTS}"])
+    assert outcome("in_out", CheckedBundle(root))[0] == OK
 
 
 def test_what_cannot_apply(root: Path) -> None:
     change_tensor(root, "inputs", "image", format="RGB")
-    assert outcome("case", Subject(root))[0] == SKIPPED
+    assert outcome("case", CheckedBundle(root))[0] == SKIPPED
     change_json(root / "configs" / "metadata.json", network_data_format={"inputs": {"fixed": {}}, "outputs": {}})
     for name in ("in_out", "export", "case"):
-        status, messages = outcome(name, Subject(root))
+        status, messages = outcome(name, CheckedBundle(root))
         assert (status, messages) == (SKIPPED, ["network_data_format describes no input named image"])
 
 
@@ -266,7 +266,9 @@ def test_a_case_under_another_key(root: Path) -> None:
     evaluator = INFERENCE["evaluator"] | {"prepare_batch": "$lambda batch, *_, **__: (batch['scan'], None)"}
     write_json(root / "configs" / "inference.json", json.loads(text) | {"image_key": "scan", "evaluator": evaluator})
     assert "orig_keys" in (root / "configs" / "inference.json").read_text()
-    assert outcome("case", Subject(root))[1][0].startswith("a synthetic scan"), outcome("case", Subject(root))
+    assert outcome("case", CheckedBundle(root))[1][0].startswith("a synthetic scan"), outcome(
+        "case", CheckedBundle(root)
+    )
 
 
 def test_a_network_of_planes_over_a_volume(root: Path) -> None:
@@ -275,9 +277,9 @@ def test_a_network_of_planes_over_a_volume(root: Path) -> None:
     change_inference(root, network_def=network, inferer=inferer)
     for side, name in (("inputs", "image"), ("outputs", "pred")):
         change_tensor(root, side, name, spatial_shape=["4*n", "4*n"])
-    torch.save(Subject(root).network().state_dict(), root / WEIGHTS)
+    torch.save(CheckedBundle(root).network().state_dict(), root / WEIGHTS)
     for name in ("in_out", "weights", "case"):
-        assert outcome(name, Subject(root))[0] == OK, outcome(name, Subject(root))
+        assert outcome(name, CheckedBundle(root))[0] == OK, outcome(name, CheckedBundle(root))
 
 
 def test_a_case_without_a_result(root: Path) -> None:
@@ -291,8 +293,8 @@ def test_a_case_of_several_channels(root: Path) -> None:
     network = {**INFERENCE["network_def"], "in_channels": 3}
     change_inference(root, network_def=network, run=None, evaluating=["$@evaluator.run()"])
     change_tensor(root, "inputs", "image", num_channels=3)
-    torch.save(Subject(root).network().state_dict(), root / WEIGHTS)
-    assert outcome("case", Subject(root)) == (OK, outcome("case", Subject(root))[1])
+    torch.save(CheckedBundle(root).network().state_dict(), root / WEIGHTS)
+    assert outcome("case", CheckedBundle(root)) == (OK, outcome("case", CheckedBundle(root))[1])
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(0)", "raise ValueError('a\\nb')", "x ="])

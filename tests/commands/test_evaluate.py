@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medkit.evaluation.planning import plan
-from medkit.evaluation.results import Settings
+from medkit.evaluation.planning import plan_pairs
+from medkit.evaluation.results import EvaluationSettings
 from medkit.evaluation.run import evaluate
 from medkit.transforms.files import write_transform
 
@@ -61,8 +61,8 @@ def test_folders(toy: Run, folders: Path) -> None:
 
 
 def test_the_library_call(folders: Path) -> None:
-    planned = plan([folders / "out"], str(folders / "truth"))
-    done = evaluate(planned.pairs, Settings(planned.kind))
+    planned = plan_pairs([folders / "out"], str(folders / "truth"))
+    done = evaluate(planned.pairs, EvaluationSettings(planned.kind))
     assert (planned.kind, planned.unmatched) == ("labels", {})
     assert done.summary["dice"].mean == pytest.approx(np.mean([1, 0.875, 1]))
     assert done.labels["1"]["dice"].sd == pytest.approx(np.std([1, 0.75, 1], ddof=1))

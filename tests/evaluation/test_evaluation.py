@@ -21,7 +21,7 @@ from medkit.evaluation.measures.grids import reoriented
 from medkit.evaluation.measures.images import compare_images
 from medkit.evaluation.measures.label_maps import LabelMap, names_beside, parse_labels, present, translated
 from medkit.evaluation.measures.labels import compare_labels, surface
-from medkit.evaluation.results import Pair, Settings
+from medkit.evaluation.results import EvaluationSettings, Pair
 from medkit.evaluation.run import evaluate, summarised
 from medkit.images.image import read_image
 
@@ -339,7 +339,7 @@ def test_dice_is_that_of_the_acceptance_check(shared_data: Path, tmp_path: Path)
     assert len(shared) == 31
     assert not missing
     pair = Pair("oasis", tmp_path / "ours_dseg.nii", tmp_path / "truth_labels.nii")
-    (scores,) = evaluate([pair], Settings("labels", label_map=LabelMap.read(table))).scores
+    (scores,) = evaluate([pair], EvaluationSettings("labels", label_map=LabelMap.read(table))).scores
     assert scores.values["dice"] == pytest.approx(np.mean(list(shared.values())))
     assert {int(row.label): row.values["dice"] for row in scores.rows} == pytest.approx(shared)
     assert next(row.name for row in scores.rows if row.label == "16") == "brain-stem"

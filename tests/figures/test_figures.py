@@ -82,7 +82,7 @@ GRIDS = {
 
 
 def planes_of(image: Image, labels: Image | None = None, slices: int = 5) -> list[list[slicing.Plane]]:
-    frame = slicing.choose_frame(image.grid)
+    frame = slicing.choose_axes(image.grid)
     marked = slicing.label_points(labels, frame) if labels else None
     return slicing.choose_planes(image, slicing.choose_window(image), frame, marked, slices)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from medkit_register.deformable import Warp
 from medkit_register.fields import forward_field
-from medkit_register.pyramid import Volume
+from medkit_register.pyramid import ScanVolume
 
 from medkit.space import Grid
 
@@ -57,12 +57,12 @@ def voxel_points(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
     return grid @ affine[:3, :3].T + affine[:3, 3]
 
 
-def scan(points: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray, **looks: bool) -> Volume:
-    return Volume(torch.from_numpy(organ(points, **looks).reshape(shape).astype(np.float32)), affine)
+def scan(points: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray, **looks: bool) -> ScanVolume:
+    return ScanVolume(torch.from_numpy(organ(points, **looks).reshape(shape).astype(np.float32)), affine)
 
 
 @functools.cache
-def bent(**looks: bool) -> Volume:
+def bent(**looks: bool) -> ScanVolume:
     """The moving scan: the organ where `bend` puts it."""
     return scan(inverse_of_bend(voxel_points(SHAPE, AFFINE)), SHAPE, AFFINE, **looks)
 

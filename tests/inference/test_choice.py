@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zoo
 
-from medkit.bundles.bundle import AUTO, Bundle, for_task
+from medkit.bundles.bundle import AUTO, Bundle, bundles_for_task
 from medkit.errors import InputError, UsageError
 from medkit.images.phantom import make_image
 from medkit.inference import options as bundle_options
@@ -22,7 +22,7 @@ from medkit.options import RunOptions, task_options
 from medkit.pipe.records import Record, read_sidecar, record_of
 from medkit.plugins import Registry
 from medkit.run.outputs import Targets
-from medkit.run.task import Case, Plan, Runtime, Task
+from medkit.run.task import Case, CasePlan, Runtime, Task
 from medkit.specs import BundleSpec
 from medkit.task import run_task
 
@@ -34,7 +34,7 @@ NOTHING = Task("t", ())
 
 def case_of(path: Path, kind: str = "image") -> Case:
     record = Record(path, kind) if kind != "image" else record_of(path)
-    return Case(Plan(record, {"image": path}, Targets({})), NOTHING, RunOptions(), CPU)
+    return Case(CasePlan(record, {"image": path}, Targets({})), NOTHING, RunOptions(), CPU)
 
 
 def bundle(name: str, modality: str | None = None, kinds: tuple[str, ...] = ("image",), *, auto: bool = True) -> Bundle:
@@ -98,10 +98,10 @@ def test_what_auto_may_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MEDKIT_BUNDLES", str(tmp_path / "none"))
     specs = [BundleSpec("t", n, Path(n), auto=n != "style") for n in ("one", "two", "style")]
     registry: Registry = _Registry(*specs)  # type: ignore[assignment]
-    assert [b.name for b in for_task(AUTO, "t", registry, trust=False)] == ["one", "two"]
-    assert [b.name for b in for_task("style", "t", registry, trust=False)] == ["style"]
+    assert [b.name for b in bundles_for_task(AUTO, "t", registry, trust=False)] == ["one", "two"]
+    assert [b.name for b in bundles_for_task("style", "t", registry, trust=False)] == ["style"]
     with pytest.raises(UsageError, match="no bundle is for it"):
-        for_task(AUTO, "other", registry, trust=False)
+        bundles_for_task(AUTO, "other", registry, trust=False)
 
 
 def test_cases_go_to_the_bundles_that_fit_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

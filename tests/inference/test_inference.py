@@ -19,7 +19,7 @@ from medkit.bundles.bundle import Bundle
 from medkit.images.phantom import make_image
 from medkit.inference.axis_resampling import along_axes
 from medkit.inference.memory import footprint
-from medkit.inference.network import Way
+from medkit.inference.network import ComputePlan
 from medkit.inference.opened import _search_a_copy
 from medkit.inference.runner import BundleRunner, RunSettings, bundle_task, load_runner
 from medkit.inference.transforms import Prepared
@@ -27,7 +27,7 @@ from medkit.machine.memory import ran_out
 from medkit.options import RunOptions
 from medkit.pipe.records import record_of
 from medkit.run.outputs import Targets
-from medkit.run.task import Case, Plan, Runtime
+from medkit.run.task import Case, CasePlan, Runtime
 
 pytestmark = pytest.mark.usefixtures("clean_path")
 
@@ -44,7 +44,7 @@ def prepared(runner: BundleRunner, folder: Path, shape: tuple[int, int, int]) ->
     """An image of the bundle's own spacing, so that it keeps its shape."""
     path = make_image(folder / "image.nii.gz", shape, (4.0, 4.0, 5.0))
     task = bundle_task("t", [runner.bundle], RunSettings({}))
-    return runner.prepare(Case(Plan(record_of(path), {"image": path}, Targets({})), task, RunOptions(), CPU))
+    return runner.prepare(Case(CasePlan(record_of(path), {"image": path}, Targets({})), task, RunOptions(), CPU))
 
 
 def labels(runner: BundleRunner, case: Prepared) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_tiles_give_the_labels_of_the_whole(
     runner.network.inferer.overlap = overlap
     case = prepared(runner, tmp_path, shape)
     whole = labels(runner, runner.network(case))
-    item = runner.network._tiled(Way(1, None, 4), case)
+    item = runner.network._tiled(ComputePlan(1, None, 4), case)
     tiled = labels(runner, Prepared(item, case.grid, labelled=True))
     assert len(np.unique(whole)) > 1
     np.testing.assert_array_equal(whole, tiled)
@@ -72,7 +72,7 @@ def test_the_way_is_chosen_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     network, case = runner.network, prepared(runner, tmp_path, (24, 22, 72))
     ways = list(network._ways((1, 24, 22, 72)))
     needs = [network._need(way, (1, 24, 22, 72), case) for way in ways]
-    assert ways[:3] == [Way(), Way(batch=1), Way(1, None, 1)]
+    assert ways[:3] == [ComputePlan(), ComputePlan(batch=1), ComputePlan(1, None, 1)]
     assert needs[0] >= needs[1] > needs[-1]
     for number in (0, 1, len(ways) - 1):
         monkeypatch.setattr("medkit.machine.memory.available", lambda *_, n=number: needs[n])

@@ -16,7 +16,7 @@ import pytest
 import zoo
 from outcome import Outcome
 
-from medkit.bundles.config import hush
+from medkit.bundles.config import silence_monai
 from medkit.images.phantom import make_image
 
 pytestmark = pytest.mark.usefixtures("clean_path")
@@ -92,7 +92,7 @@ def test_labels_are_those_of_monai(
 ) -> None:
     from monai.bundle import ConfigWorkflow
 
-    hush()
+    silence_monai()
     source = scan(shape=(20, 16, 14), orientation=orientation, oblique_degrees=10.0)
     root = zoo.write(tmp_path / name, name)
     run_id = "evaluating" if name.startswith("ventr") else "run"

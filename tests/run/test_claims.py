@@ -15,7 +15,7 @@ from medkit.errors import OutputError, Stopped
 from medkit.pipe.atomic import write_atomically
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.run import claims as files
-from medkit.run.claims import Claim, Fingerprint, is_whole, remove_leftovers
+from medkit.run.claims import Claim, ResultFingerprint, is_whole, remove_leftovers
 from medkit.run.outputs import Targets, describe_dataset, refuse_inputs
 
 Make = Callable[..., Path]
@@ -254,7 +254,7 @@ def test_inputs_and_their_sidecars_are_refused_as_targets(tmp_path: Path, blob: 
 )
 def test_what_makes_a_result_outdated(change: dict[str, object], made: bool, equal: bool) -> None:
     settings = {"arguments": {"a": 1}, "bundle": None, "seed": 0, "programs": [{"Name": "medkit", "Version": "1"}]}
-    now = Fingerprint(Path("/i"), {"image": "1"}, settings)
+    now = ResultFingerprint(Path("/i"), {"image": "1"}, settings)
     block = {"arguments": {"a": 1}, "bundle": None, "seed": 0, "inputs": {"image": {"path": "/i", "sha256": "1"}}}
     old = Record(
         Path("/o"), sources=(Path("/i"),), generated_by=({"Name": "medkit", "Version": "1"},), medkit=block | change
@@ -265,8 +265,8 @@ def test_what_makes_a_result_outdated(change: dict[str, object], made: bool, equ
 def test_results_of_moved_and_of_other_inputs() -> None:
     block = {"inputs": {"image": {"path": "/moved/i", "sha256": "1"}}}
     record = Record(Path("/o"), sources=(Path("/moved/i"),), medkit=block)
-    assert Fingerprint(Path("/i"), {"image": "1"}, {}).made(record)
-    assert not Fingerprint(Path("/i"), {"image": "2"}, {}).made(record)
+    assert ResultFingerprint(Path("/i"), {"image": "1"}, {}).made(record)
+    assert not ResultFingerprint(Path("/i"), {"image": "2"}, {}).made(record)
 
 
 def test_small_files_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from medkit.options import RunOptions
 from medkit.pipe.records import Record
 from medkit.run import stages as overlap
 from medkit.run.outputs import Output, Targets
-from medkit.run.task import Case, Plan, Result, Stages, Task, Text
+from medkit.run.task import Case, CasePlan, Result, Stages, Task, Text
 
 Run = Callable[..., Outcome]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -209,7 +209,7 @@ def test_small_cases_are_computed_together_and_blamed_alone(blob: Make, tmp_path
     paths = [blob(f"{name}.nii.gz") for name in ("a", "b", "bad", "c", "d")]
     computing, waiting, sizes = threading.Event(), threading.Event(), []
 
-    def one_then_the_others() -> Iterator[Plan]:
+    def one_then_the_others() -> Iterator[CasePlan]:
         first, *others = plans
         yield first
         assert computing.wait(timeout=30)
@@ -231,7 +231,7 @@ def test_small_cases_are_computed_together_and_blamed_alone(blob: Make, tmp_path
     stages = Stages(lambda case: case.path.name, compute, lambda case, value: Result({"text": Text(value)}), together)
     task = Task("t", (Output("text", "table", "t", ".tsv"),), setup=lambda _: stages, staged=True, uses_torch=False)
     plans = [
-        Plan(Record(path), {"image": path}, Targets({"text": path.with_name(f"{path.name}.tsv")})) for path in paths
+        CasePlan(Record(path), {"image": path}, Targets({"text": path.with_name(f"{path.name}.tsv")})) for path in paths
     ]
     records: list[Record] = []
     overlap.run(one_then_the_others(), task, RunOptions(), lambda record: records.append(record) is None, lambda: False)

@@ -25,10 +25,10 @@ from medkit.machine.precision import choose_precision, prepare
 from medkit.training.data import find_items
 from medkit.training.parts.handlers import ClipGradients, Cosine, Progress
 from medkit.training.parts.samples import SampleNumbers, Samples, seed_of
-from medkit.training.plan import TrainingPlan, differences, identity_of
+from medkit.training.plan import TrainingPlan, differences, training_identity
 from medkit.training.report.card import BEGIN, END, bumped, with_section
 from medkit.training.report.curve import draw_curve
-from medkit.training.report.history import History, Row
+from medkit.training.report.history import History, HistoryRow
 from medkit.training.weights import begin_with, copied, count, freeze, read_weights
 
 # ---- samples
@@ -303,17 +303,19 @@ def plan(tmp_path: Path) -> TrainingPlan:
 
 def test_identity(plan: TrainingPlan, tmp_path: Path) -> None:
     items = [{"label": str(p)} for p in sorted((tmp_path / "labels").iterdir())]
-    first = identity_of(plan, items, [])
+    first = training_identity(plan, items, [])
     assert json.loads(json.dumps(first)) == first
     other = dataclasses.replace(plan, steps=5, hours=2.0, device="cuda", threads=7, precision="bf16", overwrite=True)
-    assert differences(first, identity_of(other, items, [])) == []
-    assert differences(first, identity_of(plan, items[:-1], items[-1:])) == ["the data's list of files or their sizes"]
+    assert differences(first, training_identity(other, items, [])) == []
+    assert differences(first, training_identity(plan, items[:-1], items[-1:])) == [
+        "the data's list of files or their sizes"
+    ]
     seeded = dataclasses.replace(plan, seed=2, freeze=("a",))
-    assert differences(first, identity_of(seeded, items, [])) == [
+    assert differences(first, training_identity(seeded, items, [])) == [
         "freeze ([] there, ['a'] here)", "seed (0 there, 2 here)",
     ]  # fmt: skip
     Path(items[0]["label"]).write_bytes(b"another")
-    assert len(differences(first, identity_of(plan, items, []))) == 1
+    assert len(differences(first, training_identity(plan, items, []))) == 1
 
 
 # ---- log and picture
@@ -322,14 +324,14 @@ def test_identity(plan: TrainingPlan, tmp_path: Path) -> None:
 def test_the_log_goes_back_to_the_checkpoint(tmp_path: Path) -> None:
     history = History(tmp_path / "log.csv", "Dice")
     history.restore([])
-    history.add(Row(1, 0.5, 1e-3, 0.25, None))
+    history.add(HistoryRow(1, 0.5, 1e-3, 0.25, None))
     kept = history.plain()
-    history.add(Row(2, 1.5, 1e-3, math.nan, 0.75))
+    history.add(HistoryRow(2, 1.5, 1e-3, math.nan, 0.75))
     text = history.path.read_text()
     assert text == "step,seconds,learning_rate,loss,Dice\n1,0.5,0.001,0.25,\n2,1.5,0.001,nan,0.75\n"
     history.restore(kept)
     assert history.path.read_text() == "step,seconds,learning_rate,loss,Dice\n1,0.5,0.001,0.25,\n"
-    history.add(Row(2, 1.5, 1e-3, math.nan, 0.75))
+    history.add(HistoryRow(2, 1.5, 1e-3, math.nan, 0.75))
     assert history.path.read_text() == text
 
 
@@ -346,7 +348,7 @@ def pixels(png: bytes, colour: tuple[int, int, int]) -> np.ndarray:
 def test_the_picture_shows_both_curves() -> None:
     from medkit.training.report.curve import LOSS, METRIC
 
-    rows = [Row(n, n, 1e-3, 2 - n / 100, n / 200 if n % 50 == 0 else None) for n in range(1, 101)]
+    rows = [HistoryRow(n, n, 1e-3, 2 - n / 100, n / 200 if n % 50 == 0 else None) for n in range(1, 101)]
     png = draw_curve(rows, "Dice", "title")
     loss, metric = pixels(png, LOSS), pixels(png, METRIC)
     left, right = loss[loss[:, 1] < 200], loss[loss[:, 1] > 540]
@@ -359,14 +361,14 @@ def test_the_picture_shows_both_curves() -> None:
     "rows",
     [
         [],
-        [Row(1, 0.1, 1e-3, 0.5, None)],
-        [Row(1, 0.1, 1e-3, math.nan, 0.0)],
-        [Row(n, n, 1e-3, 1e-9 * n, 3e6) for n in range(1, 4)],
-        [Row(n * 10**6, n, 1e-3, -n, n * 1e-12) for n in range(1, 2000)],
+        [HistoryRow(1, 0.1, 1e-3, 0.5, None)],
+        [HistoryRow(1, 0.1, 1e-3, math.nan, 0.0)],
+        [HistoryRow(n, n, 1e-3, 1e-9 * n, 3e6) for n in range(1, 4)],
+        [HistoryRow(n * 10**6, n, 1e-3, -n, n * 1e-12) for n in range(1, 2000)],
     ],
     ids=["none", "one", "nan", "small and large", "many"],
 )
-def test_the_picture_is_drawn_whatever_the_numbers(rows: list[Row]) -> None:
+def test_the_picture_is_drawn_whatever_the_numbers(rows: list[HistoryRow]) -> None:
     assert draw_curve(rows, "Dice").startswith(b"\x89PNG")
 
 

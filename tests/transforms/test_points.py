@@ -10,7 +10,7 @@ import pytest
 
 from medkit.errors import InputError, OutputError
 from medkit.evaluation.measures.points import score_points
-from medkit.evaluation.results import Pair, Settings
+from medkit.evaluation.results import EvaluationSettings, Pair
 from medkit.transforms.files import write_transform
 from medkit.transforms.points import Points, read_points, write_points
 from medkit.transforms.transform import AffineTransform
@@ -79,7 +79,8 @@ def pair(folder: Path, result: str, reference: str, transform: Path | None = Non
 
 def test_errors_by_name(tmp_path: Path) -> None:
     scores = score_points(
-        pair(tmp_path, "name,x,y,z\nb,1,1,1\na,0,0,0\nc,9,9,9\n", "name,x,y,z\na,3,4,0\nb,1,1,2\n"), Settings("points")
+        pair(tmp_path, "name,x,y,z\nb,1,1,1\na,0,0,0\nc,9,9,9\n", "name,x,y,z\na,3,4,0\nb,1,1,2\n"),
+        EvaluationSettings("points"),
     )
     assert [(row.label, row.values["tre_mm"]) for row in scores.rows] == [("a", 5.0), ("b", 1.0)]
     assert scores.values == {"mean_tre_mm": 3.0, "median_tre_mm": 3.0, "max_tre_mm": 5.0}
@@ -96,12 +97,12 @@ def test_a_transform_takes_the_fixed_points_to_the_moving_ones(tmp_path: Path) -
         return "\n".join(",".join(map(str, point)) for point in points)
 
     case = pair(tmp_path, text(moving), text(fixed), tmp_path / "t.tfm")
-    assert score_points(case, Settings("points")).values["max_tre_mm"] == pytest.approx(0, abs=1e-9)
+    assert score_points(case, EvaluationSettings("points")).values["max_tre_mm"] == pytest.approx(0, abs=1e-9)
 
 
 def test_other_numbers_of_points(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="as many points"):
-        score_points(pair(tmp_path, "1,2,3\n", "1,2,3\n4,5,6\n"), Settings("points"))
+        score_points(pair(tmp_path, "1,2,3\n", "1,2,3\n4,5,6\n"), EvaluationSettings("points"))
 
 
 def moved(points: Points) -> Points:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .unet import UNet
+from .unet import RegistrationUNet
 
 __all__ = ["Aligner"]
 
@@ -34,13 +34,13 @@ class Aligner(nn.Module):
         super().__init__()
         # as brain_mri_segmentation has it, so that it may begin with the weights of that
         self.finder = nn.Sequential(
-            UNet(4, seen[0], seen, 2), nn.LeakyReLU(0.01), nn.ConvTranspose3d(seen[0], classes, 2, 2)
+            RegistrationUNet(4, seen[0], seen, 2), nn.LeakyReLU(0.01), nn.ConvTranspose3d(seen[0], classes, 2, 2)
         )
         self.scales = [1, 2, 4]  # points over which forces are averaged
         self.steps = steps
         self.shares = nn.Parameter(torch.tensor([[0.6, 0.3, 0.1]] * steps))
         self.given = nn.Conv3d(2 * classes + 3 * len(self.scales), compared[0], 1)
-        self.comparison = UNet(compared[0], 3, compared, 1, last=0.003)
+        self.comparison = RegistrationUNet(compared[0], 3, compared, 1, last=0.003)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, I / 2, J / 2, K / 2) velocity, in steps of that lattice, of (B, 2, I, J, K), fixed and moving.

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["UNet"]
+__all__ = ["RegistrationUNet"]
 
 
-class UNet(nn.Module):
+class RegistrationUNet(nn.Module):
     """A DynUNet of kernels of 3, strides of 2 and instance norms with parameters (Isensee 2021).
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .cosines import CosineBlocks, UNet, begin_small, bounds, in_parts, split
+from .cosines import CoefficientUNet, CosineBlocks, begin_small, bounds, in_parts, split
 from .tissues import fitted
 
 __all__ = ["LocalNoise", "Shrinkage", "enhanced", "fitted", "in_parts", "scale"]
@@ -78,7 +78,7 @@ class Shrinkage(nn.Module):
         super().__init__()
         self.noise, self.blocks = LocalNoise(), CosineBlocks(size)
         count = self.blocks.count
-        self.unet = UNet(2 * count + 9, channels, blocks)
+        self.unet = CoefficientUNet(2 * count + 9, channels, blocks)
         self.moved = nn.Conv3d(channels[0], count, 1)
         self.added = nn.Conv3d(channels[0], count, 1)
         begin_small(self, self.moved, self.added)

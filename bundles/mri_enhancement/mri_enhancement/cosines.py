@@ -7,7 +7,7 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["CosineBlocks", "Residual", "UNet", "begin_small", "bounds", "in_parts", "split"]
+__all__ = ["CoefficientUNet", "CosineBlocks", "Residual", "begin_small", "bounds", "in_parts", "split"]
 
 
 def split(image: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ class Residual(nn.Module):
         return x + self.second(functional.leaky_relu(self.first(x), 0.01))
 
 
-class UNet(nn.Module):
+class CoefficientUNet(nn.Module):
     """Residual blocks at two resolutions, half of those of the first before those of the second, and half after.
 
     Args:

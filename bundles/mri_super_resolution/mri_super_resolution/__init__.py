@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .cosines import CosineBlocks, UNet, begin_small, bounds, in_parts, split
+from .cosines import CoefficientUNet, CosineBlocks, begin_small, bounds, in_parts, split
 
 __all__ = ["Sharpening", "refined"]
 
@@ -35,7 +35,7 @@ class Sharpening(nn.Module):
         super().__init__()
         self.blocks, self.least = CosineBlocks(size), least
         count = self.blocks.count
-        self.unet = UNet(count + 9 + told, channels, blocks)
+        self.unet = CoefficientUNet(count + 9 + told, channels, blocks)
         self.gain = nn.Conv3d(channels[0], count, 1)
         self.added = nn.Conv3d(channels[0], count, 1)
         begin_small(self, self.gain, self.added)

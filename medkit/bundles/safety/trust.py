@@ -35,7 +35,7 @@ _CODE = (
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class BundleContent:
     """The code-bearing content of a bundle."""
 
     files: Mapping[str, str]
@@ -53,7 +53,7 @@ def digest_of(files: Mapping[str, str]) -> str:
     return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
-def fingerprint(root: Path) -> Fingerprint:
+def fingerprint(root: Path) -> BundleContent:
     """What a bundle could run. Raises BundleError for a linked folder or a device, which could change unseen."""
     files = {}
     for entry in folder_entries(root):
@@ -65,7 +65,7 @@ def fingerprint(root: Path) -> Fingerprint:
         if whole and _bears_code(entry.name):
             with entry.open() as file:
                 files[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    return Fingerprint(dict(sorted(files.items())))
+    return BundleContent(dict(sorted(files.items())))
 
 
 def _bears_code(name: str) -> bool:
@@ -110,7 +110,7 @@ def is_trusted(root: Path) -> bool:
     return bool(found) and fingerprint(root).sha256 in {b["sha256"] for b in found}
 
 
-def remember(root: Path, now: Fingerprint | None = None) -> str:
+def remember(root: Path, now: BundleContent | None = None) -> str:
     """Trusts what a bundle holds now; gives the sha256 that is remembered. Raises OSError where it cannot be written.
 
     `now` is the fingerprint, where it was just taken.
@@ -157,7 +157,7 @@ def admit(root: Path, *, trust: bool, shown: Path | None = None) -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
-def _refusal(root: Path, now: Fingerprint) -> str:
+def _refusal(root: Path, now: BundleContent) -> str:
     before = [b for b in remembered() if b.get("root") == str(root)]
     look = f"look at it with medkit bundle audit {root}"
     if not before:

@@ -13,26 +13,26 @@ from medkit.errors import InputError, MedkitError, UsageError
 from medkit.machine.threads import granted_threads
 
 if TYPE_CHECKING:
-    from medkit.evaluation.results import Evaluation, Failure, Scores, Settings
+    from medkit.evaluation.results import Evaluation, EvaluationSettings, Failure, Scores
 
 
 def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given: dict[str, Any]) -> tuple[str, int]:
     """What to print, and the exit code; `bad`: sentences about lines that stand for no result."""
     from medkit.evaluation.measures.label_maps import LabelMap, parse_labels
-    from medkit.evaluation.planning import plan
+    from medkit.evaluation.planning import plan_pairs
     from medkit.evaluation.report import as_data, csv_text, table
-    from medkit.evaluation.results import Settings
+    from medkit.evaluation.results import EvaluationSettings
     from medkit.evaluation.run import evaluate
     from medkit.pipe.atomic import write_atomically
 
-    planned = plan(results, reference, given["kind"], given["mask"], given["transform"]) if results else None
+    planned = plan_pairs(results, reference, given["kind"], given["mask"], given["transform"]) if results else None
     if planned:
         _check_options(planned.kind, given)
     unmatched = dict(planned.unmatched) if planned else {}
     say(*bad, *unmatched.values())
     if planned is None or not planned.pairs:
         raise MedkitError("nothing to compare")
-    settings = Settings(
+    settings = EvaluationSettings(
         kind=planned.kind,
         labels=parse_labels(given["labels"]) if given["labels"] is not None else (),
         label_map=LabelMap.read(given["label_map"]) if given["label_map"] else None,
@@ -49,7 +49,7 @@ def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given
     return text, _exit_code(done, bool(bad) or (bool(unmatched) and not given["allow_missing"]))
 
 
-def _share_cores(settings: Settings, threads: int | None) -> None:
+def _share_cores(settings: EvaluationSettings, threads: int | None) -> None:
     """Before torch is imported: threads that spin while they wait made --resample six times as slow on busy cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if settings.kind == "images" or settings.resample:

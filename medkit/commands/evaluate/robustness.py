@@ -65,9 +65,9 @@ def _tell(line: str) -> None:
 
 def _settings(kind: str, given: Mapping[str, Any]) -> Any:
     from medkit.evaluation.measures.label_maps import LabelMap, parse_labels
-    from medkit.evaluation.results import Settings
+    from medkit.evaluation.results import EvaluationSettings
 
-    return Settings(
+    return EvaluationSettings(
         kind=kind,  # type: ignore[arg-type]
         labels=parse_labels(given["labels"]) if given["labels"] is not None else (),
         label_map=LabelMap.read(given["label_map"]) if given["label_map"] else None,

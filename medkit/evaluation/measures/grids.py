@@ -28,7 +28,7 @@ def on_grid(image: Image, reference: Image, *, resample: bool, labels: bool) -> 
             f"{image.path}: expected the grid of {reference.path}, {described(reference.grid)}, "
             f"got {described(image.grid)} (--resample puts it onto that grid)"
         )
-    from medkit.transforms.resample import resample as resampled
+    from medkit.transforms.resampling import resample as resampled
 
     return resampled(image, reference.grid, None, "nearest" if labels else "linear").data[0]
 

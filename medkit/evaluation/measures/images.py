@@ -10,14 +10,14 @@ import numpy as np
 from medkit.errors import InputError
 from medkit.evaluation.measures import metrics
 from medkit.evaluation.measures.grids import on_grid
-from medkit.evaluation.results import Pair, Scores, Settings
+from medkit.evaluation.results import EvaluationSettings, Pair, Scores
 from medkit.images.image import Image, read_image
 
 _FEW = 64
 """So few different whole numbers on both sides are probably labels."""
 
 
-def score_images(pair: Pair, settings: Settings) -> Scores:
+def score_images(pair: Pair, settings: EvaluationSettings) -> Scores:
     """Compare two images. Raises InputError."""
     reference, image = read_image(pair.reference), read_image(pair.result)
     result = on_grid(image, reference, resample=settings.resample, labels=False)

@@ -9,7 +9,7 @@ import numpy as np
 
 from medkit.evaluation.measures.grids import on_grid
 from medkit.evaluation.measures.label_maps import names_beside, present, translated
-from medkit.evaluation.results import Pair, Row, Scores, Settings
+from medkit.evaluation.results import EvaluationSettings, Pair, ScoreRow, Scores
 from medkit.images.image import read_image
 
 _NONE = float("nan")
@@ -17,7 +17,7 @@ _LISTED = 20
 """Labels that a warning names before it counts the rest."""
 
 
-def score_labels(pair: Pair, settings: Settings) -> Scores:
+def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
     """Compare two label images. Raises InputError."""
     reference = read_image(pair.reference, labels=True)
     result = on_grid(read_image(pair.result, labels=True), reference, resample=settings.resample, labels=True)
@@ -33,7 +33,7 @@ def score_labels(pair: Pair, settings: Settings) -> Scores:
     there = present(expected)
     labels = settings.labels or tuple(sorted(here | there))
     table = compare_labels(result, expected, reference.grid.spacing, labels)
-    rows = tuple(Row(str(label), names.get(label, ""), values) for label, values in table.items())
+    rows = tuple(ScoreRow(str(label), names.get(label, ""), values) for label, values in table.items())
     return Scores(pair, _over_labels(table), rows, tuple(_warnings(labels, here, there, left_out)))
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from medkit.errors import InputError
-from medkit.evaluation.results import Pair, Row, Scores, Settings
+from medkit.evaluation.results import EvaluationSettings, Pair, ScoreRow, Scores
 from medkit.transforms.files import read_transform
 from medkit.transforms.points import Points, read_points
 
 
-def score_points(pair: Pair, settings: Settings) -> Scores:
+def score_points(pair: Pair, settings: EvaluationSettings) -> Scores:
     """Target registration errors of two files of points, in mm. Raises InputError.
 
     With a transform the reference's points (of the fixed image) are taken through it to the space of the result's
@@ -26,7 +26,7 @@ def score_points(pair: Pair, settings: Settings) -> Scores:
         "median_tre_mm": float(np.median(distances)),
         "max_tre_mm": float(distances.max()),
     }
-    rows = tuple(Row(name, "", {"tre_mm": float(d)}) for name, d in zip(names, distances, strict=True))
+    rows = tuple(ScoreRow(name, "", {"tre_mm": float(d)}) for name, d in zip(names, distances, strict=True))
     return Scores(pair, values, rows, tuple(warnings))
 
 

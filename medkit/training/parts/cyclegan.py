@@ -2,7 +2,7 @@
 
 Two generators, there and back, are trained against two judges (discriminators), each of which is to tell real images of
 a kind from made ones. MONAI's SupervisedTrainer trains the generators, with `CycleInferer` and `CycleLoss`; after each
-of its steps the handler `TrainJudges` trains the judges. MONAI's GanTrainer and AdversarialTrainer make images in one
+of its steps the handler `TrainDiscriminators` trains the judges. MONAI's GanTrainer and AdversarialTrainer make images in one
 direction alone. Images are (B, 1, I, J, K) or (B, 1, I, J).
 """
 
@@ -121,7 +121,7 @@ class ImagePool:
         self.images = list(state["images"])
 
 
-class TrainJudges:
+class TrainDiscriminators:
     """A handler of the generators' trainer: after each of its steps the judges have one of their own."""
 
     def __init__(self, judges: nn.ModuleDict, optimizer: torch.optim.Optimizer, pools: Mapping[str, ImagePool]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from medkit.synthesis.deformation import nearest
-from medkit.synthesis.registration_pairs import _plain
+from medkit.synthesis.registration_pairs import plain
 from medkit.training.parts.losses import DiceCrossEntropyLoss
 
 
@@ -22,7 +22,7 @@ def prepare_pair(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch as MONAI's `prepare_batch` gives it, without metadata, which cost time in every operation."""
     image, label = (torch.as_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("image", "label"))
-    return _plain(image), _plain(label)
+    return plain(image), plain(label)
 
 
 class MovedLabelsd(MapTransform):

@@ -1,7 +1,7 @@
 """Learning detail that looks real: an adversarial training for super-resolution (SRGAN: Ledig 2017).
 
 MONAI's SupervisedTrainer trains the network with `RefiningInferer` and `SharpLoss`; after each of its steps
-`medkit.training.parts.cyclegan.TrainJudges` trains a judge (discriminator) that is to tell true fine images from made ones. What
+`medkit.training.parts.cyclegan.TrainDiscriminators` trains a judge (discriminator) that is to tell true fine images from made ones. What
 SRGAN takes from a network that was trained on photographs, the features that both should share, comes from the judge's
 own layers (feature matching: Wang 2018, pix2pixHD). Images are (B, 1, *space).
 """

@@ -15,7 +15,7 @@ from medkit.pipe.atomic import whole, write_atomically
 from medkit.training.parts.samples import Samples, UnpairedSamples
 from medkit.training.plan import TrainingPlan
 from medkit.training.report.curve import draw_curve
-from medkit.training.report.history import Row
+from medkit.training.report.history import HistoryRow
 from medkit.training.report.overlay import with_meta
 from medkit.training.weights import copied
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from medkit.training.config import Parts
+    from medkit.training.config import TrainingParts
 
 BEGIN, END = "<!-- medkit train: begin -->", "<!-- medkit train: end -->"
 """Between these lies the part of the model card that a training writes; the rest is the authors'."""
@@ -69,7 +69,7 @@ def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], dtype: str)
         torch.save(copied(weights, getattr(torch, dtype)), file)
 
 
-def write_samples(folder: Path, parts: Parts) -> None:
+def write_samples(folder: Path, parts: TrainingParts) -> None:
     """Draws what the network will see: samples from the beginning to the end of the training, where they are images."""
     from medkit.figures.mosaic import sample_sheet, write_png
 
@@ -102,7 +102,7 @@ def _first_channel(sample: Any, key: str) -> np.ndarray | None:
     return array[0] if array.ndim in (3, 4) else None
 
 
-def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequence[Row]) -> None:
+def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequence[HistoryRow]) -> None:
     """Writes metadata, model card, note on the data's licence and curve, each whole or not at all."""
     write_atomically(folder / CURVE, draw_curve(rows, figures.metric_name, f"{folder.name}: training"))
     metadata = new_metadata(plan, figures)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from medkit.figures.charts import Chart, round_ticks, spread
-from medkit.training.report.history import Row
+from medkit.training.report.history import HistoryRow
 
 LOSS, METRIC = (204, 85, 0), (0, 90, 181)
 """Orange and blue: told apart with any colour vision."""
@@ -14,7 +14,7 @@ _MARKED = 40
 """Up to so many points get a dot each."""
 
 
-def draw_curve(rows: Sequence[Row], metric_name: str | None, title: str = "") -> bytes:
+def draw_curve(rows: Sequence[HistoryRow], metric_name: str | None, title: str = "") -> bytes:
     """A PNG with the loss (left axis) and, where there is one, the validation metric (right axis) over the steps."""
     losses = [(float(r.step), r.loss) for r in rows if math.isfinite(r.loss)]
     metrics = [(float(r.step), r.metric) for r in rows if r.metric is not None and math.isfinite(r.metric)]

@@ -11,7 +11,7 @@ from medkit.pipe.atomic import write_atomically
 
 
 @dataclass(frozen=True)
-class Row:
+class HistoryRow:
     """A line of the log."""
 
     step: int
@@ -32,15 +32,15 @@ class History:
     def __init__(self, path: Path, metric_name: str | None) -> None:
         self.path = path
         self.metric_name = metric_name
-        self.rows: list[Row] = []
+        self.rows: list[HistoryRow] = []
 
     def restore(self, rows: Sequence[Sequence[float | None]]) -> None:
         """Begins with the rows of a checkpoint: what a killed run wrote after it goes."""
-        self.rows = [Row(*row) for row in rows]  # type: ignore[arg-type]
+        self.rows = [HistoryRow(*row) for row in rows]  # type: ignore[arg-type]
         head = f"step,seconds,learning_rate,loss,{self.metric_name or 'metric'}\n"
         write_atomically(self.path, head + "".join(_line(row) for row in self.rows))
 
-    def add(self, row: Row) -> None:
+    def add(self, row: HistoryRow) -> None:
         """Appends a row."""
         self.rows.append(row)
         with open(self.path, "a") as file:
@@ -53,6 +53,6 @@ class History:
         return [astuple(row) for row in self.rows]
 
 
-def _line(row: Row) -> str:
+def _line(row: HistoryRow) -> str:
     metric = "" if row.metric is None else f"{row.metric:.9g}"
     return f"{row.step},{row.seconds:.1f},{row.learning_rate:.9g},{row.loss:.9g},{metric}\n"

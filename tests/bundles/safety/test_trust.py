@@ -14,7 +14,7 @@ import pytest
 from tiny import write_bundle
 
 from medkit.bundles.safety.trust import (
-    Fingerprint,
+    BundleContent,
     admit,
     changes,
     fingerprint,
@@ -110,7 +110,7 @@ def test_names_are_part_of_the_content(root: Path) -> None:
     before = fingerprint(root).sha256
     (root / "scripts" / "net.py").rename(root / "scripts" / "other.py")
     assert fingerprint(root).sha256 != before
-    assert Fingerprint({"a": "1"}).sha256 != Fingerprint({"a": "1", "b": "1"}).sha256
+    assert BundleContent({"a": "1"}).sha256 != BundleContent({"a": "1", "b": "1"}).sha256
 
 
 def test_where_it_is_remembered(root: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from medkit_classify.calibration import Judge
+from medkit_classify.calibration import Calibration
 from outcome import Outcome
 from places import BUNDLES
 
@@ -248,7 +248,7 @@ def test_the_weights_are_of_this_network_small_and_calibrated() -> None:
     assert sum(path.stat().st_size for path in (ROOT / "models").iterdir()) < 5_000_000
     network = built("inference").get_parsed_content("network_def")
     network.load_state_dict(torch.load(ROOT / "models" / "model.pt", weights_only=True), strict=True)
-    judge = Judge.of(Bundle(ROOT, NAME, "classify"))
+    judge = Calibration.of(Bundle(ROOT, NAME, "classify"))
     assert not judge.note
     assert set(judge.scalings) == {"contrast", "usability"}
     assert judge.familiarity is not None

@@ -14,7 +14,7 @@ import pytest
 import torch
 from medkit_classify import calibrate, candidates
 from medkit_classify import explanation as explaining
-from medkit_classify.calibration import Familiarity, Judge, Scaling
+from medkit_classify.calibration import Calibration, FeatureDistance, Scaling
 from medkit_classify.candidates import Cut
 from medkit_classify.report import columns
 from outcome import Outcome
@@ -92,7 +92,7 @@ def _learn(root: Path, dims: int) -> None:
         runner.network.network(images[:, None].float())
     levels = runner.watcher.levels()
     assert levels is not None
-    found = Familiarity.fitted(levels.double().numpy())
+    found = FeatureDistance.fitted(levels.double().numpy())
     torch.save(found.state(), root / "models" / "calibration.pt")
     metadata = json.loads((root / "configs" / "metadata.json").read_text())
     limit = float(found.distances(levels.double().numpy()).max())
@@ -171,7 +171,7 @@ def test_a_calibration_of_other_weights_does_not_count(tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "other")
     weights = torch.load(root / "models" / "model.pt", weights_only=True)
     torch.save({**weights, "head.bias": torch.zeros(2)}, root / "models" / "model.pt")
-    judge = Judge.of(Bundle(root, "other", "classify"))
+    judge = Calibration.of(Bundle(root, "other", "classify"))
     assert not judge.scalings
     assert "other weights" in judge.note
 
@@ -516,12 +516,12 @@ def test_classes_that_are_rare_are_told_so() -> None:
     temperature, offsets = calibrate.best_scaling(biased, labels)
     assert temperature == pytest.approx(2, rel=0.05)
     assert offsets == pytest.approx((1, -1), abs=0.05)
-    judge = Judge({"": Scaling(temperature, offsets)})
+    judge = Calibration({"": Scaling(temperature, offsets)})
     np.testing.assert_allclose(judge.calibrated(biased[0]), calibrate.softmax(true[:1])[0], atol=0.02)
     np.testing.assert_allclose(
-        Judge({"": Scaling(1.0)}).calibrated(np.array([1.0])), calibrate.softmax(np.array([[0, 1.0]]))[0]
+        Calibration({"": Scaling(1.0)}).calibrated(np.array([1.0])), calibrate.softmax(np.array([[0, 1.0]]))[0]
     )
-    assert Judge().calibrated(biased[0]) is None
+    assert Calibration().calibrated(biased[0]) is None
 
 
 def test_the_error_of_a_calibration() -> None:
@@ -534,7 +534,7 @@ def test_the_distance_of_features() -> None:
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(3, 8))
     seen, same, other = (rng.normal(size=(500, 3)) @ mixing / 10 for _ in range(3))
-    familiar = Familiarity.fitted(seen)
+    familiar = FeatureDistance.fitted(seen)
     other = other + rng.normal(size=(500, 8)) / 5  # off the plane that the seen ones lie in
     assert np.quantile(familiar.distances(same), 0.95) < np.quantile(familiar.distances(other), 0.05)
 
@@ -563,6 +563,6 @@ def test_a_bundle_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert stated == block
     assert 0.1 < block["temperature"] < 10
     assert block["validation_images"] == 20
-    judge = Judge.of(Bundle(root, "toy", "classify"))
+    judge = Calibration.of(Bundle(root, "toy", "classify"))
     assert judge.familiarity is not None
     assert not judge.note

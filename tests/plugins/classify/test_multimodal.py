@@ -15,7 +15,7 @@ import pytest
 import torch
 from bundled import as_arguments
 from medkit_classify import calibrate
-from medkit_classify.calibration import Judge
+from medkit_classify.calibration import Calibration
 from medkit_classify.facts import Facts, Feature, facts_of, given_of, learnt
 from medkit_classify.multimodal import AddContext, ContextBatch, Fused, packed
 from outcome import Outcome
@@ -411,7 +411,7 @@ def test_a_bundle_that_reads_facts_is_calibrated_with_them(
         calibrate.main()
     monkeypatch.setattr("sys.argv", [*given, "--features", str(data / "facts.csv"), "--text", str(data)])
     calibrate.main()
-    judge = Judge.of(Bundle(root, "b", "classify"))
+    judge = Calibration.of(Bundle(root, "b", "classify"))
     assert not judge.note
     assert judge.layers == ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
 

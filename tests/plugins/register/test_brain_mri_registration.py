@@ -20,7 +20,15 @@ from places import BUNDLES
 from medkit.synthesis.draw import Synthesis
 from medkit.synthesis.labels import LabelTable
 from medkit.synthesis.ranges import Ranges
-from medkit.synthesis.registration_pairs import CENTRES, DrawPaird, PairSynthesis, Subject, centres, fitted, stretched
+from medkit.synthesis.registration_pairs import (
+    CENTRES,
+    DrawPaird,
+    LabelledHead,
+    PairSynthesis,
+    centres,
+    fitted,
+    stretched,
+)
 from medkit.testing import run_medkit
 from medkit.training.parts.registration import AlignmentLoss, LabelOverlapLoss, MovedLabelsd, positions, roughness
 from medkit.training.weights import begin_with
@@ -159,14 +167,14 @@ NONE = ("rotation", "scaling", "shearing", "shift", "warp", "flip", "stripped", 
 STILL: dict[str, Any] = dict.fromkeys(NONE, 0.0)
 
 
-def subject(shift: int = 0) -> Subject:
+def subject(shift: int = 0) -> LabelledHead:
     """A head with a brain of two halves, and something brighter on its left, `shift` voxels further to the right."""
     labels = torch.zeros(60, 64, 60, dtype=torch.uint8)
     labels[8 + shift : 48 + shift, 8:56, 8:52] = 3
     labels[14 + shift : 28 + shift, 14:50, 14:46] = 1
     labels[28 + shift : 42 + shift, 14:44, 14:46] = 2
     channels = torch.tensor([TABLE.channels.index(t) for t in TABLE.targets])
-    return Subject(labels, torch.ones(3), centres(channels[labels.long()], len(TABLE.channels)))
+    return LabelledHead(labels, torch.ones(3), centres(channels[labels.long()], len(TABLE.channels)))
 
 
 def pairs(**ranges: Any) -> PairSynthesis:

@@ -18,11 +18,11 @@ from bends import (
     voxel_points,
 )
 from medkit_register import fields
-from medkit_register.affine import Settings, register_affine
+from medkit_register.affine import AffineSettings, register_affine
 from medkit_register.comparison import Comparison, in_turns
 from medkit_register.deformable import Warp, finest_lattice, register_deformable, stalled, unfolded
 from medkit_register.fields import backward_field, folding, forward_field, inverse_error
-from medkit_register.pyramid import Pyramid, Volume
+from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.stages import Stage, make_stages
 from medkit_register.warp import Lattice, compose, indices, invert, jacobian, resized, smooth_field
 
@@ -41,7 +41,7 @@ def moving() -> Pyramid:
 
 @pytest.fixture(scope="module")
 def found(fixed: Pyramid, moving: Pyramid) -> Warp:
-    affine = register_affine(fixed, moving, Settings())
+    affine = register_affine(fixed, moving, AffineSettings())
     return register_deformable(fixed, moving, affine.matrix, metric="lncc", quality="default")
 
 
@@ -118,7 +118,7 @@ def test_what_a_mask_leaves_out_pulls_nothing(fixed: Pyramid) -> None:
     mask = torch.from_numpy((np.linalg.norm(points - where, axis=1) > 12).reshape(SHAPE).astype(np.float32))
     around = np.linalg.norm(bend(inner_points()) - where, axis=1) < 14
     plain, masked = (
-        errors(register_deformable(fixed, Pyramid(Volume(data, AFFINE, m)), np.eye(4), metric="lncc",
+        errors(register_deformable(fixed, Pyramid(ScanVolume(data, AFFINE, m)), np.eye(4), metric="lncc",
                                    quality="default"))[around].mean()
         for m in (None, mask)
     )  # fmt: skip

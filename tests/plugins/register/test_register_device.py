@@ -17,7 +17,7 @@ from medkit_register.fields import backward_field, folding, forward_field
 from medkit_register.mean_maps import centred, with_inverse
 from medkit_register.midpoint import middle_warp
 from medkit_register.network import Start, flow
-from medkit_register.pyramid import Pyramid, Volume
+from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.warp import Lattice
 
 from medkit.images.phantom import make_image
@@ -45,7 +45,7 @@ def test_the_pretended_device_tells_devices_apart(elsewhere: None) -> None:
 
 
 @functools.cache
-def straight() -> Volume:
+def straight() -> ScanVolume:
     return scan(voxel_points(SHAPE, AFFINE), SHAPE, AFFINE)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from medkit_register import affine as engine
-from medkit_register.affine import Settings, prepare, register_affine
-from medkit_register.axes import make_frames
+from medkit_register.affine import AffineSettings, prepare, register_affine
+from medkit_register.axes import make_axes
 from medkit_register.optimise import Freedom, Optimum, rigid_part, rotation
-from medkit_register.pyramid import Pyramid, Volume, lattice
+from medkit_register.pyramid import Pyramid, ScanVolume, axis_sampling
 from medkit_register.similarity import MEASURES, to_bins
 from medkit_register.start import search
-from medkit_register.start_scoring import BINS, Trials
+from medkit_register.start_scoring import BINS, StartScores
 
 from medkit.errors import MedkitError
 
@@ -42,12 +42,12 @@ def scene(points: np.ndarray, *, seed: int = 5, inverted: bool = False) -> np.nd
     return np.clip(value, 5, None) * rim
 
 
-def make(shape: tuple[int, int, int], affine: np.ndarray, truth: np.ndarray | None = None, **looks: bool) -> Volume:
+def make(shape: tuple[int, int, int], affine: np.ndarray, truth: np.ndarray | None = None, **looks: bool) -> ScanVolume:
     """A scan of the scene; `truth` (4, 4) takes scene points to where this scan shows them."""
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1).reshape(-1, 3)
     back = np.linalg.inv(np.eye(4) if truth is None else truth) @ affine
     values = scene(grid @ back[:3, :3].T + back[:3, 3], **looks)
-    return Volume(torch.from_numpy(values.reshape(shape).astype(np.float32)), affine)
+    return ScanVolume(torch.from_numpy(values.reshape(shape).astype(np.float32)), affine)
 
 
 def grid_affine(spacing: tuple[float, float, float], shape: tuple[int, int, int], turn: np.ndarray) -> np.ndarray:
@@ -97,14 +97,14 @@ def test_affine_on_an_anisotropic_oblique_scan(fixed: Pyramid, spacing: tuple[fl
     truth = about_centre(rotation(np.deg2rad([10.0, 5.0, -15.0])) @ SHEARED, (15.0, -8.0, 20.0))
     shape = tuple(int(140 / s) for s in spacing)
     moving = make(shape, far(truth, shape, grid_affine(spacing, shape, TILT)), truth)
-    result = register_affine(fixed, moving, Settings())
+    result = register_affine(fixed, moving, AffineSettings())
     assert error_mm(result.matrix, truth) < 0.5
     assert result.metric == "lncc"
     assert not result.warnings
 
 
 def test_rigid_is_an_exact_rotation_and_survives_a_large_one(fixed: Pyramid) -> None:
-    result = register_affine(fixed, make(SHAPE, far(TURNED, SHAPE, UPRIGHT), TURNED), Settings(type="rigid"))
+    result = register_affine(fixed, make(SHAPE, far(TURNED, SHAPE, UPRIGHT), TURNED), AffineSettings(type="rigid"))
     turn = result.matrix[:3, :3]
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(turn) == pytest.approx(1.0, abs=1e-12)
@@ -113,8 +113,8 @@ def test_rigid_is_an_exact_rotation_and_survives_a_large_one(fixed: Pyramid) -> 
 
 def test_the_search_ranks_rotations(fixed: Pyramid) -> None:
     """The best start after the header's lies near the true rotation, before any step of the optimiser."""
-    frames = make_frames(fixed, moving := prepare(make(SHAPE, far(TURNED, SHAPE, UPRIGHT), TURNED)))
-    run = engine.Run(fixed, moving, frames, Settings(type="rigid"))
+    frames = make_axes(fixed, moving := prepare(make(SHAPE, far(TURNED, SHAPE, UPRIGHT), TURNED)))
+    run = engine.AffineRun(fixed, moving, frames, AffineSettings(type="rigid"))
     starts = search(run.problem(run.plans[0], "mi"), frames, "auto", scaled=False, planar=False)
     away = [np.arccos((np.trace(s[:, :3].T @ TURNED[:3, :3]) - 1) / 2) for s in starts]
     assert np.rad2deg(away[1]) < 25
@@ -129,15 +129,15 @@ def test_a_search_in_vain_is_repeated(
     truth = about_centre(rotation(np.array([0.1, 0.2, -0.1])), (4.0, -3.0, 2.0))
     moving = make((96, 128, 88), grid_affine((1.0, 1.0, 1.0), (96, 128, 88), np.eye(3)), truth, inverted=inverted)
     away = about_centre(rotation(np.array([0.0, 2.0, 0.0])), (25.0, 0.0, 0.0))
-    searched = engine.Run.searched
+    searched = engine.AffineRun.searched
     asked: list[bool] = []
 
-    def sometimes(run: engine.Run, seed: int, metric: engine.Metric, *, thorough: bool = False) -> Optimum:
+    def sometimes(run: engine.AffineRun, seed: int, metric: engine.Metric, *, thorough: bool = False) -> Optimum:
         found = searched(run, seed, metric)
         asked.append(thorough)
         return replace(found, mapping=run.frames.to_local(away @ truth)) if len(asked) == 1 else found
 
-    monkeypatch.setattr(engine.Run, "searched", sometimes)
+    monkeypatch.setattr(engine.AffineRun, "searched", sometimes)
     found = register_affine(fixed, moving).matrix
     assert error_mm(found, truth) < (1.0 if inverted else 0.5)
     assert asked == [False] + [True] * (searches - 1)
@@ -146,7 +146,7 @@ def test_a_search_in_vain_is_repeated(
 def test_trials_count_nearest_points(fixed: Pyramid) -> None:
     """Mutual information as a table of counts made by hand gives it; without overlap there is none."""
     moving = prepare(make(SHAPE, UPRIGHT, inverted=True))
-    run = engine.Run(fixed, moving, make_frames(fixed, moving), Settings())
+    run = engine.AffineRun(fixed, moving, make_axes(fixed, moving), AffineSettings())
     problem = run.problem(run.plans[0], "mi")
     maps = np.stack([np.eye(3, 4), np.hstack([np.eye(3), [[7.0], [-5], [3]]])])
     index = (
@@ -158,7 +158,7 @@ def test_trials_count_nearest_points(fixed: Pyramid) -> None:
     joint = np.histogram2d(f, m, bins=BINS, range=[[-0.5, BINS - 0.5]] * 2)[0] / len(f)
     both = joint[joint > 0] @ np.log(joint[joint > 0])
     alone = [p[p > 0] @ np.log(p[p > 0]) for p in (joint.sum(0), joint.sum(1))]
-    found = Trials(problem).scores(maps, len(f))
+    found = StartScores(problem).scores(maps, len(f))
     assert found[1] == pytest.approx(both - sum(alone), abs=0.01)
     assert found[0] > found[1]
 
@@ -170,14 +170,14 @@ def test_a_third_may_be_missing_on_one_side(fixed: Pyramid, side: int) -> None:
     scans = [prepare(make(SHAPE, UPRIGHT)), make(cut, truth @ UPRIGHT, truth)]
     if side:
         scans = [prepare(make(cut, UPRIGHT)), make(SHAPE, truth @ UPRIGHT, truth)]
-    result = register_affine(*scans, Settings(type="rigid"))
+    result = register_affine(*scans, AffineSettings(type="rigid"))
     assert error_mm(result.matrix, truth) < 1.0
 
 
 @pytest.mark.parametrize("metric", ["lncc", "mi", "mse"])
 def test_every_metric_finds_the_same_map(fixed: Pyramid, metric: str) -> None:
     truth = about_centre(SHEARED, (4.0, 9.0, -6.0))
-    result = register_affine(fixed, make(SHAPE, UPRIGHT, truth), Settings(metric=metric))  # type: ignore[arg-type]
+    result = register_affine(fixed, make(SHAPE, UPRIGHT, truth), AffineSettings(metric=metric))  # type: ignore[arg-type]
     assert result.metric == metric
     assert error_mm(result.matrix, truth) < 0.8
 
@@ -185,13 +185,13 @@ def test_every_metric_finds_the_same_map(fixed: Pyramid, metric: str) -> None:
 def test_another_contrast_is_noticed_and_registered(fixed: Pyramid) -> None:
     truth = about_centre(rotation(np.deg2rad([8.0, -14.0, 10.0])), (12.0, 5.0, -9.0))
     moving = make(SHAPE, far(truth, SHAPE, UPRIGHT), truth, inverted=True)
-    result = register_affine(fixed, moving, Settings(type="rigid"))
+    result = register_affine(fixed, moving, AffineSettings(type="rigid"))
     assert result.metric == "mi"
     assert "unlike" in result.reason
     assert error_mm(result.matrix, truth) < 1.5  # partial volume moves the rim by half a voxel between the contrasts
 
 
-def stored(volume: Volume, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> Volume:
+def stored(volume: ScanVolume, order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> ScanVolume:
     """The same scan with its voxel axes permuted and flipped."""
     data = volume.data.permute(*order)
     turn = np.zeros((4, 4))
@@ -199,7 +199,7 @@ def stored(volume: Volume, order: tuple[int, int, int], flips: tuple[bool, bool,
     for new, old in enumerate(order):
         turn[old, new] = -1 if flips[new] else 1
         turn[old, 3] = volume.data.shape[old] - 1 if flips[new] else 0
-    return Volume(data.flip([a for a in range(3) if flips[a]]), volume.affine @ turn)
+    return ScanVolume(data.flip([a for a in range(3) if flips[a]]), volume.affine @ turn)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_roles_can_be_exchanged(fixed: Pyramid) -> None:
     result = register_affine(fixed, make(SHAPE, UPRIGHT, truth))
     assert result.matrix.shape == (4, 4)
     assert error_mm(result.matrix, truth) < 0.5
-    given = register_affine(fixed, make(SHAPE, UPRIGHT, truth), Settings(init=truth))
+    given = register_affine(fixed, make(SHAPE, UPRIGHT, truth), AffineSettings(init=truth))
     assert error_mm(given.matrix, truth) < 0.5
 
 
@@ -269,7 +269,7 @@ def test_a_cropped_scan_registers(fixed: Pyramid) -> None:
     whole = make(SHAPE, far(truth, SHAPE, UPRIGHT), truth)
     affine = whole.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [0, 0, 26]
-    result = register_affine(fixed, Volume(whole.data[:, :, 26:], affine), Settings(type="rigid"))
+    result = register_affine(fixed, ScanVolume(whole.data[:, :, 26:], affine), AffineSettings(type="rigid"))
     assert error_mm(result.matrix, truth) < 1.0
 
 
@@ -277,8 +277,8 @@ def test_little_overlap_is_told() -> None:
     whole = make(SHAPE, UPRIGHT)
     above = UPRIGHT.copy()
     above[:3, 3] += above[:3, :3] @ [0, 0, 24]
-    lower, upper = Volume(whole.data[:, :, :32], UPRIGHT), Volume(whole.data[:, :, 24:], above)
-    result = register_affine(prepare(lower), upper, Settings(type="rigid", init="header"))
+    lower, upper = ScanVolume(whole.data[:, :, :32], UPRIGHT), ScanVolume(whole.data[:, :, 24:], above)
+    result = register_affine(prepare(lower), upper, AffineSettings(type="rigid", init="header"))
     assert any("lies inside the other scan" in warning for warning in result.warnings)
 
 
@@ -292,8 +292,8 @@ def test_a_mask_keeps_a_lesion_out(side: str) -> None:
     spoilt = scans[side].data.masked_fill(lesion > 0, 250.0)
 
     def found(data: torch.Tensor, mask: torch.Tensor | None) -> np.ndarray:
-        case = {**scans, side: Volume(data, UPRIGHT, mask)}
-        return register_affine(prepare(case["fixed"]), case["moving"], Settings(metric="mi")).matrix
+        case = {**scans, side: ScanVolume(data, UPRIGHT, mask)}
+        return register_affine(prepare(case["fixed"]), case["moving"], AffineSettings(metric="mi")).matrix
 
     masked = found(spoilt, 1 - lesion)
     np.testing.assert_allclose(masked, found(scans[side].data, 1 - lesion), atol=1e-6)
@@ -302,7 +302,7 @@ def test_a_mask_keeps_a_lesion_out(side: str) -> None:
 
 
 def test_a_mask_without_voxels_is_refused(fixed: Pyramid) -> None:
-    empty = Volume(make(SHAPE, UPRIGHT).data, UPRIGHT, torch.zeros(SHAPE))
+    empty = ScanVolume(make(SHAPE, UPRIGHT).data, UPRIGHT, torch.zeros(SHAPE))
     with pytest.raises(MedkitError, match="mask"):
         register_affine(prepare(empty), make(SHAPE, UPRIGHT))
 
@@ -319,7 +319,9 @@ def test_planar_images_stay_in_their_plane(kind: str) -> None:
     moving = make((120, 110, 1), far(local, (120, 110, 1), PLANE), local)
     lifted = moving.affine.copy()
     lifted[:3, 3] += 40 * TILT[:, 2]
-    result = register_affine(prepare(make((120, 110, 1), PLANE)), Volume(moving.data, lifted), Settings(type=kind))  # type: ignore[arg-type]
+    result = register_affine(
+        prepare(make((120, 110, 1), PLANE)), ScanVolume(moving.data, lifted), AffineSettings(type=kind)
+    )  # type: ignore[arg-type]
     points = np.array([[x, y, 0] for x in (-30, 30) for y in (-30, 30)]) @ TILT.T + CENTRE
     expected = points @ local[:3, :3].T + local[:3, 3] + 40 * TILT[:, 2]
     found = points @ result.matrix[:3, :3].T + result.matrix[:3, 3]
@@ -339,7 +341,7 @@ def test_planar_storage_order_changes_nothing(order: tuple[int, int, int], flips
 
 def test_planes_that_cross_and_mixed_dimensions_are_refused(fixed: Pyramid) -> None:
     first = make((120, 110, 1), PLANE)
-    crossing = Volume(first.data, grid_affine((0.9, 1.1, 5.0), (120, 110, 1), np.eye(3)))
+    crossing = ScanVolume(first.data, grid_affine((0.9, 1.1, 5.0), (120, 110, 1), np.eye(3)))
     with pytest.raises(MedkitError, match=r"cross at 1[45]\.\d degrees"):
         register_affine(prepare(first), crossing)
     with pytest.raises(MedkitError, match="volume"):
@@ -350,7 +352,7 @@ def test_planes_that_cross_and_mixed_dimensions_are_refused(fixed: Pyramid) -> N
 def test_named_starts(fixed: Pyramid, init: str) -> None:
     truth = about_centre(rotation(np.deg2rad([6.0, 0.0, -5.0])), (3.0, -4.0, 2.0))
     chosen = truth if init == "matrix" else init
-    result = register_affine(fixed, make(SHAPE, UPRIGHT, truth), Settings(type="rigid", init=chosen))  # type: ignore[arg-type]
+    result = register_affine(fixed, make(SHAPE, UPRIGHT, truth), AffineSettings(type="rigid", init=chosen))  # type: ignore[arg-type]
     assert error_mm(result.matrix, truth) < 0.1
 
 
@@ -358,8 +360,8 @@ def test_header_start_does_not_search(fixed: Pyramid) -> None:
     """From world coordinates as they are, an organ 250 mm away is out of reach; the search finds it."""
     truth = about_centre(np.eye(3), (250.0, 0.0, 0.0))
     moving = make(SHAPE, far(truth, SHAPE, UPRIGHT), truth)
-    assert error_mm(register_affine(fixed, moving, Settings(type="rigid", init="header")).matrix, truth) > 50
-    assert error_mm(register_affine(fixed, moving, Settings(type="rigid")).matrix, truth) < 0.1
+    assert error_mm(register_affine(fixed, moving, AffineSettings(type="rigid", init="header")).matrix, truth) > 50
+    assert error_mm(register_affine(fixed, moving, AffineSettings(type="rigid")).matrix, truth) < 0.1
 
 
 def test_a_collapse_falls_back_to_rigid(fixed: Pyramid, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +424,7 @@ def test_rigid_part_is_the_nearest_rotation() -> None:
 
 
 def test_lattices_lie_about_the_middle_and_keep_straight_lines() -> None:
-    axis = lattice(50, 1.2, 4.0)
+    axis = axis_sampling(50, 1.2, 4.0)
     positions = axis.first + axis.step * np.arange(len(axis.operator))
     assert positions.mean() == pytest.approx(24.5)
     ramp = axis.operator @ np.arange(50, dtype=np.float32)
@@ -430,15 +432,15 @@ def test_lattices_lie_about_the_middle_and_keep_straight_lines() -> None:
 
 
 def test_frames_lead_there_and_back(fixed: Pyramid) -> None:
-    frames = make_frames(fixed, prepare(make(SHAPE, UPRIGHT, TURNED)))
+    frames = make_axes(fixed, prepare(make(SHAPE, UPRIGHT, TURNED)))
     np.testing.assert_allclose(frames.to_world(frames.to_local(TURNED)), TURNED, atol=1e-9)
 
 
-def read(path: Path) -> Volume:
+def read(path: Path) -> ScanVolume:
     import nibabel
 
     image = nibabel.load(path)
-    return Volume(torch.from_numpy(image.get_fdata(dtype=np.float32)), image.affine)
+    return ScanVolume(torch.from_numpy(image.get_fdata(dtype=np.float32)), image.affine)
 
 
 def label_dice(folder: Path, pair: tuple[str, str], matrix: np.ndarray) -> float:
@@ -476,12 +478,12 @@ def test_labels_of_real_brains_overlap(shared_data: Path, fixed_name: str, movin
 def test_real_scans_of_one_person_in_two_contrasts(shared_data: Path) -> None:
     """PD on T1 of one head: the same answer wherever the PD scan is put and however it is turned."""
     fixed, moving = (read(shared_data / "brain_heads" / f"chris_{name}.nii.gz") for name in ("t1", "pd"))
-    prepared, settings = prepare(fixed), Settings(type="rigid")
+    prepared, settings = prepare(fixed), AffineSettings(type="rigid")
     result = register_affine(prepared, moving, settings)
     assert result.metric == "mi"
     assert np.linalg.norm(result.matrix[:3, 3]) < 12
     elsewhere = about_centre(rotation(np.deg2rad([30.0, 10.0, -20.0])), (80.0, -40.0, 30.0))
-    again = register_affine(prepared, Volume(moving.data, elsewhere @ moving.affine), settings).matrix
+    again = register_affine(prepared, ScanVolume(moving.data, elsewhere @ moving.affine), settings).matrix
     assert error_mm(np.linalg.inv(elsewhere) @ again, result.matrix) < 0.2
 
 
@@ -493,5 +495,5 @@ def test_a_whole_head_on_a_brain_template(shared_data: Path) -> None:
     stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     assert 0.8 < stretch.min() < stretch.max() < 1.1
     elsewhere = about_centre(rotation(np.deg2rad([-20.0, 30.0, 25.0])), (-60.0, 70.0, 20.0))
-    again = register_affine(template, Volume(head.data, elsewhere @ head.affine)).matrix
+    again = register_affine(template, ScanVolume(head.data, elsewhere @ head.affine)).matrix
     assert error_mm(np.linalg.inv(elsewhere) @ again, matrix) < 0.5

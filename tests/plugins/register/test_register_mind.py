@@ -9,7 +9,7 @@ from bends import AFFINE, CENTRE, SHAPE, bend, bent, errors, inner_points, scan,
 from medkit_register.comparison import Comparison, averaged
 from medkit_register.deformable import finest_lattice, register_deformable
 from medkit_register.descriptors import GAIN, descriptors, evened
-from medkit_register.pyramid import Pyramid, Volume
+from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.registration import warp_metric
 from medkit_register.stages import Stage, make_stages
 from medkit_register.warp import Lattice, Sampler, smooth_field
@@ -113,7 +113,7 @@ def test_the_pull_is_the_slope_of_the_cost(fixed: Pyramid, stage: Stage, masked:
     """Half the change of the summed squared residual when the warp changes a little; a mask leaves its part out."""
     mask = torch.ones(SHAPE)
     mask[: SHAPE[0] // 2] = 0  # RAS: x above the middle
-    moving = Pyramid(Volume(bent(inverted=True).data, AFFINE, mask if masked else None))
+    moving = Pyramid(ScanVolume(bent(inverted=True).data, AFFINE, mask if masked else None))
     lattice = finest_lattice(fixed)
     comparison = Comparison.make(fixed, moving, np.eye(4), lattice, stage, "mind", "cpu")
     draw = torch.Generator().manual_seed(1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from medkit_register.deformable import Begun, finest_lattice, register_deformable
 from medkit_register.network import Start, StartNetwork, fits, flow, own_network
-from medkit_register.pyramid import Pyramid, Volume
+from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.warp import Lattice, indices
 
 from medkit.bundles.bundle import Bundle
@@ -71,7 +71,7 @@ def pyramid(centre: float = 0.0, size: int = SIZE, spacing: float = 2.0) -> Pyra
     image = inside * (1.5 + torch.sin(2 * x + y) + torch.cos(1.5 * y) * torch.sin(2 * z))
     affine = np.diag([spacing] * 3 + [1.0])
     affine[:3, 3] = -(size - 1) / 2 * spacing
-    return Pyramid(Volume(image, affine))
+    return Pyramid(ScanVolume(image, affine))
 
 
 class Given:
@@ -151,7 +151,7 @@ def test_what_is_no_head_is_not_given_to_it(bundle: Callable[..., Bundle]) -> No
     network = StartNetwork(bundle("another_shift", 0.0, 0.0, 0.0))
     small = pyramid(size=24)
     assert network(small, small, np.eye(4), finest_lattice(small)) is None
-    flat = Pyramid(Volume(torch.rand(90, 90, 1), np.diag([2.0, 2.0, 2.0, 1.0])))
+    flat = Pyramid(ScanVolume(torch.rand(90, 90, 1), np.diag([2.0, 2.0, 2.0, 1.0])))
     assert network(flat, flat, np.eye(4), finest_lattice(flat)) is None
     head = pyramid()
     assert fits(head, finest_lattice(head))

@@ -13,7 +13,7 @@ import torch
 from maps import turned
 from medkit_register.deformable import Warp
 from medkit_register.mean_maps import centred, mean_field, mean_map, seen_from, with_inverse
-from medkit_register.template import Wishes, sharpened
+from medkit_register.template import TemplateChoices, sharpened
 from medkit_register.warp import Lattice, compose, indices, smooth_field
 from scipy.linalg import expm, logm
 
@@ -85,8 +85,8 @@ def test_a_warp_seen_from_elsewhere_leads_to_the_same_points() -> None:
 
 
 def test_a_deformable_template_begins_with_an_affine_round() -> None:
-    assert Wishes("deformable", 2, "best", False).rounds() == ["affine", "deformable", "deformable"]
-    assert Wishes("rigid", 2, "best", False).rounds() == ["rigid", "rigid"]
+    assert TemplateChoices("deformable", 2, "best", False).rounds() == ["affine", "deformable", "deformable"]
+    assert TemplateChoices("rigid", 2, "best", False).rounds() == ["rigid", "rigid"]
 
 
 def test_sharpening_makes_edges_steeper() -> None:

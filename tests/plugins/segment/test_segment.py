@@ -208,7 +208,7 @@ def test_equal_channels_are_the_first() -> None:
 def test_labels_go_to_the_nearest_voxel(axes: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:
     """As resampling by world coordinates has it, for any order and direction of axes."""
     from medkit.images.image import Image
-    from medkit.transforms.resample import resample
+    from medkit.transforms.resampling import resample
 
     labels = np.random.default_rng(0).integers(0, 9, (11, 12, 13)).astype(np.uint8)
     affine = np.diag([1.0, 1.0, 1.0, 1.0])

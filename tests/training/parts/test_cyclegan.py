@@ -26,7 +26,7 @@ from torch import nn
 
 from medkit.errors import InputError
 from medkit.training.data import find_unpaired
-from medkit.training.parts.cyclegan import CycleInferer, CycleLoss, ImagePool, TrainJudges, prepare_unpaired
+from medkit.training.parts.cyclegan import CycleInferer, CycleLoss, ImagePool, TrainDiscriminators, prepare_unpaired
 from medkit.training.parts.samples import UnpairedSamples
 
 ROOT = BUNDLES / "lowfield_to_highfield"
@@ -105,9 +105,9 @@ def test_a_pool_gives_some_of_what_it_was_given_before() -> None:
     assert torch.equal(other(given[7]), first)
 
 
-def judged(loss: float = 1.0) -> tuple[TrainJudges, Any]:
+def judged(loss: float = 1.0) -> tuple[TrainDiscriminators, Any]:
     judges = nn.ModuleDict({"source": Says(0.0), "target": Says(0.0)})
-    handler = TrainJudges(
+    handler = TrainDiscriminators(
         judges, torch.optim.SGD(judges.parameters(), 0.01), {key: ImagePool(2) for key in ("source", "target")}
     )
     real = pair()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.networks.nets import PatchDiscriminator
 
-from medkit.training.parts.cyclegan import SOURCE, TARGET, ImagePool, TrainJudges
+from medkit.training.parts.cyclegan import SOURCE, TARGET, ImagePool, TrainDiscriminators
 from medkit.training.parts.srgan import RefiningInferer, SharpLoss, prepare_refining
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_the_loss_has_three_parts_and_leaves_the_judge_alone() -> None:
 
 def test_the_judge_learns_to_tell_them_apart() -> None:
     given = judges()
-    step = TrainJudges(given, torch.optim.Adam(given.parameters(), 1e-2), {TARGET: ImagePool(4)})
+    step = TrainDiscriminators(given, torch.optim.Adam(given.parameters(), 1e-2), {TARGET: ImagePool(4)})
     smooth, sharp = torch.full((2, 1, 32, 32), 0.5), (torch.rand(2, 1, 32, 32) > 0.5).float()
     losses = []
     for _ in range(15):

@@ -9,9 +9,9 @@ import pytest
 
 from medkit.images.image import Image
 from medkit.space import Grid, apply_affine, lps_parts
-from medkit.transforms import resample as module
+from medkit.transforms import resampling as module
 from medkit.transforms.files import write_transform
-from medkit.transforms.resample import resample
+from medkit.transforms.resampling import resample
 from medkit.transforms.transform import AffineTransform, Composite, DisplacementField, Transform
 
 sitk = pytest.importorskip("SimpleITK")
