@@ -278,7 +278,7 @@ def test_refused_mat_files(tmp_path: Path, content: bytes, message: str) -> None
 def test_mat_files_do_without_itk(tmp_path: Path) -> None:
     """Loading its readers takes from nine seconds up."""
     write_transform(AffineTransform(affine_matrix()), tmp_path / "x.mat")
-    code = "import sys; from medkit.space import read_transform as read; from pathlib import Path; "
+    code = "import sys; from medkit.transforms.files import read_transform as read; from pathlib import Path; "
     code += "read(Path(sys.argv[1])); print('itk' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code, tmp_path / "x.mat"], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"

@@ -9,29 +9,6 @@ themselves are here too. The face of this package for plugins.
 
 from __future__ import annotations
 
-from medkit.evaluation.measures.images import rounded_scores
-from medkit.evaluation.measures.label_maps import LabelMap
-from medkit.evaluation.measures.metrics import dice, similarity, target_registration_error
-from medkit.evaluation.measures.points import matched
-from medkit.evaluation.planning import PairPlan, plan_pairs
-from medkit.evaluation.results import Evaluation, EvaluationSettings, Failure, Pair, ScoreRow, Scores, Summary
-from medkit.evaluation.run import evaluate
+import lazy_loader
 
-__all__ = [
-    "Evaluation",
-    "EvaluationSettings",
-    "Failure",
-    "LabelMap",
-    "Pair",
-    "PairPlan",
-    "ScoreRow",
-    "Scores",
-    "Summary",
-    "dice",
-    "evaluate",
-    "matched",
-    "plan_pairs",
-    "rounded_scores",
-    "similarity",
-    "target_registration_error",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,16 +5,6 @@ The face of this package for plugins.
 
 from __future__ import annotations
 
-from medkit.figures.charts import Chart, Series, line_chart
-from medkit.figures.mosaic import comparison_mosaic, label_colours, overlay_mosaic, sample_sheet, write_png
+import lazy_loader
 
-__all__ = [
-    "Chart",
-    "Series",
-    "comparison_mosaic",
-    "label_colours",
-    "line_chart",
-    "overlay_mosaic",
-    "sample_sheet",
-    "write_png",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,17 +5,6 @@ One frame (RAS+, mm) and one layout, (C, I, J, K). The face of this package for 
 
 from __future__ import annotations
 
-from medkit.images.image import Image, count_frames, read_grid, read_image
-from medkit.images.modality import is_ct
-from medkit.images.phantom import make_image
-from medkit.images.pictures import is_coloured
+import lazy_loader
 
-__all__ = [
-    "Image",
-    "count_frames",
-    "is_coloured",
-    "is_ct",
-    "make_image",
-    "read_grid",
-    "read_image",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,16 +5,6 @@ The face of this package for plugins.
 
 from __future__ import annotations
 
-from medkit.scanner.acquisition import Acquisition, acquisition_of, refined
-from medkit.scanner.noise import Noise, estimate, span, with_floor, without_floor
+import lazy_loader
 
-__all__ = [
-    "Acquisition",
-    "Noise",
-    "acquisition_of",
-    "estimate",
-    "refined",
-    "span",
-    "with_floor",
-    "without_floor",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,6 +5,7 @@ from .parts.augmentation import AugmentedBatch as AugmentedBatch
 from .parts.augmentation import Changes as Changes
 from .parts.augmentation import PairLoss as PairLoss
 from .parts.augmentation import TwoViews as TwoViews
+from .parts.augmentation import pairs_found as pairs_found
 from .parts.cyclegan import CycleInferer as CycleInferer
 from .parts.cyclegan import CycleLoss as CycleLoss
 from .parts.cyclegan import ImagePool as ImagePool
@@ -18,6 +19,7 @@ from .parts.losses import EnhancementLoss as EnhancementLoss
 from .parts.registration import AlignmentLoss as AlignmentLoss
 from .parts.registration import LabelOverlapLoss as LabelOverlapLoss
 from .parts.registration import MovedLabelsd as MovedLabelsd
+from .parts.registration import prepare_pair as prepare_pair
 from .parts.samples import SampleNumbers as SampleNumbers
 from .parts.samples import Samples as Samples
 from .parts.samples import UnpairedSamples as UnpairedSamples

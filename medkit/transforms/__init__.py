@@ -5,37 +5,6 @@ A transform takes points of the fixed space to the moving space, RAS+ mm. The fa
 
 from __future__ import annotations
 
-from medkit.transforms.files import TransformFile, read_transform, write_transform
-from medkit.transforms.jacobian import determinant_of, jacobian_determinant
-from medkit.transforms.points import Points, read_points, write_points
-from medkit.transforms.resampling import displacements, resample, to_displacement_field
-from medkit.transforms.transform import (
-    AffineTransform,
-    Composite,
-    DisplacementField,
-    InverseField,
-    Transform,
-    chain,
-    compose,
-)
+import lazy_loader
 
-__all__ = [
-    "AffineTransform",
-    "Composite",
-    "DisplacementField",
-    "InverseField",
-    "Points",
-    "Transform",
-    "TransformFile",
-    "chain",
-    "compose",
-    "determinant_of",
-    "displacements",
-    "jacobian_determinant",
-    "read_points",
-    "read_transform",
-    "resample",
-    "to_displacement_field",
-    "write_points",
-    "write_transform",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -210,17 +210,10 @@ def test_a_script_of_other_weights(root: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_network_that_cannot_be_scripted(root: Path) -> None:
-    change_inference(root, network_def={"_target_": "test_verify.Unscriptable"})
+    change_inference(root, network_def={"_target_": "networks.Unscriptable"})
     (root / WEIGHTS).unlink()
     assert failed(root, "export")
     assert outcome("in_out", CheckedBundle(root))[0] == OK
-
-
-class Unscriptable(torch.nn.Module):
-    """Two channels of the one it gets, in a way that TorchScript does not know."""
-
-    def forward(self, *images: Any, **_: Any) -> Any:
-        return torch.cat([*images, *images], 1)
 
 
 @pytest.mark.parametrize("name", ["weights", "case"])

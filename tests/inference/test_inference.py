@@ -75,12 +75,12 @@ def test_the_way_is_chosen_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ways[:3] == [ComputePlan(), ComputePlan(batch=1), ComputePlan(1, None, 1)]
     assert needs[0] >= needs[1] > needs[-1]
     for number in (0, 1, len(ways) - 1):
-        monkeypatch.setattr("medkit.machine.memory.available", lambda *_, n=number: needs[n])
+        monkeypatch.setattr("medkit.inference.network.available", lambda *_, n=number: needs[n])
         done = network(case)
         first = next(n for n, need in enumerate(needs) if need <= needs[number])
         assert done.labelled == (ways[first].tiles > 0)
         assert bool(done.warnings) == (ways[first].tiles > 0)
-    monkeypatch.setattr("medkit.machine.memory.available", lambda *_: min(needs) - 1)
+    monkeypatch.setattr("medkit.inference.network.available", lambda *_: min(needs) - 1)
     with pytest.raises(MemoryError, match="24 x 22 x 72 voxels"):
         network(case)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medkit.errors import InputError
-from medkit.synthesis import draw as synthesis
+from medkit.synthesis import appearance, deformation, faults
 from medkit.synthesis.draw import EncodeLabelsd, Synthesis, SynthesiseImaged
 from medkit.synthesis.labels import LabelTable
 from medkit.synthesis.ranges import Random, Ranges
@@ -210,10 +210,10 @@ def test_the_middle_of_what_is_seen_is_the_middle(table: LabelTable) -> None:
 
 def test_a_flow_is_smooth_and_invertible() -> None:
     ranges = replace(Ranges(), warp=8.0, warp_spacing=(20.0, 30.0))
-    velocity = synthesis.velocity((60, 60, 60), 2.0, 1, Random(1, torch.device("cpu")), ranges)
-    forth, back = synthesis.displacement(velocity, 2.0, 7), synthesis.displacement(-velocity, 2.0, 7)
+    velocity = deformation.velocity((60, 60, 60), 2.0, 1, Random(1, torch.device("cpu")), ranges)
+    forth, back = deformation.displacement(velocity, 2.0, 7), deformation.displacement(-velocity, 2.0, 7)
     assert float(forth.norm(dim=1).max()) > 3
-    spacing = synthesis.COARSE * 2.0
+    spacing = deformation.COARSE * 2.0
     grid = torch.stack(torch.meshgrid(*[torch.arange(n) for n in forth.shape[2:]], indexing="ij")).float()
     at = (grid + forth[0] / spacing).permute(1, 2, 3, 0)
     sizes = torch.tensor(forth.shape[2:])
@@ -231,12 +231,12 @@ def test_a_flow_is_smooth_and_invertible() -> None:
 
 def test_a_constant_flow_is_a_shift() -> None:
     velocity = torch.tensor([1.0, -2.0, 3.0]).reshape(1, 3, 1, 1, 1).expand(1, 3, 5, 6, 7).contiguous()
-    torch.testing.assert_close(synthesis.displacement(velocity, 2.0), velocity)
+    torch.testing.assert_close(deformation.displacement(velocity, 2.0), velocity)
 
 
 @pytest.mark.parametrize(("step", "sigma"), [(1.0, 0.6), (2.5, 0.6), (4.0, 1.0)])
 def test_slices_keep_the_mean_and_blur(step: float, sigma: float) -> None:
-    matrix = synthesis.slices(64, step, sigma, 0.3)
+    matrix = appearance.slices(64, step, sigma, 0.3)
     torch.testing.assert_close(matrix.sum(1), torch.ones(64))
     response = matrix[:, 20:44].mean(1)  # of a bar
     assert float((response * torch.arange(64)).sum() / response.sum()) == pytest.approx(31.5, abs=0.3)
@@ -246,7 +246,7 @@ def test_slices_keep_the_mean_and_blur(step: float, sigma: float) -> None:
 
 
 def test_a_bias_field_is_smooth() -> None:
-    field = synthesis.bias_field((48, 48, 48), 2.0, Random(3, torch.device("cpu")), Ranges(bias=0.5))
+    field = faults.bias_field((48, 48, 48), 2.0, Random(3, torch.device("cpu")), Ranges(bias=0.5))
     assert float(field.min()) > 0
     assert float(field.max() / field.min()) > 1.1
     assert float(field.diff(dim=1).abs().max()) < 0.1
@@ -258,19 +258,17 @@ def test_noise_has_the_deviation_asked_for() -> None:
     for rician in (0.0, 1.0):
         random = Random(5, torch.device("cpu"))
         expected = 0.04 * Random(5, torch.device("cpu")).number()
-        got = synthesis.noisy(image, random, replace(ranges, rician=rician))
+        got = faults.noisy(image, random, replace(ranges, rician=rician))
         assert float(got.std()) == pytest.approx(expected, rel=0.05)
         assert float(got.mean()) == pytest.approx(0.5, abs=0.01)
-    dark = synthesis.noisy(
-        torch.full((1, 30, 30, 30), 2e-3), Random(5, torch.device("cpu")), replace(ranges, rician=1.0)
-    )
+    dark = faults.noisy(torch.full((1, 30, 30, 30), 2e-3), Random(5, torch.device("cpu")), replace(ranges, rician=1.0))
     assert float(dark.min()) >= 0
 
 
 def test_ghosts_are_copies_along_an_axis() -> None:
     image = torch.zeros(1, 20, 20, 20)
     image[0, 10, 10, 10] = 1
-    ghost = synthesis.ghosted(image, Random(2, torch.device("cpu")), replace(STILL, ghosting=1.0, ghosts=(0.1, 0.1)))
+    ghost = faults.ghosted(image, Random(2, torch.device("cpu")), replace(STILL, ghosting=1.0, ghosts=(0.1, 0.1)))
     places = ghost[0].nonzero()
     assert len(places) > 1
     assert float(ghost.sum()) == pytest.approx(1)
@@ -280,8 +278,8 @@ def test_ghosts_are_copies_along_an_axis() -> None:
 
 def test_a_constant_or_empty_image_survives() -> None:
     empty = torch.zeros(1, 8, 8, 8)
-    assert torch.equal(synthesis.scaled(empty), empty)
-    assert float(synthesis.scaled(empty + 3).max()) == 1
+    assert torch.equal(faults.scaled(empty), empty)
+    assert float(faults.scaled(empty + 3).max()) == 1
 
 
 # ---- MONAI transforms

@@ -53,8 +53,8 @@ def test_a_sound_bundle(tmp_path: Path) -> None:
     found = audit(write_sound(tmp_path / "good"))
     assert "weights" not in kinds(found)
     assert {f.text for f in found if f.kind == "target"} == {
-        "tiny.Trouble", "medkit.training.Samples", "medkit.training.parts.samples.SampleNumbers", "medkit.training.parts.handlers.Cosine",
-        "medkit.training.ClipGradients", "medkit.training.parts.handlers.Progress",
+        "tiny.Trouble", "medkit.training.Samples", "medkit.training.SampleNumbers", "medkit.training.Cosine",
+        "medkit.training.ClipGradients", "medkit.training.Progress",
     }  # fmt: skip
     expressions = [f.text for f in found if f.kind in ("expression", "call", "import")]
     texts = json.dumps([json.loads(p.read_text()) for p in (tmp_path / "good" / "configs").glob("*.json")])

@@ -67,7 +67,7 @@ def test_the_configs_agree_and_the_weights_are_small() -> None:
 
 @pytest.mark.parametrize(("stride", "channels"), [(2, [4, 6, 8, 8]), (1, [3, 5, 4])])
 def test_the_u_net_is_monais(stride: int, channels: list[int]) -> None:
-    own = importlib.import_module("brain_mri_registration.unet").UNet(2, 3, channels, stride).eval()
+    own = importlib.import_module("brain_mri_registration.unet").RegistrationUNet(2, 3, channels, stride).eval()
     theirs = DynUNet(
         spatial_dims=3,
         in_channels=2,

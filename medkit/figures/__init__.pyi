@@ -1,0 +1,9 @@
+# The names that plugins may use; `__init__.py` imports each when it is first asked for.
+from .charts import Chart as Chart
+from .charts import Series as Series
+from .charts import line_chart as line_chart
+from .mosaic import comparison_mosaic as comparison_mosaic
+from .mosaic import label_colours as label_colours
+from .mosaic import overlay_mosaic as overlay_mosaic
+from .mosaic import sample_sheet as sample_sheet
+from .mosaic import write_png as write_png

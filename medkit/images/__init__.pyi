@@ -1,0 +1,8 @@
+# The names that plugins may use; `__init__.py` imports each when it is first asked for.
+from .image import Image as Image
+from .image import count_frames as count_frames
+from .image import read_grid as read_grid
+from .image import read_image as read_image
+from .modality import is_ct as is_ct
+from .phantom import make_image as make_image
+from .pictures import is_coloured as is_coloured

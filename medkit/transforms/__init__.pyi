@@ -1,0 +1,19 @@
+# The names that plugins may use; `__init__.py` imports each when it is first asked for.
+from .files import TransformFile as TransformFile
+from .files import read_transform as read_transform
+from .files import write_transform as write_transform
+from .jacobian import determinant_of as determinant_of
+from .jacobian import jacobian_determinant as jacobian_determinant
+from .points import Points as Points
+from .points import read_points as read_points
+from .points import write_points as write_points
+from .resampling import displacements as displacements
+from .resampling import resample as resample
+from .resampling import to_displacement_field as to_displacement_field
+from .transform import AffineTransform as AffineTransform
+from .transform import Composite as Composite
+from .transform import DisplacementField as DisplacementField
+from .transform import InverseField as InverseField
+from .transform import Transform as Transform
+from .transform import chain as chain
+from .transform import compose as compose
