@@ -1,8 +1,4 @@
-"""Space: grids, transforms between them, and transform files. One frame inside medkit: RAS+, millimetres.
-
-A transform takes points of the fixed space to the moving space (ITK's convention): with it the moving image is
-resampled onto the fixed grid.
-"""
+"""Space: the grids of images, and the change between frames. Inside medkit there is one frame: RAS+, millimetres."""
 
 from __future__ import annotations
 
@@ -30,14 +26,14 @@ __all__ = [
 ]
 
 SPACING_RANGE = (1e-3, 1e3)
-"""mm; a voxel outside it is a mistake of units or a torn header."""
+"""mm; a voxel size outside this range comes from wrong units or a damaged header."""
 ANISOTROPY = 3.0
-"""Largest to smallest spacing beyond which a warning is due: 1 x 1 x 3 mm is still read as a volume."""
+"""Largest ratio of spacings without a warning: 1 x 1 x 3 mm is still read as a volume."""
 SMALL_FIELD_OF_VIEW = 64.0
-"""mm; the longest side of an image below it suggests that the anatomy is cut off."""
+"""mm; if the longest side of an image is shorter, the anatomy may be cropped."""
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""RAS+ (NIfTI, medkit) to LPS (DICOM, ITK) and back: x and y change sign. Its own inverse."""
+"""(4, 4), RAS+ (NIfTI, medkit) to LPS (DICOM, ITK) and back: x and y change sign, so it is its own inverse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +45,9 @@ class Grid:
     affine: np.ndarray
     """(4, 4) float64, voxel index -> RAS+ mm."""
     dims: int = 3
-    """Axes of the file itself: 2 or 3; a file of two axes is written back with two."""
+    """Number of axes in the file, 2 or 3; an output on the grid of a file with two axes has two axes again."""
     header: Mapping[str, Any] | None = None
-    """Geometry as a NIfTI header stores it, so that an output on this grid repeats it bit for bit; None elsewhere."""
+    """Geometry fields of a NIfTI header, which an output on this grid repeats bit for bit; None for other formats."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -59,43 +55,51 @@ class Grid:
 
     @property
     def spacing(self) -> np.ndarray:
-        """(3,), mm between the centres of neighbouring voxels."""
-        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+        """(3,) mm, distances between the centres of neighbouring voxels."""
+        lengths: np.ndarray = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+        return lengths
 
     @property
     def centre(self) -> np.ndarray:
-        """(3,), RAS+ mm, the middle of the grid."""
-        return apply_affine(self.affine, (np.array([self.shape]) - 1) / 2)[0]
+        """(3,) RAS+ mm, the middle of the grid."""
+        middle: np.ndarray = apply_affine(self.affine, (np.array([self.shape]) - 1) / 2)[0]
+        return middle
 
     @property
     def is_planar(self) -> bool:
-        """Some axis has exactly one voxel."""
+        """Whether some axis has exactly one voxel."""
         return 1 in self.shape
 
-    def digest(self) -> str:
-        """16 hex digits that name this grid: sha256 over shape and affine rounded to 1e-4 mm.
+    def matches(self, other: Grid) -> bool:
+        """Return whether the other grid has exactly the same shape and affine."""
+        return self.shape == other.shape and np.array_equal(self.affine, other.affine)
 
-        The affine passes through float32 first, since that is what a NIfTI file keeps of it.
+    def digest(self) -> str:
+        """Return 16 hex digits that name this grid: the sha256 of its shape and its affine rounded to 1e-4 mm.
+
+        The affine is rounded to float32 first, because that is what a NIfTI file keeps of it.
         """
         steps = np.rint(self.affine[:3].astype(np.float32).astype(np.float64) * 1e4).astype("<i8")
         return hashlib.sha256(np.array(self.shape, "<i8").tobytes() + steps.tobytes()).hexdigest()[:16]
 
 
 def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(N, 3) points through a (4, 4) affine -> (N, 3)."""
-    return np.asarray(points, np.float64) @ affine[:3, :3].T + affine[:3, 3]
+    """Map points (N, 3) by an affine (4, 4)."""
+    moved: np.ndarray = np.asarray(points, np.float64) @ affine[:3, :3].T + affine[:3, 3]
+    return moved
 
 
 def three_axes(shape: Sequence[int]) -> tuple[int, int, int]:
-    """The first three axes of a shape, missing ones with one voxel."""
+    """Return the first three axes of a shape; missing axes have one voxel."""
     i, j, k = (*shape, 1, 1)[:3]
     return i, j, k
 
 
 def lps_affine(directions: np.ndarray, spacing: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """ITK's and DICOM's geometry as an affine, (4, 4), voxel index -> RAS+ mm.
+    """Return the affine (4, 4), voxel index -> RAS+ mm, of a geometry as ITK and DICOM state it.
 
-    `directions` (n, n), its columns the directions of the axes, `spacing` (n,) mm and `origin` (n,) LPS mm, n = 2 or 3.
+    `directions` (n, n) LPS has the directions of the axes in its columns; `spacing` (n,) mm; `origin` (n,) LPS mm;
+    n = 2 or 3.
     """
     dims = len(origin)
     lps = np.eye(4)
@@ -105,20 +109,23 @@ def lps_affine(directions: np.ndarray, spacing: np.ndarray, origin: np.ndarray) 
 
 
 def lps_parts(affine: np.ndarray, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The inverse of `lps_affine`: directions (n, n), spacing (n,) mm and origin (n,) LPS mm, n = `dims`."""
+    """Return directions (n, n) LPS, spacing (n,) mm and origin (n,) LPS mm of an affine, n = `dims`.
+
+    The inverse of `lps_affine`.
+    """
     lps = (RAS_TO_LPS @ affine)[:dims]
     spacing = np.sqrt((lps[:, :dims] ** 2).sum(axis=0))
     return lps[:, :dims] / spacing, spacing, lps[:, 3]
 
 
 def check_grid(path: Path, grid: Grid) -> list[str]:
-    """Refuse a grid that cannot be (InputError); warnings for one that is unusual."""
+    """Return warnings for an unusual grid. Raises InputError for an impossible one."""
     spacing = grid.spacing
     if not np.isfinite(grid.affine).all() or not ((spacing > SPACING_RANGE[0]) & (spacing < SPACING_RANGE[1])).all():
         came = " x ".join(f"{size:g}" for size in spacing)
         raise InputError(f"{path}: expected a spacing between 0.001 and 1000 mm, got {came} mm")
     if abs(np.linalg.det(grid.affine[:3, :3] / spacing)) < 1e-3:
-        raise InputError(f"{path}: singular affine: its axes do not span the space")
+        raise InputError(f"{path}: expected an affine whose axes span space, got a singular affine")
     warnings = []
     axes = spacing[: grid.dims]
     if axes.max() > ANISOTROPY * axes.min():

@@ -1,1 +1,1 @@
-"""The work of `medkit transform`: applying, composing, inverting, measuring, converting, describing transforms."""
+"""The work of `medkit transform`: apply, compose, invert, convert and describe transforms, and measure Jacobians."""

@@ -1,4 +1,4 @@
-"""Images, labels and points through transforms."""
+"""Apply transforms to images, labels and points."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ PointsFrom = Literal["input", "reference"]
 _POINT_KINDS = ("points", "table")
 _ADVICE = "use --inverse-transform"
 _NEAR = 0.01
-"""mm; a point that comes back within it has an inverse."""
+"""mm; a point that is mapped and mapped back to within this distance has an inverse."""
 
 
 @dataclass(frozen=True)
 class ApplySettings:
-    """How to apply transforms."""
+    """How transforms are applied."""
 
     interpolation: str = "auto"
-    """`linear`, `nearest`, `label`, or `auto`: `label` for label images, else `linear`."""
+    """`linear`, `nearest`, `label`, or `auto`, which is `label` for label images and `linear` for others."""
     points_from: PointsFrom = "input"
-    """Where points lie: in the input image, so that they go where it goes; or in the reference (ANTs, ITK)."""
+    """Space of the points: `input` (they move with the input image) or `reference` (as in ANTs and ITK)."""
     coordinates: str = "RAS"
-    """The frame of points in tables, `RAS` or `LPS`."""
+    """Frame of the points in tables, `RAS` or `LPS`."""
 
 
 def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]], settings: ApplySettings) -> Task:
-    """The task that takes its inputs through `transforms`, file and whether inverted, the first one first."""
+    """Return the task that applies `transforms` to its inputs, the first one first.
+
+    Each transform is given by its file and whether it is inverted.
+    """
     shared = {} if reference is None else {"reference": absolute(reference)}
     roles = {}
     for number, (path, inverted) in enumerate(transforms, start=1):
@@ -68,7 +71,7 @@ def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]],
 
 
 def _arguments(settings: ApplySettings) -> dict[str, str]:
-    """The settings, those of points only where they are not the default: they say nothing of images."""
+    """Return the settings for the sidecar; those of points only if they differ from the defaults."""
     points = {"points_from": settings.points_from, "coordinates": settings.coordinates}
     default = ApplySettings()
     return {"interpolation": settings.interpolation} | {k: v for k, v in points.items() if v != getattr(default, k)}
@@ -76,8 +79,8 @@ def _arguments(settings: ApplySettings) -> dict[str, str]:
 
 def _set_up(
     runtime: Runtime, *, shared: Mapping[str, Path], roles: Mapping[str, bool], settings: ApplySettings
-) -> _Way:
-    """Reads what all cases share: the reference's grid and the transforms. Raises InputError."""
+) -> _Applier:
+    """Read what all cases share: the reference's grid and the transforms. Raises InputError."""
     from medkit.images.image import read_grid
 
     reference = shared.get("reference")
@@ -86,20 +89,23 @@ def _set_up(
         part = read_transform(shared[role])
         parts.append(part.inverse() if inverted else part)
     names = [shared[role].name for role in roles]
-    return _Way(
+    return _Applier(
         reference, read_grid(reference) if reference else None, compose(parts, names) if parts else None, settings
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Way:
-    """The transforms as one, and where they lead: works on one case after the other."""
+class _Applier:
+    """The transforms as one transform, applied to one case at a time."""
 
     reference: Path | None
+    """Image on whose grid results lie."""
     grid: Grid | None
+    """Its grid."""
     transform: Transform | None
-    """Takes reference points to input points."""
+    """Map from reference points to input points, RAS+ mm; None is the identity."""
     settings: ApplySettings
+    """How it is applied."""
 
     def __call__(self, case: Case) -> Result:
         return self._points(case) if case.record.kind in _POINT_KINDS else self._image(case)
@@ -111,17 +117,17 @@ class _Way:
             raise InputError(f"{case.path}: an image needs --reference, the image whose grid the result lies on")
         kind = case.record.kind
         discrete = kind in ("labels", "mask")
-        way = self.settings.interpolation
-        if way == "auto":
-            way = "label" if discrete else "linear"
-        blended = discrete and way == "linear"
-        image = case.image(labels=(discrete and not blended) or way == "label")
+        interpolation = self.settings.interpolation
+        if interpolation == "auto":
+            interpolation = "label" if discrete else "linear"
+        blended = discrete and interpolation == "linear"
+        image = case.image(labels=(discrete and not blended) or interpolation == "label")
         warnings = check_ends(self.transform, self.grid, image.grid, _ADVICE) if self.transform else []
-        moved = resample(image, self.grid, self.transform, cast("Interpolation", way))
+        moved = resample(image, self.grid, self.transform, cast("Interpolation", interpolation))
         if blended:
             warnings.append(f"linear interpolation blends the numbers of {case.path.name}, which are labels")
         if image.data.any() and not moved.data.any():
-            warnings.append(f"the result is empty: {case.path.name} does not reach {self.reference.name} this way")
+            warnings.append(f"the result is empty: {case.path.name} does not overlap {self.reference.name}")
         return Result(
             {"result": moved},
             warnings=warnings,
@@ -145,30 +151,33 @@ class _Way:
         )
 
     def _moved(self, positions: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """(N, 3), RAS+ mm, and warnings of points that a displacement field leads nowhere."""
+        """Return the moved points (N, 3), RAS+ mm, and warnings about points without an inverse."""
         if self.transform is None:
             return positions, []
-        way = self.transform if self.settings.points_from == "reference" else self.transform.inverse()
-        moved = way.map_points(positions)
-        missed = np.linalg.norm(way.inverse().map_points(moved) - positions, axis=1)
+        transform = self.transform if self.settings.points_from == "reference" else self.transform.inverse()
+        moved = transform.map_points(positions)
+        missed = np.linalg.norm(transform.inverse().map_points(moved) - positions, axis=1)
         lost = missed > _NEAR
         if not lost.any():
             return moved, []
         return moved, [
-            f"{int(lost.sum())} of {len(lost)} points lie where the displacement field ends or folds: the way back "
-            f"misses them by up to {missed.max():.3g} mm"
+            f"{int(lost.sum())} of {len(lost)} points lie where the displacement field ends or folds: mapped back, "
+            f"they miss their positions by up to {missed.max():.3g} mm"
         ]
 
 
 @dataclass(frozen=True, eq=False)
 class _PointsFile:
-    """Points at other positions, to be written as the file they came from."""
+    """Moved points, which keep everything else of the file they came from."""
 
     source: Points
+    """The points as they were read."""
     positions: np.ndarray
+    """(N, 3) the new positions, RAS+ mm."""
     coordinates: str
+    """Frame of tables, `RAS` or `LPS`."""
 
     def write(self, path: Path) -> None:
-        """In the format of the name; see `write_points`."""
+        """Write in the format of the name (see `write_points`)."""
         moved = Points(self.positions, self.source.names, self.source.named, self.source.path)
         write_points(path, moved, self.coordinates)

@@ -1,4 +1,4 @@
-"""Several transforms as one, and one as its inverse."""
+"""Compose several transforms into one, and invert transforms."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from medkit.transforms.transform import (
     chain,
     compose,
     grid_of_field,
-    meets_field,
+    in_first_field,
 )
 
 WRITTEN = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".nii.gz", ".nii")
-"""The files that `TransformFile` can make."""
+"""Endings of the files that `TransformFile` can write."""
 TAKES = ("transform", "image")
-"""A displacement field is an image by its name."""
+"""Kinds of files that can hold a transform; by its name a displacement field is an image."""
 
 
 def composition(reference: Path | None) -> Task:
-    """The task that makes one transform of all its inputs, the first one first."""
+    """Return the task that composes all its inputs into one transform, the first one applied first."""
     shared = {} if reference is None else {"reference": absolute(reference)}
     return Task(
         name="transform compose",
@@ -67,7 +67,7 @@ def _reference(case: Case) -> Grid | None:
 
 
 def inversion(reference: Path | None) -> Task:
-    """The task that inverts each of its inputs: affine ones exactly, others on the grid of `reference`."""
+    """Return the task that inverts each of its inputs: affine ones exactly, others on the grid of `reference`."""
     shared = {} if reference is None else {"reference": absolute(reference)}
     return Task(
         name="transform invert",
@@ -99,15 +99,16 @@ def _invert(case: Case) -> Result:
     field = to_displacement_field(inverse, grid)
     metrics = quality(transform, field)
     return result(
-        {"transform": TransformFile(field, grid)}, metrics=metrics, warnings=_doubts(transform, grid, metrics)
+        {"transform": TransformFile(field, grid)}, metrics=metrics, warnings=_warnings(transform, grid, metrics)
     )
 
 
 def quality(transform: Transform, inverse: DisplacementField) -> dict[str, Any]:
-    """How well `inverse`, from its file's voxels, undoes `transform`.
+    """Return how well `inverse`, linear between the voxels of its file, undoes `transform`.
 
-    `residual_mm`: mean and max of |transform(inverse(p)) - p| over the voxels whose inverse lies in the field that is
-    inverted; `covered`: their fraction; `folding`: of the inverted field's voxels, where there is no inverse.
+    `residual_mm`: mean and max of |transform(inverse(p)) - p| over the voxels p that `inverse` takes into the inverted
+    field; `covered`: the fraction of such voxels; `folding`: the fraction of the inverted field's voxels that fold, and
+    so have no inverse.
     """
     from medkit.transforms.jacobian import Determinants, jacobian_determinant
     from medkit.transforms.resampling import displacements
@@ -125,18 +126,18 @@ def quality(transform: Transform, inverse: DisplacementField) -> dict[str, Any]:
 
 
 def _covered(transform: Transform, inverse: DisplacementField) -> np.ndarray:
-    """(I, J, K) bool: where the inverse ends inside the first field of `transform`."""
+    """Return, (I, J, K) bool, where `inverse` leads into the first displacement field of `transform`."""
     grid = inverse.grid
     out = np.empty(grid.shape, bool)
     j, k = (axis.ravel() for axis in np.meshgrid(*map(np.arange, grid.shape[1:]), indexing="ij"))
     for i in range(grid.shape[0]):
         index = np.column_stack([np.full(len(j), i), j, k])
         points = index @ grid.affine[:3, :3].T + grid.affine[:3, 3] + inverse.field[i].reshape(-1, 3)
-        out[i] = meets_field(transform, points).reshape(grid.shape[1:])
+        out[i] = in_first_field(transform, points).reshape(grid.shape[1:])
     return out
 
 
-def _doubts(transform: Transform, grid: Grid, metrics: dict[str, Any]) -> list[str]:
+def _warnings(transform: Transform, grid: Grid, metrics: dict[str, Any]) -> list[str]:
     warnings = []
     if transform.to_grid is not None and transform.to_grid != grid.digest():
         warnings.append(
@@ -146,7 +147,7 @@ def _doubts(transform: Transform, grid: Grid, metrics: dict[str, Any]) -> list[s
         warnings.append("no voxel of the reference has an inverse inside the displacement field")
     if metrics["folding"] > 0:
         warnings.append(
-            f"the displacement field folds in {100 * metrics['folding']:.2g} % of its voxels: there is no inverse there"
+            f"the displacement field folds in {100 * metrics['folding']:.2g} % of its voxels, where it has no inverse"
         )
     return warnings
 

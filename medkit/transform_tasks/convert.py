@@ -1,4 +1,4 @@
-"""Transforms from and to the files of other programs."""
+"""Convert transforms between the file formats of different programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medkit.pipe.names import suffix_of
 from medkit.pipe.records import absolute
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Task
-from medkit.transform_tasks.checks import check_ends, with_ends
+from medkit.transform_tasks.checks import check_ends
 from medkit.transform_tasks.compose import TAKES
 from medkit.transforms.files import TransformFile, read_transform
 from medkit.transforms.freesurfer import (
@@ -26,20 +26,21 @@ from medkit.transforms.freesurfer import (
     write_register_dat,
 )
 from medkit.transforms.fsl import read_flirt, read_warp, write_flirt, write_warp
-from medkit.transforms.itk import is_fsl_warp, is_text_matrix
-from medkit.transforms.transform import AffineTransform, Transform
+from medkit.transforms.itk_fields import is_fsl_warp
+from medkit.transforms.itk_linear import is_text_matrix
+from medkit.transforms.transform import AffineTransform, Transform, with_grids
 
 
 @dataclass(frozen=True)
 class Form:
-    """A program's file for transforms."""
+    """A file format for transforms."""
 
     help: str
-    """What it is, for people."""
+    """Description for `--help`."""
     extensions: tuple[str, ...]
-    """The names it may have, its usual one first."""
+    """Endings of its files, the usual one first."""
     write: Callable[[Path, AffineTransform, FreeSurferVolume, FreeSurferVolume], None] | None = None
-    """Writes an affine transform that leads from a fixed to a moving volume; None: ITK's forms, which need neither."""
+    """Function that writes an affine transform from a fixed to a moving volume; None for forms that need no volumes."""
 
 
 def _flirt(path: Path, transform: AffineTransform, fixed: FreeSurferVolume, moving: FreeSurferVolume) -> None:
@@ -61,11 +62,11 @@ FORMS = {
     "lta-voxels": Form("FreeSurfer, voxel to voxel", (".lta",), functools.partial(write_lta, kind=VOXELS)),
     "register-dat": Form("FreeSurfer tkregister", (".dat",), _register_dat),
 }
-"""Name for `--to` -> the form; a name of a file stands for the first form that has it."""
+"""Formats by their names for `--to`. Without `--to`, the first format with the ending of the output is used."""
 
 
 def conversion(form: str | None, output: Path | None, fixed: Path | None, moving: Path | None) -> Task:
-    """The task that writes each of its inputs in another form. Raises UsageError where that form is not clear."""
+    """Return the task that writes each of its inputs in another format. Raises UsageError if the format is unclear."""
     form = form or _form_of(output)
     images = {role: absolute(path) for role, path in (("fixed", fixed), ("moving", moving)) if path is not None}
     if (FORMS[form].write or form == "fsl-warp") and len(images) < 2:
@@ -87,7 +88,7 @@ def _form_of(output: Path | None) -> str:
     suffix = suffix_of(output).lower() if output else ""
     found = next((name for name, form in FORMS.items() if suffix in form.extensions), None)
     if found is None:
-        raise UsageError(f"name the form with --to ({', '.join(FORMS)}), or a file as --output")
+        raise UsageError(f"name the form with --to ({', '.join(FORMS)}), or by the ending of --output")
     return found
 
 
@@ -98,7 +99,7 @@ def _convert(case: Case, *, form: str) -> Result:
     if form in ("field", "fsl-warp"):
         case.runtime.limit_torch()
     warnings = check_ends(transform, ends[0], ends[1], "exchange --fixed and --moving, or invert it")
-    transform = with_ends(transform, *(None if grid is None else grid.digest() for grid in ends))
+    transform = with_grids(transform, *(None if grid is None else grid.digest() for grid in ends))
     return Result(
         {"transform": _InForm(transform, form, fixed, moving)},
         warnings=warnings,
@@ -115,19 +116,24 @@ def _volume(path: Path | None) -> FreeSurferVolume | None:
 
 
 def read_any(path: Path, fixed: FreeSurferVolume | None = None, moving: FreeSurferVolume | None = None) -> Transform:
-    """Read a transform of any program; those that need their two images say so. Raises InputError."""
+    """Read a transform of any program, from fixed to moving points in RAS+ mm.
+
+    Raises InputError, also if the format needs `fixed` and `moving` and they are missing.
+    """
     reader = _reader_with_images(path)
     if path.suffix == ".lta":
         return read_lta(path, *(None if volume is None else volume.grid for volume in (fixed, moving)))
     if reader is None:
         return read_transform(path)
     if fixed is None or moving is None:
-        raise InputError(f"{path}: has a meaning for its two images alone: name them with --fixed and --moving")
+        raise InputError(
+            f"{path}: only has a meaning together with its two images: name them with --fixed and --moving"
+        )
     return reader(path, fixed.grid, moving.grid)
 
 
 def _reader_with_images(path: Path) -> Callable[..., Transform] | None:
-    """The reader of a form that says nothing without its images; None for other forms."""
+    """Return the reader of a format that needs the two images; None for other formats."""
     if path.suffix == ".dat":
         return read_register_dat
     if path.suffix in (".mat", ".txt") and path.is_file() and is_text_matrix(path.read_bytes()):
@@ -139,20 +145,24 @@ def _reader_with_images(path: Path) -> Callable[..., Transform] | None:
 
 @dataclass(frozen=True, eq=False)
 class _InForm:
-    """A transform to be written in a form."""
+    """A transform as an output in one of the `FORMS`."""
 
     transform: Transform
+    """The transform to write."""
     form: str
+    """Name of the format."""
     fixed: FreeSurferVolume | None
+    """The fixed image, if it was named."""
     moving: FreeSurferVolume | None
+    """The moving image, if it was named."""
 
     def write(self, path: Path) -> None:
-        """Raises OutputError where the form cannot hold the transform."""
+        """Write the file. Raises OutputError if the format cannot hold the transform."""
         if self.fixed is None or self.moving is None or not (FORMS[self.form].write or self.form == "fsl-warp"):
             TransformFile(self.transform, None if self.fixed is None else self.fixed.grid).write(path)
             return
         if getattr(self.transform, "dims", 3) != 3 or self.fixed.grid.dims != 3:
-            raise OutputError(f"{path.name}: {self.form} knows no transforms of the plane")
+            raise OutputError(f"{path.name}: {self.form} cannot hold a transform of the plane")
         if write := FORMS[self.form].write:
             if not isinstance(self.transform, AffineTransform):
                 raise OutputError(

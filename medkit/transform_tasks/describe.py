@@ -1,24 +1,28 @@
-"""What a transform does, in numbers and in words."""
+"""Describe what a transform does, in numbers and in words."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medkit.space import Grid
 from medkit.transforms.jacobian import Determinants, jacobian_determinant
-from medkit.transforms.transform import AffineTransform, Composite, DisplacementField, Transform, grid_of_field
+from medkit.transforms.transform import AffineTransform, DisplacementField, Transform, grid_of_field, parts_of
+
+if TYPE_CHECKING:
+    from scipy.spatial.transform import Rotation
 
 _EXACT = 1e-4
-"""Scales and shears nearer to 1 and 0 count as none: transforms are written with about as many digits."""
+"""Scales this close to 1 and shears this close to 0 are ignored: files store about as many digits."""
 
 
 def describe(path: Path, transform: Transform) -> dict[str, Any]:
-    """What is to be said of a transform, for JSON: lengths in mm, RAS+, angles in degrees, fractions 0 .. 1."""
-    parts = transform.transforms if isinstance(transform, Composite) else (transform,)
+    """Return a description of a transform for JSON: lengths in mm, RAS+; angles in degrees; fractions from 0 to 1."""
+    parts = parts_of(transform)
     described = [_part(part) for part in parts]
     facts = described[0] if len(parts) == 1 else {"kind": "composite", "parts": described}
     head = {"path": str(path), "from_grid": transform.from_grid, "to_grid": transform.to_grid}
@@ -29,11 +33,14 @@ def describe(path: Path, transform: Transform) -> dict[str, Any]:
 
 
 def decompose(matrix: np.ndarray) -> dict[str, Any]:
-    """An affine map (4, 4) as shear, then scale, then rotation, then translation: M = R Z S, S unit upper triangular.
+    """Split an affine map (4, 4) into shear, scale, rotation and translation, applied in this order.
 
-    `rotation_deg` are the angles about the fixed axes x, y and z, in that order; `angle_deg` is the whole turn about
-    `axis`. A mirrored map has a negative first scale.
+    The linear part is M = R Z S: rotation R, scales Z on a diagonal, shear S with ones on its diagonal and zeros below.
+    `rotation_deg` are the angles about the fixed axes x, y and z, applied in this order; `angle_deg` is the angle of
+    the whole rotation about `axis`. A map that mirrors has a negative first scale.
     """
+    from scipy.spatial.transform import Rotation
+
     rotation, upper = np.linalg.qr(matrix[:3, :3])
     signs = np.where(np.diag(upper) < 0, -1.0, 1.0)
     rotation, upper = rotation * signs, upper * signs[:, None]
@@ -41,19 +48,26 @@ def decompose(matrix: np.ndarray) -> dict[str, Any]:
         rotation, upper = rotation * [-1, 1, 1], upper * np.array([-1, 1, 1])[:, None]
     scale = np.diag(upper)
     shear = upper / scale[:, None]
-    turn = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
-    length = np.linalg.norm(turn)
-    y = np.arcsin(np.clip(-rotation[2, 0], -1, 1))
-    x, z = np.arctan2(rotation[2, 1], rotation[2, 2]), np.arctan2(rotation[1, 0], rotation[0, 0])
+    turn = Rotation.from_matrix(rotation)
+    vector = turn.as_rotvec(degrees=True)
+    angle = float(np.linalg.norm(vector))
     return {
-        "rotation_deg": np.rad2deg([x, y, z]).tolist(),
-        "angle_deg": float(np.rad2deg(np.arctan2(length, np.trace(rotation) - 1))),
-        "axis": (turn / length if length > 1e-12 else np.array([0.0, 0, 1])).tolist(),
+        "rotation_deg": _fixed_axis_angles(turn),
+        "angle_deg": angle,
+        "axis": (vector / angle if angle > 1e-10 else np.array([0.0, 0, 1])).tolist(),
         "translation_mm": matrix[:3, 3].tolist(),
         "scale": scale.tolist(),
         "shear": {"xy": float(shear[0, 1]), "xz": float(shear[0, 2]), "yz": float(shear[1, 2])},
         "determinant": float(np.linalg.det(matrix[:3, :3])),
     }
+
+
+def _fixed_axis_angles(turn: Rotation) -> list[float]:
+    """Return the angles in degrees about the fixed axes x, y and z, applied in this order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # with y at 90 degrees only x - z is defined; scipy sets z to 0
+        angles: list[float] = turn.as_euler("xyz", degrees=True).tolist()
+    return angles
 
 
 def _part(part: Transform) -> dict[str, Any]:
@@ -99,7 +113,7 @@ def _lengths(field: np.ndarray) -> dict[str, float]:
 
 
 def in_words(facts: dict[str, Any]) -> Iterator[str]:
-    """The lines of a description."""
+    """Yield the lines of a description that `describe` made."""
     yield facts["path"]
     yield f"  leads from the grid {facts['from_grid'] or 'unknown'} (fixed) to {facts['to_grid'] or 'unknown'} (moving)"
     parts = facts.get("parts", [facts])
@@ -130,5 +144,5 @@ def _part_in_words(part: dict[str, Any]) -> Iterator[str]:
 
 
 def _fixed(values: Iterable[float], digits: int) -> list[str]:
-    """With `digits` after the point, and no minus before a zero."""
+    """Return numbers with `digits` after the point, and zero without a minus."""
     return [f"{round(value, digits) + 0.0:.{digits}f}" for value in values]

@@ -1,4 +1,4 @@
-"""The Jacobian determinant of transforms as an image."""
+"""Images of the Jacobian determinants of transforms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medkit.transforms.transform import AffineTransform, DisplacementField, grid
 
 
 def measurement(reference: Path | None, mask: Path | None, log: bool) -> Task:
-    """The task that draws the Jacobian determinant of each of its inputs, or its natural logarithm."""
+    """Return the task that makes an image of each input's Jacobian determinant, or of its natural logarithm."""
     files = {"reference": reference, "mask": mask}
     return Task(
         name="transform jacobian",
@@ -58,7 +58,7 @@ def _measure(case: Case, *, log: bool) -> Result:
 
 
 def _mask(path: Path | None, grid: Grid) -> np.ndarray | None:
-    """(I, J, K) bool on `grid`, resampled there where its own differs. Raises InputError for an empty one."""
+    """Return a mask (I, J, K) bool on `grid`, resampled if its own grid differs. Raises InputError if it is empty."""
     if path is None:
         return None
     from medkit.images.image import read_image

@@ -1,8 +1,8 @@
-"""FreeSurfer's linear transforms: `.lta` (between RAS or voxels of two volumes) and `register.dat` (tkregister's).
+"""FreeSurfer's linear transforms: `.lta` (between RAS or voxels of two volumes) and tkregister's `register.dat`.
 
-An LTA's matrix takes points of the source (moving) to the destination (fixed), the opposite of ITK; that of a
-`register.dat` takes points of the anatomy (fixed) to the moving volume, both in the RAS of `tkregister`, which has its
-origin in the middle of a volume and knows no oblique axes (FreeSurfer's `transform.cpp`, `registerio.cpp`).
+The matrix of an LTA takes points of the source (moving) to the destination (fixed), the opposite of ITK. The matrix of
+a `register.dat` takes points of the anatomy (fixed) to the moving volume; both are in tkregister's RAS, which has its
+origin in the middle of a volume and no oblique axes (FreeSurfer's `transform.cpp`, `registerio.cpp`).
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ import numpy as np
 
 from medkit.errors import InputError
 from medkit.space import Grid
-from medkit.transforms.transform import AffineTransform
+from medkit.transforms.transform import AffineTransform, is_invertible
 
 VOXELS, RAS = 0, 1
-"""Types of LTA: LINEAR_VOX_TO_VOX and LINEAR_RAS_TO_RAS."""
+"""Types of an LTA: LINEAR_VOX_TO_VOX and LINEAR_RAS_TO_RAS."""
 _TYPE_NAMES = {VOXELS: "LINEAR_VOX_TO_VOX", RAS: "LINEAR_RAS_TO_RAS"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 @dataclass(frozen=True, eq=False)
 class FreeSurferVolume:
-    """An image as the files of FreeSurfer and FSL describe it."""
+    """An image as FreeSurfer's files describe it."""
 
     path: Path
+    """The image's file."""
     grid: Grid
+    """Its voxels, RAS+ mm."""
 
 
 def read_lta(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> AffineTransform:
-    """Read a linear transform array of one transform; `fixed` and `moving` outrank the volumes that it names.
+    """Read a linear transform array of one transform, from fixed to moving points in RAS+ mm.
 
-    Raises InputError for other types, and for one between voxels whose volumes are not known.
+    `fixed` and `moving`, if given, are used instead of the volumes that the file describes. Raises InputError for other
+    types of LTA, and for a voxel-to-voxel one whose volumes are not known.
     """
     text = _text_of(path)
     if not re.search(r"^\s*type\s*=", text, re.MULTILINE):
@@ -55,7 +58,7 @@ def read_lta(path: Path, fixed: Grid | None = None, moving: Grid | None = None) 
 def write_lta(
     path: Path, transform: AffineTransform, fixed: FreeSurferVolume, moving: FreeSurferVolume, kind: int = RAS
 ) -> None:
-    """Write an LTA of type `kind`, source `moving`, destination `fixed`."""
+    """Write an LTA of type `kind` (`VOXELS` or `RAS`) with the source `moving` and the destination `fixed`."""
     matrix = np.linalg.inv(transform.matrix)
     if kind == VOXELS:
         matrix = np.linalg.inv(fixed.grid.affine) @ matrix @ moving.grid.affine
@@ -74,7 +77,10 @@ def write_lta(
 
 
 def read_register_dat(path: Path, fixed: Grid, moving: Grid) -> AffineTransform:
-    """Read tkregister's `register.dat` of a moving volume to the anatomy `fixed`. Raises InputError."""
+    """Read tkregister's `register.dat` of a moving volume and the anatomy `fixed`: a transform from fixed to moving.
+
+    Raises InputError.
+    """
     matrix = _after(path, _text_of(path), r"\A.*\n.*\n.*\n.*$", 16).reshape(4, 4)
     ras = moving.affine @ np.linalg.inv(tkregister_affine(moving)) @ matrix
     ras = ras @ tkregister_affine(fixed) @ np.linalg.inv(fixed.affine)
@@ -82,7 +88,7 @@ def read_register_dat(path: Path, fixed: Grid, moving: Grid) -> AffineTransform:
 
 
 def write_register_dat(path: Path, transform: AffineTransform, fixed: Grid, moving: Grid) -> None:
-    """Write tkregister's `register.dat`: a subject's name, voxel sizes of the moving volume, a contrast, the matrix."""
+    """Write tkregister's `register.dat`: subject name, two voxel sizes of the moving volume (mm), contrast, matrix."""
     matrix = tkregister_affine(moving) @ np.linalg.inv(moving.affine) @ transform.matrix
     matrix = matrix @ fixed.affine @ np.linalg.inv(tkregister_affine(fixed))
     spacing = moving.spacing
@@ -91,7 +97,10 @@ def write_register_dat(path: Path, transform: AffineTransform, fixed: Grid, movi
 
 
 def tkregister_affine(grid: Grid) -> np.ndarray:
-    """(4, 4), voxel -> tkregister's RAS: axes to the left, feet and front, the origin at voxel shape / 2."""
+    """Return the affine (4, 4), voxel -> tkregister's RAS mm.
+
+    Its axes point to the left, the feet and the front; its origin is at voxel `shape / 2`.
+    """
     x, y, z = grid.spacing
     affine = np.array([[-x, 0, 0, 0], [0, 0, z, 0], [0, -y, 0, 0], [0, 0, 0, 1.0]])
     affine[:3, 3] = -affine[:3, :3] @ (np.array(grid.shape) / 2)
@@ -99,13 +108,15 @@ def tkregister_affine(grid: Grid) -> np.ndarray:
 
 
 def _inverted(path: Path, matrix: np.ndarray, fixed: Grid | None, moving: Grid | None) -> AffineTransform:
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise InputError(f"{path}: its matrix cannot be inverted")
+    """Return the transform from fixed to moving for a matrix (4, 4) from moving to fixed. Raises InputError."""
+    if not is_invertible(matrix):
+        raise InputError(f"{path}: expected a matrix that can be inverted")
     from_grid, to_grid = (grid.digest() if grid else None for grid in (fixed, moving))
     return AffineTransform(np.linalg.inv(matrix), from_grid, to_grid)
 
 
 def _text_of(path: Path) -> str:
+    """Return a file's text without comments. Raises InputError."""
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
@@ -114,7 +125,7 @@ def _text_of(path: Path) -> str:
 
 
 def _after(path: Path, text: str, pattern: str, count: int) -> np.ndarray:
-    """The `count` numbers that follow what `pattern` matches; nothing but white space between."""
+    """Return the `count` numbers that follow a match of `pattern`, separated by white space only. Raises InputError."""
     found = re.search(rf"(?:{pattern})((?:\s+{_NUMBER}){{{count}}})", text, re.MULTILINE)
     if not found:
         raise InputError(f"{path}: damaged: expected {count} numbers after {pattern!r}")
@@ -122,10 +133,15 @@ def _after(path: Path, text: str, pattern: str, count: int) -> np.ndarray:
 
 
 def _geometry(path: Path, text: str, which: str) -> np.ndarray:
-    """(4, 4), voxel -> RAS+ mm, of the volume `src` or `dst`: its axes and the middle, voxel shape / 2."""
+    """Return the affine (4, 4), voxel -> RAS+ mm, of the volume `src` or `dst`. Raises InputError.
+
+    The file holds the axes and the position of the middle, which is voxel `shape / 2`.
+    """
     block = text.partition(f"{which} volume info")[2].partition("volume info")[0]
     if not re.search(r"valid\s*=\s*1", block):
-        raise InputError(f"{path}: its {which} volume is not known, so name it (convert --fixed F --moving M)")
+        raise InputError(
+            f"{path}: does not describe its {which} volume, so name both images (convert --fixed F --moving M)"
+        )
     axes = np.stack([_after(path, block, rf"{axis}ras\s*=", 3) for axis in "xyz"], axis=1)
     affine = np.eye(4)
     affine[:3, :3] = axes * _after(path, block, r"voxelsize\s*=", 3)

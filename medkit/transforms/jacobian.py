@@ -1,4 +1,4 @@
-"""Jacobian determinants of transforms: how much they stretch space, and where they fold it."""
+"""Jacobian determinants of transforms: where and how much they stretch space, and where they fold it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from medkit.space import Grid
 from medkit.transforms.transform import AffineTransform, DisplacementField, Transform
 
 LOG_FLOOR = 1e-3
-"""A determinant below it counts as this when its logarithm is taken: a fold has none."""
+"""Smallest determinant of which the logarithm is taken; smaller ones, as in folds, are raised to it."""
 _SLAB = 1 << 18
-"""Voxels worked on at a time."""
+"""Voxels that are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Determinants:
-    """What is to be said about the determinants in a region."""
+    """Summary of the Jacobian determinants in a region."""
 
     minimum: float
+    """Smallest determinant."""
     maximum: float
+    """Largest determinant."""
     mean: float
+    """Mean of the determinants."""
     folding: float
-    """Fraction of the voxels, 0 .. 1, where the determinant is 0 or less: no inverse exists there."""
+    """Fraction of the voxels, 0 to 1, whose determinant is 0 or less: there the transform has no inverse."""
     voxels: int
     """Number of voxels in the region."""
 
     @classmethod
     def of(cls, values: np.ndarray, mask: np.ndarray | None = None) -> Determinants:
-        """From determinants (I, J, K), where `mask` (I, J, K) is true. ValueError for an empty mask."""
+        """Summarise determinants (I, J, K) where `mask` (I, J, K) is true. Raises ValueError for an empty mask."""
         kept = values.ravel(order="K") if mask is None else values[mask]
         if not kept.size:
             raise ValueError("expected a mask with one voxel or more")
@@ -38,7 +41,7 @@ class Determinants:
         return cls(lowest, highest, mean, float((kept <= 0).mean()), kept.size)
 
     def sentence(self) -> str:
-        """For people, such as `0.412 to 1.93, mean 1.02, folding 0.01 % of 12 345 voxels`."""
+        """Return a text such as `0.412 to 1.93, mean 1.02, folding 0.01 % of 12345 voxels`."""
         return (
             f"{self.minimum:.3g} to {self.maximum:.3g}, mean {self.mean:.3g}, "
             f"folding {100 * self.folding:.2g} % of {self.voxels} voxels"
@@ -46,15 +49,16 @@ class Determinants:
 
 
 def jacobian_determinant(transform: Transform, grid: Grid) -> np.ndarray:
-    """(I, J, K) float32: the determinant of the whole map, affine parts included, at the voxels of `grid`.
+    """Return the determinants (I, J, K) float32 of the whole map, affine parts included, at the voxels of `grid`.
 
-    Below 1 where moving anatomy grows when it is resampled: the map takes fixed points to moving points. By central
-    differences between neighbouring voxels, one-sided ones at the border; of the plane where the grid has two axes.
+    The map takes fixed points to moving points, so moving anatomy grows by resampling where a determinant is below 1.
+    Derivatives are central differences between neighbouring voxels, one-sided at the border. A grid of two axes has
+    determinants of the plane.
     """
     if isinstance(transform, AffineTransform):
         matrix = transform.matrix[: grid.dims, : grid.dims]
         return np.full(grid.shape, np.linalg.det(matrix), np.float32)
-    if isinstance(transform, DisplacementField) and _same(transform.grid, grid):
+    if isinstance(transform, DisplacementField) and transform.grid.matches(grid):
         return determinant_of(transform.field, grid)
     from medkit.transforms.resampling import displacements
 
@@ -62,7 +66,10 @@ def jacobian_determinant(transform: Transform, grid: Grid) -> np.ndarray:
 
 
 def determinant_of(displacement: np.ndarray, grid: Grid) -> np.ndarray:
-    """(I, J, K) float32 from displacements (I, J, K, 3), RAS+ mm, at the voxels of `grid`; see above."""
+    """Return the determinants (I, J, K) float32 of displacements (I, J, K, 3), RAS+ mm, at the voxels of `grid`.
+
+    Derivatives are those of `jacobian_determinant`.
+    """
     long = int(np.argmax(displacement.strides[:3]))  # slabs along the axis that is slowest in memory
     out = np.empty(grid.shape, np.float32)
     target, source = np.moveaxis(out, long, 0), np.moveaxis(displacement, long, 0)
@@ -72,32 +79,33 @@ def determinant_of(displacement: np.ndarray, grid: Grid) -> np.ndarray:
     whole = float(np.linalg.det(affine[: grid.dims][:, plane]))
     for first, last in _slabs(source.shape):
         low, high = max(first - 1, 0), min(last + 1, len(source))
-        # d(position) / d(index): the determinant over that of the grid's own axes needs no inverse
+        # derivatives by index, not by mm: dividing by the determinant of the grid's axes saves inverting them
         columns = [_slope(source[low:high], axis) + affine[:, axis] for axis in plane]
         target[first:last] = (_determinant(columns) / whole)[first - low : last - low]
     return out
 
 
-def _same(a: Grid, b: Grid) -> bool:
-    return a.shape == b.shape and np.array_equal(a.affine, b.affine)
-
-
 def _slabs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last index, exclusive, of slabs of about `_SLAB` voxels along the first axis."""
     step = max(1, _SLAB // (shape[1] * shape[2]))
     return ((first, min(first + step, shape[0])) for first in range(0, shape[0], step))
 
 
 def _slope(values: np.ndarray, axis: int) -> np.ndarray:
-    """Central differences along an axis, 0 where it has one voxel."""
+    """Return central differences along an axis; 0 along an axis of one voxel."""
     if values.shape[axis] == 1:
         return np.zeros_like(values)
-    return np.gradient(values, axis=axis)
+    slopes: np.ndarray = np.gradient(values, axis=axis)
+    return slopes
 
 
 def _determinant(columns: list[np.ndarray]) -> np.ndarray:
-    """Of the 2x2 or 3x3 matrices whose columns are given, (..., 3) each."""
+    """Return the determinants (...) of 2x2 or 3x3 matrices, given by their columns, each (..., 3)."""
+    values: np.ndarray
     if len(columns) == 2:
         (a, c, _), (b, d, _) = (np.moveaxis(column, -1, 0) for column in columns)
-        return a * d - b * c
-    (a, d, g), (b, e, h), (c, f, i) = (np.moveaxis(column, -1, 0) for column in columns)
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+        values = a * d - b * c
+    else:
+        (a, d, g), (b, e, h), (c, f, i) = (np.moveaxis(column, -1, 0) for column in columns)
+        values = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    return values

@@ -1,4 +1,4 @@
-"""Files of landmarks: tables in RAS+ or LPS+ mm, and 3D Slicer's .fcsv and .mrk.json in the frame that they name."""
+"""Files of landmarks: tables in RAS+ or LPS+ mm, and 3D Slicer's .fcsv and .mrk.json, which name their frame."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from medkit.errors import InputError, OutputError
 from medkit.space import RAS_TO_LPS, apply_affine
 
 POINT_SUFFIXES = (".csv", ".tsv", ".fcsv", ".mrk.json")
-"""What `read_points` takes."""
+"""Endings of the files that `read_points` reads."""
 _NAMES = ("name", "label", "id")
 _FRAMES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
-"""What Slicer writes for its frames; older versions wrote a number."""
+"""Slicer's words for its frames; older versions wrote a number."""
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Points with names."""
+    """Landmarks from a file."""
 
     positions: np.ndarray
     """(N, 3) float64, RAS+ mm."""
     names: tuple[str, ...]
-    """(N,); their numbers from 1 on where the file has no names."""
+    """(N,) names; the numbers from 1 to N if the file has no names or a name twice."""
     named: bool
-    """Whether the file has names, each its own."""
+    """Whether the file gives each point a different name."""
     path: Path
-    """The file."""
+    """The file that was read."""
 
 
 def read_points(path: Path, frame: str = "RAS") -> Points:
-    """Read landmarks.
+    """Read landmarks. Raises InputError.
 
-    `.csv` and `.tsv`: columns x, y, z, mm in `frame` (`RAS` or `LPS`), and perhaps name (or label, or id), or three
-    columns without a header. `.fcsv` and `.mrk.json`: as 3D Slicer writes them, in the frame they name. Raises
-    InputError.
+    `.csv` and `.tsv`: columns x, y, z (mm in `frame`, `RAS` or `LPS`) and optionally name, label or id; or three
+    columns without a header. `.fcsv` and `.mrk.json`: files of 3D Slicer, in the frame that they name.
     """
     try:
         if path.name.endswith(".json"):
@@ -63,10 +62,10 @@ def read_points(path: Path, frame: str = "RAS") -> Points:
 
 
 def write_points(path: Path, points: Points, frame: str = "RAS") -> None:
-    """Write landmarks in the format of the name: tables in `frame`, Slicer's files in LPS.
+    """Write landmarks in the format of the name: tables in `frame` (`RAS` or `LPS`), Slicer's files in LPS, mm.
 
-    Where that is the format of the file they were read from, everything else in it stays as it is: other columns,
-    colours, the frame. OutputError for another name.
+    If the points were read from a file of that format, everything else in it is kept: other columns, colours, the
+    frame. Raises OutputError for another name.
     """
     same = path.suffix == points.path.suffix and path.name.endswith(POINT_SUFFIXES)
     if path.name.endswith(".mrk.json"):
@@ -94,14 +93,14 @@ def _table(path: Path) -> list[_Row]:
 
 
 def _cells(path: Path) -> tuple[list[list[str]], list[list[str]], list[int], int | None]:
-    """The header of a table (no or one row), its other rows, the columns x, y and z, and the column of names."""
+    """Return a table's header (no row or one), its other rows, the indices of x, y and z, and that of the names."""
     text = path.read_text(encoding="utf-8-sig")
     rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     header = [cell.lower() for cell in rows[0]] if rows else []
     if not {"x", "y", "z"} <= set(header):
         if header and not all(_is_number(cell) for cell in header[:3]):
-            raise ValueError(f"its first line should name the columns x, y and z, and is {', '.join(rows[0])}")
+            raise ValueError(f"expected a first line that names the columns x, y and z, got {', '.join(rows[0])}")
         return [], rows, [0, 1, 2], None
     name = next((header.index(word) for word in _NAMES if word in header), None)
     return rows[:1], rows[1:], [header.index(axis) for axis in "xyz"], name
@@ -116,7 +115,7 @@ def _is_number(text: str) -> bool:
 
 
 def _fcsv(path: Path) -> list[_Row]:
-    """Slicer's older table: `# CoordinateSystem = LPS`, and the columns id, x, y, z, ..., label (12th)."""
+    """Read Slicer's older table: `# CoordinateSystem = LPS`, and the columns id, x, y, z, ..., label (12th)."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     comments = [line for line in lines if line.startswith("#")]
     rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
@@ -129,7 +128,7 @@ def _fcsv_frame(comments: Sequence[str]) -> str:
 
 
 def _markups(path: Path) -> list[_Row]:
-    """Slicer's markups: `{"markups": [{"coordinateSystem": "LPS", "controlPoints": [{"label", "position"}]}]}`."""
+    """Read Slicer's markups: `{"markups": [{"coordinateSystem": "LPS", "controlPoints": [{"label", "position"}]}]}`."""
     markups = json.loads(path.read_bytes())["markups"]
     rows: list[_Row] = []
     for markup in markups:
@@ -155,7 +154,7 @@ def _table_text(points: Points, frame: str, delimiter: str) -> str:
 
 
 def _fcsv_text(points: Points, text: str) -> str:
-    """The file's text with other positions; rows are made where it has none."""
+    """Return the file's text with other positions; rows are made if it has none."""
     lines = text.splitlines()
     comments = [line for line in lines if line.startswith("#")]
     rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
@@ -171,7 +170,7 @@ def _fcsv_text(points: Points, text: str) -> str:
 
 
 def _markups_text(points: Points, content: Any) -> str:
-    """The file's JSON with other positions; control points are made where it has none."""
+    """Return the file's JSON with other positions; control points are made if it has none."""
     places = iter(points.positions)
     markups = content["markups"]
     if not any(markup["controlPoints"] for markup in markups):
@@ -187,7 +186,7 @@ def _markups_text(points: Points, content: Any) -> str:
 
 
 def _numbers(positions: np.ndarray, frame: str) -> Iterator[list[str]]:
-    """Positions (N, 3) RAS+ mm as the digits of `frame`, a nanometre being the last of them."""
+    """Return positions (N, 3) RAS+ mm as texts of mm in `frame`, to a nanometre."""
     if _FRAMES[frame.upper()] == "LPS":
         positions = apply_affine(RAS_TO_LPS, positions)
     return ([f"{value:.6f}" for value in row] for row in positions)

@@ -1,9 +1,9 @@
-"""Resampling an image onto another grid through a transform, as SimpleITK's Resample does it.
+"""Resampling of an image onto another grid through a transform, as SimpleITK's Resample does it.
 
-The value outside the moving image is 0; inside means a continuous index within [-0.5, n - 0.5) along each axis, and
-between the outermost centres and that edge the outermost voxel counts (`itk::ResampleImageFilter`,
-`itk::LinearInterpolateImageFunction`). One thing differs: integers are rounded where ITK cuts off the fraction, which
-would darken an image by half a unit each time.
+Outside the moving image the value is 0. Inside means a continuous index within [-0.5, n - 0.5) along each axis; between
+the outermost voxel centres and that edge the outermost voxel is repeated (`itk::ResampleImageFilter`,
+`itk::LinearInterpolateImageFunction`). One thing differs: integers are rounded, where ITK cuts off the fraction, which
+darkens an image by half a unit each time.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy as np
 from medkit.images.image import Image
 from medkit.space import Grid
 from medkit.transforms.inverse import SLAB, InverseSearch
-from medkit.transforms.transform import AffineTransform, Composite, DisplacementField, InverseField, Transform
+from medkit.transforms.transform import AffineTransform, DisplacementField, InverseField, Transform, parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Interpolation = Literal["linear", "nearest", "label"]
-Points = tuple["Tensor", "Tensor", "Tensor"]
-"""x, y and z of the voxels of one slab, float64, each (rows, I)."""
+Coordinates = tuple["Tensor", "Tensor", "Tensor"]
+"""x, y and z of the voxels of one slab, float64, each (rows, I) or broadcast to it."""
 
 
 def resample(
     image: Image, grid: Grid, transform: Transform | None = None, interpolation: Interpolation = "linear"
 ) -> Image:
-    """`image` (the moving one) on exactly `grid` (the fixed one), typed as `image.dtype`.
+    """Return the moving `image` on exactly the fixed `grid`, in the type `image.dtype`.
 
-    `transform` takes points of the grid's space to the image's space, RAS+ mm; None is the identity. `label` gives
-    each voxel the label with the largest sum of linear weights among its eight neighbours, the smaller of two equal
-    ones. Integers made by `linear` are rounded to the nearest one.
+    `transform` takes points of the grid's space to the image's space, RAS+ mm; None is the identity. Interpolation:
+    `linear` (integers are rounded), `nearest`, or `label`: the label with the largest sum of linear weights among the
+    eight neighbours, and of equal ones the smaller label.
     """
     import torch
 
@@ -54,7 +54,7 @@ def resample(
 
 
 def displacements(transform: Transform, grid: Grid) -> np.ndarray:
-    """(I, J, K, 3) float32, RAS+ mm: how far `transform` moves the centre of each voxel of `grid`."""
+    """Return by how much `transform` moves the voxel centres of `grid`, (I, J, K, 3) float32, RAS+ mm."""
     import torch
 
     world = Grid((1, 1, 1), np.eye(4))
@@ -73,12 +73,13 @@ def displacements(transform: Transform, grid: Grid) -> np.ndarray:
     return out.reshape(*grid.shape[::-1], 3).transpose(2, 1, 0, 3)
 
 
-Step = Callable[[Points, slice], Points]
+Step = Callable[[Coordinates, slice], Coordinates]
+"""Takes the coordinates of the voxels of one slab, and the slab, to other coordinates."""
 
 
 def _steps(grid: Grid, transform: Transform | None, moving: Grid) -> list[Step]:
-    """What leads from a voxel of the fixed grid to a voxel of the moving one, affine neighbours as one matrix."""
-    parts = transform.transforms[::-1] if isinstance(transform, Composite) else (transform,) if transform else ()
+    """Return the steps from voxels of the fixed grid to voxels of the moving one; affine neighbours are one step."""
+    parts = parts_of(transform)[::-1] if transform else ()
     steps: list[Step] = []
     matrix = grid.affine
     for number, part in enumerate(parts):
@@ -93,7 +94,7 @@ def _steps(grid: Grid, transform: Transform | None, moving: Grid) -> list[Step]:
 def _affine_step(matrix: np.ndarray) -> Step:
     rows = [[float(value) for value in row] for row in matrix[:3]]
 
-    def step(points: Points, _: slice) -> Points:
+    def step(points: Coordinates, _: slice) -> Coordinates:
         # small terms first: before a warp they are (rows, 1) and (1, I) and only meet in the last sum
         x, y, z = points
         a, b, c = ((z * row[2] + (y * row[1] + row[3])) + x * row[0] for row in rows)
@@ -103,17 +104,17 @@ def _affine_step(matrix: np.ndarray) -> Step:
 
 
 def _warp_step(part: Transform, grid: Grid | None) -> Step:
-    """`part` as a step of world points; `grid` is given where these are the voxels of that grid themselves."""
+    """Return `part` as a step between points in mm; `grid` is given if the points are its voxel centres."""
     if isinstance(part, InverseField):
         return _many_points_step(InverseSearch.of(part.forward.field, part.forward.grid))
     if not isinstance(part, DisplacementField):
         return _foreign_step(part)
-    if grid is not None and grid.shape == part.grid.shape and np.array_equal(grid.affine, part.grid.affine):
+    if grid is not None and part.grid.matches(grid):
         return _same_grid_step(part)
     volume = _Volume.padded(part.field, "linear")
     to_index = _affine_step(np.linalg.inv(part.grid.affine))
 
-    def step(points: Points, slab: slice) -> Points:
+    def step(points: Coordinates, slab: slice) -> Coordinates:
         shift = _linear(volume, to_index(points, slab))
         x, y, z = (point + shift[..., axis] for axis, point in enumerate(points))
         return x, y, z
@@ -124,10 +125,10 @@ def _warp_step(part: Transform, grid: Grid | None) -> Step:
 def _same_grid_step(part: DisplacementField) -> Step:
     import torch
 
-    # rows of axis I: no copy where the field is stored so, as those of files are
+    # rows along axis I; no copy is made if the field is stored in this order, as fields from files are
     rows = torch.from_numpy(np.ascontiguousarray(part.field.transpose(2, 1, 0, 3)).reshape(-1, part.grid.shape[0], 3))
 
-    def step(points: Points, slab: slice) -> Points:
+    def step(points: Coordinates, slab: slice) -> Coordinates:
         x, y, z = (point + shift for point, shift in zip(points, rows[slab].unbind(-1), strict=True))
         return x, y, z
 
@@ -135,30 +136,32 @@ def _same_grid_step(part: DisplacementField) -> Step:
 
 
 def _foreign_step(part: Transform) -> Step:
+    """Return a step for a transform of another class."""
     import torch
 
     return _many_points_step(lambda points: torch.from_numpy(np.ascontiguousarray(part.map_points(points.numpy().T).T)))
 
 
 def _many_points_step(move: Callable[[Tensor], Tensor]) -> Step:
-    """A step from a function of points (3, N)."""
+    """Return a step from a function of points (3, N)."""
     import torch
 
-    def step(points: Points, _: slice) -> Points:
-        points = torch.broadcast_tensors(*points)
-        x, y, z = move(torch.stack([axis.reshape(-1) for axis in points])).reshape(3, *points[0].shape)
+    def step(points: Coordinates, _: slice) -> Coordinates:
+        shape = np.broadcast_shapes(*(tuple(axis.shape) for axis in points))
+        moved = move(torch.stack([axis.expand(shape).reshape(-1) for axis in points]))
+        x, y, z = moved.reshape(3, *shape)
         return x, y, z
 
     return step
 
 
 def _slabs(rows: int, length: int) -> Iterator[slice]:
-    """Rows of axis I, in blocks of about `SLAB` voxels; row r is at j = r % J, k = r // J."""
+    """Return slices of the rows along axis I, in blocks of about `SLAB` voxels; row r is at j = r % J, k = r // J."""
     step = max(1, SLAB // length)
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
-def _points_of(grid: Grid, slab: slice) -> Points:
+def _points_of(grid: Grid, slab: slice) -> Coordinates:
     import torch
 
     row = torch.arange(slab.start, slab.stop)[:, None]
@@ -168,16 +171,16 @@ def _points_of(grid: Grid, slab: slice) -> Points:
 
 @dataclass(frozen=True, eq=False)
 class _Volume:
-    """A volume with its outermost voxels doubled on every side, so that no neighbour of an inside index is missing."""
+    """A volume whose outermost voxels are repeated once on every side, so that each inside index has all neighbours."""
 
     flat: Tensor
     """Voxels in memory order, axis I fastest: (n,), or (n, 3) for a field."""
     shape: tuple[int, int, int]
-    """(I, J, K) without the doubled voxels."""
+    """(I, J, K) without the repeated voxels."""
 
     @classmethod
     def padded(cls, voxels: np.ndarray, interpolation: Interpolation) -> _Volume:
-        """From (I, J, K) or (I, J, K, 3), in a type that holds the values and that torch can gather."""
+        """Make one from (I, J, K) or (I, J, K, 3), in a type that holds the values and that torch can gather."""
         import torch
 
         i, j, k = voxels.shape[:3]
@@ -191,22 +194,23 @@ class _Volume:
 
     @property
     def strides(self) -> tuple[int, int, int]:
-        """Steps of `flat` along I, J and K."""
+        """Steps in `flat` from a voxel to its neighbour along I, J and K."""
         return 1, self.shape[0] + 2, (self.shape[0] + 2) * (self.shape[1] + 2)
 
-    def inside(self, index: Points) -> Tensor:
-        """Where ITK's `IsInsideBuffer` holds."""
+    def inside(self, index: Coordinates) -> Tensor:
+        """Return where ITK's `IsInsideBuffer` is true."""
         x, y, z = ((axis >= -0.5) & (axis < n - 0.5) for axis, n in zip(index, self.shape, strict=True))
         return x & y & z
 
-    def at(self, corner: Points, inside: Tensor) -> Tensor:
-        """Whole-numbered voxel indices (from -1 on) -> positions in `flat`; 0 where not inside."""
+    def at(self, corner: Coordinates, inside: Tensor) -> Tensor:
+        """Return the positions in `flat` of whole voxel indices, from -1 on; 0 where they are not inside."""
         x, y, z = corner
         position = (x + 1) + (y + 1) * self.strides[1] + (z + 1) * self.strides[2]
         return (position * inside).long()
 
 
 def _working_type(voxels: np.ndarray, interpolation: Interpolation) -> np.dtype:
+    """Return the type in which voxels are interpolated."""
     kind, size = voxels.dtype.kind, voxels.dtype.itemsize
     if kind == "f":
         return np.dtype(np.float64 if size == 8 else np.float32)
@@ -215,8 +219,8 @@ def _working_type(voxels: np.ndarray, interpolation: Interpolation) -> np.dtype:
     return np.dtype(np.int32 if size <= 2 or voxels.dtype == np.int32 else np.int64)
 
 
-def _corners(volume: _Volume, index: Points) -> tuple[Tensor, list[Tensor], Points]:
-    """Where inside; the eight neighbours, I fastest; and the distances from the lowest one, float64."""
+def _corners(volume: _Volume, index: Coordinates) -> tuple[Tensor, list[Tensor], Coordinates]:
+    """Return where `index` is inside, the eight neighbours (I fastest), and the distances from the lowest, float64."""
     inside = volume.inside(index)
     x, y, z = (axis.floor() for axis in index)
     base = volume.at((x, y, z), inside)
@@ -226,7 +230,7 @@ def _corners(volume: _Volume, index: Points) -> tuple[Tensor, list[Tensor], Poin
     return inside, [value.reshape(*inside.shape, *value.shape[1:]) for value in values], parts  # type: ignore[return-value]
 
 
-def _linear(volume: _Volume, index: Points) -> Tensor:
+def _linear(volume: _Volume, index: Coordinates) -> Tensor:
     inside, values, parts = _corners(volume, index)
     vectors = values[0].ndim > inside.ndim
     for part in parts:
@@ -236,14 +240,14 @@ def _linear(volume: _Volume, index: Points) -> Tensor:
     return values[0].mul_(inside[..., None] if vectors else inside)
 
 
-def _nearest(volume: _Volume, index: Points) -> Tensor:
+def _nearest(volume: _Volume, index: Coordinates) -> Tensor:
     inside = volume.inside(index)
     x, y, z = ((axis + 0.5).floor() for axis in index)
     position = volume.at((x, y, z), inside)
     return volume.flat.index_select(0, position.reshape(-1)).reshape(inside.shape) * inside
 
 
-def _label(volume: _Volume, index: Points) -> Tensor:
+def _label(volume: _Volume, index: Coordinates) -> Tensor:
     import torch
 
     inside, values, parts = _corners(volume, index)
@@ -263,15 +267,19 @@ _SAMPLERS = {"linear": _linear, "nearest": _nearest, "label": _label}
 
 
 def _typed(values: Tensor, dtype: np.dtype) -> np.ndarray:
-    """(rows, I) in the output type; whole numbers are rounded and stay within the type."""
-    if dtype.kind not in "iu" or not values.is_floating_point():
-        return values.numpy().astype(dtype, copy=False)
-    limits = np.iinfo(dtype)
-    return values.round_().clamp_(limits.min, limits.max).numpy().astype(dtype)
+    """Return the values (rows, I) in the output type; for integer types they are rounded and clipped to the range."""
+    if dtype.kind in "iu" and values.is_floating_point():
+        limits = np.iinfo(dtype)
+        values = values.round_().clamp_(limits.min, limits.max)
+    typed: np.ndarray = values.numpy().astype(dtype, copy=False)
+    return typed
 
 
 def to_displacement_field(transform: Transform, grid: Grid) -> DisplacementField:
-    """Any transform as one displacement field on `grid`, which should cover the fixed image; linear between voxels."""
+    """Return any transform as one displacement field on `grid`, which should cover the fixed image.
+
+    Between voxel centres the field is linear, so it only approximates the transform there.
+    """
     if isinstance(transform, DisplacementField) and transform.grid is grid:
         return transform
     return DisplacementField(displacements(transform, grid), grid, transform.from_grid, transform.to_grid)

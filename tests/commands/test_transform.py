@@ -615,6 +615,23 @@ def test_show_decomposes_what_it_names(linear: np.ndarray, kind: str) -> None:
     np.testing.assert_allclose(again, linear, atol=1e-9)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_show_half_a_turn(axis: int) -> None:
+    from medkit.transform_tasks.describe import decompose
+
+    facts = decompose(np.diag([*(1.0 if i == axis else -1.0 for i in range(3)), 1.0]))
+    assert facts["angle_deg"] == pytest.approx(180)
+    np.testing.assert_allclose(np.abs(facts["axis"]), np.eye(3)[axis], atol=1e-9)
+
+
+def test_show_a_quarter_turn_about_y() -> None:
+    """There the angles about x and z have only a difference: z is 0."""
+    from medkit.transform_tasks.describe import decompose
+
+    matrix = np.array([[0.0, 0, 1, 0], [0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(decompose(matrix)["rotation_deg"], [0, 90, 0], atol=1e-6)
+
+
 def test_show_a_field(toy: Run, folder: Path) -> None:
     grid = read_grid(folder / "fixed.nii.gz")
     done = toy("transform", "show", folder / "warp.nii.gz", folder / "affine.tfm", "--json")
