@@ -6,7 +6,7 @@ need them, so that `medkit --help` answers at once.
 
 from pluggy import HookimplMarker
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 hookimpl = HookimplMarker("medkit")
 """Marks a plugin's implementation of one of the hooks in `medkit.hookspecs`."""

@@ -1,6 +1,6 @@
 """Records: what one case is, in a pipe and in the sidecar beside its main output.
 
-A record and a sidecar are the same JSON object (see the README, "Records and sidecars"); paths are absolute in the
+A record and a sidecar are the same JSON object (see docs/pipes-and-records.md); paths are absolute in the
 record and relative to the sidecar's folder in the sidecar, so that a moved folder still works.
 """
 

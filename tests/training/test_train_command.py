@@ -122,7 +122,7 @@ def test_the_result_is_a_whole_bundle(unbroken: Path) -> None:
     assert metadata["medkit"]["task"] == "halves"
     assert metadata["medkit"]["training"] | {"hours": 0, "precision": ""} == {
         "base": {"name": "halves", "version": "0.1.0"},
-        "medkit_version": "0.1.0", "config": "train", "steps": 12, "hours": 0, "items": 3, "validation_items": 1,
+        "medkit_version": "0.2.0", "config": "train", "steps": 12, "hours": 0, "items": 3, "validation_items": 1,
         "parameters": 604, "trained_parameters": 604, "seed": 0, "device": "cpu", "precision": "", "metric": "Dice",
         "best": metadata["medkit"]["training"]["best"], "best_step": metadata["medkit"]["training"]["best_step"],
     }  # fmt: skip
