@@ -1,4 +1,4 @@
-"""How a scanner turns a body into voxels: sampling along each axis, and noise.
+"""How a scanner turns a body into voxels: sampling along each axis, noise, and the scale of intensities.
 
 The face of this package for plugins.
 """

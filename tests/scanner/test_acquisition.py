@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medkit.scanner.acquisition import FWHM, Acquisition, Sampling, acquisition_of, along, bspline, refined
+from medkit.scanner.acquisition import FWHM, Acquisition, Sampling, acquisition_of, bspline, refined
 from medkit.space import Grid, apply_affine
 
 OBLIQUE = np.array([[-0.9, 0.2, 0.5, 30.0], [0.3, 1.9, 1.0, -60.0], [-0.1, 0.4, 3.8, 20.0], [0, 0, 0, 1]])
@@ -125,15 +124,6 @@ def test_an_axis_that_is_as_fine_is_left_alone() -> None:
     way = acquisition((6, 5, 4), (1, 1, 1))
     assert torch.equal(way.scanned(image), image)
     assert torch.equal(way.interpolated(image), image)
-
-
-@pytest.mark.parametrize("shapes", list(itertools.permutations([(3, 7), (9, 5), (6, 6)])))
-def test_along_is_the_product_along_each_axis(shapes: list[tuple[int, int]]) -> None:
-    rng = np.random.default_rng(0)
-    operators = [rng.normal(size=shape) for shape in shapes]
-    image = torch.from_numpy(rng.normal(size=[shape[1] for shape in shapes]))
-    wanted = np.einsum("ai,bj,ck,ijk->abc", *operators, image.numpy())
-    np.testing.assert_allclose(along(image, operators).numpy(), wanted, atol=1e-12)
 
 
 # ---- correction
