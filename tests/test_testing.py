@@ -160,10 +160,10 @@ def test_metadata_is_told_what_it_lacks(bundle: Path) -> None:
     del metadata["authors"], metadata["network_data_format"]["inputs"]["image"]["dtype"]
     path.write_text(json.dumps(metadata))
     found = "\n".join(bundle_problems(bundle))
-    assert "no key authors" in found
-    assert "inputs image has no dtype" in found
+    assert "'authors' is a required property" in found
+    assert "network_data_format.inputs.image: 'dtype' is a required property" in found
     path.write_text("{")
-    assert "no JSON" in "\n".join(bundle_problems(bundle))
+    assert "not valid JSON" in "\n".join(bundle_problems(bundle))
 
 
 def test_a_plugin_that_is_not_installed_fails_the_contract() -> None:

@@ -1,6 +1,6 @@
-"""The files of a bundle in a folder or a zip: their names and kinds, what makes names unsafe, and copying them.
+"""The files of a bundle in a folder or a zip: their names and kinds, unsafe names, and copying them.
 
-Nothing here is executed; names and contents come from strangers, and are checked before anything is written.
+Nothing here is executed. Names and contents come from strangers and are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from typing import IO
 from medkit.errors import BundleError, InputError, OutputError
 
 MAX_FILES = 10_000
+"""Largest number of files in a bundle."""
 MAX_BYTES = 32 << 30
-"""The largest bundles of MONAI's zoo have a few GB."""
+"""Largest size of a bundle, unpacked; the largest bundles of MONAI's zoo have a few GB."""
 MAX_RATIO = 100
-"""What a zip may grow by; configs shrink to a tenth and weights hardly at all."""
+"""Largest ratio of unpacked to packed bytes: configs shrink to a tenth, weights hardly at all."""
 SMALL = 64 << 20
-"""Below this many bytes the ratio does not matter."""
+"""Bytes up to which the ratio does not matter."""
 
+METADATA = "configs/metadata.json"
+"""The file that every bundle has (MONAI Bundle Specification)."""
 RECORD = ".medkit.json"
-"""What `medkit bundle install` writes into a bundle's folder about it; hidden, so that no bundle brings its own."""
+"""The file that `medkit bundle install` writes into a bundle's folder; hidden, so that no bundle brings its own."""
 
 _CHUNK = 1 << 20
 _JUNK = ("__MACOSX", "__pycache__")
@@ -37,19 +40,19 @@ class Entry:
     """One file of a bundle."""
 
     name: str
-    """Its path below the bundle's root, with `/`."""
+    """Path below the bundle's root, with `/`."""
     kind: str
     """`file`, `link`, or `special` (a device, a socket, a pipe, something encrypted)."""
     size: int
-    """Bytes, as the folder or the zip's directory says."""
+    """Bytes, as stated by the folder or the zip's directory."""
     open: Callable[[], IO[bytes]]
-    """Opens the content; for a link that of its target."""
+    """Open the content; of a link, the content of its target."""
     target: str = ""
-    """Where a link leads to; empty where it is in a zip."""
+    """Target of a link in a folder; empty for a link in a zip."""
 
 
 def folder_entries(root: Path) -> Iterator[Entry]:
-    """All files below a folder, sorted by name; links are given as such and never followed."""
+    """Yield all files below a folder, sorted by name; links are entries themselves and never followed."""
     found = []
     for folder, folders, files in os.walk(root):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
@@ -68,7 +71,7 @@ def _folder_entry(path: Path, root: Path) -> Entry:
 
 
 def zip_entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
-    """All files of a zip, by the names that stand in it."""
+    """Yield all files of a zip, under the names written in it."""
     for info in archive.infolist():
         mode = info.external_attr >> 16
         if info.is_dir():
@@ -80,41 +83,41 @@ def zip_entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """The zip at a path. Raises InputError for a file that is none."""
+    """Open a zip. Raises InputError if the file is not a zip."""
     try:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path}: no zip of a bundle: {error}") from None
+        raise InputError(f"{path}: expected a zip of a bundle: {error}") from None
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file is no part of a bundle: hidden, a cache, or the state of a training."""
+    """Return whether a file is not part of a bundle: hidden, a cache, or the state of a training."""
     parts = name.split("/")
     return parts[0] == "training" or any(p in _JUNK or (p.startswith(".") and p not in (".", "..")) for p in parts)
 
 
 def bundle_root_in(names: Iterable[str]) -> str:
-    """The prefix of a bundle's files in an archive: `NAME/`, or empty where they lie at its top.
+    """Return the prefix of a bundle's files in an archive: `NAME/`, or empty if they are at its top.
 
-    Raises BundleError where `configs/metadata.json` is in neither place.
+    Raises BundleError if `configs/metadata.json` is in neither place.
     """
     names = [n for n in names if not is_junk(n)]
-    if "configs/metadata.json" in names:
+    if METADATA in names:
         return ""
     tops = {n.split("/")[0] for n in names}
-    if len(tops) == 1 and f"{(top := tops.pop())}/configs/metadata.json" in names:
+    if len(tops) == 1 and f"{(top := tops.pop())}/{METADATA}" in names:
         return f"{top}/"
-    raise BundleError("no configs/metadata.json at its top or in its only folder")
+    raise BundleError(f"no {METADATA} at its top or in its only folder")
 
 
 def problems(entries: Iterable[Entry], archive_bytes: int | None = None) -> Iterator[str]:
-    """Why files must not be written into a folder: unsafe names, links, devices, two names for one file, sheer size.
+    """Yield why files must not be written into a folder: unsafe names, links, devices, two names for one file, size.
 
-    `archive_bytes` is the size of the zip that they are in; None: they are in a folder.
+    `archive_bytes` is the size of the zip that holds them; None if they are in a folder.
     """
     entries = list(entries)
     for entry in entries:
-        if reason := unsafe(entry.name):
+        if reason := unsafe_reason(entry.name):
             yield f"{printable(entry.name)}: {reason}"
         elif entry.kind != "file":
             yield f"{printable(entry.name)}: is a {entry.kind}" + (" file" if entry.kind == "special" else "")
@@ -128,8 +131,8 @@ def problems(entries: Iterable[Entry], archive_bytes: int | None = None) -> Iter
         yield f"{archive_bytes} bytes that unpack to {total}: more than {MAX_RATIO} times as many"
 
 
-def unsafe(name: str) -> str | None:
-    """Why a name must not be written below a folder; None where it may."""
+def unsafe_reason(name: str) -> str | None:
+    """Return why a name must not be written below a folder; None if it may."""
     if not name or name.startswith("/") or name[1:2] == ":":
         return "is an absolute path"
     if "\\" in name:
@@ -137,28 +140,28 @@ def unsafe(name: str) -> str | None:
     if ".." in PurePosixPath(name).parts:
         return "leads out of the bundle"
     if name != PurePosixPath(name).as_posix() or name == ".":
-        return "is no plain path"
+        return "is not a plain path"
     if not name.isprintable():
         return "has a control character"
     return None
 
 
 def _collisions(names: list[str]) -> Iterator[str]:
-    """Names that are one file where case or composition do not count, and files that are folders of others."""
-    seen: dict[str, str] = {}
+    """Yield names that are one file where case or Unicode form does not count, and files that are folders of others."""
+    by_key: dict[str, str] = {}
     for name in names:
         key = unicodedata.normalize("NFC", name).casefold()
-        if key in seen:
-            yield f"{printable(name)}: is one file with {printable(seen[key])} where case does not count"
-        seen[key] = name
-    for key, name in seen.items():
+        if key in by_key:
+            yield f"{printable(name)}: is the same file as {printable(by_key[key])} where case does not count"
+        by_key[key] = name
+    for key, name in by_key.items():
         for parent in PurePosixPath(key).parents:
-            if (above := parent.as_posix()) in seen:
-                yield f"{printable(seen[above])}: is a file and the folder of {printable(name)}"
+            if (above := parent.as_posix()) in by_key:
+                yield f"{printable(by_key[above])}: is a file and the folder of {printable(name)}"
 
 
 def printable(text: str) -> str:
-    r"""Text of a stranger for the terminal: control characters are written as escapes.
+    r"""Return a stranger's text for the terminal, with control characters written as escapes.
 
     >>> printable("a" + chr(27) + "[31m")
     'a\\x1b[31m'
@@ -170,18 +173,21 @@ def printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def errors_said() -> Iterator[None]:
-    """A full disk or a folder that is not ours is an error that users can act on."""
+def write_errors_named() -> Iterator[None]:
+    """Turn errors of the file system, such as a full disk, into an OutputError that names the file."""
     try:
         yield
     except OSError as error:
         raise OutputError(f"{error.filename or 'the bundle'}: {error.strerror or error}") from error
 
 
-def checked(source: Path, entries: list[Entry], archive_bytes: int | None) -> tuple[list[Entry], str]:
-    """The entries to copy, named from the bundle's root on, and the prefix they had."""
-    # the names of what is left out are checked as well: an archive that has such names is not to be dealt with;
-    # not so in a folder, where a hidden file may be anything of its owner
+def entries_to_copy(source: Path, entries: list[Entry], archive_bytes: int | None) -> tuple[list[Entry], str]:
+    """Return the entries to copy, named from the bundle's root on, and the prefix that they had.
+
+    Raises BundleError for unsafe files, and if `source` is not a bundle.
+    """
+    # in an archive the names of files that are left out are checked too: one with unsafe names is an attack;
+    # a folder may have hidden files of any kind, which belong to its owner
     considered = entries if archive_bytes is not None else [e for e in entries if not is_junk(e.name)]
     if found := list(problems(considered, archive_bytes)):
         more = f"; {len(found) - 5} more" if len(found) > 5 else ""
@@ -189,13 +195,13 @@ def checked(source: Path, entries: list[Entry], archive_bytes: int | None) -> tu
     try:
         prefix = bundle_root_in(e.name for e in entries)
     except BundleError as error:
-        raise BundleError(f"{source}: no bundle: {error}") from None
+        raise BundleError(f"{source}: not a bundle: {error}") from None
     named = [replace(e, name=e.name[len(prefix) :]) for e in entries if e.name.startswith(prefix)]
     return [e for e in named if not is_junk(e.name)], prefix
 
 
 def copy(entry: Entry, path: Path, source: Path) -> None:
-    """Writes one entry of `source` to `path`, no more than it says it holds."""
+    """Write one entry of `source` to `path`, up to its stated size. Raises BundleError if it is larger."""
     path.parent.mkdir(parents=True, exist_ok=True)
     left = entry.size
     try:
@@ -203,7 +209,7 @@ def copy(entry: Entry, path: Path, source: Path) -> None:
             while chunk := file.read(_CHUNK):
                 left -= len(chunk)
                 if left < 0:  # a zip's directory may lie about sizes
-                    raise BundleError(f"{source}: {entry.name} is larger than it says")
+                    raise BundleError(f"{source}: {entry.name} is larger than the zip states")
                 out.write(chunk)
             out.flush()
             os.fsync(out.fileno())
@@ -212,9 +218,12 @@ def copy(entry: Entry, path: Path, source: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> Path:
-    """Copies the bundle in a zip into `folder`, below the name it has there; gives its root. Raises as `install`."""
-    with errors_said(), open_zip(source) as archive:
-        kept, prefix = checked(source, list(zip_entries(archive)), source.stat().st_size)
+    """Copy the bundle in a zip into `folder`, below the name it has in the zip, and return its root.
+
+    Raises InputError, BundleError and OutputError, as `medkit.bundles.store.install` does.
+    """
+    with write_errors_named(), open_zip(source) as archive:
+        kept, prefix = entries_to_copy(source, list(zip_entries(archive)), source.stat().st_size)
         root = folder / (Path(prefix).name or source.stem)
         for entry in kept:
             copy(entry, root / entry.name, source)

@@ -1,7 +1,7 @@
 """A MONAI bundle as a folder: its metadata, configs, weights and texts, and where bundles are found.
 
-Nothing of a bundle is executed here. Its configs run code once MONAI reads them, so bundles that no installed plugin
-brings need the user's word (`--trust`, see `medkit.bundles.safety.trust`).
+Nothing of a bundle is executed here. Its configs run code once MONAI builds what they describe, so the user has to
+allow bundles that no installed plugin brings (`--trust`, see `medkit.bundles.safety.trust`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundles.archive import RECORD, unpack
-from medkit.bundles.safety import trust as trusted
+from medkit.bundles.archive import METADATA, RECORD, unpack
+from medkit.bundles.safety.trust import admit
 from medkit.errors import BundleError, UsageError, WeightsMissingError, listed
 
 if TYPE_CHECKING:
@@ -32,41 +32,46 @@ WEIGHTS = "models/model.pt"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle's folder and what its plugin or its metadata say about it."""
+    """A bundle's folder and what its plugin or its metadata state about it."""
 
     root: Path
-    """Absolute."""
+    """Absolute path of the folder."""
     name: str
-    """What `--bundle` calls it."""
+    """The name that `--bundle` takes."""
     task: str | None = None
-    """The task it is for; None where it is a folder whose metadata does not say."""
+    """The task it is for; None for a folder whose metadata do not state one."""
     distribution: str | None = None
-    """The installed distribution that brings it; None for a folder that the user names or installed."""
+    """The installed distribution that brings it; None for a folder that the user named or installed."""
     by_user: bool = False
-    """Whether `medkit bundle install` put it where it lies."""
+    """Whether `medkit bundle install` installed it."""
     spec: BundleSpec | None = None
-    """What its plugin says about it."""
+    """What its plugin states about it."""
     archive: Path | None = None
-    """The zip that `root` was unpacked from, for this process alone."""
+    """The zip that was unpacked to `root`, for this process only."""
+
+    @property
+    def metadata_path(self) -> Path:
+        """Path of `configs/metadata.json`."""
+        return self.root / METADATA
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any]:
-        """The content of `configs/metadata.json`. Raises BundleError."""
+        """Content of `configs/metadata.json`. Raises BundleError."""
         return read_metadata(self.root)
 
     @property
     def block(self) -> Mapping[str, Any]:
-        """What its metadata say to medkit alone, under `medkit`."""
-        return _block(self.metadata)
+        """The part of the metadata that only medkit reads, under the key `medkit`."""
+        return medkit_block(self.metadata)
 
     @property
     def version(self) -> str:
-        """Its version, such as `0.1.0`."""
+        """Version, such as `0.1.0`."""
         return str(self.metadata.get("version", "0.0.0"))
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of file it takes (see `medkit.specs.KINDS`)."""
+        """Kinds of file it takes (see `medkit.specs.KINDS`)."""
         if self.spec is not None:
             return self.spec.kinds
         stated = self.block.get("kinds")
@@ -74,7 +79,7 @@ class Bundle:
 
     @property
     def modality(self) -> str | None:
-        """`MR`, `CT` and so on; None where it takes any, or does not say."""
+        """`MR`, `CT` and so on; None if it takes any modality, or does not state one."""
         if self.spec is not None:
             return self.spec.modality
         if isinstance(stated := self.block.get("modality"), str):
@@ -83,7 +88,7 @@ class Bundle:
         return str(found[0]) if found and found[0] not in (None, "n/a") else None
 
     def config(self, name: str) -> Path:
-        """The config file of that name, such as `train`. Raises BundleError."""
+        """Return the path of the config of that name, such as `train`. Raises BundleError if it does not exist."""
         folder = self.root / "configs"
         for suffix in CONFIG_SUFFIXES:
             if (folder / f"{name}{suffix}").is_file():
@@ -92,12 +97,12 @@ class Bundle:
         raise BundleError(f"bundle {self.name}: no config {name} in {folder}; there is {listed(there or ['none'])}")
 
     def has_config(self, name: str) -> bool:
-        """Whether it has a config of that name."""
+        """Return whether it has a config of that name."""
         return any((self.root / "configs" / f"{name}{suffix}").is_file() for suffix in CONFIG_SUFFIXES)
 
     @property
     def weights(self) -> Path:
-        """The file with its weights. Raises WeightsMissingError."""
+        """Path of the file with its weights. Raises WeightsMissingError."""
         path = self.root / WEIGHTS
         if not path.is_file():
             raise WeightsMissingError(f"bundle {self.name}: no weights at {path}")
@@ -105,26 +110,27 @@ class Bundle:
 
 
 def read_metadata(root: Path) -> dict[str, Any]:
-    """The content of a bundle's `configs/metadata.json`. Raises BundleError where it is missing or no JSON object."""
-    path = root / "configs" / "metadata.json"
+    """Return the content of a bundle's `configs/metadata.json`. Raises BundleError unless it is a JSON object."""
+    path = root / METADATA
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; a bundle's folder has configs/metadata.json") from None
     except ValueError as error:
-        raise BundleError(f"{path}: no JSON: {error}") from None
+        raise BundleError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise BundleError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
 
 
-def _block(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+def medkit_block(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a bundle's metadata that only medkit reads; empty if there is none."""
     block = metadata.get("medkit")
     return block if isinstance(block, dict) else {}
 
 
 def tensors(metadata: Mapping[str, Any], side: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and description of the network's `inputs` or `outputs`, of those that are described as they should be."""
+    """Return name and description of the network's `inputs` or `outputs` (`side`) that have a valid description."""
     formats = metadata.get("network_data_format")
     found = formats.get(side) if isinstance(formats, dict) else None
     return [(n, t) for n, t in found.items() if isinstance(t, dict)] if isinstance(found, dict) else []
@@ -134,11 +140,13 @@ def tensors(metadata: Mapping[str, Any], side: str) -> list[tuple[str, Mapping[s
 
 
 USER = "user"
-"""What stands before the name of a bundle that the user installed, where a plugin's has the same: `user:NAME`."""
+"""Prefix for a bundle that the user installed, where a plugin's bundle has the same name: `user:NAME`."""
+AUTO = "auto"
+"""Value of `--bundle` that gives each case to the bundle that fits it (see `medkit.inference.choice`)."""
 
 
 def user_folder() -> Path:
-    """Where the user's bundles are installed: MEDKIT_BUNDLES, else `medkit/bundles` in the user's data folder."""
+    """Return the folder of the user's bundles: MEDKIT_BUNDLES, else `medkit/bundles` in the user's data folder."""
     if given := os.environ.get("MEDKIT_BUNDLES"):
         return Path(given).absolute()
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -146,7 +154,7 @@ def user_folder() -> Path:
 
 
 def read_record(root: Path) -> dict[str, Any] | None:
-    """What was written down when a bundle was installed; None for a folder that is no installed bundle."""
+    """Return the record that `medkit bundle install` wrote; None for a folder that is not an installed bundle."""
     try:
         found = json.loads((root / RECORD).read_bytes())
     except (OSError, ValueError):
@@ -155,7 +163,7 @@ def read_record(root: Path) -> dict[str, Any] | None:
 
 
 def installed(registry: Registry) -> list[Bundle]:
-    """The bundles that the plugins bring, and those that the user installed."""
+    """Return the bundles that the plugins bring, and those that the user installed."""
     brought = [
         Bundle(spec.root, spec.name, spec.task, plugin.distribution, spec=spec)
         for plugin in registry.plugins
@@ -170,10 +178,10 @@ def _installed_by_user() -> list[Bundle]:
     return [Bundle(folder, folder.name, r.get("task"), by_user=True) for folder, r in records if r is not None]
 
 
-def find(text: str, registry: Registry) -> Bundle:
-    """The bundle that `--bundle` names: `NAME`, `distribution:NAME`, or the path of a folder or zip.
+def find_bundle(text: str, registry: Registry) -> Bundle:
+    """Return the bundle that `--bundle` names: `NAME`, `distribution:NAME`, or the path of a folder or zip.
 
-    Raises UsageError for a name that nobody or several have, BundleError for a folder or zip that is no bundle.
+    Raises UsageError if no bundle or several have the name, BundleError if the folder or zip is not a bundle.
     """
     known = installed(registry)
     qualifier, _, name = text.rpartition(":")
@@ -205,33 +213,34 @@ def _from_folder(folder: Path, known: list[Bundle]) -> Bundle:
 
 
 def _own_task(root: Path) -> str | None:
-    """The task that a bundle's metadata say it is for."""
-    task = _block(read_metadata(root)).get("task")
+    return stated_task(read_metadata(root))
+
+
+def stated_task(metadata: Mapping[str, Any]) -> str | None:
+    """Return the task that a bundle's metadata state; None if they do not state one."""
+    task = medkit_block(metadata).get("task")
     return task if isinstance(task, str) else None
 
 
 def _from_zip(archive: Path) -> Bundle:
-    """A bundle unpacked into a folder that goes with this process."""
+    """Return a bundle, unpacked into a folder that is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="medkit-bundle-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     root = unpack(archive, folder)
     return Bundle(root, root.name, _own_task(root), archive=archive.absolute())
 
 
-AUTO = "auto"
-"""What `--bundle` says where each case is to be given to the bundle that fits it (see `medkit.inference.choice`)."""
+# ---- which bundle may run
 
 
-def bundles_for_task(text: str, task: str, registry: Registry, *, trust: bool) -> tuple[Bundle, ...]:
-    """The bundles that may run for a task: the one that `text` names, or with `auto` all that its plugins bring.
+def candidate_bundles(text: str, task: str, registry: Registry, *, trust: bool) -> tuple[Bundle, ...]:
+    """Return the bundles that may run for a task: the one that `text` names, or with `auto` all of the task.
 
     Raises as `bundle_for_task` does.
     """
     if text != AUTO:
         return (bundle_for_task(text, task, registry, trust=trust),)
-    own = [b for b in installed(registry) if b.task == task and (b.spec is None or b.spec.auto)]
-    # what a script runs without naming it stays the same when the user installs another
-    own = [b for b in own if not b.by_user] or own
+    own = _before_the_users([b for b in installed(registry) if b.task == task and (b.spec is None or b.spec.auto)])
     if not own:
         return (bundle_for_task(None, task, registry, trust=trust),)
     for bundle in own:
@@ -242,22 +251,20 @@ def bundles_for_task(text: str, task: str, registry: Registry, *, trust: bool) -
 def bundle_for_task(
     text: str | None, task: str, registry: Registry, *, trust: bool, configs: Sequence[str] = ()
 ) -> Bundle:
-    """The bundle whose configs may run for a task: the one that `text` names, or the only one that the task has.
+    """Return the one bundle that may run for a task: the one that `text` names, or the only one that the task has.
 
-    Of several the one that has all `configs`.
+    If the task has several, those that have all of `configs` are preferred.
 
-    Raises UsageError for a task that no bundle is for, for a bundle of another task, and for one that no plugin brings
-    unless `trust` says that its code may run, now or before (see `medkit.bundles.safety.trust`).
+    Raises UsageError if no bundle is for the task, if several are, if the named bundle is for another task, and if no
+    plugin brings it, unless it is trusted: `trust` states that its code may run (see `medkit.bundles.safety.trust`).
     """
     known = installed(registry)
-    bundle = find(text, registry) if text else None
+    bundle = find_bundle(text, registry) if text else None
     tasks = {b.task for b in (*known, *([bundle] if bundle else [])) if b.task}
     if task not in tasks:
         raise UsageError(f"task {task}: no bundle is for it; there are bundles for {listed(sorted(tasks) or ['none'])}")
     if bundle is None:
-        own = [b for b in known if b.task == task]
-        # what a script runs without naming it stays the same when the user installs another
-        own = [b for b in own if not b.by_user] or own
+        own = _before_the_users([b for b in known if b.task == task])
         own = [b for b in own if all(b.has_config(name) for name in configs)] or own
         if len(own) > 1:
             raise UsageError(f"task {task} has several bundles; choose one with --bundle: {_names(own)}")
@@ -268,10 +275,15 @@ def bundle_for_task(
     return bundle
 
 
+def _before_the_users(bundles: list[Bundle]) -> list[Bundle]:
+    """Leave out the user's bundles if plugins bring others: installing one must not change what a script runs."""
+    return [b for b in bundles if not b.by_user] or bundles
+
+
 def require_trust(bundle: Bundle, *, trust: bool) -> None:
-    """Raises UsageError for a bundle that no plugin brings unless `trust` says that its code may run, now or before."""
+    """Raise UsageError if no plugin brings the bundle and the user does not allow its code to run, now or before."""
     if bundle.distribution is None:
-        trusted.admit(bundle.root, trust=trust, shown=bundle.archive)
+        admit(bundle.root, trust=trust, shown=bundle.archive)
 
 
 def _names(bundles: list[Bundle]) -> str:
@@ -279,4 +291,18 @@ def _names(bundles: list[Bundle]) -> str:
     return ", ".join(b.name if names.count(b.name) == 1 else f"{_qualifier(b)}:{b.name}" for b in bundles)
 
 
-# ---- what makes a bundle whole
+# ---- whether a bundle is whole
+
+
+def missing_files(root: Path, *, weights: bool = True) -> list[str]:
+    """Return the names of the files that a bundle must have and this one does not; `weights`: models/model.pt too.
+
+    A `large_files` list, from which large weights are fetched, counts as the weights.
+    """
+    missing = [name for name in ("LICENSE", METADATA, "docs/README.md") if not (root / name).is_file()]
+    if not any((root / "configs" / f"inference{suffix}").is_file() for suffix in CONFIG_SUFFIXES):
+        missing.append("configs/inference.json")
+    sources = (WEIGHTS, *(f"large_files{suffix}" for suffix in CONFIG_SUFFIXES))
+    if weights and not any((root / name).is_file() for name in sources):
+        missing.append(WEIGHTS)
+    return missing

@@ -1,30 +1,229 @@
-"""A bundle's configs: reading them as data, walking over them, and what MONAI says of them in one line."""
+"""A bundle's configs: reading them as plain data, walking through them, and opening them with MONAI.
+
+Reading executes nothing. Opening builds objects and runs the config's expressions when they are asked for, so the
+bundle has to be trusted first (see `medkit.bundles.safety.trust`).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
 import pickle
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from medkit.errors import BundleError, InputError, MedkitError
+from medkit.errors import BundleError, InputError, MedkitError, UsageError
+
+if TYPE_CHECKING:
+    from medkit.bundles.bundle import Bundle
+
+MAX_VALUES = 200_000
+"""Largest number of values that `walk` visits: aliases in YAML can stand for more than there is time for."""
+MAX_DEPTH = 200
+"""Deepest nesting that `walk` follows: an alias in YAML can contain itself."""
+
+
+# ---- as data
+
+
+def read_config(path: Path) -> Any:
+    """Return a config as plain data; expressions and references stay text. Raises BundleError."""
+    try:
+        return read_data(path.read_bytes(), path.name)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
+    except Exception as error:  # yaml's errors share no base class with json's
+        form = "JSON" if path.suffix == ".json" else "YAML"
+        raise BundleError(f"{path}: cannot be read: not valid {form}: {error}") from None
+
+
+def read_data(content: bytes, name: str) -> Any:
+    """Return a JSON or YAML file called `name` as plain data. Raises ValueError, RecursionError and yaml.YAMLError.
+
+    YAML's tags for Python objects are an error.
+    """
+    if name.lower().endswith(".json"):
+        return json.loads(content)
+    import yaml
+
+    return yaml.safe_load(content)
+
+
+def walk(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every value of a config with its place, from the top down in the order of the file.
+
+    A place is the keys and list indices that lead to the value; `"::".join(place)` is MONAI's id of it.
+    Raises BundleError for a config with more than `MAX_VALUES` values or `MAX_DEPTH` levels.
+    """
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    for count in range(MAX_VALUES + 1):
+        if not waiting:
+            return
+        place, value = waiting.pop()
+        yield place, value
+        items: Sequence[tuple[Any, Any]] = ()
+        if isinstance(value, dict):
+            items = [*value.items()]
+        elif isinstance(value, list):
+            items = [*enumerate(value)]
+        if len(place) > MAX_DEPTH or count + len(waiting) + len(items) > MAX_VALUES:
+            break
+        waiting += [((*place, str(key)), part) for key, part in reversed(items)]
+    raise BundleError("a config that is nested too deeply, or that has too many values to look at")
+
+
+def class_name(node: Any) -> str:
+    """Return the name of the class that a value of a config describes an object of, without its module; else ''."""
+    return str(node.get("_target_", "")).rpartition(".")[2] if isinstance(node, dict) else ""
+
+
+# ---- opened with MONAI
+
+
+class BundleConfig:
+    """A bundle's configs, opened with MONAI, with the values of medkit and of the user put in.
+
+    Nothing is built before it is asked for. Errors of MONAI and of the bundle's code become a BundleError that names
+    the config.
+    """
+
+    def __init__(
+        self, bundle: Bundle, names: Sequence[str], workflow: Literal["infer", "train"], run_id: str = "run"
+    ) -> None:
+        """Read the configs called `names`, each one laid over those before it.
+
+        Puts the bundle's own code first on `sys.path`. Raises BundleError.
+        """
+        from monai.bundle import ConfigWorkflow
+
+        self.bundle = bundle
+        paths = [bundle.config(name) for name in names]
+        self.path = paths[0]
+        silence_monai()
+        with self.errors_named():
+            self.workflow = ConfigWorkflow(
+                config_file=[str(path) for path in paths],
+                meta_file=str(bundle.metadata_path),
+                workflow_type=workflow,
+                logging_file=False,
+                run_id=run_id,
+            )
+        self.parser: Any = self.workflow.parser
+        _search_snapshot(self.parser.locator)
+        put_code_first(bundle.root)
+
+    def put(self, values: Mapping[str, Any]) -> None:
+        """Set values under those ids that the config has."""
+        for name, value in values.items():
+            if name in self.parser:
+                self.parser[name] = value
+
+    def override(self, overrides: Mapping[str, Any]) -> None:
+        """Set what the user gave with `--set`. Raises UsageError for an id that the config does not have."""
+        if unknown := [name for name in overrides if name not in self.parser]:
+            raise UsageError(f"--set {unknown[0]}: {self.path} has no such id")
+        self.put(overrides)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Build and return what the config holds under an id, or `default` if it does not have the id."""
+        if name not in self.parser:
+            return default
+        with self.errors_named():
+            return self.parser.get_parsed_content(name)
+
+    @contextlib.contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """Turn errors of MONAI and of the bundle's code into a BundleError that names the config."""
+        try:
+            yield
+        except (MedkitError, MemoryError):
+            raise
+        except Exception as error:
+            if own := own_error(error):
+                raise own from None
+            raise BundleError(f"{self.path}: {one_line(error)}") from error
+
+
+def raw_parser(bundle: Bundle, paths: Sequence[Path]) -> Any:
+    """Return a monai.bundle.ConfigParser of configs, each laid over those before it, as plain MONAI would read them.
+
+    Raises what MONAI raises.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config([str(path) for path in paths])
+    parser.read_meta(str(bundle.metadata_path))
+    if "bundle_root" in parser:
+        parser["bundle_root"] = str(bundle.root)
+    return parser
+
+
+def build_without_monai(bundle: Bundle, config: Mapping[str, Any], name: str) -> Any | None:
+    """Build the object that a config, read as data, describes under the id `name`, without MONAI's slow import.
+
+    Returns None if only MONAI can build it: its class is not part of the bundle's own code, or one of its arguments is
+    neither a plain value nor a reference to one.
+    """
+    node = config.get(name)
+    package, _, kind = str(node.get("_target_", "") if isinstance(node, dict) else "").rpartition(".")
+    if not isinstance(node, dict) or not package or not (bundle.root / package).is_dir():
+        return None
+    given = {key: value for key, value in node.items() if key != "_target_"}
+    plain = {k: config.get(v[1:]) if isinstance(v, str) and v.startswith("@") else v for k, v in given.items()}
+    if any(isinstance(value, str | dict | None) for value in plain.values()):
+        return None
+    put_code_first(bundle.root)
+    return getattr(importlib.import_module(package), kind)(**plain)
+
+
+def put_code_first(root: Path) -> None:
+    """Put a bundle's root first on `sys.path`, and forget modules of another bundle, which often have the same name."""
+    here = str(root)
+    sys.path[:] = [here, *(p for p in sys.path if p != here)]
+    own = {p.stem for p in root.iterdir() if (p / "__init__.py").is_file() or p.suffix == ".py"}
+    for name in [m for m in sys.modules if m.partition(".")[0] in own]:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if not file.startswith(here):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def _search_snapshot(locator: Any) -> None:
+    """Make MONAI's locator search a copy of `sys.modules`, which grows while another thread imports."""
+
+    def names() -> list[str]:
+        return [
+            name
+            for name in tuple(sys.modules)
+            if name.startswith(locator.MOD_START) and not any(part in name for part in locator.excludes)
+        ]
+
+    locator._find_module_names = names
+
+
+# ---- what MONAI reports
 
 
 def silence_monai() -> None:
-    """Silences what monai says about choices that are not the user's."""
-    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # that logging_file is False
-    # that NVIDIA's DICOM decoder, which nobody asked for, is not installed
+    """Silence MONAI's messages about choices that are not the user's."""
+    # that logging_file is False
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
+    # that NVIDIA's DICOM decoder, which medkit does not use, is not installed
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
-    warnings.filterwarnings("ignore", "monai.networks.blocks.Warp")  # that it samples by torch
+    # that it samples with torch's own function
+    warnings.filterwarnings("ignore", "monai.networks.blocks.Warp")
 
 
 def own_error(error: BaseException) -> MedkitError | None:
-    """What an object of a config says itself is wrong, below MONAI's errors about it; None where it says nothing."""
+    """Return the MedkitError that an object of a config raised, from below MONAI's errors about it, if there is one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, MedkitError):
         cause = cause.__cause__
@@ -32,7 +231,7 @@ def own_error(error: BaseException) -> MedkitError | None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error and what caused it, in a line; for a package that is not installed, its name alone."""
+    """Return an error and its first cause in one line; for a missing package, only a sentence about that package."""
     parts, cause = [], error
     while True:
         if missing := re.search(r"No module named '(\w+)'", str(cause)):
@@ -44,37 +243,3 @@ def one_line(error: BaseException) -> str:
         if cause.__cause__ is None or isinstance(cause.__cause__, InputError):
             return ", because of ".join(dict.fromkeys(parts[:1] + parts[-1:]))
         cause = cause.__cause__
-
-
-def read_config(path: Path) -> Any:
-    """A config's content as text says it. Raises BundleError."""
-    try:
-        if path.suffix == ".json":
-            return json.loads(path.read_bytes())
-        import yaml
-
-        return yaml.safe_load(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read: {error}") from None
-    except Exception as error:  # yaml's errors share no base with Python's
-        raise BundleError(f"{path}: no YAML: {error}") from None
-
-
-def walk(content: Any) -> Iterator[Any]:
-    """A config's nodes, from the top."""
-    yield content
-    if isinstance(content, dict | list):
-        for part in content.values() if isinstance(content, dict) else content:
-            yield from walk(part)
-
-
-def read_data(content: bytes, name: str) -> Any:
-    """A JSON or YAML file as plain data. Raises ValueError, RecursionError and yaml.YAMLError.
-
-    YAML's tags for Python objects are an error.
-    """
-    if name.lower().endswith(".json"):
-        return json.loads(content)
-    import yaml
-
-    return yaml.safe_load(content)

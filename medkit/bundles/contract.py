@@ -1,4 +1,4 @@
-"""What a bundle takes and gives, read from its metadata and its config as text: nothing of it is executed here."""
+"""What a bundle takes and returns, read from its metadata and its config as data: nothing is executed."""
 
 from __future__ import annotations
 
@@ -8,54 +8,56 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medkit.bundles.bundle import Bundle
-from medkit.bundles.config import read_config, walk
+from medkit.bundles.config import class_name, read_config, walk
 from medkit.errors import BundleError
 
 OutputKind = Literal["labels", "image", "table"]
 SUFFIX: Mapping[OutputKind, str] = {"labels": "dseg", "image": "pred", "table": "class"}
-"""What is added to an input's stem."""
+"""Kind of output -> what is added to an input's stem."""
 _NO_FILE = {"dict": "boxes", "object": "boxes", "points": "points", "tuples": "points"}
+"""Types of output that medkit writes no file of -> what they are."""
 _NO_INPUT = {"noise", "latent", "timesteps"}
+"""Types of input that are not images: networks that generate images take them."""
 NO_IMAGES = {"label", "labels", "mask", "seg"}
-"""Keys of what is no image; training data has them, and inference can do without where nothing is made of them."""
+"""Keys of training data that are not images; inference does not need them unless another transform reads them."""
 _CLICKS = "AddClickSignals"
-"""MONAI's transform for networks that are told where to look; without clicks it fails."""
+"""MONAI's transform for networks that the user points to a place; without clicks it fails."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """The files that go into a bundle and those that come out of it."""
+    """The files that a bundle takes and those that it returns."""
 
     kind: OutputKind
     results: tuple[str, ...]
     """Keys of MONAI's dictionary that hold results, the main one first."""
     keys: tuple[str, ...]
-    """Keys that images are loaded under, the main one first."""
+    """Keys under which images are loaded, the main one first."""
     optional: tuple[str, ...]
-    """Those of them that a case need not have."""
+    """Those of `keys` that a case need not have."""
     channels: tuple[str, ...]
-    """Names of the input's channels, such as `t1`, each of which may be a file of its own; none without names."""
+    """Names of the input's channels, such as `t1`, each of which may be a separate file; empty without names."""
     classes: Mapping[int, str]
-    """Channel of the output -> its name."""
+    """Channel of the output -> name of its class."""
     planar: bool
-    """Whether the network works on planes."""
+    """Whether the network works on 2D slices."""
     aspects: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """What a classifier says about an image beside each other, such as contrast and usability -> the channels of its
-    classes; none where all classes exclude each other."""
+    """Independent questions that a classifier answers, such as contrast and usability -> the channels of their classes;
+    empty if all classes exclude each other."""
 
     @property
     def accepts(self) -> tuple[str, ...]:
-        """The roles under which a record may bring files beside its own path."""
+        """Roles under which a record may name further files besides its own path."""
         more = self.channels if len(self.channels) > 1 else ()
         return tuple(dict.fromkeys([*self.keys[1:], *more]))
 
 
 def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
-    """What a bundle takes and gives. Raises BundleError, with the reason, for what medkit has no files for."""
+    """Return what a bundle takes and returns. Raises BundleError, with the reason, if medkit cannot run the bundle."""
     formats = bundle.metadata.get("network_data_format") or {}
     inputs, outputs = formats.get("inputs") or {}, formats.get("outputs") or {}
     if not inputs or not outputs:
-        raise BundleError(f"bundle {bundle.name}: its metadata does not say what goes in and what comes out")
+        raise BundleError(f"bundle {bundle.name}: its metadata do not describe its inputs and outputs")
     given = inputs.get("image") or next(iter(inputs.values()))
     made = outputs.get("pred") or next(iter(outputs.values()))
     if _NO_INPUT & {given.get("type"), given.get("format")}:
@@ -63,8 +65,8 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
             f"bundle {bundle.name}: makes images from {given.get('type')}: there is no image to run it on"
         )
     content = read_config(bundle.config(config))
-    if any(_class_of(node).startswith(_CLICKS) for node in walk(content)):
-        raise BundleError(f"bundle {bundle.name}: works where somebody clicks ({_CLICKS}); medkit has images alone")
+    if any(class_name(node).startswith(_CLICKS) for _, node in walk(content)):
+        raise BundleError(f"bundle {bundle.name}: needs a user who clicks ({_CLICKS}); medkit has only images")
     keys = tuple(dict.fromkeys(_keys_of(content, "LoadImaged"))) or ("image",)
     classes = {int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()}
     saved = [key for key in dict.fromkeys(_keys_of(content, "SaveImaged")) if key not in keys]
@@ -73,7 +75,7 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
         results=("pred",) if "pred" in saved or not saved else tuple(saved),
         keys=keys,
         optional=tuple(key for key in keys[1:] if key in NO_IMAGES and key not in _sources(content)),
-        # facts beside an image are a channel that no file has
+        # facts that come with an image are a channel too, but not one that a file has
         channels=_channels(given) if len(keys) == 1 and "context" not in bundle.block else (),
         classes=classes,
         planar=len(given.get("spatial_shape") or ()) == 2,
@@ -82,7 +84,7 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
 
 
 def _aspects(bundle: Bundle, classes: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
-    """What `medkit.aspects` in a bundle's metadata says: aspect -> the names of its classes."""
+    """Return aspect -> channels of its classes, from `medkit.aspects` in the metadata (aspect -> names of classes)."""
     stated = bundle.block.get("aspects") or {}
     numbers = {name: n for n, name in classes.items()}
     named = [name for names in stated.values() for name in names]
@@ -98,7 +100,7 @@ def _kind(bundle: Bundle, made: Mapping[str, Any]) -> OutputKind:
     what, form = made.get("type"), made.get("format")
     for word in (what, form):
         if word in _NO_FILE:
-            raise BundleError(f"bundle {bundle.name}: finds {_NO_FILE[word]}, which medkit writes no file of")
+            raise BundleError(f"bundle {bundle.name}: finds {_NO_FILE[word]}, which medkit cannot write to a file")
     if form in ("classes", "classification") and not _has_place(made):
         return "table"
     if form == "labels" and not _has_place(made):
@@ -107,7 +109,7 @@ def _kind(bundle: Bundle, made: Mapping[str, Any]) -> OutputKind:
 
 
 def _has_place(made: Mapping[str, Any]) -> bool:
-    """Whether an output has spatial axes: that of a classifier is said to be (1, classes)."""
+    """Return whether an output has spatial axes; metadata describe a classifier's as (1, classes)."""
     shape = list(made.get("spatial_shape") or ())
     return bool(shape) and shape not in ([1, made.get("num_channels")], [1, 1], [1], [made.get("num_channels")])
 
@@ -119,26 +121,22 @@ def _channels(given: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _keys_of(content: Any, target: str) -> Iterator[str]:
-    """The keys of all transforms of a class, references to plain values resolved."""
-    for node in walk(content):
-        if _class_of(node) == target:
+    """Yield the keys of all transforms of a class, with references to plain values resolved."""
+    for _, node in walk(content):
+        if class_name(node) == target:
             yield from _plain(content, node.get("keys"))
 
 
 def _sources(content: Any) -> set[str]:
-    """Keys that transforms of others are made from, such as the `source` of a crop."""
-    nodes = [node for node in walk(content) if _class_of(node) and "keys" in node]
+    """Return the keys from which transforms make others, such as the `source_key` of a crop."""
+    nodes = [node for _, node in walk(content) if class_name(node) and "keys" in node]
     return {
         key for node in nodes for name in node.keys() - {"keys", "orig_keys"} for key in _plain(content, node[name])
     }
 
 
-def _class_of(node: Any) -> str:
-    """The name of the class that a config's node is an object of; empty for none."""
-    return str(node.get("_target_", "")).rpartition(".")[2] if isinstance(node, dict) else ""
-
-
 def _plain(content: Any, value: Any) -> Iterator[str]:
+    """Yield the strings of a value, or of a list of them, with references resolved; expressions are left out."""
     if isinstance(value, list):
         for part in value:
             yield from _plain(content, part)

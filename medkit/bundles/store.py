@@ -1,7 +1,7 @@
-"""Bundles come and go: installed from a zip or a folder into the user's folder, and packed into a zip.
+"""Installing bundles from a zip or a folder into the user's folder, and packing them into a zip.
 
-A zip is a stranger's, so its names, kinds and sizes are checked before anything of it is written; nothing of it is
-executed. What is installed is made whole in a hidden folder and renamed.
+A zip may come from a stranger, so its names, kinds and sizes are checked before anything is written, and nothing in it
+is executed. A bundle is installed into a hidden folder first and then renamed, so it is there completely or not at all.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 from medkit.bundles.archive import (
     RECORD,
     Entry,
-    checked,
     copy,
-    errors_said,
+    entries_to_copy,
     folder_entries,
     is_junk,
     open_zip,
     printable,
     problems,
+    write_errors_named,
     zip_entries,
 )
-from medkit.bundles.bundle import CONFIG_SUFFIXES, WEIGHTS, read_metadata, read_record, user_folder
-from medkit.bundles.safety import trust as trusted
+from medkit.bundles.bundle import missing_files, read_metadata, read_record, stated_task, user_folder
+from medkit.bundles.safety.trust import digest_of, remember
 from medkit.errors import BundleError, OutputError, UsageError, listed
 from medkit.pipe.atomic import whole, write_atomically
 from medkit.pipe.records import sha256_of
@@ -43,27 +43,27 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Installed:
-    """What `install` did."""
+    """Result of `install`."""
 
     root: Path
-    """Where the bundle lies now."""
+    """The bundle's folder."""
     name: str
     version: str
     task: str | None
-    """The task it is for; None where neither its metadata nor the user say."""
+    """The task it is for; None if neither its metadata nor the user state one."""
     sha256: str
-    """Of the whole bundle (see `bundle_digest`)."""
+    """Digest of the whole bundle (see `bundle_digest`)."""
     already: bool
-    """Whether the very same bundle was there before."""
+    """Whether the same bundle was installed before."""
     left_out: tuple[str, ...] = ()
-    """Hidden files, caches and the state of a training, which are no part of a bundle."""
+    """Files that are not part of a bundle: hidden ones, caches and the state of a training."""
 
 
 def bundle_files(root: Path) -> list[Entry]:
-    """The files that make up a bundle, sorted by name: hidden ones, caches and `training/` left out.
+    """Return the files of a bundle, sorted by name, without hidden ones, caches and `training/`.
 
-    Raises BundleError for names that another system cannot hold, for devices, and for links out of the bundle; a link
-    to a file of the bundle counts as a file.
+    A link to a file of the bundle counts as a file. Raises BundleError for names that another system cannot hold, for
+    devices, and for links out of the bundle.
     """
     entries = [_followed(e, root) for e in folder_entries(root) if not is_junk(e.name)]
     if found := list(problems(entries)):
@@ -81,12 +81,12 @@ def _followed(entry: Entry, root: Path) -> Entry:
 
 
 def bundle_digest(root: Path) -> str:
-    """The sha256 of a whole bundle: of the sorted list of its files' sha256 and names. Raises BundleError."""
+    """Return the sha256 of a whole bundle: of the sorted list of its files' sha256 and names. Raises BundleError."""
     digests = {}
     for entry in bundle_files(root):
         with entry.open() as file:
             digests[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    return trusted.digest_of(digests)
+    return digest_of(digests)
 
 
 # ---- install
@@ -101,13 +101,13 @@ def install(
     trust: bool = False,
     taken: Sequence[str] = (),
 ) -> Installed:
-    """Copies the bundle in a zip or folder into the user's folder, under `name` or the name it has.
+    """Copy the bundle in a zip or folder into the user's folder, under `name` or the name it has.
 
-    `task` stands in for what its metadata say; `taken` are names that plugins' bundles have; `trust` remembers that
-    its code may run. Raises InputError for a file that is no zip, BundleError for a bundle that is none or unsafe,
-    UsageError for a name that cannot be, and OutputError where another version has the name.
+    `task` replaces the task that its metadata state; `taken` are the names of plugins' bundles; `trust` remembers that
+    its code may run. Raises InputError if the file is not a zip, BundleError if it is not a bundle, or is unsafe,
+    UsageError if the name is not allowed, and OutputError if another version has the name.
     """
-    with errors_said():
+    with write_errors_named():
         if source.is_dir():
             entries = [_followed(e, source) for e in folder_entries(source)]
             return _install(source, entries, source.resolve().name, None, name, task, overwrite, trust, taken)
@@ -121,7 +121,7 @@ def _install(
     source: Path, entries: list[Entry], own_name: str, archive_bytes: int | None, name: str | None, task: str | None,
     overwrite: bool, trust: bool, taken: Sequence[str],
 ) -> Installed:  # fmt: skip
-    kept, prefix = checked(source, entries, archive_bytes)
+    kept, prefix = entries_to_copy(source, entries, archive_bytes)
     name = _valid_name(name or prefix.rstrip("/") or own_name, taken)
     folder = user_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,15 +136,17 @@ def _install(
         finally:
             shutil.rmtree(part, ignore_errors=True)
     if trust:
-        trusted.remember(done.root)
+        remember(done.root)
     return replace(done, left_out=tuple(e.name for e in entries if is_junk(e.name.removeprefix(prefix))))
 
 
 def _valid_name(name: str, taken: Sequence[str]) -> str:
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{printable(name)}: expected a word of letters, digits, '-', '_' and '.'; give one by --name")
+        raise UsageError(
+            f"{printable(name)}: expected a name of letters, digits, '-', '_' and '.'; choose one with --name"
+        )
     if name in taken:
-        raise UsageError(f"{name}: a plugin brings a bundle of that name; give another by --name")
+        raise UsageError(f"{name}: a plugin brings a bundle of that name; choose another with --name")
     return name
 
 
@@ -159,7 +161,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _recover(folder: Path, name: str) -> None:
-    """Clears away what an install left that was killed; the lock is ours, so nobody works on it."""
+    """Remove what a killed install left; the caller holds the lock, so no other process uses it."""
     old = folder / f".{name}.old"
     if old.is_dir() and not (folder / name).exists():
         os.replace(old, folder / name)
@@ -169,14 +171,12 @@ def _recover(folder: Path, name: str) -> None:
 
 def _described(part: Path, root: Path, name: str, task: str | None) -> Installed:
     metadata = read_metadata(part)
-    block = metadata.get("medkit")
-    own = block.get("task") if isinstance(block, dict) else None
-    task = task or (own if isinstance(own, str) else None)
+    task = task or stated_task(metadata)
     return Installed(root, name, str(metadata.get("version", "0.0.0")), task, bundle_digest(part), already=False)
 
 
 def _put(done: Installed, part: Path, source: Path, overwrite: bool) -> Installed:
-    """Renames the whole bundle into its place."""
+    """Rename the complete bundle into its place."""
     if os.path.lexists(done.root):
         there = read_record(done.root)
         same = there is not None and bundle_digest(done.root) == done.sha256
@@ -201,20 +201,20 @@ def _put(done: Installed, part: Path, source: Path, overwrite: bool) -> Installe
 
 
 def pack(root: Path, name: str, target: Path, *, overwrite: bool = False) -> str:
-    """Writes a bundle into a zip, below a folder of its name, and gives the zip's sha256.
+    """Write a bundle into a zip, below a folder of its name, and return the zip's sha256.
 
-    The same files give the same bytes anywhere: sorted, with one date, not compressed (weights would hardly shrink,
-    and compressors differ). Raises BundleError for a bundle that lacks a file, OutputError for a target that exists
-    or lies in the bundle.
+    The same files give the same bytes on every machine: sorted, with one date, not compressed (weights would hardly
+    shrink, and compressors differ). Raises BundleError if the bundle lacks a file, OutputError if the target exists or
+    lies in the bundle.
     """
     if missing := missing_files(root):
-        raise BundleError(f"{root}: no {listed(missing)}; nobody could use what would be packed")
+        raise BundleError(f"{root}: no {listed(missing)}; a bundle without them cannot be used")
     if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists already; --overwrite replaces it")
+        raise OutputError(f"{target}: already exists; --overwrite replaces it")
     if target.resolve().is_relative_to(root.resolve()):
         raise OutputError(f"{target}: lies in the bundle itself; choose another -o")
     files = bundle_files(root)
-    with errors_said():
+    with write_errors_named():
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as out, zipfile.ZipFile(out, "w") as archive:
             for entry in files:
@@ -224,17 +224,3 @@ def pack(root: Path, name: str, target: Path, *, overwrite: bool = False) -> str
                 with entry.open() as file, archive.open(info, "w") as member:
                     shutil.copyfileobj(file, member, 1 << 20)
         return sha256_of(target)
-
-
-def missing_files(root: Path) -> list[str]:
-    """The files that a bundle must have and this one has not.
-
-    The zoo's large weights are fetched by a `large_files` list, which stands in for them.
-    """
-    names = ["LICENSE", "configs/metadata.json", "docs/README.md"]
-    missing = [n for n in names if not (root / n).is_file()]
-    if not any((root / "configs" / f"inference{s}").is_file() for s in CONFIG_SUFFIXES):
-        missing.append("configs/inference.json")
-    if not any((root / n).is_file() for n in (WEIGHTS, *(f"large_files{s}" for s in CONFIG_SUFFIXES))):
-        missing.append(WEIGHTS)
-    return missing

@@ -1,4 +1,4 @@
-"""What there is to know about a bundle without running it, for `medkit bundle list` and `show`: stdlib only."""
+"""Facts about a bundle that need no running of it, for `medkit bundle list` and `show`: standard library only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BY_USER = "installed by you"
 CARD_LINES = 6
-"""Lines of the model card that `show` prints."""
+"""Number of lines of the model card that `show` prints."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,23 @@ class BundleRow:
     distribution: str | None
     """The distribution that brings it, `installed by you`, or None for a folder."""
     kinds: tuple[str, ...]
-    """What it takes (see `medkit.specs.KINDS`)."""
+    """Kinds of file it takes (see `medkit.specs.KINDS`)."""
     modality: str | None
+    """`MR`, `CT` and so on; None if it takes any modality."""
     weights_bytes: int | None
-    """None where they are missing."""
+    """Size of the weights; None if they are missing."""
     root: str
     error: str | None = None
-    """Why its metadata cannot be read; None where they can."""
+    """Why its metadata cannot be read; None if they can."""
 
 
 def rows(registry: Registry) -> list[BundleRow]:
-    """All bundles that can be named."""
+    """Return a row for each bundle that plugins bring or the user installed."""
     return [row(bundle) for bundle in installed(registry)]
 
 
 def row(bundle: Bundle) -> BundleRow:
-    """What the list says about a bundle; one whose metadata cannot be read keeps its line."""
+    """Return the list's row for a bundle, also for one whose metadata cannot be read."""
     try:
         metadata, error = bundle.metadata, None
     except BundleError as problem:
@@ -69,7 +70,7 @@ def _size(path: Path) -> int | None:
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Everything that `show` tells, as JSON data. Raises BundleError for metadata that cannot be read."""
+    """Return everything that `show` prints, as JSON data. Raises BundleError if the metadata cannot be read."""
     metadata = bundle.metadata
     head = row(bundle)
     record = read_record(bundle.root) if bundle.by_user else None
@@ -108,7 +109,7 @@ def _weights(path: Path) -> dict[str, Any] | None:
 
 
 def _first_line(path: Path) -> str | None:
-    """The first line of a licence that says something, which is its name."""
+    """Return the first line of a licence that is not empty: its name."""
     return next((line.strip() for line in _text(path).splitlines() if line.strip()), None)
 
 
@@ -121,7 +122,7 @@ def _text(path: Path) -> str:
 
 
 def _card(path: Path) -> list[str]:
-    """The first lines of the model card that are prose: no headings, pictures, tables and comments."""
+    """Return the first lines of prose in the model card: without headings, pictures, tables and comments."""
     text = re.sub(r"<!--.*?-->|```.*?```", "", _text(path), flags=re.DOTALL)
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith(("#", "!", "|", "<", "---"))][:CARD_LINES]
@@ -131,7 +132,7 @@ def _card(path: Path) -> list[str]:
 
 
 def list_lines(found: list[BundleRow]) -> Iterator[str]:
-    """The list as aligned columns."""
+    """Yield the list as aligned columns."""
     if not found:
         yield "no bundles"
         return
@@ -152,7 +153,7 @@ def list_lines(found: list[BundleRow]) -> Iterator[str]:
 
 
 def megabytes(size: int) -> str:
-    """A size for people.
+    """Return a size for people.
 
     >>> megabytes(4_700_000)
     '4.7 MB'
@@ -161,7 +162,7 @@ def megabytes(size: int) -> str:
 
 
 def show_lines(about: Mapping[str, Any]) -> Iterator[str]:
-    """What `describe` gave, as lines."""
+    """Yield the result of `describe` as lines for people."""
     yield from (printable(line) for line in _show_lines(about))
 
 

@@ -1,7 +1,7 @@
-"""Whether a bundle keeps what it promises: `medkit bundle verify`.
+"""`medkit bundle verify`: whether a bundle is complete and works as its metadata state.
 
-What can be seen is looked at here; what has to run runs in a process of its own (`medkit.bundles.checks`), so that a
-crash of one check, even of the process, does not keep the others from being made.
+Checks that only read files are made here. Those that run the bundle's code run in a process of their own
+(`medkit.bundles.checks`), so that a crash of that process does not keep the other checks from being made.
 """
 
 from __future__ import annotations
@@ -19,75 +19,75 @@ from pathlib import Path
 from typing import IO, Any
 
 from medkit.bundles.archive import is_junk
-from medkit.bundles.bundle import CONFIG_SUFFIXES, read_metadata
-from medkit.bundles.store import bundle_files, missing_files
+from medkit.bundles.bundle import CONFIG_SUFFIXES, missing_files, read_metadata
+from medkit.bundles.config import read_data, walk
+from medkit.bundles.store import bundle_files
 from medkit.errors import BundleError
 
-METADATA_KEYS = (
-    "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright",
-    "network_data_format",
-)  # fmt: skip
-"""Keys of a bundle's `configs/metadata.json` (MONAI Bundle Specification)."""
-TENSOR_KEYS = (
-    "type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def",
-)  # fmt: skip
-"""Keys of every tensor in `network_data_format`."""
 _ABSOLUTE_PATH = re.compile(r"""(?:^|(?<!\+)(?<!\+\s)['"])(?:/\w[\w.-]*(?:/|$)|~/|[A-Za-z]:\\)""")
-"""A path of one machine; `@bundle_root + '/models/model.pt'` is none, since its quote follows a plus."""
-
-SEEN = ("files", "metadata", "configs")
-"""The checks that run nothing of the bundle."""
-RUN = ("references", "properties", "in_out", "weights", "export", "case")
-"""The checks that run it."""
+"""A path of one machine; `@bundle_root + '/models/model.pt'` is not one, since its quote follows a plus."""
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one check."""
+    """The outcome of one check."""
 
     name: str
-    """One of `SEEN` and `RUN`."""
+    """One of `READ` and `RUN`."""
     status: str
     """`ok`, `failed` or `skipped`."""
     messages: tuple[str, ...]
     """What was checked, everything that is wrong, or why nothing could be checked."""
 
 
-def verify(root: Path) -> Iterator[Check]:
-    """All checks of a bundle, each as soon as it is made. Runs the bundle's code: ask `medkit.bundles.safety.trust` first."""
-    for name in SEEN:
-        yield _seen(name, root)
+def verify_bundle(root: Path) -> Iterator[Check]:
+    """Make all checks of a bundle and yield each as soon as it is done.
+
+    Runs the bundle's code, which has to be trusted (see `medkit.bundles.safety.trust`).
+    """
+    for name in READ:
+        yield check_files(name, root)
     yield from _run_apart(root, RUN)
 
 
-# ---- what is seen
+def bundle_problems(root: Path) -> Iterator[str]:
+    """Yield what is wrong with a bundle's files, metadata and configs, found without running it.
+
+    Stricter than `verify_bundle`: a bundle that a plugin brings must not name paths of one machine as settings either.
+    """
+    for name in READ:
+        check = check_files(name, root)
+        if check.status == FAILED:
+            yield from (f"{root}: {message}" for message in check.messages)
+    for path, data in _readable_configs(root):
+        settings = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
+        yield from (f"{path}: absolute path in {text!r}" for text in _absolute_paths(settings))
 
 
-def _seen(name: str, root: Path) -> Check:
-    look: dict[str, Callable[[Path], Iterator[str]]] = {"files": _files, "metadata": _metadata, "configs": _configs}
-    done = {
-        "files": "all required files are there, under names that any system can hold",
-        "metadata": "as the MONAI Bundle Specification asks; the version is in the changelog",
-        "configs": "all can be read, and name no path of one machine but as settings",
-    }
+# ---- checks that only read files
+
+
+def check_files(name: str, root: Path) -> Check:
+    """Make one of the checks `READ`."""
+    problems, success = READ[name]
     try:
-        found = tuple(look[name](root))
+        found = tuple(problems(root))
     except Exception as error:  # one check must not stop the others
         found = (f"{type(error).__name__}: {error}",)
-    return Check(name, FAILED if found else OK, found or (done[name],))
+    return Check(name, FAILED if found else OK, found or (success,))
 
 
-def _files(root: Path) -> Iterator[str]:
-    yield from (f"no {name}" for name in missing_files(root) if not name.startswith("models/"))
+def _file_problems(root: Path) -> Iterator[str]:
+    yield from (f"no {name}" for name in missing_files(root, weights=False))
     try:
         bundle_files(root)
     except BundleError as error:
         yield str(error)
 
 
-def _metadata(root: Path) -> Iterator[str]:
+def _metadata_problems(root: Path) -> Iterator[str]:
     from jsonschema import Draft202012Validator
 
     try:
@@ -100,29 +100,52 @@ def _metadata(root: Path) -> Iterator[str]:
         yield f"{problem.json_path.removeprefix('$.')}: {problem.message}"[:300]
     changelog = metadata.get("changelog")
     if isinstance(changelog, dict) and metadata.get("version") not in changelog:
-        yield f"changelog: says nothing about version {metadata.get('version')}"
+        yield f"changelog: has no entry for version {metadata.get('version')}"
 
 
-def _configs(root: Path) -> Iterator[str]:
-    from medkit.bundles.config import read_data
+def _config_problems(root: Path) -> Iterator[str]:
+    for path, data in _readable_configs(root):
+        if isinstance(data, Exception):
+            yield f"{path.name}: cannot be read: {' '.join(str(data).split())[:200]}"
+            continue
+        # a string at the top is a setting such as dataset_dir, which the user of the bundle replaces
+        nested = [value for value in data.values() if not isinstance(value, str)] if isinstance(data, dict) else data
+        yield from (f"{path.name}: absolute path in {text!r}" for text in _absolute_paths(nested))
 
+
+def _readable_configs(root: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield each config of a bundle with its content, or with the error of one that cannot be read."""
     for path in sorted((root / "configs").glob("*")):
         if path.suffix in CONFIG_SUFFIXES and not is_junk(path.name):
             try:
-                data = read_data(path.read_bytes(), path.name)
-            except Exception as error:  # whatever the two parsers raise
-                yield f"{path.name}: cannot be read: {' '.join(str(error).split())[:200]}"
-                continue
-            # one at the top is a setting such as dataset_dir, which whoever runs the bundle gives anew
-            nested = [v for v in data.values() if not isinstance(v, str)] if isinstance(data, dict) else data
-            yield from (f"{path.name}: absolute path in {text!r}" for text in absolute_paths(nested))
+                yield path, read_data(path.read_bytes(), path.name)
+            except Exception as error:  # yaml's errors share no base class with json's
+                yield path, error
 
 
-# ---- what is run
+def _absolute_paths(config: Any) -> Iterator[str]:
+    """Yield the texts of a config that name a path of one machine."""
+    return (text for _, text in walk(config) if isinstance(text, str) and _ABSOLUTE_PATH.search(text))
+
+
+READ: Mapping[str, tuple[Callable[[Path], Iterator[str]], str]] = {
+    "files": (_file_problems, "all required files exist, under names that any system can hold"),
+    "metadata": (
+        _metadata_problems,
+        "as the MONAI Bundle Specification requires; the changelog has an entry for the version",
+    ),
+    "configs": (_config_problems, "all can be read; paths of one machine are settings only"),
+}
+"""Checks that only read files: name -> function, which yields what is wrong, and a sentence if nothing is."""
+RUN = ("references", "properties", "in_out", "weights", "export", "case")
+"""Checks that run the bundle's code (see `medkit.bundles.checks.outcomes`)."""
+
+
+# ---- checks that run the bundle's code
 
 
 def _run_apart(root: Path, names: Sequence[str]) -> Iterator[Check]:
-    """The checks in a child process; where it dies, the check it was at has failed, and another child goes on."""
+    """Make checks in a child process; if it dies, the check it was at has failed, and another child goes on."""
     left = list(names)
     while left:
         at, last_words = None, ""
@@ -142,7 +165,7 @@ def _run_apart(root: Path, names: Sequence[str]) -> Iterator[Check]:
 
 
 def _child(root: Path, names: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """Starts the child in a scratch folder and gives what it reports, line by line."""
+    """Start the child in a scratch folder and yield what it reports, line by line."""
     reader, writer = os.pipe()
     (folder / "work").mkdir()
     paths = [p for p in (*sys.path, os.environ.get("PYTHONPATH", "")) if p]
@@ -174,53 +197,10 @@ def _reports(lines: IO[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             yield json.loads(line)
-        except ValueError:  # cut off by the death of the process
+        except ValueError:  # cut off when the process died
             return
 
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
     return lines[-1][:300] if lines else ""
-
-
-def bundle_problems(root: Path) -> Iterator[str]:
-    """What a MONAI bundle lacks: files, metadata keys, configs that parse, paths that work on another machine."""
-    for name in ("LICENSE", "docs/README.md", "configs/metadata.json"):
-        if not (root / name).is_file():
-            yield f"{root}: no {name}"
-    if not [p for p in root.glob("configs/inference.*") if p.suffix in (".json", ".yaml", ".yml")]:
-        yield f"{root}: no configs/inference.json (or .yaml)"
-    for path in sorted(root.glob("configs/*.json")):
-        try:
-            config = json.loads(path.read_bytes())
-        except ValueError as error:
-            yield f"{path}: no JSON: {error}"
-            continue
-        yield from (f"{path}: absolute path in {text!r}" for text in absolute_paths(config))
-        if path.name == "metadata.json":
-            yield from (f"{path}: {problem}" for problem in _metadata_problems(config))
-
-
-def absolute_paths(config: Any) -> Iterator[str]:
-    """The texts of a config that name a path of one machine."""
-    return (text for text in _texts(config) if _ABSOLUTE_PATH.search(text))
-
-
-def _metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"no key {key}" for key in METADATA_KEYS if key not in metadata)
-    if not {"required_packages_version", "optional_packages_version"} & set(metadata):
-        yield "no key required_packages_version"
-    tensors = metadata.get("network_data_format", {})
-    for side in ("inputs", "outputs"):
-        if not tensors.get(side):
-            yield f"network_data_format has no {side}"
-        for name, tensor in tensors.get(side, {}).items():
-            yield from (f"network_data_format: {side} {name} has no {key}" for key in TENSOR_KEYS if key not in tensor)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)

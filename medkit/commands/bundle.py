@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 
 from medkit import plugins
-from medkit.bundles import bundle as bundles
 from medkit.bundles import store
 from medkit.bundles.archive import printable
-from medkit.bundles.safety import trust as trusted
+from medkit.bundles.bundle import find_bundle, missing_files, require_trust
+from medkit.bundles.safety.trust import is_trusted
 from medkit.bundles.summary import describe, list_lines, megabytes, rows, show_lines
 from medkit.errors import UsageError
 from medkit.pipe.records import absolute
@@ -52,7 +52,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show what a bundle is for, what it takes and gives, and what is known about its quality."""
-    about = describe(bundles.find(name, plugins.registry()))
+    about = describe(find_bundle(name, plugins.registry()))
     if as_json:
         click.echo(json.dumps(about, indent=1))
         return
@@ -66,13 +66,12 @@ def show(name: str, as_json: bool) -> None:
 @json_option
 def verify(name: str, trust: bool, as_json: bool) -> int:
     """Check a bundle as MONAI and its model zoo do, and one scan from file to file; list everything that fails."""
-    from medkit.bundles.verify import FAILED, Check
-    from medkit.bundles.verify import verify as checks_of
+    from medkit.bundles.verify import FAILED, Check, verify_bundle
 
-    found = bundles.find(name, plugins.registry())
-    bundles.require_trust(found, trust=trust)
+    found = find_bundle(name, plugins.registry())
+    require_trust(found, trust=trust)
     done: list[Check] = []
-    for check in checks_of(found.root):
+    for check in verify_bundle(found.root):
         done.append(check)
         if not as_json:
             for message in check.messages:
@@ -89,11 +88,10 @@ def verify(name: str, trust: bool, as_json: bool) -> int:
 @json_option
 def audit(name: str, as_json: bool) -> None:
     """List what a bundle could run, without running it: expressions, foreign classes, code, unsafe weights, links."""
-    from medkit.bundles.safety.audit import KINDS
-    from medkit.bundles.safety.audit import audit as findings_of
+    from medkit.bundles.safety.audit import KINDS, audit_bundle
 
     path = Path(name) if Path(name).is_file() else _root(name)
-    found = findings_of(path)
+    found = audit_bundle(path)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
         return
@@ -108,7 +106,7 @@ def audit(name: str, as_json: bool) -> None:
 def _root(name: str) -> Path:
     """The folder of a bundle, or a folder that is not even one: whoever audits wants to see what is wrong."""
     path = Path(name)
-    return path.resolve() if path.is_dir() else bundles.find(name, plugins.registry()).root
+    return path.resolve() if path.is_dir() else find_bundle(name, plugins.registry()).root
 
 
 @bundle.command()
@@ -135,9 +133,9 @@ def _install_notes(done: store.Installed, trust: bool) -> list[str]:
         notes.append(f"left out {len(done.left_out)} hidden files, caches or files of a training")
     if done.task is None:
         notes.append("its metadata do not say which task it is for; --task does")
-    if missing := store.missing_files(done.root):
+    if missing := missing_files(done.root):
         notes.append(f"it has no {', no '.join(missing)}")
-    if not trust and not trusted.is_trusted(done.root):
+    if not trust and not is_trusted(done.root):
         notes.append(f"it runs with --trust alone; look at it first with medkit bundle audit {done.name}")
     return notes
 
@@ -148,7 +146,7 @@ def _install_notes(done: store.Installed, trust: bool) -> list[str]:
 @click.option("--overwrite", is_flag=True, help="Replace FILE.zip.")
 def pack(name: str, output: str, overwrite: bool) -> None:
     """Write a bundle into a zip; the same bundle gives the same bytes anywhere."""
-    found = bundles.find(name, plugins.registry())
+    found = find_bundle(name, plugins.registry())
     target = absolute(output)
     if target.suffix != ".zip":
         raise UsageError(f"--output {output}: expected a name that ends in .zip")

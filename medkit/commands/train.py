@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medkit import plugins
-from medkit.bundles import bundle as bundles
+from medkit.bundles.bundle import bundle_for_task, find_bundle
 from medkit.errors import MedkitError, Stopped, UsageError
 from medkit.options import absolute_path, option, settings, valid_device
 from medkit.pipe import lines as pipe
@@ -165,7 +165,7 @@ def _plan(bundle_name: str | None, trust: bool, wishes: dict[str, Any]) -> Train
     if wishes["more_data"] and wishes["data"] is None:
         raise UsageError(f"{wishes['more_data'][0]}: unexpected; data are given by --data")
     configs = wishes["config_name"].split(",")
-    chosen = bundles.bundle_for_task(bundle_name, wishes["task"], registry, trust=trust, configs=configs)
+    chosen = bundle_for_task(bundle_name, wishes["task"], registry, trust=trust, configs=configs)
     begin = wishes.pop("init_from")
     return TrainingPlan(
         bundle=chosen,
@@ -182,7 +182,7 @@ def _weights_file(text: str, registry: plugins.Registry) -> Path:
         return path
     if path.suffix in (".pt", ".ts"):
         raise UsageError(f"--init-from {text}: no such file")
-    return bundles.find(text, registry).weights
+    return find_bundle(text, registry).weights
 
 
 def _say_plan(plan: TrainingPlan) -> int:

@@ -1,12 +1,12 @@
-"""Running the network of any MONAI bundle: its config, its weights, what it takes and returns, what fits into memory.
+"""Running the network of any MONAI bundle: its config, its weights, its inputs and outputs, and the memory it needs.
 
-`medkit.inference.runner` puts the parts together. The face of this package for plugins.
+`medkit.inference.runner` puts the parts together. These are the names that plugins may use.
 """
 
 from __future__ import annotations
 
 from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle
-from medkit.bundles.config import read_config
+from medkit.bundles.config import build_without_monai, read_config
 from medkit.bundles.contract import contract_of
 from medkit.inference.choice import NONE, bundle_or_none, modality_of
 from medkit.inference.inputs import Feed, feed_of, is_picture
@@ -29,6 +29,7 @@ __all__ = [
     "InferenceParts",
     "Prepared",
     "RunSettings",
+    "build_without_monai",
     "bundle_identity",
     "bundle_options",
     "bundle_or_none",

@@ -1,7 +1,7 @@
-"""Linear resampling axis by axis, for MONAI's transforms: what most bundles spend their time in beside the network.
+"""Linear resampling axis by axis, for MONAI's transforms: most bundles spend their time there, next to the network.
 
-Where a change of spacing keeps the axes, MONAI's general way (a position for each voxel, eight neighbours of each)
-gives the same within rounding at several times the cost.
+If a change of spacing keeps the axes, MONAI's general method (a position for each voxel, eight neighbours of each)
+returns the same within rounding, at several times the cost.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     import torch
 
 _STRAIGHT = 1e-9
-"""Off-diagonal entries of a matrix whose axes count as kept."""
+"""Largest off-diagonal entry of a matrix that counts as keeping the axes."""
 
 
 @functools.cache
 def along_axes() -> type:
-    """MONAI's `AffineTransform`, computed axis by axis where it can be."""
+    """Return a version of MONAI's `AffineTransform` that resamples axis by axis where that is possible."""
     from monai.networks.layers import AffineTransform
 
     class AlongAxes(AffineTransform):
         def forward(
             self, src: torch.Tensor, theta: torch.Tensor, spatial_size: Sequence[int] | int | None = None
         ) -> torch.Tensor:
-            """As MONAI's: src (N, C, I, J, K); theta (4, 4) takes voxels of the result to voxels of `src`."""
-            if spatial_size is None or isinstance(spatial_size, int) or not _straight(self, src, theta):
+            """Resample src (N, C, I, J, K) as MONAI does; theta (4, 4) takes voxels of the result to those of src."""
+            if spatial_size is None or isinstance(spatial_size, int) or not _keeps_axes(self, src, theta):
                 out: torch.Tensor = super().forward(src, theta, spatial_size)
                 return out
             sizes = [int(n) for n in spatial_size]
@@ -39,7 +39,7 @@ def along_axes() -> type:
     return AlongAxes
 
 
-def _straight(transform: Any, src: torch.Tensor, theta: torch.Tensor) -> bool:
+def _keeps_axes(transform: Any, src: torch.Tensor, theta: torch.Tensor) -> bool:
     if src.dim() != 5 or tuple(theta.shape) != (4, 4) or src.device.type != "cpu":
         return False
     if transform.normalized or transform.zero_centered or not transform.reverse_indexing:
@@ -51,21 +51,24 @@ def _straight(transform: Any, src: torch.Tensor, theta: torch.Tensor) -> bool:
 
 
 def resampled(src: torch.Tensor, dim: int, size: int, step: float, start: float, *, border: bool) -> torch.Tensor:
-    """`src` at start, start + step, ... along an axis, in voxels; outside 0, or with `border` what lies there."""
+    """Return `src` (N, C, I, J, K), sampled along `dim` at the `size` positions start, start + step, ... in voxels.
+
+    Outside the image the values are 0, or with `border` those of the image's border.
+    """
     import torch
 
     last = src.shape[dim] - 1
-    place = start + step * torch.arange(size, dtype=torch.float64)
+    position = start + step * torch.arange(size, dtype=torch.float64)
     if border:
-        place = place.clamp(0, last)
-    if dim == src.dim() - 1:  # voxels of this axis lie side by side: a product of matrices beats picking them
-        hats = (1 - (place[:, None] - torch.arange(last + 1)).abs()).clamp_(min=0)
+        position = position.clamp(0, last)
+    if dim == src.dim() - 1:  # voxels along this axis are adjacent in memory: a matrix product beats indexing
+        hats = (1 - (position[:, None] - torch.arange(last + 1)).abs()).clamp_(min=0)
         return src @ hats.T.to(src.dtype)
-    below = place.floor()
+    below = position.floor()
     shape = [1] * src.dim()
     shape[dim] = size
     parts = []
-    for index, weight in ((below, 1 - (place - below)), (below + 1, place - below)):
+    for index, weight in ((below, 1 - (position - below)), (below + 1, position - below)):
         weight = torch.where((index >= 0) & (index <= last), weight, 0.0).to(src.dtype).reshape(shape)
         parts.append((src.index_select(dim, index.clamp(0, last).long()), weight))
     (low, low_weight), (high, high_weight) = parts
@@ -73,7 +76,7 @@ def resampled(src: torch.Tensor, dim: int, size: int, step: float, start: float,
 
 
 def patch_monai() -> None:
-    """Lets MONAI's transforms of this process resample so."""
+    """Make MONAI's transforms in this process resample axis by axis."""
     from monai.transforms.spatial import functional
 
     functional.AffineTransform = along_axes()

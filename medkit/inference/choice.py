@@ -1,4 +1,4 @@
-"""`--bundle auto`: which of a task's bundles a case is for, by its kind, its modality and its intensities."""
+"""Choosing a bundle: for a case (`--bundle auto`) by its kind, modality and intensities, or by the option's value."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ _MR_NAMES = re.compile(r"(?:^|_)(?:T1w?|T2w?|T2starw|FLAIR|PDw?|PDT2|inplaneT[12
 _CT_NAMES = re.compile(r"(?:^|_)(?:CT|ct)(?:_|$)")
 _DICOM_MODALITY = re.compile(rb"\x08\x00\x60\x00(?:CS..|..\x00\x00)([A-Z]{2})", re.DOTALL)
 _SAME_AS = {"DX": "CR", "RG": "CR"}
-"""DICOM's other names for a projection X-ray."""
+"""DICOM's other names for a projection X-ray -> the one that bundles use."""
 _HEADER_BYTES = 1 << 16
+"""Bytes of a DICOM file in which the modality is looked for."""
 NONE = "none"
-"""What `--bundle` says where no bundle is wanted."""
+"""Value of `--bundle` if no bundle is wanted."""
 AIR = -500
-"""Below it is air in Hounsfield units; no other modality has a good share of such values."""
+"""Hounsfield units below which there is air; in other modalities few values are so low."""
 AIR_SHARE = 0.02
+"""Smallest share of values below `AIR` that marks an image as CT."""
 
 
-def choose_bundle(case: Case, bundles: Sequence[Bundle]) -> tuple[Bundle, str]:
-    """The bundle for a case and the reason in words. Raises InputError where none takes it or several do alike."""
+def bundle_for_case(case: Case, bundles: Sequence[Bundle]) -> tuple[Bundle, str]:
+    """Return the bundle that fits a case, and the reason in words. Raises InputError if none or several fit."""
     if len(bundles) == 1:
         return bundles[0], "the only one for the task"
-    # what came may be labels that the image was found from
+    # the case's own file may be labels whose source image is used
     kind = case.record.kind if case.path == case.record.path else record_of(case.path).kind
     fitting = [b for b in bundles if kind in b.kinds] or list(bundles)
     if len(fitting) == 1:
@@ -49,8 +51,8 @@ def choose_bundle(case: Case, bundles: Sequence[Bundle]) -> tuple[Bundle, str]:
 
 
 def modality_of(case: Case) -> tuple[str, str]:
-    """`CT`, `MR` or what a DICOM header says, and how it is known."""
-    if stated := _in_header(case.path):
+    """Return the modality of a case (`CT`, `MR`, or the one that a DICOM header states) and how it is known."""
+    if stated := _modality_in_header(case.path):
         return stated, "its DICOM header says so"
     name = stem(case.path)
     for pattern, modality in ((_CT_NAMES, "CT"), (_MR_NAMES, "MR")):
@@ -62,10 +64,10 @@ def modality_of(case: Case) -> tuple[str, str]:
     share = float(np.mean(voxels < AIR))
     if share >= AIR_SHARE:
         return "CT", f"{share:.0%} of its values lie below {AIR} HU"
-    return "MR", "its values are no Hounsfield units"
+    return "MR", "its values are not Hounsfield units"
 
 
-def _in_header(path: Path) -> str | None:
+def _modality_in_header(path: Path) -> str | None:
     if path.is_dir():
         path = next((p for p in sorted(path.iterdir()) if p.is_file() and is_dicom(p)), path)
     if path.is_dir() or not is_dicom(path):
@@ -77,31 +79,31 @@ def _in_header(path: Path) -> str | None:
 
 
 def common_contract(task: str, bundles: Sequence[Bundle]) -> Contract:
-    """What all bundles take and give: that of the first one.
+    """Return what bundles take and return, by the first of them.
 
-    Raises UsageError where they do not give the same files, so that no one run could choose among them, and as
-    `contract_of` does.
+    Raises UsageError if they do not return the same files, so that one run cannot choose among them, and BundleError
+    as `contract_of` does.
     """
     first, *others = (contract_of(bundle) for bundle in bundles)
     if any((other.kind, other.results) != (first.kind, first.results) for other in others):
         names = listed([b.name for b in bundles])
-        raise UsageError(f"task {task}: its bundles give different files; choose one with --bundle: {names}")
+        raise UsageError(f"task {task}: its bundles return different files; choose one with --bundle: {names}")
     return first
 
 
 def bundle_or_none(text: str, task: str, *, trust: bool) -> Bundle | None:
-    """The bundle that an option names.
+    """Return the bundle that an option names, or None: `text` is `none`, `auto`, a name or a path.
 
-    `none`, `auto` (the first that a plugin brings with its weights, if any), a name or a path.
+    `auto` is the first of the task's bundles that a plugin brings with its weights, or None if there is none.
 
-    Raises UsageError, BundleError, and WeightsMissingError for a bundle that is named and has no weights.
+    Raises UsageError, BundleError, and WeightsMissingError if the named bundle has no weights.
     """
     found = plugins.registry()
     if text == NONE:
         return None
     if text != AUTO:
         bundle = bundle_for_task(text, task, found, trust=trust)
-        bundle.weights  # noqa: B018  raises where there are none
+        bundle.weights  # noqa: B018  raises if there are none
         return bundle
     own = (b for b in installed(found) if b.task == task and b.spec is not None and b.spec.auto)
     return next((b for b in own if (b.root / WEIGHTS).is_file()), None)

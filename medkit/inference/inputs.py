@@ -1,8 +1,9 @@
 """A case's images on their way into a bundle's preprocessing.
 
-medkit has read and checked the scan, so the bundle's own `LoadImage` gets one reader more, which knows the names of the
-case and is asked first. All else that a `LoadImaged` is told, and every transform after it, works as it does in MONAI.
-Pictures (PNG and the like), which medkit does not read, are left to the bundle's readers.
+medkit has already read and checked the scan, so the bundle's own `LoadImage` gets one more reader, which knows the
+names of the case and is asked first. All other settings of a `LoadImaged`, and every transform after it, work as in
+MONAI.
+Pictures (PNG and the like), which medkit does not read here, are left to the bundle's readers.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ class Feed:
     """The images of one case."""
 
     item: Mapping[str, Any]
-    """Key -> name, or list of names for an input whose channels are files of their own; what MONAI's dataset holds."""
+    """Key -> name, or list of names if each channel is a separate file; an item of MONAI's dataset."""
     images: Mapping[str, Image]
     """Name -> image, for the names that medkit has read."""
     grid: Grid
-    """That of the case's own input."""
+    """Grid of the case's own input."""
 
 
 class ScanReader:
-    """What `LoadImage` takes for one of MONAI's image readers (`monai.data.ImageReader`)."""
+    """A reader for MONAI's `LoadImage` (as `monai.data.ImageReader`) that returns images which medkit has read."""
 
     def __init__(self, planar: bool) -> None:
         self.images: Mapping[str, Image] = {}
         self.planar = planar
-        """Whether a volume of one slice is handed over as a plane."""
+        """Whether a volume of one slice is passed on as a 2D image."""
 
     def verify_suffix(self, names: Sequence[str] | str) -> bool:
-        """Whether all names are of images that medkit has read."""
+        """Return whether medkit has read the images of all these names."""
         return all(name in self.images for name in _tuple(names))
 
     def read(self, names: Sequence[str] | str) -> list[Image]:
-        """The images. Raises KeyError for a name that is not known: MONAI then asks its next reader."""
+        """Return the images. Raises KeyError for an unknown name: MONAI then asks its next reader."""
         return [self.images[name] for name in _tuple(names)]
 
     def get_data(self, images: Sequence[Image]) -> tuple[np.ndarray, dict[str, Any]]:
-        """(I, J, K), (I, J) of a plane, or several stacked along a new first axis; and MONAI's facts about them."""
+        """Return (I, J, K), or (I, J) of a 2D image, or several of them stacked first; and MONAI's metadata of them."""
         arrays = [self._array(image) for image in images]
         affine = images[0].grid.affine
         meta = {
@@ -73,12 +74,12 @@ def _tuple(names: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is one of the pictures that a bundle reads itself."""
+    """Return whether a file is a picture, which a bundle reads itself."""
     return path.name.lower().endswith(PICTURE_SUFFIXES) and not path.is_dir()
 
 
 def feed_of(case: Case, contract: Contract) -> Feed:
-    """Reads a case's images. Raises InputError where one is missing or they do not lie on one grid.
+    """Read a case's images. Raises InputError if one is missing or if they do not share one grid.
 
     The channels of an input are files that a record names, or the frames of one file.
     """
@@ -105,19 +106,19 @@ def _one_or_all(names: Iterable[str]) -> str | list[str]:
 
 
 def _channels(case: Case, contract: Contract) -> dict[str, str | None] | None:
-    """The files that a record names for the channels, and their roles; None where it names none."""
+    """Return the files that a record names for the channels -> their roles (None: the case's own); None without any."""
     named = [name for name in contract.channels if name in case.inputs and len(contract.channels) > 1]
     if not named:
         return None
     first, *rest = contract.channels
     if missing := [name for name in rest if name not in named]:
         raise InputError(f"{case.path}: no {', '.join(missing)}: the bundle takes {', '.join(contract.channels)}")
-    begin = first if first in case.inputs else None
-    return {str(case.inputs.get(name or "", case.path)): name for name in (begin, *rest)}
+    first_role = first if first in case.inputs else None
+    return {str(case.inputs.get(name or "", case.path)): name for name in (first_role, *rest)}
 
 
 def _single(case: Case, contract: Contract) -> dict[str, Image]:
-    """The case's own file, or its frames where it has as many as the input has channels."""
+    """Read the case's own file, or its frames if it has as many as the input has channels."""
     try:
         return {str(case.path): case.image()}
     except InputError:
@@ -140,7 +141,7 @@ def _check_one_grid(grids: Mapping[str, Grid]) -> None:
     (name, first), *others = grids.items()
     for other, grid in others:
         if grid.digest() != first.digest():
-            raise InputError(f"{other}: expected the grid of {Path(name).name}; medkit run register can bring it there")
+            raise InputError(f"{other}: expected the grid of {Path(name).name}; use medkit run register")
 
 
 def _picture_grid(path: Path) -> Grid:

@@ -1,4 +1,4 @@
-"""How much memory a case takes, and what there is: foreseen before the network runs."""
+"""How much memory a case takes, estimated before the network runs."""
 
 from __future__ import annotations
 
@@ -12,51 +12,54 @@ if TYPE_CHECKING:
     import torch
 
 SCRATCH = 2.0
-"""Memory of a network's run to that of its tensors: libraries copy a layer's input and output into their own order."""
+"""Ratio of a run's memory to that of its tensors: libraries copy a layer's input and output into their own layout."""
 WORKSPACE = 256 * 2**20
-"""Bytes that the libraries below hold whatever the size (measured: 200 MiB for windows of 96^3 voxels)."""
+"""Bytes that libraries take for any size of image (measured: 200 MiB for windows of 96^3 voxels)."""
 HALF = 0.6
-"""The same in half precision to float32: sums and normalisations stay float32."""
+"""Ratio of a run's memory in half precision to that in float32: sums and normalisations stay float32."""
 FALLBACK_CHANNELS = 256
-"""Float32 channels of full resolution that a network is taken to need whose run cannot be followed."""
+"""Float32 channels at full resolution that a network is assumed to need if its run cannot be followed."""
 PROGRAM = 700 * 2**20
-"""Bytes of Python, torch and MONAI."""
+"""Bytes that Python, torch and MONAI take."""
 
 
-def foreseen(channels: int, weights: int, voxels: int) -> int:
-    """A guess, before anything is loaded, of what a process takes that computes `channels` of a grid of `voxels`."""
+def rough_estimate(channels: int, weights: int, voxels: int) -> int:
+    """Return roughly how many bytes a process takes, before anything is loaded.
+
+    `channels`: of the network's answer; `weights`: bytes of the weight files; `voxels`: of the case's grid.
+    """
     return PROGRAM + WORKSPACE + 2 * weights + 4 * voxels * (4 * channels + 4)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a network's run on one window takes."""
+    """Memory that a network's run on one window takes."""
 
     peak: int
-    """Bytes of all tensors that live at once, in float32, weights and input apart."""
+    """Largest number of bytes of tensors at one time, in float32, without weights and input."""
     channels: int
-    """Of its answer."""
+    """Number of channels of the network's answer."""
 
 
 def footprint(network: torch.nn.Module, shape: tuple[int, ...], channels: int) -> Footprint:
-    """Follows the network's tensors for an input of `shape`, (1, C, I, J, K), without computing anything.
+    """Follow the sizes of the network's tensors for an input of `shape`, (1, C, I, J, K), without computing anything.
 
-    `channels`: of the answer, where it cannot be followed.
+    `channels` is the number of channels of the answer, used if the network cannot be followed.
     """
     import torch
 
     try:
-        hollow = _hollow(network)
+        empty = _without_values(network)
         with torch.no_grad(), _meter() as meter:
-            answer = hollow(torch.empty(shape, device="meta"))
+            answer = empty(torch.empty(shape, device="meta"))
         answer = answer[0] if isinstance(answer, list | tuple) else answer
         return Footprint(meter.peak, int(answer.shape[1]))
-    except Exception:  # a network may look at values, which are not there
+    except Exception:  # a network may look at values, which do not exist here
         return Footprint(4 * FALLBACK_CHANNELS * int(torch.Size(shape[2:]).numel()), channels)
 
 
-def _hollow(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy whose parameters have shapes but no values."""
+def _without_values(network: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy whose parameters have shapes but no values."""
     import torch
 
     memo: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in network.buffers()}
@@ -70,7 +73,7 @@ def _meter() -> Any:
     from torch.utils._pytree import tree_leaves
 
     class Meter(TorchDispatchMode):
-        """Counts the bytes of storages from when they appear until they are let go."""
+        """Count the bytes of storages from when they appear until they are released."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -86,12 +89,12 @@ def _meter() -> Any:
 
         def _count(self, storage: Any) -> None:
             if id(storage) not in self.known:
-                gone = functools.partial(self._gone, id(storage), storage.nbytes())
-                self.known[id(storage)] = weakref.ref(storage, gone)
+                released = functools.partial(self._release, id(storage), storage.nbytes())
+                self.known[id(storage)] = weakref.ref(storage, released)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
 
-        def _gone(self, key: int, size: int, reference: Any) -> None:
+        def _release(self, key: int, size: int, reference: Any) -> None:
             del self.known[key]
             self.now -= size
 

@@ -1,13 +1,11 @@
-"""A bundle's inference config, opened: its transforms, its network with the weights, its inferer."""
+"""A bundle's inference config, opened: its transforms, its network with its weights, its inferer."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import re
 import socket
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import WEIGHTS, Bundle
-from medkit.bundles.config import one_line, own_error, silence_monai
-from medkit.errors import BundleError, MedkitError, UsageError, WeightsMissingError
+from medkit.bundles.config import BundleConfig, class_name, one_line, walk
+from medkit.errors import BundleError, WeightsMissingError
 
 if TYPE_CHECKING:
     import torch
@@ -26,22 +24,23 @@ TORCHSCRIPT = "models/model.ts"
 
 @dataclass(frozen=True)
 class InferenceParts:
-    """What medkit takes hold of in an inference config."""
+    """The objects of an inference config that medkit uses."""
 
     preprocessing: Any
-    """monai.transforms.Compose, a copy of the config's own: see `_own_copy`."""
+    """monai.transforms.Compose, a copy to run forward; the config's own is what `Invertd` runs backward."""
     network: torch.nn.Module
     """On its device, in evaluation mode, with its weights."""
     inferer: Any
+    """monai.inferers.Inferer."""
     postprocessing: tuple[Any, ...]
-    """The transforms that follow, without those that save."""
+    """The transforms after the network, without those that save files."""
 
 
-class InferenceConfig:
-    """An inference config; raises BundleError where MONAI cannot read or build what it says.
+class InferenceConfig(BundleConfig):
+    """A bundle's inference config.
 
-    Only the ids that are needed are built, so a data list that is not there, a run id of any name or none, and
-    handlers that report elsewhere do not matter.
+    Only the ids that are needed are built, so a data list that does not exist, an unusual run id, and handlers that
+    report elsewhere do not matter. Raises BundleError if MONAI cannot read or build the config.
     """
 
     def __init__(
@@ -51,76 +50,60 @@ class InferenceConfig:
         overrides: Mapping[str, Any] | None = None,
         config: str = "inference",
     ) -> None:
-        from monai.bundle import ConfigWorkflow
-
-        self.bundle, self.device = bundle, device
-        self.path = bundle.config(config)
-        silence_monai()
+        """Open the config of that name for `device`; `overrides` is config id -> value, as `--set` has it."""
         for library in ("monai", "torch"):  # advice to the bundle's authors
             warnings.filterwarnings("ignore", module=rf"{library}\.")
-        with self._blame():
-            workflow = ConfigWorkflow(
-                config_file=str(self.path),
-                meta_file=str(bundle.root / "configs" / "metadata.json"),
-                workflow_type="infer",
-                logging_file=False,
-            )
-        self.parser = workflow.parser
-        _search_a_copy(self.parser.locator)
-        if unknown := [name for name in overrides or () if name not in self.parser]:
-            raise UsageError(f"--set {unknown[0]}: {self.path} has no such id")
-        for name in ("device", *_devices(self.parser.config)):
-            if name in self.parser:
-                self.parser[name] = device
-        for name, value in {"bundle_root": str(bundle.root), **(overrides or {})}.items():
-            if name in self.parser:
-                self.parser[name] = value
-        self._refuse_what_runs_itself()
-        _put_code_first(bundle.root)
+        super().__init__(bundle, [config], "infer")
+        self.device = device
+        self.put(dict.fromkeys(("device", *_cuda_devices(self.parser.config)), device))
+        self.put({"bundle_root": str(bundle.root)})
+        self.override(overrides or {})
+        self._refuse_own_evaluator()
 
-    def _refuse_what_runs_itself(self) -> None:
+    def _refuse_own_evaluator(self) -> None:
         evaluator = self.parser.config.get("evaluator")
         if not isinstance(evaluator, dict):
             return
-        target = str(evaluator.get("_target_", ""))
-        if target.rpartition(".")[2] != "SupervisedEvaluator" or "prepare_batch" in evaluator:
-            what = (
-                "a prepare_batch of its own" if "prepare_batch" in evaluator else f"an evaluator of its own, {target}"
-            )
-            raise BundleError(f"{self.path}: has {what}, which decides how the network is called; medkit cannot")
+        own = None
+        if "prepare_batch" in evaluator:
+            own = "a prepare_batch of its own"
+        elif class_name(evaluator) != "SupervisedEvaluator":
+            own = f"an evaluator of its own, {evaluator.get('_target_', '')}"
+        if own:
+            raise BundleError(f"{self.path}: has {own}, which decides how the network is called; medkit cannot run it")
 
     def open(self) -> InferenceParts:
-        """Builds all parts. Raises WeightsMissingError."""
-        with self._blame(), _offline(), _arrays_allowed():
-            preprocessing = _compose(self._get("preprocessing"))
-            self._want_images(preprocessing)
+        """Build all parts. Raises WeightsMissingError and BundleError."""
+        with self.errors_named(), _offline(), _arrays_allowed():
+            preprocessing = _compose(self.get("preprocessing"))
+            self._require_images(preprocessing)
             network = self._network()
-            postprocessing = _compose(self._get("postprocessing", "evaluator::postprocessing"))
-            inferer = self._get("inferer", "evaluator::inferer")
+            postprocessing = _compose(self._get_first("postprocessing", "evaluator::postprocessing"))
+            inferer = self._get_first("inferer", "evaluator::inferer")
         if inferer is None:
             from monai.inferers import SimpleInferer
 
             inferer = SimpleInferer()
         steps = postprocessing.flatten().transforms if postprocessing is not None else ()
         return InferenceParts(
-            _own_copy(preprocessing),
+            # MONAI's transforms switch their tracing off while they are inverted, which another thread must not see
+            copy.deepcopy(preprocessing),
             network.to(self.device).eval(),
             inferer,
             tuple(step for step in steps if not type(step).__name__.startswith("Save")),
         )
 
-    def _want_images(self, preprocessing: Any) -> None:
+    def _require_images(self, preprocessing: Any) -> None:
         from medkit.inference.transforms import loaders_of
 
         if preprocessing is None:
             raise BundleError(f"{self.path}: has no id preprocessing")
         if not loaders_of(preprocessing):
-            raise BundleError(f"{self.path}: its preprocessing loads no image (LoadImaged), so medkit can feed it none")
+            raise BundleError(f"{self.path}: its preprocessing loads no image: expected a LoadImaged")
 
-    def _get(self, *names: str) -> Any:
-        """What the config says under the first of `names` that it has."""
-        name = next((n for n in names if n in self.parser), None)
-        return None if name is None else self.parser.get_parsed_content(name)
+    def _get_first(self, *names: str) -> Any:
+        """Build and return what the config holds under the first of `names` that it has; None if it has none."""
+        return next((self.get(name) for name in names if name in self.parser), None)
 
     # ---- the network
 
@@ -134,8 +117,8 @@ class InferenceConfig:
         if not path.is_file():
             raise WeightsMissingError(f"bundle {self.bundle.name}: no weights at {path}")
         for name in ("network_def", "network"):
-            self._want_no_pretrained(name, self.parser.config.get(name))
-        network = self._get("network", "network_def", "evaluator::network")
+            self._switch_off_pretrained(name)
+        network = self._get_first("network", "network_def", "evaluator::network")
         if network is None:
             raise BundleError(f"{self.path}: has no id network or network_def")
         modules = self.parser.get_parsed_content(f"{loader}::load_dict") if loader else {"model": network}
@@ -144,47 +127,22 @@ class InferenceConfig:
         return network
 
     def _weights(self) -> tuple[str | None, Path]:
-        """The id of the config's CheckpointLoader, and the file that it loads."""
-        for name in _ids(self.parser.config, "CheckpointLoader"):
-            return name, Path(str(self.parser.get_parsed_content(f"{name}::load_path")))
+        """Return the id of the config's CheckpointLoader, if it has one, and the file with the weights."""
+        for place, node in walk(self.parser.config):
+            if class_name(node) == "CheckpointLoader":
+                name = "::".join(place)
+                return name, Path(str(self.parser.get_parsed_content(f"{name}::load_path")))
         return None, self.bundle.root / WEIGHTS
 
-    def _want_no_pretrained(self, name: str, config: Any) -> None:
-        """Weights that a library would download are overwritten by the bundle's anyhow."""
-        if isinstance(config, dict):
-            for key, value in config.items():
-                if key == "pretrained" and value is True:
-                    self.parser[f"{name}::{key}"] = False
-                self._want_no_pretrained(f"{name}::{key}", value)
-
-    @contextlib.contextmanager
-    def _blame(self) -> Iterator[None]:
-        """Errors of MONAI become a sentence about the config."""
-        try:
-            yield
-        except (MedkitError, MemoryError):
-            raise
-        except Exception as error:
-            if own := own_error(error):
-                raise own from None
-            raise BundleError(f"{self.path}: {one_line(error)}") from error
-
-
-def _search_a_copy(locator: Any) -> None:
-    """Makes MONAI's locator go through a copy of `sys.modules`, which grows while another thread imports."""
-
-    def names() -> list[str]:
-        return [
-            name
-            for name in tuple(sys.modules)
-            if name.startswith(locator.MOD_START) and not any(part in name for part in locator.excludes)
-        ]
-
-    locator._find_module_names = names
+    def _switch_off_pretrained(self, name: str) -> None:
+        """Keep a library from downloading weights, which the bundle's own weights replace anyhow."""
+        for place, value in list(walk(self.parser.config.get(name))):
+            if place and place[-1] == "pretrained" and value is True:
+                self.parser["::".join((name, *place))] = False
 
 
 def _load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
-    """Fills modules from a checkpoint as MONAI's CheckpointLoader does; nothing but tensors is unpickled."""
+    """Fill modules from a checkpoint as MONAI's CheckpointLoader does; only tensors are unpickled."""
     import pickle
 
     import torch
@@ -193,37 +151,25 @@ def _load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise BundleError(
-            f"{path}: holds more than weights (weights_only=True refuses it); medkit loads no such file"
+            f"{path}: holds more than weights (weights_only=True refuses it); medkit does not load such files"
         ) from None
     wanted = {key: module for key, module in modules.items() if isinstance(module, torch.nn.Module)}
     if len(wanted) == 1 and next(iter(wanted)) not in state:
         state = {next(iter(wanted)): state}
     for key, module in wanted.items():
         if key not in state:
-            raise BundleError(f"{path}: has no {key}; there is {', '.join(map(str, list(state)[:5]))}")
+            raise BundleError(f"{path}: has no {key}; it has {', '.join(map(str, list(state)[:5]))}")
         try:
             module.load_state_dict(state[key], strict=strict)
         except RuntimeError as error:
             raise BundleError(f"{path}: does not fit the network: {one_line(error)}") from None
 
 
-def _ids(config: Any, target: str, name: str = "") -> Iterator[str]:
-    """Ids of the objects of a class in a config."""
-    if isinstance(config, dict) and str(config.get("_target_", "")).rpartition(".")[2] == target:
-        yield name
-    pairs: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    for key, value in pairs:
-        yield from _ids(value, target, f"{name}::{key}" if name else str(key))
-
-
-def _devices(config: Any, name: str = "") -> Iterator[str]:
-    """Ids of the CUDA devices that a config names itself, below its `device`: they are what the user asks for, too."""
-    pairs: Any = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    for key, value in pairs:
-        here = f"{name}::{key}" if name else str(key)
-        if key == "device" and re.match(r"\$\s*torch\.device\(.*cuda|cuda(:\d+)?$", str(value)):
-            yield here
-        yield from _devices(value, here)
+def _cuda_devices(config: Any) -> Iterator[str]:
+    """Yield the ids of the CUDA devices that a config names: the user's choice of device replaces them too."""
+    for place, value in walk(config):
+        if place and place[-1] == "device" and re.match(r"\$\s*torch\.device\(.*cuda|cuda(:\d+)?$", str(value)):
+            yield "::".join(place)
 
 
 def _compose(value: Any) -> Any:
@@ -232,32 +178,16 @@ def _compose(value: Any) -> Any:
     return value if value is None or isinstance(value, Compose) else Compose(value)
 
 
-def _own_copy(preprocessing: Any) -> Any:
-    """A copy to run forward, while the config's own is what `Invertd` runs backward: MONAI's transforms switch
-    their tracing off while they are inverted, which another thread must not see."""
-    return copy.deepcopy(preprocessing)
-
-
-def _put_code_first(root: Path) -> None:
-    """A bundle's own packages lie in its root; those of another bundle, often of the same name, are forgotten."""
-    here = str(root)
-    sys.path[:] = [here, *(p for p in sys.path if p != here)]
-    own = {p.stem for p in root.iterdir() if (p / "__init__.py").is_file() or p.suffix == ".py"}
-    for name in [m for m in sys.modules if m.partition(".")[0] in own]:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        if not file.startswith(here):
-            del sys.modules[name]
-    importlib.invalidate_caches()
-
-
 def _arrays_allowed() -> Any:
-    """Inside, torch.load takes arrays of numbers for weights, such as the code of an architecture that was searched
-    for; nothing else of a pickle is executed for them."""
+    """Let torch.load read NumPy arrays of numbers among weights, such as the code of a searched architecture.
+
+    Nothing else in a pickle is executed for them.
+    """
     import numpy as np
     import torch
 
     make: Any = np.empty(0).__reduce__()[0]
-    # files name the module of the NumPy that wrote them
+    # the name of the module depends on the NumPy version that wrote the file
     makers = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     kinds = {type(np.dtype(letter)) for letter in "?bBhHiIlLqQefd"}
     allowed: list[Any] = [*makers, np.ndarray, np.dtype, *kinds]
@@ -266,7 +196,7 @@ def _arrays_allowed() -> Any:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Inside, nothing reaches the network: a bundle's weights come with it or not at all."""
+    """Refuse network connections inside the block: a bundle's weights come with it or not at all."""
 
     def refuse(self: socket.socket, address: Any) -> None:
         raise OSError(f"medkit downloads nothing while it runs: connection to {address} refused")

@@ -1,4 +1,4 @@
-"""The options of tasks that run bundles, as one value: declared once, handed over as `BundleOptions`."""
+"""The options that all tasks that run bundles share: declared once, passed on as `BundleOptions`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medkit import plugins
-from medkit.bundles import bundle as bundles
+from medkit.bundles.bundle import AUTO, Bundle, candidate_bundles, find_bundle, require_trust
 from medkit.errors import UsageError
 from medkit.options import bytes_of, option, settings
 
@@ -20,28 +20,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BundleOptions:
-    """What the user asked for with the options that all tasks that run bundles share."""
+    """The user's values of the options that all tasks that run bundles share."""
 
     name: str | None
-    """A name, the path of a folder or zip, or `auto`; None where none was asked for and none need be."""
+    """A name, the path of a folder or zip, or `auto`; None if the option is not required and was not given."""
     trust: bool
+    """Whether the bundle's code may run though no plugin brings it."""
     settings: RunSettings
+    """How the bundle is run."""
 
-    def of_task(self, task: str) -> tuple[bundles.Bundle, ...]:
-        """The bundles that may run for a task: one, or those that `auto` chooses among. Raises UsageError."""
-        return bundles.bundles_for_task(self.name or bundles.AUTO, task, plugins.registry(), trust=self.trust)
+    def of_task(self, task: str) -> tuple[Bundle, ...]:
+        """Return the bundles that may run for a task: one, or those among which `auto` chooses. Raises UsageError."""
+        return candidate_bundles(self.name or AUTO, task, plugins.registry(), trust=self.trust)
 
-    def any(self) -> bundles.Bundle:
-        """The bundle named, whatever it is for. Raises UsageError."""
+    def any(self) -> Bundle:
+        """Return the named bundle, whatever its task. Raises UsageError and BundleError."""
         if self.name is None:
             raise UsageError("--bundle: expected the name or the path of a bundle")
-        found = bundles.find(self.name, plugins.registry())
+        found = find_bundle(self.name, plugins.registry())
         if "context" in found.block:
             task = f"; medkit run {found.block['task']} takes both" if "task" in found.block else ""
             raise UsageError(
-                f"bundle {found.name}: also reads facts beside images, and here there are images alone{task}"
+                f"bundle {found.name}: also reads facts besides images, but here it reads images alone{task}"
             )
-        bundles.require_trust(found, trust=self.trust)
+        require_trust(found, trust=self.trust)
         return found
 
 
@@ -50,9 +52,9 @@ _OPTIONS = (
     click.option("--set", "overrides", multiple=True, callback=settings, metavar="ID=VALUE",
                  help="Change a value of the bundle's config; repeatable."),
     click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "float32"]), default="auto",
-                 show_default=True, help="What to compute in; auto: what is fast on the device."),
+                 show_default=True, help="Type of number to compute with; auto: what is fast on the device."),
     option("--memory", callback=bytes_of, metavar="SIZE",
-           help="What this process may take, such as 6G: larger images are computed in parts.  "
+           help="Memory that this process may take, such as 6G: larger images are computed in parts.  "
            "[default: what is free]"),
 )  # fmt: skip
 
@@ -60,12 +62,12 @@ _OPTIONS = (
 def bundle_options(
     *, named: bool = False, optional: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds the options; the function gets them as its argument `chosen`.
+    """Return a decorator that adds the options; the function gets them as its argument `chosen`, a `BundleOptions`.
 
-    With `named` a bundle has to be named, with `optional` it may be; else the default is `auto`.
+    With `named` a bundle has to be named, with `optional` it may be; otherwise the default is `auto`.
     """
     form = "NAME|PATH" if named or optional else "NAME|PATH|auto"
-    default = {"required": True} if named else {} if optional else {"default": bundles.AUTO, "show_default": True}
+    default = {"required": True} if named else {} if optional else {"default": AUTO, "show_default": True}
     what = "An installed bundle's name, or a bundle's folder or zip"
     which = f"{what}." if named or optional else f"{what}; auto: the one that fits the image."
     choose = click.option("--bundle", "name", metavar=form, allow_from_autoenv=False, help=which, **default)

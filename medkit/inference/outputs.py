@@ -1,4 +1,4 @@
-"""What a bundle gave for a case, as files: labels and images on the input's grid, tables of classes."""
+"""Turning a bundle's answer into files: labels and images on the input's grid, tables of classes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import torch
 
 SAME_PLACE = 1e-3
-"""mm that the corners of two grids may be apart for them to be one."""
+"""Largest distance (mm) between corners of two grids that count as the same grid."""
 
 
 def to_labels(value: Any, grid: Grid, values: str) -> Image:
-    """A network's answer, (C, I, J, K) or (C, I, J), as labels on `grid`: uint8, or uint16 where they do not fit.
+    """Return a network's answer, (C, I, J, K) or (C, I, J), as labels on `grid`: uint8, uint16 or uint32 as needed.
 
-    One channel is rounded; of several, those of a partition give the number of the largest, and regions that overlap
-    are kept as channels. `values` names the bundle in errors. Raises BundleError for what is no label.
+    One channel is rounded. Several channels become the number of the largest one, or stay channels if they are regions
+    that overlap. `values` names the bundle in errors. Raises BundleError if the values are not labels.
     """
     data = _array(value)
     if data.ndim > 1 and len(data) > 1 and not _overlapping(data):
@@ -38,14 +38,14 @@ def to_labels(value: Any, grid: Grid, values: str) -> Image:
 
 
 def to_image(value: Any, grid: Grid) -> Image:
-    """A network's answer, (C, I, J, K) or (C, I, J), as float32 on `grid`."""
+    """Return a network's answer, (C, I, J, K) or (C, I, J), as float32 on `grid`. Raises BundleError."""
     return _on_grid(_array(value).astype(np.float32, copy=False), _affine(value), grid, "linear")
 
 
 def to_table(value: Any, classes: Mapping[int, str], *, activated: bool) -> tuple[Text, dict[str, float]]:
-    """A classifier's answer, (C,), as lines of class and probability, and the same as numbers.
+    """Return a classifier's answer, (C,), as lines of class and probability, and as class -> probability.
 
-    `activated`: the values are probabilities already.
+    `activated`: the values already are probabilities. Raises BundleError if there is more than a value for each class.
     """
     values = np.atleast_1d(np.squeeze(_array(value).astype(np.float64)))
     if values.ndim > 1:
@@ -63,7 +63,7 @@ def _softmax(values: np.ndarray) -> np.ndarray:
 
 
 def _overlapping(data: np.ndarray) -> bool:
-    """Whether channels are regions, 0 or 1, of which a voxel may be in several or none."""
+    """Return whether channels are masks of regions (0 or 1), and some voxel is in several or in none."""
     if data.dtype.kind == "f" and not np.isin(data[:, ::2], (0, 1)).all():
         return False
     return bool((data.sum(0) != 1).any())
@@ -80,7 +80,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _affine(value: Any) -> np.ndarray | None:
-    """(4, 4), where the answer says where it lies."""
+    """Return an answer's affine, (4, 4) RAS+ mm, if it has one."""
     affine = getattr(value, "affine", None)
     return None if affine is None else _array(affine).astype(np.float64)
 
@@ -88,9 +88,9 @@ def _affine(value: Any) -> np.ndarray | None:
 def _on_grid(
     data: np.ndarray, affine: np.ndarray | None, grid: Grid, interpolation: Literal["linear", "nearest"]
 ) -> Image:
-    """Voxels, (C, I, J, K) or (C, I, J), on `grid`: as they are where they lie on it, else resampled by their affine.
+    """Return voxels, (C, I, J, K) or (C, I, J), on `grid`: unchanged if they are on it, else resampled by `affine`.
 
-    Raises BundleError where neither works.
+    Raises BundleError if they are on another grid and `affine` is None.
     """
     if data.ndim == 3 and grid.dims == 3 and grid.shape[2] > 1:
         data = data[None]
@@ -101,7 +101,7 @@ def _on_grid(
     if shape == grid.shape and (affine is None or not _apart(affine, grid)):
         return Image(np.ascontiguousarray(data), grid)
     if affine is None:
-        raise BundleError(f"the bundle gave {shape} voxels for an image of {grid.shape}, and not where they lie")
+        raise BundleError(f"the bundle returned {shape} voxels for an image of {grid.shape}, without an affine")
     from medkit.transforms.resampling import resample
 
     own = Image(data, Grid(shape, affine, grid.dims))

@@ -1,6 +1,6 @@
-"""Runs the network of a MONAI bundle on one case after the other: loaded once, reading ahead and writing behind.
+"""Running the network of a MONAI bundle on a series of cases: loaded once, reading ahead while results are written.
 
-A task plugin needs two calls for its command, which `medkit.inference.options.bundle_options` gives `chosen`:
+A task plugin needs two calls in its command, which gets `chosen` from `medkit.inference.options.bundle_options`:
 
     run_task(bundle_task("segment", chosen.of_task("segment"), chosen.settings), options)
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from medkit.bundles.bundle import AUTO, Bundle
 from medkit.bundles.contract import SUFFIX, Contract, contract_of
 from medkit.errors import BundleError, MedkitError
-from medkit.inference.choice import choose_bundle, common_contract
+from medkit.inference.choice import bundle_for_case, common_contract
 from medkit.pipe.records import sha256_of
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Stages, Task, Writable
@@ -35,26 +35,26 @@ class RunSettings:
     """How a bundle is run."""
 
     overrides: Mapping[str, Any]
-    """Config id -> value."""
+    """Config id -> value (`--set`)."""
     precision: str = "auto"
-    """`bf16`, `fp16`, `float32`, or `auto`: what the device is fast with."""
+    """`bf16`, `fp16`, `float32`, or `auto`: what is fast on the device."""
     memory: int | None = None
-    """Bytes that this process may take in all; None: what the machine has left."""
+    """Bytes that this process may take in all; None: what is free on the machine."""
 
 
 def bundle_task(
     name: str, bundles: Sequence[Bundle], settings: RunSettings, *, runner: RunnerFactory | None = None
 ) -> Task:
-    """The task of running bundles, whose code is trusted (see `medkit.bundles.bundle.bundles_for_task`), on images.
+    """Return the task of running bundles, whose code is trusted (see `medkit.bundles.bundle.candidate_bundles`).
 
-    Of several each case gets the one that fits it (see `medkit.inference.choice`). `runner`, picklable, makes a loaded
-    bundle's runner, for a task that adds to what a bundle gives. Raises BundleError for a bundle that medkit cannot
-    run, with the reason, and UsageError for bundles that give different files; nothing of them is executed before the
-    first case.
+    With several bundles each case gets the one that fits it (see `medkit.inference.choice`). `runner`, picklable, makes
+    a loaded bundle's runner, for a task that adds to a bundle's results. Raises BundleError, with the reason, if medkit
+    cannot run a bundle, and UsageError if the bundles return different files. No code of a bundle runs before the first
+    case.
     """
     contract = common_contract(name, bundles)
     one = len(bundles) == 1
-    load = functools.partial(load_runner, bundle=bundles[0]) if one else functools.partial(choosing, bundles=bundles)
+    load = functools.partial(load_stages, bundle=bundles[0]) if one else functools.partial(load_choice, bundles=bundles)
     return Task(
         name=name,
         outputs=_outputs(contract),
@@ -70,7 +70,7 @@ def bundle_task(
 
 
 def bundle_identity(bundle: Bundle) -> dict[str, Any]:
-    """By what a bundle is known in sidecars: its name, version and the digests of its weights and configs."""
+    """Return a bundle's entry in sidecars: its name, its version and the digests of its weights and configs."""
     return {
         "name": bundle.name,
         "version": bundle.version,
@@ -80,11 +80,11 @@ def bundle_identity(bundle: Bundle) -> dict[str, Any]:
 
 
 def memory_needed(bundle: Bundle, channels: int, grid: Grid) -> int:
-    """Bytes for an image on `grid`, roughly: how finely the bundle samples it is not known before it runs."""
-    from medkit.inference.memory import foreseen
+    """Return roughly how many bytes an image on `grid` takes; how finely the bundle resamples it is not known yet."""
+    from medkit.inference.memory import rough_estimate
 
     weights = sum(p.stat().st_size for p in (bundle.root / "models").glob("*") if p.is_file())
-    return foreseen(channels, weights, math.prod(grid.shape))
+    return rough_estimate(channels, weights, math.prod(grid.shape))
 
 
 def _outputs(contract: Contract) -> tuple[Output, ...]:
@@ -96,14 +96,14 @@ def _outputs(contract: Contract) -> tuple[Output, ...]:
 
 
 def role_of(contract: Contract, key: str) -> str:
-    """What a result is called among the outputs."""
+    """Return the name of a result among the outputs; `key`: its key in MONAI's dictionary."""
     return {"labels": "labels", "image": "image", "table": "classes"}[contract.kind] if key == "pred" else key
 
 
-def load_runner(
+def load_stages(
     runtime: Runtime, *, bundle: Bundle, settings: RunSettings, runner: RunnerFactory | None = None
 ) -> Stages:
-    """Loads a bundle: the three stages of its work on a case. Raises what `open_bundle` does."""
+    """Load a bundle and return the three stages of its work on a case. Raises what `open_bundle` raises."""
     loaded = open_bundle(runtime, bundle, settings, runner)
     return Stages(loaded.prepare, loaded.compute, loaded.finish, loaded.together)
 
@@ -111,7 +111,7 @@ def load_runner(
 def open_bundle(
     runtime: Runtime, bundle: Bundle, settings: RunSettings, runner: RunnerFactory | None = None
 ) -> BundleRunner:
-    """Loads a bundle, whose code is trusted. Raises BundleError, and WeightsMissingError where there are none."""
+    """Load a bundle, whose code is trusted. Raises BundleError, and WeightsMissingError if it has no weights."""
     from medkit.inference.opened import InferenceConfig
     from medkit.machine.precision import choose_device, choose_precision
 
@@ -121,20 +121,18 @@ def open_bundle(
     return (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
 
 
-def choosing(
+def load_choice(
     runtime: Runtime, *, bundles: Sequence[Bundle], settings: RunSettings, runner: RunnerFactory | None = None
 ) -> Stages:
-    """The three stages of the work on a case by the bundle that fits it; each is loaded when a case first needs it."""
+    """Return the three stages of the work on a case by the bundle that fits it, loaded when a case first needs it."""
     loaded: dict[str, tuple[Stages, dict[str, Any]]] = {}
 
     def prepare(case: Case) -> tuple[Stages, Mapping[str, Any], Any]:
-        bundle, reason = choose_bundle(case, bundles)
+        bundle, reason = bundle_for_case(case, bundles)
         if bundle.name not in loaded:
-            stages = load_runner(runtime, bundle=bundle, settings=settings, runner=runner)
-            loaded[bundle.name] = (
-                stages,
-                bundle_identity(bundle),
-            )  # its digests read all weights: once, not for every case
+            stages = load_stages(runtime, bundle=bundle, settings=settings, runner=runner)
+            # the digests of its identity need all weights to be read: once, not for every case
+            loaded[bundle.name] = (stages, bundle_identity(bundle))
         stages, identity = loaded[bundle.name]
         return stages, {"choice": identity | {"reason": reason}}, stages.prepare(case)
 
@@ -158,10 +156,10 @@ def choosing(
 
 
 class BundleRunner:
-    """A loaded bundle. Each of its three methods is called by one thread, and the three may be called at once."""
+    """A loaded bundle. Its methods `prepare`, `compute` and `finish` may run at once, each in a thread of its own."""
 
     together: Callable[[Sequence[Case], Sequence[Any]], Sequence[Any]] | None = None
-    """`compute` for several cases at once, of a task whose cases are small."""
+    """`compute` for several cases at once, in a task whose cases are small."""
 
     def __init__(
         self, bundle: Bundle, parts: InferenceParts, device: torch.device, precision: str, limit: int | None
@@ -182,24 +180,24 @@ class BundleRunner:
         self.network = Network(parts.network, parts.inferer, self.postprocessing, device, precision, limit)
 
     def prepare(self, case: Case) -> Prepared:
-        """Reads a case and runs the bundle's preprocessing on it. Raises InputError."""
-        with self._blame("preprocessing"):
+        """Read a case and run the bundle's preprocessing on it. Raises InputError and BundleError."""
+        with self.errors_named("preprocessing"):
             return self.preprocessing(case)
 
     def compute(self, case: Case, prepared: Prepared) -> Prepared:
-        """Runs the network; adds its answer to the item under `pred`. Raises MemoryError where it cannot fit."""
-        with self._blame("network"):
+        """Run the network and add its answer to the item under `pred`. Raises BundleError and MemoryError."""
+        with self.errors_named("network"):
             return self.network(prepared)
 
     def finish(self, case: Case, computed: Prepared) -> Result:
-        """Runs the bundle's postprocessing and makes the files."""
-        with self._blame("postprocessing"):
+        """Run the bundle's postprocessing and make the files. Raises BundleError."""
+        with self.errors_named("postprocessing"):
             item = self.postprocessing(computed)
         outputs: dict[str, Writable] = {}
         metrics: dict[str, Any] = {}
         for key in self.contract.results:
             if key not in item:
-                raise BundleError(f"bundle {self.bundle.name}: gave no {key}; there is {', '.join(map(str, item))}")
+                raise BundleError(f"bundle {self.bundle.name}: returned no {key}, only {', '.join(map(str, item))}")
             outputs[role_of(self.contract, key)], found = self._output(item[key], computed.grid)
             metrics |= found
         return Result(
@@ -211,8 +209,8 @@ class BundleRunner:
         )
 
     @contextlib.contextmanager
-    def _blame(self, what: str) -> Iterator[None]:
-        """Errors of the bundle's parts become a sentence about it, with the reason and not MONAI's way to it."""
+    def errors_named(self, what: str) -> Iterator[None]:
+        """Turn errors of the bundle's stage `what` into a BundleError that names both, in one line."""
         from medkit.bundles.config import one_line
         from medkit.machine.memory import ran_out
 
@@ -224,12 +222,12 @@ class BundleRunner:
             raise BundleError(f"bundle {self.bundle.name}: {what}: {one_line(error)}") from error
 
     def _classes(self, table: Mapping[str, float]) -> dict[str, Any]:
-        """The likeliest class, or that of each aspect."""
+        """Return the most probable class, or that of each aspect."""
         names, aspects = self.contract.classes, self.contract.aspects
         if not aspects:
             return {"class": max(table, key=lambda name: table[name])}
-        said = {aspect: max((names[n] for n in own), key=lambda name: table[name]) for aspect, own in aspects.items()}
-        return {"classes": said}
+        best = {aspect: max((names[n] for n in own), key=lambda name: table[name]) for aspect, own in aspects.items()}
+        return {"classes": best}
 
     def _output(self, value: Any, grid: Grid) -> tuple[Writable, dict[str, Any]]:
         from medkit.inference.outputs import to_image, to_labels, to_table
@@ -242,15 +240,15 @@ class BundleRunner:
         return to_labels(value, grid, f"bundle {self.bundle.name}"), {}
 
     def _names(self) -> dict[str, Any]:
-        """What the values of labels mean."""
+        """Return the names of labels for the sidecar, if they are known."""
         if self.contract.kind != "labels":
             return {}
         if names := self.bundle.block.get("labels"):
             return {"labels": names}
-        if not self.postprocessing.gives_channels:
+        if not self.postprocessing.labels_are_channels:
             return {}
         return {"labels": {str(n): name for n, name in self.contract.classes.items() if n}}
 
 
 RunnerFactory = Callable[[Bundle, "InferenceParts", "torch.device", str, int | None], BundleRunner]
-"""Makes a runner of a loaded bundle, its parts, the device, the precision and the limit of memory in bytes."""
+"""Make a runner from a loaded bundle, its parts, the device, the precision and the memory limit in bytes."""

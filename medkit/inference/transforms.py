@@ -20,61 +20,63 @@ class Prepared:
     """A case between two stages."""
 
     item: Mapping[str, Any]
-    """Key -> value, as MONAI's dataset or, with `pred`, its evaluator would hand it on."""
+    """Key -> value, as MONAI's dataset or, with `pred`, its evaluator would pass it on."""
     grid: Grid
-    """That of the case's own input."""
+    """Grid of the case's own input."""
     warnings: tuple[str, ...] = ()
-    """What the user should know of how it was computed."""
+    """What the user should know about how it was computed."""
     labelled: bool = False
-    """Whether `pred` holds labels already (see `medkit.inference.tiles`)."""
+    """Whether `pred` already holds labels (see `medkit.inference.network.ComputePlan.tiles`)."""
 
 
 _BY_VOXEL = ("Activations", "EnsureType", "CastToType", "ToDevice", "ToTensor")
-"""Transforms that look at one voxel at a time, and leave the order of its channels."""
+"""Transforms that look at one voxel at a time and keep the order of its channels."""
 _KEEP_VALUES = (*_BY_VOXEL, "KeepLargest", "RemoveSmall", "FillHoles", "SqueezeDim", "FromMetaTensor", "ToNumpy")
-"""Transforms that give no label another number."""
+"""Transforms that never change a label's number."""
 
 
 class Preprocessing:
-    """The transforms before the network, fed with the images that medkit has read."""
+    """The transforms before the network, applied to the images that medkit has read."""
 
     def __init__(self, compose: Any, contract: Contract, name: str, *, planes: bool) -> None:
         from monai.transforms import LoadImaged, MapTransform, Randomizable
 
-        from medkit.inference import axis_resampling as along_axes
+        from medkit.inference.axis_resampling import patch_monai
 
-        along_axes.patch_monai()
+        patch_monai()
         self.contract, self.name = contract, name
         steps = compose.flatten().transforms
         self.reader = ScanReader(planes)
         for loader in loaders_of(compose):
             loader.readers.append(self.reader)
-        # a result must not depend on chance, whatever a demonstration of the bundle adds
+        # results must not depend on chance, even if the bundle's demonstration adds random transforms
         self.steps = [s for s in steps if not isinstance(s, Randomizable) or not _is_random(s)]
         self.by_file = not any(isinstance(s, LoadImaged) for s in steps)
-        """Whether the transforms take a file and not a dictionary of them."""
+        """Whether the transforms take the name of one file instead of a dictionary."""
         if contract.optional:
             _allow_missing(s for s in self.steps if isinstance(s, MapTransform))
 
     def __call__(self, case: Case) -> Prepared:
-        """Reads and prepares a case. Raises InputError."""
-        return self.fed(feed_of(case, self.contract), case)
+        """Read and prepare a case. Raises InputError."""
+        return self.prepare(feed_of(case, self.contract), case)
 
-    def fed(self, feed: Feed, case: Case) -> Prepared:
-        """Prepares images that were read, or made, for a case. Raises InputError."""
+    def prepare(self, feed: Feed, case: Case) -> Prepared:
+        """Prepare images that were read, or made, for a case. Raises InputError."""
         self.reader.images = feed.images
         try:
             item = self._by_file(feed) if self.by_file else _through(self.steps, dict(feed.item))
         finally:
             self.reader.images = {}
         if not isinstance(item, dict):
-            raise BundleError(f"bundle {self.name}: its preprocessing gives several samples of an image, not one")
+            raise BundleError(
+                f"bundle {self.name}: its preprocessing returns several samples of an image, expected one"
+            )
         image: Any = item.get("image", item.get(self.contract.keys[0]))
         channels = self.contract.channels
         if len(channels) > 1 and len(image) != len(channels):
             raise InputError(
                 f"{case.path}: expected {len(channels)} channels ({', '.join(channels)}), got {len(image)}; "
-                f'a record brings their files: {{"path": ..., "inputs": {{"{channels[1]}": ...}}}}'
+                f'a record names their files: {{"path": ..., "inputs": {{"{channels[1]}": ...}}}}'
             )
         for value in item.values():
             _forget_ids(getattr(value, "applied_operations", ()))
@@ -89,56 +91,56 @@ class Preprocessing:
 
 
 class Postprocessing:
-    """The transforms after the network, those that save left out."""
+    """The transforms after the network, without those that save files."""
 
     def __init__(self, steps: Sequence[Any], contract: Contract) -> None:
         from monai.transforms import MapTransform
 
         self.contract = contract
-        if contract.kind == "table":  # a class alone would hide how sure the network is
+        if contract.kind == "table":  # a bare class would hide how sure the network is
             steps = [s for s in steps if not _named(s, "AsDiscrete")]
         self.steps = tuple(map(_quick, steps))
-        _allow_missing(s for s in self.steps if isinstance(s, MapTransform))  # a label, which only training data has
+        _allow_missing(s for s in self.steps if isinstance(s, MapTransform))  # only training data has a label
         self.activated = bool(contract.aspects) or any(_named(s, "Activations") for s in self.steps)
-        """Whether a classifier's values are made probabilities; those of a bundle with aspects always are."""
+        """Whether the steps turn a classifier's values into probabilities; a bundle with aspects always does so."""
 
     @functools.cached_property
-    def softmax_alone(self) -> bool:
-        """Whether nothing but a softmax over all channels is done."""
+    def is_only_softmax(self) -> bool:
+        """Whether the only step is a softmax over all channels."""
         return len(self.steps) == 1 and _named(self.steps[0], "Activations") and _is_softmax(self.steps[0])
 
     @property
     def inverts_all(self) -> bool:
-        """Whether all channels of an answer are brought back, and not the labels made of them."""
+        """Whether all channels of an answer are resampled back to the scan, instead of the labels made from them."""
         names = [type(s).__name__ for s in self.steps]
         back = next((n for n, name in enumerate(names) if name.startswith("Invert")), None)
         return back is not None and not any(name.startswith("AsDiscrete") for name in names[:back])
 
     @property
     def picks_largest(self) -> bool:
-        """Whether labels are the largest channel of each voxel, brought back to the scan, and nothing else."""
+        """Whether labels are the largest channel of each voxel, resampled back to the scan, and nothing else."""
         chosen = [s for s in self.steps if _named(s, "AsDiscrete")]
         plain = all(_named(s, "AsDiscrete", "Invert", "MapLabelValue", *_BY_VOXEL) for s in self.steps)
         return plain and len(chosen) == 1 and _takes_largest(chosen[0])
 
     @property
-    def gives_channels(self) -> bool:
-        """Whether labels are numbers of channels: the largest is taken, and nothing gives it another number."""
+    def labels_are_channels(self) -> bool:
+        """Whether labels are channel numbers: the largest channel is taken, and no step changes its number."""
         if any(_named(s, "AsDiscrete") and not _takes_largest(s) for s in self.steps):
             return False
         return all(_named(s, "AsDiscrete", "Invert", *_KEEP_VALUES) for s in self.steps)
 
     @property
     def voxelwise(self) -> tuple[Any, ...] | None:
-        """The steps that make labels of what the network says about a voxel; None where they depend on others."""
-        place = next((n for n, s in enumerate(self.steps) if _named(s, "AsDiscrete")), None)
-        if place is None:
+        """The steps that turn the network's values of a voxel into its label; None if they look at other voxels."""
+        index = next((n for n, s in enumerate(self.steps) if _named(s, "AsDiscrete")), None)
+        if index is None:
             return None
-        before = [s for s in self.steps[:place] if not _named(s, "Invert")]
-        return (*before, self.steps[place]) if all(_named(s, *_BY_VOXEL) for s in before) else None
+        before = [s for s in self.steps[:index] if not _named(s, "Invert")]
+        return (*before, self.steps[index]) if all(_named(s, *_BY_VOXEL) for s in before) else None
 
     def __call__(self, prepared: Prepared) -> dict[str, Any]:
-        """The item after all steps; after those that are left where it is labelled already."""
+        """Return the item after all steps, or after the remaining steps if it is already labelled."""
         if not prepared.labelled:
             return dict(_through(self.steps, dict(prepared.item)))
         done = {id(s) for s in self.voxelwise or ()}
@@ -147,7 +149,7 @@ class Postprocessing:
 
 
 def _quick(step: Any) -> Any:
-    """`AsDiscreted` with the same labels, the largest channel found five to ten times faster than by torch.argmax."""
+    """Let an `AsDiscreted` find the largest channel 5 to 10 times faster than torch.argmax; others are unchanged."""
     from monai.transforms import AsDiscrete, AsDiscreted
 
     class Quick(AsDiscrete):
@@ -166,7 +168,7 @@ def _quick(step: Any) -> Any:
 
 
 def _nearest(step: Any) -> Any:
-    """A step that inverts, for labels."""
+    """Return a step; one that inverts resamples labels then, by nearest neighbour."""
     if not _named(step, "Invert"):
         return step
     step = copy.copy(step)
@@ -183,7 +185,7 @@ def _through(steps: Iterable[Any], value: Any) -> Any:
 
 
 def loaders_of(compose: Any) -> list[Any]:
-    """The `LoadImage` of each transform of a preprocessing that reads files."""
+    """Return the `LoadImage` of each transform of a preprocessing that reads files."""
     from monai.transforms import LoadImage, LoadImaged
 
     steps = compose.flatten().transforms
@@ -195,13 +197,13 @@ def _named(step: Any, *names: str) -> bool:
 
 
 def _takes_largest(step: Any) -> bool:
-    """Whether an `AsDiscrete` or `AsDiscreted` gives the number of the largest channel."""
+    """Return whether an `AsDiscrete` or `AsDiscreted` returns the number of the largest channel."""
     argmax = step.argmax
     return bool(argmax if isinstance(argmax, bool) else next(iter(argmax)))
 
 
 def _is_softmax(step: Any) -> bool:
-    """Whether an `Activationsd` does that and nothing else."""
+    """Return whether an `Activationsd` applies only a softmax."""
     return tuple(getattr(step, "softmax", ())) == (True,) and not any(step.sigmoid) and not any(step.other)
 
 
@@ -215,7 +217,7 @@ def _allow_missing(steps: Iterable[Any]) -> None:
 
 
 def _forget_ids(operations: Any) -> None:
-    """What was done to an image names the transform by its `id`; the copy that undoes it has another."""
+    """Remove the transforms' ids from the trace of an image: the copy of a transform that inverts it has another id."""
     from monai.utils import TraceKeys
 
     if isinstance(operations, dict):

@@ -1,16 +1,14 @@
-"""A bundle's train config as MONAI's workflow, with the user's data and wishes put in."""
+"""A bundle's train config, opened with MONAI, with the user's data and settings put in."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundles.config import one_line, own_error, silence_monai
-from medkit.errors import BundleError, InputError, MedkitError, UsageError
+from medkit.bundles.config import BundleConfig
+from medkit.errors import BundleError, InputError, UsageError
 from medkit.training.data import DataList, check_files, find_items, find_unpaired
 from medkit.training.parts.handlers import Progress
 from medkit.training.plan import TrainingPlan
@@ -24,70 +22,45 @@ _DATA_IDS = {
     "training": ("train_datalist", "train::dataset::data"),
     "validation": ("val_datalist", "validate::dataset::data"),
 }
-"""Where items are put: the first id that a config has."""
+"""Ids where the items may be put; the first one that a config has is used."""
 
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """What medkit takes hold of in a config."""
+    """The objects of a train config that medkit uses."""
 
     trainer: Any
-    """monai.engines.SupervisedTrainer or alike: has `network` and `optimizer`."""
+    """monai.engines.SupervisedTrainer, or a similar engine with `network` and `optimizer`."""
     evaluator: Any | None
     """monai.engines.Evaluator."""
     network: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any | None
-    """What the config calls `lr_scheduler`."""
+    """The config's `lr_scheduler`."""
     progress: Progress
     steps: int
-    """The steps that the config asks for."""
+    """Number of training steps that the config asks for."""
     further: Mapping[str, Any]
-    """What the config calls `save_dict`: what else has to be in a checkpoint, by name."""
+    """The config's `save_dict`: further objects whose state belongs in a checkpoint, by name."""
 
 
-class TrainConfig:
-    """A train config, opened; raises BundleError where MONAI cannot read or build what it says."""
+class TrainConfig(BundleConfig):
+    """A bundle's train config, with a training plan put in. Raises BundleError if MONAI cannot read or build it."""
 
     def __init__(self, plan: TrainingPlan, device: torch.device) -> None:
-        from monai.bundle import ConfigWorkflow
-
+        super().__init__(plan.bundle, plan.config.split(","), "train")
         self.plan = plan
-        self.path, *above = (plan.bundle.config(name) for name in plan.config.split(","))
-        silence_monai()
-        with self._blame():
-            self.workflow = ConfigWorkflow(
-                config_file=[str(path) for path in (self.path, *above)],
-                meta_file=str(plan.bundle.root / "configs" / "metadata.json"),
-                workflow_type="train",
-                logging_file=False,
-            )
-        self.parser = self.workflow.parser
-        if unknown := [name for name in plan.overrides if name not in self.parser]:
-            raise UsageError(f"--set {unknown[0]}: {self.path} has no such id")
-        wishes = {"bundle_root": str(plan.bundle.root), "device": device, "seed": plan.seed, "steps": plan.steps}
-        for name, value in wishes.items():
-            if value is not None and name in self.parser:
-                self.parser[name] = value
-        for name, value in plan.overrides.items():
-            self.parser[name] = value
-        if str(plan.bundle.root) not in sys.path:
-            sys.path.insert(1, str(plan.bundle.root))  # as MONAI does: a bundle's own code lies there
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """What the config says under an id, built; `default` where it has none."""
-        if name not in self.parser:
-            return default
-        with self._blame():
-            return self.parser.get_parsed_content(name)
+        values = {"bundle_root": str(plan.bundle.root), "device": device, "seed": plan.seed, "steps": plan.steps}
+        self.put({name: value for name, value in values.items() if value is not None})
+        self.override(plan.overrides)
 
     def take_data(self) -> DataList:
-        """Finds the items and puts them into the config. Raises InputError and UsageError."""
+        """Find the items of --data and put them into the config. Raises InputError and UsageError."""
         keys = self.get("datalist_keys", ["image", "label"])
         validates = EVALUATOR in self.parser
         kinds = self.get("unpaired_keys")
         if self.plan.more_data and not kinds:
-            raise UsageError(f"--data {self.plan.data} {self.plan.more_data[0]}: {self.path} learns from one")
+            raise UsageError(f"--data {self.plan.data} {self.plan.more_data[0]}: {self.path} learns from one only")
         if self.plan.data is None:
             return self._own_data(keys)
         data = (self.plan.data, *self.plan.more_data)
@@ -95,9 +68,8 @@ class TrainConfig:
         if not validates:
             found = DataList((*found.training, *found.validation), (), found.root)
         elif not found.validation:
-            raise InputError(f"--data {self.plan.data}: has one item only; the config validates, on another one")
-        if "dataset_dir" in self.parser:
-            self.parser["dataset_dir"] = str(found.root)
+            raise InputError(f"--data {self.plan.data}: has one item only; the config needs another one to validate on")
+        self.put({"dataset_dir": str(found.root)})
         self._put("training", found.training)
         if validates:
             self._put("validation", found.validation)
@@ -113,25 +85,24 @@ class TrainConfig:
         raise BundleError(f"{self.path}: has no id {' or '.join(_DATA_IDS[part])} to put the items of --data into")
 
     def _own_data(self, keys: Sequence[str]) -> DataList:
-        """The items that the config names itself."""
+        """Return the items that the config names itself."""
         lists = {part: next((self.get(n) for n in ids if n in self.parser), None) for part, ids in _DATA_IDS.items()}
         training, validation = (tuple(lists[part] or ()) for part in ("training", "validation"))
         if not training:
-            raise UsageError(f"--data is needed: {self.path} names no data of its own")
+            raise UsageError(f"--data is needed: {self.path} names no data itself")
         named = [item for item in (*training, *validation) if isinstance(item, dict)]
         check_files(named, keys if "datalist_keys" in self.parser else (), self.path)
         return DataList(training, validation, self.plan.bundle.root)
 
     def build(self, bundle_root: Path) -> TrainingParts:
-        """Builds the engines, for a bundle that lies at `bundle_root`. Raises BundleError."""
+        """Build the engines for the bundle in the folder `bundle_root`. Raises BundleError."""
         from monai.utils import set_determinism
 
         from medkit.training.parts.samples import seed_everything
 
-        if "bundle_root" in self.parser:
-            self.parser["bundle_root"] = str(bundle_root)
-        with self._blame():
-            set_determinism(self.plan.seed)  # seeds transforms that are made without a seed of their own
+        self.put({"bundle_root": str(bundle_root)})
+        with self.errors_named():
+            set_determinism(self.plan.seed)  # seeds transforms that are made without a seed
             set_determinism(None)
             seed_everything(self.plan.seed)
             self.workflow.initialize()
@@ -169,27 +140,15 @@ class TrainConfig:
             )
 
     def run(self, trainer: Any) -> None:
-        """Trains: the config's own `run` where it has one."""
+        """Train with the config's own `run` if it has one, else by running the trainer."""
         if "run" in self.parser:
             self.workflow.run()
         else:
             trainer.run()
 
     def validates_itself(self) -> bool:
-        """Whether a handler of the config runs the evaluator during training."""
+        """Return whether a handler of the config runs the evaluator during training."""
         from monai.handlers import ValidationHandler
 
         handlers = self.get("train::handlers") or self.get(f"{TRAINER}::train_handlers") or []
         return any(isinstance(handler, ValidationHandler) for handler in handlers)
-
-    @contextlib.contextmanager
-    def _blame(self) -> Iterator[None]:
-        """Errors of MONAI become a sentence about the config."""
-        try:
-            yield
-        except (MedkitError, MemoryError):
-            raise
-        except Exception as error:
-            if own := own_error(error):
-                raise own from None
-            raise BundleError(f"{self.path}: {one_line(error)}") from error

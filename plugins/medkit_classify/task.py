@@ -153,9 +153,9 @@ class ClassifyRunner(BundleRunner):
         if self.cut and feed.grid.shape[2] > 1:
             return [self._patch(case, candidate, self.cut, given) for candidate in self._candidates(case)]
         self._check_axes(case, feed.grid)
-        with self._blame("preprocessing"):
+        with self.errors_named("preprocessing"):
             fed = replace(feed, item={**feed.item, **_as_item(given)})
-            question = Question(self.preprocessing.fed(fed, case), given=given)
+            question = Question(self.preprocessing.prepare(fed, case), given=given)
         if is_picture(case.path) and is_coloured(case.path):
             question.refused = "a coloured picture, where grey values are expected"
         elif self.cut and not self.cut.fits(feed.grid):
@@ -205,15 +205,15 @@ class ClassifyRunner(BundleRunner):
         if patch is None:
             return Question(None, candidate.name, "the candidate lies outside the image", given=given)
         name = str(case.path)
-        with self._blame("preprocessing"):
+        with self.errors_named("preprocessing"):
             feed = Feed({self.contract.keys[0]: name, **_as_item(given)}, {name: patch}, patch.grid)
-            return Question(self.preprocessing.fed(feed, case), candidate.name, given=given)
+            return Question(self.preprocessing.prepare(feed, case), candidate.name, given=given)
 
     # ---- computing
 
     def compute(self, case: Case, prepared: list[Question]) -> list[Question]:  # type: ignore[override]
         """Runs the network on all images of a case."""
-        with self._blame("network"):
+        with self.errors_named("network"):
             self._answer(prepared)
             if self.explainer:
                 self._explain(prepared)
@@ -263,7 +263,7 @@ class ClassifyRunner(BundleRunner):
 
     def finish(self, case: Case, computed: list[Question]) -> Result:  # type: ignore[override]
         """The findings, and the files asked for."""
-        with self._blame("postprocessing"):
+        with self.errors_named("postprocessing"):
             answers = [(question, self._findings(question)) for question in computed]
         findings = [found for _, own in answers for found in own]
         context = Context.of(case)
@@ -314,7 +314,7 @@ class ClassifyRunner(BundleRunner):
                 question.candidate, "", dict.fromkeys(classes.values(), float("nan")), reason=question.refused
             )
         logits = _logits(question.prepared)
-        if self.postprocessing.softmax_alone:  # MONAI's way to it takes ten times as long
+        if self.postprocessing.is_only_softmax:  # MONAI's way to it takes ten times as long
             _, table = to_table(logits, classes, activated=False)
         else:
             value = self.postprocessing(question.prepared)["pred"]

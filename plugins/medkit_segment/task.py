@@ -121,7 +121,7 @@ class SegmentRunner(BundleRunner):
         from medkit_segment import report
 
         image = case.image()
-        with self._blame("postprocessing"):
+        with self.errors_named("postprocessing"):
             made = self._from_channels(computed) if self.sees_channels else self._from_labels(computed)
         rows = report.structures(made.labels, float(np.prod(image.grid.spacing)), made.confidence, self.expected)
         found = report.warnings(made.labels, rows, self.expected)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import zoo
 
 from medkit.bundles.bundle import Bundle
-from medkit.inference.runner import RunSettings, load_runner
+from medkit.inference.runner import RunSettings, load_stages
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
 from medkit.pipe.records import record_of
@@ -53,7 +53,7 @@ def network_seconds(root: Path, scan: Path) -> float:
 
     torch.set_num_threads(granted_threads())
     runtime = Runtime("cpu", granted_threads(), 0)
-    stages = load_runner(runtime, bundle=Bundle(root, root.name), settings=RunSettings({}))
+    stages = load_stages(runtime, bundle=Bundle(root, root.name), settings=RunSettings({}))
     case = Case(CasePlan(record_of(scan), {"image": scan}, Targets({})), Task("t", ()), RunOptions(), runtime)
     prepared = stages.prepare(case)
     found = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import write_bundle
 
-from medkit.bundles.bundle import Bundle, bundle_for_task, find, installed, read_metadata
+from medkit.bundles.bundle import Bundle, bundle_for_task, find_bundle, installed, read_metadata
 from medkit.errors import BundleError, UsageError, WeightsMissingError
 from medkit.plugins import Plugin, Registry
 from medkit.specs import BundleSpec
@@ -51,7 +51,7 @@ def test_missing_weights_have_an_exit_code_of_their_own(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "No such file"), ("{", "no JSON"), ("[]", "expected a JSON obj")]
+    ("content", "words"), [(None, "No such file"), ("{", "not valid JSON"), ("[]", "expected a JSON obj")]
 )
 def test_metadata_that_is_none(root: Path, content: str | None, words: str) -> None:
     path = root / "configs" / "metadata.json"
@@ -64,26 +64,26 @@ def test_names(registry: Registry) -> None:
     assert [(b.name, b.task, b.distribution) for b in installed(registry)] == [
         ("halves", "cut", "medkit-a"), ("pieces", "glue", "medkit-a"), ("halves", "cut", "medkit-b"),
     ]  # fmt: skip
-    assert find("pieces", registry).task == "glue"
-    assert find("medkit-b:halves", registry).distribution == "medkit-b"
+    assert find_bundle("pieces", registry).task == "glue"
+    assert find_bundle("medkit-b:halves", registry).distribution == "medkit-b"
     with pytest.raises(UsageError, match="medkit-a:halves or medkit-b:halves"):
-        find("halves", registry)
+        find_bundle("halves", registry)
     with pytest.raises(UsageError, match="there is halves, halves and pieces"):
-        find("nonsense", registry)
+        find_bundle("nonsense", registry)
 
 
 def test_folders(registry: Registry, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that a plugin brings is that bundle, however it is reached."""
     (tmp_path / "link").symlink_to(root)
-    assert find(str(tmp_path / "link"), registry).distribution == "medkit-a"
+    assert find_bundle(str(tmp_path / "link"), registry).distribution == "medkit-a"
     copy = write_bundle(tmp_path / "copy")
     monkeypatch.chdir(tmp_path)
-    assert find("copy", registry) == Bundle(copy, "copy", "halves")
+    assert find_bundle("copy", registry) == Bundle(copy, "copy", "halves")
     with pytest.raises(UsageError, match="no such folder"):
-        find("./nowhere", registry)
+        find_bundle("./nowhere", registry)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="metadata"):
-        find("empty", registry)
+        find_bundle("empty", registry)
 
 
 def test_choosing_for_a_task(registry: Registry, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from strangers import INFERENCE, change_json, write_json, write_sound
 
 from medkit import plugins
 from medkit.bundles.bundle import WEIGHTS
-from medkit.bundles.checks import CheckedBundle, _corners, outcome
-from medkit.bundles.verify import FAILED, OK, RUN, SEEN, SKIPPED, Check, _seen, verify
+from medkit.bundles.checks.case import _corners
+from medkit.bundles.checks.outcomes import outcome
+from medkit.bundles.checks.subject import CheckedBundle
+from medkit.bundles.verify import FAILED, OK, READ, RUN, SKIPPED, Check, check_files, verify_bundle
 
 
 @pytest.fixture
@@ -46,8 +48,8 @@ def change_weights(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def test_a_sound_bundle(root: Path) -> None:
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    found = list(verify(root))
-    assert [c.name for c in found] == [*SEEN, *RUN]
+    found = list(verify_bundle(root))
+    assert [c.name for c in found] == [*READ, *RUN]
     assert [c for c in found if c.status != OK] == []
     assert all(c.messages for c in found)
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before, "verify changed the bundle"
@@ -58,10 +60,10 @@ def test_a_check_that_kills_its_process_stops_no_other(root: Path) -> None:
     """Code of the bundle that ends the process at once, as a crash in C would."""
     (root / "killer.py").write_text("import os\nprint('last words')\nos.kill(os.getpid(), 9)\n")
     write_json(root / "configs" / "more.json", {"a": {"_target_": "killer.A"}})
-    found = {c.name: c for c in verify(root)}
+    found = {c.name: c for c in verify_bundle(root)}
     assert found["references"].status == FAILED
     assert "its process died" in found["references"].messages[0]
-    assert {n: c.status for n, c in found.items() if n != "references"} == dict.fromkeys((*SEEN, *RUN[1:]), OK)
+    assert {n: c.status for n, c in found.items() if n != "references"} == dict.fromkeys((*READ, *RUN[1:]), OK)
 
 
 @pytest.mark.slow
@@ -71,7 +73,7 @@ def test_the_bundles_of_this_distribution() -> None:
     assert bundles
     for spec in bundles:
         fine = {OK} if (spec.root / "models" / "model.pt").exists() else {OK, SKIPPED}
-        assert [c for c in verify(spec.root) if c.status not in fine] == [], spec.name
+        assert [c for c in verify_bundle(spec.root) if c.status not in fine] == [], spec.name
 
 
 # ---- what is seen
@@ -80,27 +82,27 @@ def test_the_bundles_of_this_distribution() -> None:
 def test_missing_files(root: Path) -> None:
     for name in ("LICENSE", "docs/README.md", "models/model.pt"):
         (root / name).unlink()
-    assert _seen("files", root) == Check("files", FAILED, ("no LICENSE", "no docs/README.md"))
+    assert check_files("files", root) == Check("files", FAILED, ("no LICENSE", "no docs/README.md"))
     (root / "docs" / "link").symlink_to("/etc/passwd")
-    assert "docs/link: is a link" in _seen("files", root).messages[-1]
+    assert "docs/link: is a link" in check_files("files", root).messages[-1]
 
 
 def test_metadata_that_lack_much_are_told_all_of_it(root: Path) -> None:
     path = root / "configs" / "metadata.json"
     change_json(path, authors=None, monai_version=1.5, required_packages_version=None, version="9")
     change_tensor(root, "inputs", "image", num_channels=0, spatial_shape=["__import__('os')"], dtype="")
-    found = _seen("metadata", root)
+    found = check_files("metadata", root)
     assert found.status == FAILED
     text = "\n".join(found.messages)
     for words in (
         "'authors' is a required property", "monai_version: 1.5 is not of type 'string'", "num_channels: 0 is less",
-        "spatial_shape", "dtype: '' should be non-empty", "says nothing about version 9",
+        "spatial_shape", "dtype: '' should be non-empty", "has no entry for version 9",
         "is not valid under any of the given schemas",
     ):  # fmt: skip
         assert words in text
     assert len(found.messages) == 7
     path.write_text("{")
-    assert "no JSON" in _seen("metadata", root).messages[0]
+    assert "not valid JSON" in check_files("metadata", root).messages[0]
 
 
 def test_configs_that_cannot_be_read(root: Path) -> None:
@@ -108,7 +110,7 @@ def test_configs_that_cannot_be_read(root: Path) -> None:
     (root / "configs" / "b.json").write_text("{")
     path = {"_target_": "CheckpointLoader", "load_path": "/home/somebody/model.pt"}
     change_inference(root, dataset_dir="/home/somebody/data", handlers=[path])
-    found = _seen("configs", root)
+    found = check_files("configs", root)
     assert [m.split(":")[0] for m in found.messages] == ["a.yaml", "b.json", "inference.json"]
     assert found.messages[-1].endswith("absolute path in '/home/somebody/model.pt'")
 
@@ -128,7 +130,7 @@ def test_references_into_nothing(root: Path) -> None:
     change_inference(root, network="$@network_deff.to(@device)", inferer={"_target_": "NoSuchInferer"})
     write_json(root / "configs" / "other.json", {"a": {"_target_": "no_such_module.A"}, "b": "%nothing::x"})
     text = failed(root, "references")
-    assert "inference.json: network: refers to network_deff, which is not there" in text
+    assert "inference.json: network: refers to network_deff, which does not exist" in text
     assert "inference.json: inferer: there is no" in text
     assert "other.json: " in text
     write_json(root / "configs" / "other.json", {"a": {"_target_": "no_such_module.A"}})
@@ -141,8 +143,8 @@ def test_configs_that_lie_over_others(root: Path) -> None:
     assert outcome("references", CheckedBundle(root))[0] == OK
     write_json(root / "configs" / "far.json", {"a": "@train::trainer", "b": "@nowhere", "c": "@nowhere::b"})
     assert failed(root, "references").splitlines() == [
-        "far.json: b: refers to nowhere, which is not there",
-        "far.json: c: refers to nowhere::b, which is not there",
+        "far.json: b: refers to nowhere, which does not exist",
+        "far.json: c: refers to nowhere::b, which does not exist",
     ]
 
 
@@ -184,7 +186,7 @@ def test_weights_of_another_network(root: Path) -> None:
     assert f"has no {names[0]}" in text
     assert "extra is not in the network" in text
     assert f"{names[1]} is (" in text
-    assert f"{names[2]} holds numbers that are none" in text
+    assert f"{names[2]} holds values that are not finite" in text
 
 
 def test_weights_that_are_no_numbers(root: Path) -> None:
@@ -204,7 +206,7 @@ def test_a_script_of_other_weights(root: Path) -> None:
     network = CheckedBundle(root).network()  # its parameters are random, and not those of the file
     torch.jit.script(network).save(root / "models" / "model.ts")
     text = failed(root, "export")
-    assert "models/model.ts gives something else than the network" in text
+    assert "models/model.ts returns something else than the network" in text
     assert "its TorchScript" not in text
 
 
@@ -229,7 +231,7 @@ def test_what_cannot_apply(root: Path) -> None:
     change_json(root / "configs" / "metadata.json", network_data_format={"inputs": {"fixed": {}}, "outputs": {}})
     for name in ("in_out", "export", "case"):
         status, messages = outcome(name, CheckedBundle(root))
-        assert (status, messages) == (SKIPPED, ["network_data_format describes no input named image"])
+        assert (status, messages) == (SKIPPED, ["network_data_format does not describe any input named image"])
 
 
 def test_a_case_that_lands_elsewhere(root: Path) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import zoo
 
-from medkit.bundles.bundle import AUTO, Bundle, bundles_for_task
+from medkit.bundles.bundle import AUTO, Bundle, candidate_bundles
 from medkit.errors import InputError, UsageError
 from medkit.images.phantom import make_image
 from medkit.inference import options as bundle_options
-from medkit.inference.choice import choose_bundle, modality_of
+from medkit.inference.choice import bundle_for_case, modality_of
 from medkit.inference.options import BundleOptions
 from medkit.inference.runner import RunSettings, bundle_task
 from medkit.options import RunOptions, task_options
@@ -76,16 +76,16 @@ def test_the_modality_of_dicom(tmp_path: Path, stated: bytes) -> None:
 
 def test_the_bundle_that_fits(tmp_path: Path) -> None:
     image = case_of(make_image(tmp_path / "sub-1_T1w.nii.gz", (16, 16, 16), (6, 6, 6)))
-    assert choose_bundle(image, [CT])[0] is CT, "one bundle is asked for nothing"
-    assert choose_bundle(image, [CT, MR]) == (MR, "the only one for MR: its name says so")
-    assert choose_bundle(image, [CT, ANY])[0] is ANY
-    assert choose_bundle(image, [MR, ANY])[0] is MR, "what is made for it comes before what takes all"
-    assert choose_bundle(image, [MASKS, CT])[0] is CT
-    assert choose_bundle(case_of(image.path, "mask"), [MASKS, CT, MR]) == (MASKS, "the only one that takes mask")
+    assert bundle_for_case(image, [CT])[0] is CT, "one bundle is asked for nothing"
+    assert bundle_for_case(image, [CT, MR]) == (MR, "the only one for MR: its name says so")
+    assert bundle_for_case(image, [CT, ANY])[0] is ANY
+    assert bundle_for_case(image, [MR, ANY])[0] is MR, "what is made for it comes before what takes all"
+    assert bundle_for_case(image, [MASKS, CT])[0] is CT
+    assert bundle_for_case(case_of(image.path, "mask"), [MASKS, CT, MR]) == (MASKS, "the only one that takes mask")
     with pytest.raises(InputError, match=r"no bundle takes MR .*; choose with --bundle: ct \(CT\) and pt \(PT\)"):
-        choose_bundle(image, [CT, bundle("pt", "PT")])
+        bundle_for_case(image, [CT, bundle("pt", "PT")])
     with pytest.raises(InputError, match="several bundles take MR"):
-        choose_bundle(image, [MR, bundle("other", "MR"), CT])
+        bundle_for_case(image, [MR, bundle("other", "MR"), CT])
 
 
 class _Registry:
@@ -98,10 +98,10 @@ def test_what_auto_may_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MEDKIT_BUNDLES", str(tmp_path / "none"))
     specs = [BundleSpec("t", n, Path(n), auto=n != "style") for n in ("one", "two", "style")]
     registry: Registry = _Registry(*specs)  # type: ignore[assignment]
-    assert [b.name for b in bundles_for_task(AUTO, "t", registry, trust=False)] == ["one", "two"]
-    assert [b.name for b in bundles_for_task("style", "t", registry, trust=False)] == ["style"]
+    assert [b.name for b in candidate_bundles(AUTO, "t", registry, trust=False)] == ["one", "two"]
+    assert [b.name for b in candidate_bundles("style", "t", registry, trust=False)] == ["style"]
     with pytest.raises(UsageError, match="no bundle is for it"):
-        bundles_for_task(AUTO, "other", registry, trust=False)
+        candidate_bundles(AUTO, "other", registry, trust=False)
 
 
 def test_cases_go_to_the_bundles_that_fit_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

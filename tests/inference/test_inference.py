@@ -16,12 +16,12 @@ import torch
 import zoo
 
 from medkit.bundles.bundle import Bundle
+from medkit.bundles.config import _search_snapshot
 from medkit.images.phantom import make_image
 from medkit.inference.axis_resampling import along_axes
 from medkit.inference.memory import footprint
 from medkit.inference.network import ComputePlan
-from medkit.inference.opened import _search_a_copy
-from medkit.inference.runner import BundleRunner, RunSettings, bundle_task, load_runner
+from medkit.inference.runner import BundleRunner, RunSettings, bundle_task, load_stages
 from medkit.inference.transforms import Prepared
 from medkit.machine.memory import ran_out
 from medkit.options import RunOptions
@@ -35,7 +35,7 @@ CPU = Runtime("cpu", 2, 0)
 
 
 def load(root: Path, memory: int | None = None) -> BundleRunner:
-    stages = load_runner(CPU, bundle=Bundle(root, root.name), settings=RunSettings({}, "float32", memory))
+    stages = load_stages(CPU, bundle=Bundle(root, root.name), settings=RunSettings({}, "float32", memory))
     runner: BundleRunner = stages.compute.__self__  # type: ignore[attr-defined]
     return runner
 
@@ -70,7 +70,7 @@ def test_tiles_give_the_labels_of_the_whole(
 def test_the_way_is_chosen_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = load(zoo.write(tmp_path / "b", "spleen_ct_segmentation"))
     network, case = runner.network, prepared(runner, tmp_path, (24, 22, 72))
-    ways = list(network._ways((1, 24, 22, 72)))
+    ways = list(network._plans((1, 24, 22, 72)))
     needs = [network._need(way, (1, 24, 22, 72), case) for way in ways]
     assert ways[:3] == [ComputePlan(), ComputePlan(batch=1), ComputePlan(1, None, 1)]
     assert needs[0] >= needs[1] > needs[-1]
@@ -170,7 +170,7 @@ def test_configs_open_while_another_thread_imports() -> None:
 
     locator = ComponentLocator(excludes=["metatensor"])
     known = sorted(locator._find_module_names())
-    _search_a_copy(locator)
+    _search_snapshot(locator)
     over = threading.Event()
 
     made_up = [f"made_up_{number}" for number in range(20_000)]

@@ -301,7 +301,7 @@ def test_image_to_image(run: Run, scan: Callable[..., Path], tmp_path: Path) -> 
     [
         ("lung_nodule_ct_detection", "finds boxes"),
         ("brats_mri_generative_diffusion", "makes images from noise"),
-        ("pathology_nuclick_annotation", "works where somebody clicks"),
+        ("pathology_nuclick_annotation", "needs a user who clicks"),
         ("pathology_tumor_detection", "its preprocessing loads no image"),
     ],
 )

@@ -1,6 +1,6 @@
-"""What a bundle could do once it runs, found without running any of it: `medkit bundle audit`.
+"""`medkit bundle audit`: what a bundle could do once it runs, found without running any of it.
 
-Configs are read as data. Nothing here says that a bundle is harmless; it says where to look.
+Configs are read as data. An empty list does not prove that a bundle is harmless; the findings are places to look at.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from medkit.bundles.archive import Entry, bundle_root_in, folder_entries, open_zip, printable, problems, zip_entries
-from medkit.bundles.config import read_data
+from medkit.bundles.config import read_data, walk
 from medkit.bundles.safety.pickles import weight_risks
 from medkit.errors import BundleError
 
@@ -22,19 +21,18 @@ KINDS = {
     "import": "`$import`: loads a module",
     "call": "an expression that calls something other than torch, monai, numpy or a plain function of Python",
     "expression": "any other `$` expression",
-    "target": "a `_target_` that is not of torch or monai, or that loads or runs what it is given",
-    "macro": "a `%` that takes in another file",
+    "target": "a `_target_` that is not from torch or monai, or that loads or runs its arguments",
+    "macro": "a `%` that includes another file",
     "python": "a file of code",
     "weights": "weights that torch.load(weights_only=True) refuses, or that are a program",
     "logging": "a logging configuration: Python evaluates its arguments",
-    "file": "a link, a device, an unsafe or doubled name, sheer size",
+    "file": "a link, a device, an unsafe or repeated name, an excessive size",
     "unreadable": "a config that cannot be read as data",
 }
-"""What is listed."""
+"""Kind of finding -> what it is."""
 
 MAX_CONFIG = 16 << 20
-MAX_VALUES = 200_000
-"""Values of a config that are looked at: aliases of YAML can stand for more than there is time for."""
+"""Largest config that is read, in bytes."""
 
 _CONFIGS = (".json", ".yaml", ".yml")
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".whl", ".egg", ".exe", ".ipynb")
@@ -43,22 +41,22 @@ _WEIGHTS = (".pt", ".pth", ".ts", ".ckpt", ".pkl", ".pickle", ".bin", ".npy", ".
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to look at."""
+    """A part of a bundle to look at."""
 
     file: str
-    """The path below the bundle's root."""
+    """Path below the bundle's root."""
     id: str
-    """The config's id, such as `train::trainer`; the line for a logging configuration; else empty."""
+    """Id in a config, such as `train::trainer`; line of a logging configuration; else empty."""
     kind: str
     """One of `KINDS`."""
     text: str
-    """What stands there, or a sentence about it."""
+    """The text found there, or a sentence about it."""
 
 
-def audit(path: Path) -> list[Finding]:
-    """Everything in a bundle's folder or zip that is worth a look before it is trusted.
+def audit_bundle(path: Path) -> list[Finding]:
+    """Return everything in a bundle's folder or zip that should be looked at before the bundle is trusted.
 
-    Raises InputError for a file that is no zip.
+    Raises InputError if `path` is a file but not a zip.
     """
     if path.is_dir():
         return _audit(list(folder_entries(path)), None)
@@ -75,12 +73,12 @@ def _audit(entries: list[Entry], archive_bytes: int | None) -> list[Finding]:
         prefix = ""
     entries = [replace(e, name=e.name.removeprefix(prefix)) for e in entries]
     for entry in sorted(entries, key=lambda e: e.name):
-        if entry.kind == "file":  # what a link leads to is not the bundle's, and a device may never end
-            found += _look(entry)
+        if entry.kind == "file":  # the target of a link is not part of the bundle, and a device may never end
+            found += _findings(entry)
     return found
 
 
-def _look(entry: Entry) -> Iterable[Finding]:
+def _findings(entry: Entry) -> Iterable[Finding]:
     suffix = "." + entry.name.lower().rpartition(".")[2]
     try:
         if suffix in _CONFIGS:
@@ -92,13 +90,13 @@ def _look(entry: Entry) -> Iterable[Finding]:
                 yield from (Finding(entry.name, "", "weights", risk) for risk in weight_risks(file, entry.name))
         elif suffix in (".conf", ".ini", ".cfg"):
             yield from _logging_findings(entry.name, _content(entry).decode(errors="replace"))
-    except Exception as error:  # a file that no reader gets through is a finding, and the others are looked at
+    except Exception as error:  # a file that no reader can read is a finding; the others are still looked at
         yield Finding(entry.name, "", "unreadable", printable(f"{type(error).__name__}: {error}")[:300])
 
 
 def _content(entry: Entry) -> bytes:
     if entry.size > MAX_CONFIG:
-        raise ValueError(f"{entry.size} bytes, more than a config has")
+        raise ValueError(f"{entry.size} bytes, expected at most {MAX_CONFIG} for a config")
     with entry.open() as file:
         return file.read(MAX_CONFIG + 1)
 
@@ -107,28 +105,9 @@ def _content(entry: Entry) -> bytes:
 
 
 def _config_findings(entry: Entry, content: bytes) -> Iterator[Finding]:
-    for place, value in _values(read_data(content, entry.name)):
+    for place, value in walk(read_data(content, entry.name)):
         if isinstance(value, str) and (kind := _kind_of(value, place[-1] if place else "")):
             yield Finding(entry.name, "::".join(place), kind, value)
-
-
-def _values(data: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All values of nested data with their place. Raises ValueError for data without an end."""
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), data)]
-    for count in range(MAX_VALUES + 1):
-        if not waiting:
-            return
-        place, value = waiting.pop()
-        yield place, value
-        items: Sequence[tuple[Any, Any]] = ()
-        if isinstance(value, dict):
-            items = [*value.items()]
-        elif isinstance(value, list):
-            items = [*enumerate(value)]
-        if len(place) > 200 or count + len(waiting) + len(items) > MAX_VALUES:
-            break
-        waiting += [((*place, str(key)), part) for key, part in reversed(items)]
-    raise ValueError("nested too deeply, or holds too many values to look at")
 
 
 def _kind_of(text: str, key: str) -> str | None:
@@ -136,7 +115,7 @@ def _kind_of(text: str, key: str) -> str | None:
         return "target" if text.startswith("$") or is_foreign(text) else None
     if text.startswith("$"):
         return _expression_kind(text[1:])
-    # `%id` is another place of the same file; a file has a suffix or a folder
+    # `%id` is another place in the same file; another file has a suffix or a folder
     path = re.split(r"::|#", text[1:])[0] if text.startswith("%") else ""
     return "macro" if re.search(r"[./\\]", path) and "@" not in path else None
 
@@ -152,7 +131,7 @@ _PYTHON = frozenset(sys.stdlib_module_names) - {
 
 
 def is_foreign(target: str) -> bool:
-    """Whether a `_target_` is not a class of torch or monai, or one of their functions that runs what it is given.
+    """Return whether a `_target_` is not a class of torch or monai, or is one of their functions that run arguments.
 
     >>> is_foreign("UNet"), is_foreign("torch.optim.Adam"), is_foreign("torch.os.system"), is_foreign("scripts.Net")
     (False, False, True, True)
@@ -173,7 +152,7 @@ _PLAIN = {
 
 
 def _expression_kind(expression: str) -> str:
-    """`import`, `call` or `expression`, by the syntax tree; what cannot be parsed counts as a call."""
+    """Return `import`, `call` or `expression`, by the syntax tree; text that cannot be parsed counts as a call."""
     code = re.sub(r"@+#*[\w:#]*|%[\w:#.]+", "reference_", expression.strip())
     if re.match(r"(import|from)\s", code):
         return "import"
@@ -190,7 +169,7 @@ def _is_plain(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call):
         return True
     name = ast.unparse(node.func)
-    if "reference_" in name.split(".")[0]:  # a method of something that the config builds, itself listed or known
+    if "reference_" in name.split(".")[0]:  # a method of an object that the config builds, which is listed or known
         return True
     if name.split(".")[0] in ("torch", "monai"):
         return not is_foreign(name)
@@ -202,17 +181,17 @@ def _is_plain(node: ast.AST) -> bool:
 # ---- logging
 
 
-_CALM_ARGUMENTS = re.compile(r"\(\s*(sys\.(stdout|stderr)\s*,?|(['\"])[\w. -]*\3\s*,?)?\s*\)")
+_HARMLESS_ARGUMENTS = re.compile(r"\(\s*(sys\.(stdout|stderr)\s*,?|(['\"])[\w. -]*\3\s*,?)?\s*\)")
 
 
 def _logging_findings(name: str, text: str) -> Iterator[Finding]:
-    """Handlers whose class or arguments are more than a stream or a file's plain name."""
+    """Yield handlers whose class or arguments are more than a stream or a plain file name."""
     for number, line in enumerate(text.splitlines(), start=1):
         key, _, value = (part.strip() for part in line.partition("="))
-        calm = {
-            "args": _CALM_ARGUMENTS.fullmatch,
+        is_harmless = {
+            "args": _HARMLESS_ARGUMENTS.fullmatch,
             "kwargs": re.compile(r"\{\s*\}").fullmatch,
             "class": re.compile(r"(logging\.)?(StreamHandler|FileHandler|NullHandler|Formatter)").fullmatch,
         }.get(key)
-        if calm and not calm(value):
+        if is_harmless and not is_harmless(value):
             yield Finding(name, f"line {number}", "logging", line.strip())

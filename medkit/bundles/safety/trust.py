@@ -1,7 +1,7 @@
-"""Whose code may run: the bundles that the user said `--trust` about, known by what is in them.
+"""Which bundles may run code: those that the user trusted with `--trust`, recognised by their content.
 
-What is remembered is the content of everything in a bundle that can run code or that code is made from: configs,
-Python files, weights. A copy of such a bundle is trusted as well; a changed one is not.
+The digest of everything that can run code is remembered: configs, Python files, weights. A copy of a trusted bundle is
+trusted as well; a changed one is not.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from medkit.pipe.atomic import write_atomically
 log = logging.getLogger(__name__)
 
 _FOLDERS = ("configs", "models")
+"""Folders where every file counts."""
 _DATA = ("training", "data", "eval", "docs")
-"""Folders whose settings and tables come and go with the data; what is a config elsewhere may be one."""
+"""Folders whose settings and tables change with the data; a file there with a config's suffix is not a config."""
 _CONFIGS = (".json", ".yaml", ".yml", ".toml", ".conf", ".ini", ".cfg")
 _CODE = (
     ".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".pth", ".pt", ".ts", ".ckpt", ".pkl", ".pickle", ".npy", ".npz",
@@ -36,33 +37,36 @@ _CODE = (
 
 @dataclass(frozen=True)
 class BundleContent:
-    """The code-bearing content of a bundle."""
+    """The files of a bundle that can run code."""
 
     files: Mapping[str, str]
     """Path below the bundle's root -> sha256, sorted."""
 
     @property
     def sha256(self) -> str:
-        """The digest of all of them together, with their names."""
+        """Digest of all files together, with their names."""
         return digest_of(self.files)
 
 
 def digest_of(files: Mapping[str, str]) -> str:
-    """One sha256 for a set of files, given as path -> sha256."""
+    """Return one sha256 for a set of files, given as path -> sha256."""
     lines = "".join(f"{sha}  {name}\n" for name, sha in sorted(files.items()))
     return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
 def fingerprint(root: Path) -> BundleContent:
-    """What a bundle could run. Raises BundleError for a linked folder or a device, which could change unseen."""
+    """Return the files of a bundle that can run code.
+
+    Raises BundleError for a link to a folder and for a device, whose content could change unnoticed.
+    """
     files = {}
     for entry in folder_entries(root):
-        whole = entry.kind == "file" or (entry.kind == "link" and (root / entry.name).is_file())
-        if not whole and not entry.name.startswith("training/"):
+        is_file = entry.kind == "file" or (entry.kind == "link" and (root / entry.name).is_file())
+        if not is_file and not entry.name.startswith("training/"):
             raise BundleError(
-                f"{root / entry.name}: is a {entry.kind}; a bundle is trusted by its content, so it must hold its own"
+                f"{root / entry.name}: is a {entry.kind}; a bundle is trusted by its content, so it must contain it"
             )
-        if whole and _bears_code(entry.name):
+        if is_file and _bears_code(entry.name):
             with entry.open() as file:
                 files[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     return BundleContent(dict(sorted(files.items())))
@@ -70,7 +74,7 @@ def fingerprint(root: Path) -> BundleContent:
 
 def _bears_code(name: str) -> bool:
     top, below, _ = name.partition("/")
-    if top == "training":  # the state of a training; what runs there is Python alone
+    if top == "training":  # the state of a training; only Python files run there
         return name.endswith((".py", ".pyc"))
     if (below and top in _FOLDERS) or name.lower().endswith(_CODE):
         return True
@@ -81,7 +85,7 @@ def _bears_code(name: str) -> bool:
 
 
 def trust_file() -> Path:
-    """Where trust is remembered: MEDKIT_TRUST, else `medkit/trust.json` in the user's state folder."""
+    """Return the file where trust is remembered: MEDKIT_TRUST, else `medkit/trust.json` in the user's state folder."""
     if given := os.environ.get("MEDKIT_TRUST"):
         return Path(given).absolute()
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -89,7 +93,7 @@ def trust_file() -> Path:
 
 
 def remembered() -> list[dict[str, Any]]:
-    """What the user trusted, the latest last. Raises UsageError for a file that cannot be read."""
+    """Return what the user trusted, the latest last. Raises UsageError if the file cannot be read."""
     path = trust_file()
     try:
         bundles = json.loads(path.read_bytes())["bundles"]
@@ -98,22 +102,22 @@ def remembered() -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; trust is remembered there") from None
+        raise UsageError(f"{path}: {error.strerror}; this file remembers which bundles are trusted") from None
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{path}: cannot be read as what was trusted; remove it, and --trust again") from None
+        raise UsageError(f"{path}: cannot be read as a list of trusted bundles; remove it, and --trust again") from None
     return list(bundles)
 
 
 def is_trusted(root: Path) -> bool:
-    """Whether the content of a bundle was trusted before."""
+    """Return whether the content of a bundle was trusted before."""
     found = remembered()
     return bool(found) and fingerprint(root).sha256 in {b["sha256"] for b in found}
 
 
 def remember(root: Path, now: BundleContent | None = None) -> str:
-    """Trusts what a bundle holds now; gives the sha256 that is remembered. Raises OSError where it cannot be written.
+    """Trust what a bundle holds now, and return the sha256 that is remembered. Raises OSError if writing fails.
 
-    `now` is the fingerprint, where it was just taken.
+    `now` is the bundle's fingerprint, if it is already known.
     """
     now = now or fingerprint(root)
     path = trust_file()
@@ -139,10 +143,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def admit(root: Path, *, trust: bool, shown: Path | None = None) -> None:
-    """Lets the code of a bundle that no plugin brings run, or not.
+    """Allow the code of a bundle that no plugin brings to run, or raise UsageError.
 
-    `trust` is the user's word, and is remembered; `shown` is what the user calls it, where that is not its folder.
-    Raises UsageError without it for a bundle that was not trusted before or has changed since.
+    `trust`: the user allows it, which is remembered; without it the bundle has to be trusted already, and unchanged.
+    `shown` is the path that the user gave, if that is not the bundle's folder.
     """
     now = fingerprint(root)
     if not trust and now.sha256 not in {b["sha256"] for b in remembered()}:
@@ -151,22 +155,22 @@ def admit(root: Path, *, trust: bool, shown: Path | None = None) -> None:
         try:
             remember(root, now)
         except OSError as error:
-            log.warning("%s: %s; --trust holds for this run alone", trust_file(), error.strerror)
-    # bytecode that Python writes beside a bundle's modules would make it a changed one
+            log.warning("%s: %s; --trust holds for this run only", trust_file(), error.strerror)
+    # bytecode that Python writes next to a bundle's modules would change the bundle
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 def _refusal(root: Path, now: BundleContent) -> str:
     before = [b for b in remembered() if b.get("root") == str(root)]
-    look = f"look at it with medkit bundle audit {root}"
+    advice = f"look at it with medkit bundle audit {root}, and --trust it"
     if not before:
-        return f"{root}: its configs run code, and no installed plugin brings it; {look}, and --trust it"
-    return f"{root}: {changes(before[-1]['files'], now.files)} since you trusted it; {look}, and --trust it"
+        return f"{root}: its configs run code, and no installed plugin brings it; {advice}"
+    return f"{root}: {changes(before[-1]['files'], now.files)} since you trusted it; {advice}"
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str], most: int = 5) -> str:
-    """What differs between two sets of files, in words.
+    """Return what differs between two sets of files (path -> sha256), in words; at most `most` files are named.
 
     >>> changes({"a": "1", "b": "2"}, {"a": "3", "c": "4"})
     'a was changed, b was removed and c was added'

@@ -132,7 +132,7 @@ def test_where_it_is_remembered(root: Path, home: Path, tmp_path: Path, monkeypa
 def test_a_spoilt_memory_trusts_nothing(root: Path, content: str) -> None:
     remember(root)
     trust_file().write_text(content)
-    with pytest.raises(UsageError, match="cannot be read as what was trusted"):
+    with pytest.raises(UsageError, match="cannot be read as a list of trusted bundles"):
         admit(root, trust=False)
     assert trust_file().read_text() == content
 
@@ -146,7 +146,7 @@ def test_a_memory_that_cannot_be_written(
         admit(root, trust=False)
     with caplog.at_level(logging.WARNING):
         admit(root, trust=True)
-    assert "--trust holds for this run alone" in caplog.text
+    assert "--trust holds for this run only" in caplog.text
 
 
 def test_many_at_once_are_all_remembered(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Checks of a bundle's network: what it takes and returns, its weights, its export as TorchScript."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from medkit.bundles.bundle import WEIGHTS
+from medkit.bundles.checks.subject import NETWORK, CheckedBundle
+
+TOLERANCE = 1e-4
+"""Largest difference between a scripted network and the eager one, relative and absolute."""
+
+
+def check_in_out(subject: CheckedBundle) -> Iterator[str]:
+    """The network takes and returns what the metadata state (MONAI's verify_net_in_out, which raises)."""
+    from monai.bundle import verify_net_in_out
+
+    shape = subject.tensor("inputs", "image")["spatial_shape"]
+    subject.tensor("outputs", "pred")
+    subject.random_input()
+    size = subject.size()
+    verify_net_in_out(
+        NETWORK,
+        meta_file=str(subject.bundle.metadata_path),
+        config_file=str(subject.inference),
+        device="cpu",
+        bundle_root=str(subject.root),
+        **{"_meta_::network_data_format::inputs::image::spatial_shape": list(size)} if shape != list(size) else {},
+    )
+    yield from ()
+
+
+def check_weights(subject: CheckedBundle) -> Iterator[str]:
+    """The weights contain only numbers, and fit the network exactly."""
+    weights = subject.state_dict()
+    own = subject.network().state_dict()
+    yield from (f"{WEIGHTS}: has no {name}" for name in own if name not in weights)
+    yield from (f"{WEIGHTS}: {name} is not in the network" for name in weights if name not in own)
+    for name in set(own) & set(weights):
+        if own[name].shape != weights[name].shape:
+            yield f"{WEIGHTS}: {name} is {tuple(weights[name].shape)}, the network's {tuple(own[name].shape)}"
+        elif weights[name].is_floating_point() and not weights[name].isfinite().all():
+            yield f"{WEIGHTS}: {name} holds values that are not finite"
+
+
+def check_export(subject: CheckedBundle) -> Iterator[str]:
+    """The network can be scripted; the script, and one that the bundle brings, return what the network returns."""
+    import torch
+    from monai.networks.utils import convert_to_torchscript
+
+    image = subject.random_input()
+    network = subject.network()
+    with_weights = (subject.root / WEIGHTS).is_file()
+    if with_weights:
+        network.load_state_dict(subject.state_dict(), strict=True)
+    with torch.no_grad():
+        expected = network(image)
+    scripts: dict[str, Any] = {"its TorchScript": convert_to_torchscript(network)}
+    load: Any = torch.jit.load
+    brought = subject.root / "models" / "model.ts"
+    if brought.is_file() and with_weights:
+        scripts["models/model.ts"] = load(brought, map_location="cpu").eval()
+    for name, script in scripts.items():
+        try:
+            with torch.no_grad():
+                torch.testing.assert_close(script(image), expected, atol=TOLERANCE, rtol=TOLERANCE)
+        except AssertionError as error:
+            yield f"{name} returns something else than the network: {' '.join(str(error).split())[:200]}"
