@@ -12,7 +12,7 @@ _BUNDLES = Path(__file__).parent / "bundles"
 
 @hookimpl
 def medkit_tasks() -> list[TaskSpec]:
-    """The tasks `register` and `template`."""
+    """Return the tasks `register` and `template`."""
     return [
         TaskSpec("register", "Align images with a fixed image.", "medkit_register.command:register"),
         TaskSpec("template", "Make one template of all images.", "medkit_register.template_command:template"),
@@ -21,5 +21,5 @@ def medkit_tasks() -> list[TaskSpec]:
 
 @hookimpl
 def medkit_bundles() -> list[BundleSpec]:
-    """The bundles of the task `register`."""
+    """Return the bundle of the task `register`."""
     return [BundleSpec("register", "brain_mri_registration", _BUNDLES / "brain_mri_registration", modality="MR")]

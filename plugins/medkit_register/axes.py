@@ -1,24 +1,21 @@
-"""Local coordinates: mm about the object's centre, turned into the image plane for planar scans."""
+"""Local coordinates: mm about the object's centre, with axes in the image plane for planar scans."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medkit.errors import MedkitError
-
-if TYPE_CHECKING:
-    from medkit_register.pyramid import Pyramid
+from medkit_register.pyramid import Pyramid
 
 PARALLEL = np.cos(np.deg2rad(0.5))
-"""Planes that cross at a larger angle than this share no in-plane map."""
+"""Cosine of the largest angle between planes that an in-plane map can relate."""
 
 
 @dataclass(frozen=True, eq=False)
 class LocalAxes:
-    """Where two scans' local coordinates sit in the world."""
+    """The local coordinate frames of two scans."""
 
     fixed: np.ndarray
     """(4, 4) fixed local mm -> RAS+ mm."""
@@ -30,20 +27,23 @@ class LocalAxes:
     """Root-mean-square radius of each object in mm."""
 
     def swapped(self) -> LocalAxes:
-        """The same for the other direction."""
+        """Return the frames for the opposite direction."""
         return LocalAxes(self.moving, self.fixed, self.middles[::-1], self.radii[::-1])
 
     def to_world(self, mapping: np.ndarray) -> np.ndarray:
-        """(4, 4) RAS+ mm of a (3, 4) local map."""
+        """Return a (3, 4) local map as a (4, 4) matrix in RAS+ mm."""
         return self.moving @ np.vstack([mapping, [0, 0, 0, 1]]) @ np.linalg.inv(self.fixed)
 
     def to_local(self, matrix: np.ndarray) -> np.ndarray:
-        """(3, 4) local map of a (4, 4) in RAS+ mm."""
+        """Return a (4, 4) matrix in RAS+ mm as a (3, 4) local map."""
         return (np.linalg.inv(self.moving) @ matrix @ self.fixed)[:3]
 
 
 def make_axes(fixed: Pyramid, moving: Pyramid) -> LocalAxes:
-    """The frames of two scans: both volumes, or both planar in parallel planes."""
+    """Return the frames of two scans: both volumes, or both planar in parallel planes.
+
+    Raises MedkitError for a volume with a planar scan, and for planes that cross.
+    """
     if (fixed.planar_axis is None) != (moving.planar_axis is None):
         raise MedkitError("one scan is a volume and the other a single slice; both must be of one kind")
     turn = np.eye(3)
@@ -55,16 +55,16 @@ def make_axes(fixed: Pyramid, moving: Pyramid) -> LocalAxes:
             raise MedkitError(
                 f"the two slices lie in planes that cross at {angle:.1f} degrees; parallel ones are needed"
             )
-    frames = []
+    local = []
     for pyramid in (fixed, moving):
-        frame = np.eye(4)
-        frame[:3, :3], frame[:3, 3] = turn, pyramid.centre
-        frames.append(frame)
-    return LocalAxes(frames[0], frames[1], (fixed.middle, moving.middle), (fixed.radius, moving.radius))
+        world_from_local = np.eye(4)
+        world_from_local[:3, :3], world_from_local[:3, 3] = turn, pyramid.centre
+        local.append(world_from_local)
+    return LocalAxes(local[0], local[1], (fixed.middle, moving.middle), (fixed.radius, moving.radius))
 
 
 def plane_axes(pyramid: Pyramid) -> np.ndarray:
-    """(3, 3) orthonormal columns: two in the plane, and its normal last, towards its closest RAS+ axis."""
+    """Return orthonormal columns (3, 3): two in the plane, and last its normal, towards its closest RAS+ axis."""
     axis = pyramid.planar_axis
     assert axis is not None
     first, second = (pyramid.affine[:3, a] for a in range(3) if a != axis)

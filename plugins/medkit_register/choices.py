@@ -1,4 +1,4 @@
-"""The choices a user makes for a registration."""
+"""What the options of `medkit run register` and `medkit run template` ask for."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from medkit.inference import Bundle
 
 BENDING = ("deformable", "joint")
-"""Types with a warp after the affine map."""
+"""Types of registration with a warp after the affine map."""
 
 
 @dataclass(frozen=True)
 class RegisterChoices:
-    """What the command's options say."""
+    """The values of the options of `register`."""
 
     kind: str
     """rigid, affine, deformable or joint."""
@@ -23,13 +23,31 @@ class RegisterChoices:
     init: str
     """auto, moments, centre, header, or the name of a transform file."""
     quality: str = "default"
-    """fast, default or best; for deformable."""
+    """fast, default or best; for types with a warp."""
     midpoint: bool = False
-    """Both images go half of the way (see `midpoint`)."""
+    """Whether both images go half of the way (see `midpoint`)."""
     bundle: Bundle | None = None
-    """Whose network says where a warp begins, if any."""
+    """The bundle whose network starts a warp, if any."""
 
     @property
     def bends(self) -> bool:
         """Whether a warp follows the affine map."""
         return self.kind in BENDING
+
+
+@dataclass(frozen=True)
+class TemplateChoices:
+    """The values of the options of `template`."""
+
+    kind: str
+    """rigid, affine or deformable."""
+    iterations: int
+    """Rounds of that kind."""
+    quality: str
+    """fast, default or best: of the last deformable round; the rounds before it are fast."""
+    sharpen: bool
+    """Whether the average is sharpened after every round."""
+
+    def rounds(self) -> list[str]:
+        """Return the kind of each round after the first, rigid one."""
+        return ["affine"] * (self.kind == "deformable") + [self.kind] * self.iterations

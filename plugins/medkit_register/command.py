@@ -1,4 +1,4 @@
-"""`medkit run register`: options and one call."""
+"""The command `medkit run register`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medkit.inference import NONE, bundle_or_none
 from medkit.options import RunOptions, task_options
 from medkit.task import absolute, run_task
 from medkit_register.choices import BENDING, RegisterChoices
-from medkit_register.task import registration
+from medkit_register.task import register_task
 
 _FILE = click.Path(exists=True, path_type=Path)
 
@@ -24,8 +24,8 @@ _FILE = click.Path(exists=True, path_type=Path)
     type=click.Choice(["rigid", "affine", "deformable", "joint"]),
     default="deformable",
     show_default=True,
-    help="What the transform may do: turn and shift; scale and shear as well; or bend. joint bends too, from a "
-    "rigid map over an affine one, and writes these two beside the transform, which holds all three.",
+    help="What the transform may do: rotate and shift; also scale and shear; or also bend. joint bends too, after a "
+    "rigid and an affine map, and writes these two next to the transform, which holds all three.",
 )
 @click.option(
     "--quality",
@@ -39,15 +39,15 @@ _FILE = click.Path(exists=True, path_type=Path)
     type=click.Choice(["auto", "lncc", "mi", "mse", "mind"]),
     default="auto",
     show_default=True,
-    help="What is to become alike: auto picks by how alike the contrasts are. mind is for warps: their affine part "
-    "and the types rigid and affine follow mi.",
+    help="Measure of similarity: auto chooses by how similar the contrasts are. mind is for warps only: their affine "
+    "part and the types rigid and affine use mi.",
 )
 @click.option(
     "--init",
     default="auto",
     show_default=True,
     metavar="auto|moments|centre|header|FILE",
-    help="Where to start: header takes the scans' own world coordinates, FILE is an affine transform.",
+    help="Where to start: header uses the world coordinates of the scans, FILE is an affine transform.",
 )
 @click.option(
     "--midpoint",
@@ -60,12 +60,14 @@ _FILE = click.Path(exists=True, path_type=Path)
     default=NONE,
     show_default=True,
     allow_from_autoenv=False,
-    help="Whose network says where a warp between heads begins, if that lowers the cost; auto: the bundle that comes "
+    help="The bundle whose network starts a warp between heads, if that lowers the cost; auto: the bundle that comes "
     "with medkit.",
 )
 @click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings.")
-@click.option("--fixed-mask", type=_FILE, help="Where the metric looks in the fixed image.")
-@click.option("--moving-mask", type=_FILE, help='Where it looks in the moving image (or "moving_mask" in a record).')
+@click.option("--fixed-mask", type=_FILE, help="Mask of what is compared in the fixed image.")
+@click.option(
+    "--moving-mask", type=_FILE, help='Mask of what is compared in the moving image (or "moving_mask" in a record).'
+)
 @click.option("--fixed-labels", type=_FILE, help="Labels of the fixed image: Dice goes into the sidecar.")
 @click.option("--moving-labels", type=_FILE, help='Labels of the moving image (or "moving_labels" in a record).')
 @click.option("--fixed-landmarks", type=_FILE, help="Points of the fixed image (csv, fcsv, json): TRE in the sidecar.")
@@ -85,9 +87,9 @@ def register(
 ) -> None:
     """Align images with a fixed image.
 
-    Each INPUT is a moving image. Gives the image on the fixed one's grid, the transform that resamples it there (it
-    maps fixed points to moving points, as in ITK), and the inverse transform: displacement fields, or text where
-    the type is rigid or affine.
+    Each INPUT is a moving image. Writes the image on the grid of the fixed one, the transform that resamples it there
+    (it maps fixed points to moving points, as in ITK), and the inverse transform: displacement fields, or text files
+    for the types rigid and affine.
 
     \b
     medkit run register --fixed mni.nii.gz sub-*_T1w.nii.gz -o aligned
@@ -97,4 +99,4 @@ def register(
         raise UsageError(f"--bundle: takes --type {' or '.join(BENDING)}, not {kind}")
     network = bundle_or_none(bundle, "register", trust=trust) if bends else None
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
-    run_task(registration(shared, RegisterChoices(kind, metric, init, quality, midpoint, network)), options)
+    run_task(register_task(shared, RegisterChoices(kind, metric, init, quality, midpoint, network)), options)

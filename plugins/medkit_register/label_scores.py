@@ -1,37 +1,26 @@
-"""How well labels and landmarks meet after a registration."""
+"""How well labels and landmarks of two scans match after a registration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
-from medkit.errors import UsageError
-
-if TYPE_CHECKING:
-    from medkit.transforms import Transform
-
-SCORED = ("labels", "landmarks")
-"""What may be given of both scans, as `fixed_labels` and `moving_labels`."""
-
-
-def check_pairs(shared: Mapping[str, Path]) -> None:
-    """Raises UsageError for a moving file without the fixed one to compare it with."""
-    for what in SCORED:
-        if f"moving_{what}" in shared and f"fixed_{what}" not in shared:
-            raise UsageError(f"--moving-{what} needs --fixed-{what} to be compared with")
+from medkit.images import read_image
+from medkit.transforms import Transform, read_points, resample
 
 
 def scores(inputs: Mapping[str, Path], transform: Transform) -> tuple[dict[str, Any], list[str]]:
-    """Dice of labels and TRE of landmarks, where both scans have them, after and before; and what is missing.
+    """Return Dice of labels and TRE of landmarks, after and before registration, and warnings about missing files.
 
-    `transform` takes fixed points to moving points.
+    `transform` takes fixed points to moving points. A score needs the file of both scans; `inputs` are paths by role.
     """
     metrics: dict[str, Any] = {}
     warnings = []
-    for what, score in (("labels", _dice), ("landmarks", _errors)):
+    for what, score in (("labels", _label_scores), ("landmarks", _landmark_scores)):
         fixed, moving = (inputs.get(f"{side}_{what}") for side in ("fixed", "moving"))
         if fixed and moving:
             metrics |= score(fixed, moving, transform)
@@ -40,13 +29,9 @@ def scores(inputs: Mapping[str, Path], transform: Transform) -> tuple[dict[str, 
     return metrics, warnings
 
 
-def _dice(fixed: Path, moving: Path, transform: Transform) -> dict[str, Any]:
-    """Mean over the labels that both have, and how many these are; labels are moved by nearest neighbour."""
-    import torch
-
+def _label_scores(fixed: Path, moving: Path, transform: Transform) -> dict[str, Any]:
+    """Return the mean Dice over the labels that both files have, and their number; resampled by nearest neighbour."""
     from medkit.evaluation import dice
-    from medkit.images import read_image
-    from medkit.transforms import resample
 
     a, b = (read_image(path, labels=True) for path in (fixed, moving))
     shared = sorted((set(np.unique(a.data).tolist()) & set(np.unique(b.data).tolist())) - {0})
@@ -59,10 +44,9 @@ def _dice(fixed: Path, moving: Path, transform: Transform) -> dict[str, Any]:
     return values
 
 
-def _errors(fixed: Path, moving: Path, transform: Transform) -> dict[str, Any]:
-    """Mean and largest distance in mm, and the mean before."""
+def _landmark_scores(fixed: Path, moving: Path, transform: Transform) -> dict[str, Any]:
+    """Return the mean and the largest distance in mm, and the mean before registration."""
     from medkit.evaluation import matched, target_registration_error
-    from medkit.transforms import read_points
 
     _, ours, theirs, _ = matched(read_points(moving), read_points(fixed))
     after = target_registration_error(transform.map_points(theirs), ours)

@@ -1,38 +1,33 @@
-"""The mean of several maps, and maps seen from it: what makes a template favour none of its scans."""
+"""The mean of several maps, and the maps relative to it: so a template favours none of its scans."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from scipy.linalg import expm, logm
 
 from medkit.errors import MedkitError
-from medkit_register.warp import Lattice, compose, indices, invert
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
-
-    from medkit_register.deformable import Warp
+from medkit_register.deformable import Warp
+from medkit_register.inversion import invert
+from medkit_register.warp import Lattice, compose, indices
 
 ROUNDS = 30
-"""Steps towards the mean of affine maps at most; it takes about five."""
+"""Most steps towards the mean of affine maps; about five are enough."""
 EXACT = 1e-9
-"""Largest entry of the last step."""
+"""Largest entry of a step that ends the search for the mean."""
 TURNED = 1e-3
-"""Radians within which a turn is one by 180 degrees: its logarithm may go either way."""
+"""Radians within which a rotation counts as one by 180 degrees: its logarithm may go either way."""
 
 
 def mean_map(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """The (4, 4) mean of affine maps: the logarithms of what is left of each, maps @ inverse of the mean, sum to zero.
+    """Return the (4, 4) mean of affine maps: the logarithms of maps @ inverse of the mean sum to zero.
 
-    The same whatever frame the maps are written in (the bi-invariant mean of Arsigny 2006). Raises MedkitError where
-    two of them are turned by 180 degrees or mirrored.
+    It does not depend on the frame in which the maps are written (the bi-invariant mean of Arsigny 2006). Raises
+    MedkitError if one of them is turned by 180 degrees or mirrored relative to the mean.
     """
-    from scipy.linalg import expm
-
     mean = maps[0]
     for _ in range(ROUNDS):
         step = np.mean([logarithm(m @ np.linalg.inv(mean)) for m in maps], axis=0)
@@ -43,9 +38,7 @@ def mean_map(maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def logarithm(matrix: np.ndarray) -> np.ndarray:
-    """(4, 4) real matrix logarithm of an affine map. Raises MedkitError where there is none or two."""
-    from scipy.linalg import logm
-
+    """Return the real (4, 4) matrix logarithm of an affine map. Raises MedkitError if there is none, or two."""
     turns = np.abs(np.angle(np.linalg.eigvals(matrix[:3, :3])))
     if turns.max() > np.pi - TURNED:
         raise MedkitError("no mean of the scans: one is turned by 180 degrees, or a mirror image of another")
@@ -53,7 +46,7 @@ def logarithm(matrix: np.ndarray) -> np.ndarray:
 
 
 def mean_field(warps: Sequence[Warp]) -> torch.Tensor:
-    """(3, I, J, K) mean displacement in lattice steps; the warps have one lattice."""
+    """Return the mean displacement (3, I, J, K), in lattice steps, of warps on one lattice."""
     total = warps[0].forward.clone()
     for warp in warps[1:]:
         total += warp.forward
@@ -61,12 +54,10 @@ def mean_field(warps: Sequence[Warp]) -> torch.Tensor:
 
 
 def centred(warps: Sequence[Warp]) -> list[Warp]:
-    """The warps from a space in which their mean is the identity: each after the inverse of their mean displacement.
+    """Return the warps from a space in which their mean is the identity.
 
-    Their `backward` is not brought along: see `with_inverse`.
+    Each is applied after the inverse of their mean displacement. Their `backward` is not updated: see `with_inverse`.
     """
-    import torch
-
     with torch.inference_mode():
         to_mean = invert(mean_field(warps))
         shape = tuple(to_mean.shape[1:])
@@ -76,14 +67,12 @@ def centred(warps: Sequence[Warp]) -> list[Warp]:
 
 
 def seen_from(warp: Warp, matrix: np.ndarray) -> Warp:
-    """The warp after the affine map `matrix` (4, 4): its values stay, its lattice comes along."""
+    """Return the warp applied after the affine map `matrix` (4, 4) RAS+ mm: its values stay, its lattice moves."""
     lattice = Lattice(warp.lattice.shape, np.linalg.inv(matrix) @ warp.lattice.affine)
     return replace(warp, matrix=warp.matrix @ matrix, lattice=lattice)
 
 
 def with_inverse(warp: Warp) -> Warp:
-    """The warp with the inverse of its displacements."""
-    import torch
-
+    """Return the warp with an up-to-date inverse."""
     with torch.inference_mode():
         return replace(warp, backward=invert(warp.forward))

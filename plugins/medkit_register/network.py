@@ -1,37 +1,30 @@
-"""Where a warp begins: what a bundle's network says of two heads that an affine map has brought together.
+"""The start of a warp: the answer of a bundle's network for two heads that an affine map has aligned.
 
-The network takes both scans on one coarse grid and gives the stationary velocity field between them (Hoffmann 2022),
-whose flow (Arsigny 2006) is found by scaling and squaring.
+The network takes both scans on one coarse grid and returns the stationary velocity field between them (Hoffmann 2022),
+whose flow (Arsigny 2006) is computed by scaling and squaring.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from medkit.errors import BundleError
-from medkit.inference import Bundle, read_config
-from medkit_register.warp import Lattice, Sampler, indices
+from medkit.inference import Bundle, InferenceConfig, build_without_monai, read_config
+from medkit_register.pyramid import Pyramid, percentile
+from medkit_register.warp import Lattice, Sampler, doubled, indices, inside, transformed
 
-if TYPE_CHECKING:
-    import torch
-
-    from medkit_register.pyramid import Pyramid
-
-TASK = "register"
 SQUARINGS = 6
-"""The velocity field is followed for 1 / 2^6 of the time, then doubled so often."""
+"""The velocity field is followed for 1 / 2^6 of the time, and the result is doubled 6 times."""
 SIZES = (80.0, 320.0)
-"""mm: objects whose box has sides within these may be heads."""
+"""Range of sides, in mm, of the box of an object that may be a head."""
 
 
 def fits(pyramid: Pyramid, box: Lattice) -> bool:
-    """Whether a scan, whose object lies in `box`, may show a head: a volume of that size."""
+    """Whether a scan may show a head: a volume, and the `box` of its object has that size."""
     if pyramid.planar_axis is not None:
         return False
     sides = np.asarray(box.shape) * np.linalg.norm(box.affine[:3, :3], axis=0)
@@ -40,42 +33,37 @@ def fits(pyramid: Pyramid, box: Lattice) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A smooth deformation to begin with."""
+    """A smooth deformation to start a warp with."""
 
     lattice: Lattice
-    """Where it is given; in the fixed space."""
+    """Its points, in the fixed space."""
     shift: torch.Tensor
     """(3, I, J, K) RAS+ mm by which its points move, in the fixed space, before the affine map."""
 
     def on(self, lattice: Lattice) -> torch.Tensor:
-        """(3, I, J, K) the same on another lattice, in its steps."""
-        import torch
-
+        """Return it as a field (3, I, J, K) on another lattice, in steps of that lattice."""
         to_index = np.linalg.inv(self.lattice.affine) @ lattice.affine
-        at = _mapped(to_index, indices(lattice.shape, self.shift.device).reshape(3, -1))
-        sampler = Sampler(self.shift)
-        turn = torch.from_numpy(np.linalg.inv(lattice.affine[:3, :3]).astype(np.float32)).to(at.device)
-        return (turn @ sampler.at(sampler.prepared(at))).reshape(3, *lattice.shape)
+        at = transformed(to_index, indices(lattice.shape, self.shift.device).reshape(3, -1))
+        to_steps = torch.from_numpy(np.linalg.inv(lattice.affine[:3, :3]).astype(np.float32)).to(at.device)
+        return (to_steps @ Sampler(self.shift).at(at)).reshape(3, *lattice.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class StartNetwork:
-    """A bundle's network, loaded when it is first asked; later cases find it warm."""
+    """A bundle's network, loaded when it is first asked and kept for later cases."""
 
     bundle: Bundle
     device: str = "cpu"
 
     def __call__(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, box: Lattice) -> Start | None:
-        """What to begin with; None where the scans are no volumes of a head's size.
+        """Return what to start with; None unless both scans are volumes of about a head's size.
 
-        `matrix` (4, 4) RAS+ mm takes fixed points to moving points; `box` is a lattice about the fixed object.
+        `matrix` (4, 4) RAS+ mm takes fixed points to moving points; `box` is a lattice around the fixed object.
         """
-        import torch
-
         if not fits(fixed, box) or moving.planar_axis is not None:
             return None
         grid = self._grid(box)
-        channels = [_seen(fixed, grid, np.eye(4), self.device), _seen(moving, grid, matrix, self.device)]
+        channels = [_scaled_on(fixed, grid, np.eye(4), self.device), _scaled_on(moving, grid, matrix, self.device)]
         with torch.inference_mode():
             velocity = self._network(torch.stack(channels)[None])[0].float()
         lattice = grid.coarser(grid.shape[0] // velocity.shape[1])
@@ -84,16 +72,16 @@ class StartNetwork:
         return Start(lattice, flow(velocity) * steps)
 
     def _grid(self, box: Lattice) -> Lattice:
-        """The network's own, along the axes of the world, about the middle of the object."""
-        shape, spacing = self._form
+        """Return the network's grid, along the axes of the world, about the middle of the object."""
+        shape, spacing = self._grid_size
         middle = box.affine @ [*((np.asarray(box.shape) - 1) / 2), 1.0]
         affine = np.diag([spacing, spacing, spacing, 1.0])
         affine[:3, 3] = middle[:3] - spacing * (np.asarray(shape) - 1) / 2
         return Lattice(shape, affine)
 
     @functools.cached_property
-    def _form(self) -> tuple[tuple[int, int, int], float]:
-        """Voxels of the network's grid, and their size in mm. Raises BundleError."""
+    def _grid_size(self) -> tuple[tuple[int, int, int], float]:
+        """Shape of the network's grid, and its spacing in mm. Raises BundleError if the metadata do not state them."""
         try:
             i, j, k = self.bundle.metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
             return (int(i), int(j), int(k)), float(self.bundle.block["spacing"])
@@ -105,13 +93,9 @@ class StartNetwork:
 
     @functools.cached_property
     def _network(self) -> torch.nn.Module:
-        """Takes (1, 2, *shape), gives (1, 3, i, j, k) velocity in steps of its own lattice."""
-        import torch
-
+        """The network: takes (1, 2, *shape), returns a velocity (1, 3, i, j, k) in steps of its lattice."""
         network = own_network(self.bundle)
         if network is None:
-            from medkit.inference import InferenceConfig
-
             network = InferenceConfig(self.bundle, torch.device(self.device), {}).open().network
         for parameter in network.parameters():
             if parameter.dim() == 5:
@@ -120,38 +104,27 @@ class StartNetwork:
 
 
 def own_network(bundle: Bundle) -> torch.nn.Module | None:
-    """A bundle's network with its weights, where its class is the bundle's own and its arguments are plain values.
+    """Return a bundle's network with its weights, without MONAI, whose import takes as long as a registration.
 
-    Without MONAI, whose import takes as long as a registration; None for a network that needs it.
+    None unless the network's class is in the bundle and its arguments are plain values.
     """
-    import torch
-
-    config = read_config(bundle.config("inference"))
-    node = config.get("network_def")
-    package, _, name = str(node.get("_target_", "") if isinstance(node, dict) else "").rpartition(".")
-    if not package or not (bundle.root / package).is_dir():
+    network: torch.nn.Module | None
+    network = build_without_monai(bundle, read_config(bundle.config("inference")), "network_def")
+    if network is None:
         return None
-    given = {key: value for key, value in node.items() if key != "_target_"}
-    plain = {k: config.get(v[1:]) if isinstance(v, str) and v.startswith("@") else v for k, v in given.items()}
-    if any(isinstance(value, str | dict | None) for value in plain.values()):
-        return None
-    if str(bundle.root) not in sys.path:
-        sys.path.insert(1, str(bundle.root))  # as MONAI does: a bundle's own code lies there
-    network: torch.nn.Module = getattr(importlib.import_module(package), name)(**plain)
     weights = torch.load(bundle.weights, map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
     return network
 
 
-def _seen(pyramid: Pyramid, grid: Lattice, matrix: np.ndarray, device: str) -> torch.Tensor:
-    """(I, J, K) a scan on `grid`, whose points `matrix` takes to it; its bright parts are 1, beyond it is 0."""
-    from medkit_register.pyramid import percentile
-    from medkit_register.warp import inside
+def _scaled_on(pyramid: Pyramid, grid: Lattice, matrix: np.ndarray, device: str) -> torch.Tensor:
+    """Return a scan (I, J, K) on `grid`, scaled so that its bright parts are 1; points outside the scan are 0.
 
+    `matrix` (4, 4) RAS+ mm takes points of the grid to points of the scan.
+    """
     level = pyramid.level(float(grid.affine[0, 0]))
-    at = _mapped(level.index_from_world @ matrix @ grid.affine, indices(grid.shape, device).reshape(3, -1))
-    sampler = Sampler(level.image[None].clamp(min=0).to(device))
-    image = sampler.at(sampler.prepared(at))[0] * inside(at, level.image.shape)
+    at = transformed(level.index_from_world @ matrix @ grid.affine, indices(grid.shape, device).reshape(3, -1))
+    image = Sampler(level.image[None].clamp(min=0).to(device)).at(at)[0] * inside(at, level.image.shape)
     bright = image[image > 0]
     if len(bright):
         image = image / max(percentile(bright, 0.99), 1e-6)
@@ -159,18 +132,9 @@ def _seen(pyramid: Pyramid, grid: Lattice, matrix: np.ndarray, device: str) -> t
 
 
 def flow(velocity: torch.Tensor) -> torch.Tensor:
-    """(3, I, J, K) where a stationary velocity field takes points in time 1, both in steps of their lattice."""
+    """Return the field (3, I, J, K) by which a stationary velocity field moves points in time 1, in lattice steps."""
     out = velocity / 2**SQUARINGS
     points = indices(velocity.shape[1:], velocity.device).reshape(3, -1)
     for _ in range(SQUARINGS):
-        sampler = Sampler(out)
-        out = out + sampler.at(sampler.prepared(points + out.reshape(3, -1))).reshape(out.shape)
+        out = doubled(out, points)
     return out
-
-
-def _mapped(matrix: np.ndarray, points: torch.Tensor) -> torch.Tensor:
-    """(3, N) points through a (4, 4) matrix."""
-    import torch
-
-    rows = torch.from_numpy(np.asarray(matrix, np.float32)).to(points.device)
-    return rows[:3, :3] @ points + rows[:3, 3:]

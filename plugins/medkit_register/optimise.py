@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from medkit_register.problem import Problem, System
+from medkit_register.problem import Problem, System
 
 GENERATORS = np.array(
     [[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]], float
@@ -23,10 +21,10 @@ class Freedom:
     kind: str
     """"rigid", "similarity" or "affine"."""
     planar: bool = False
-    """Within the plane of the local frame's first two axes only."""
+    """Whether maps stay in the plane of the local frame's first two axes."""
 
     def directions(self, mapping: np.ndarray) -> np.ndarray:
-        """(12, P) change of the (3, 4) map's entries, row by row, per parameter."""
+        """Return the change (12, P) of the (3, 4) map's entries, row by row, per parameter."""
         linear = mapping[:, :3]
         plane = 2 if self.planar else 3
         if self.kind == "affine":
@@ -41,7 +39,7 @@ class Freedom:
         return np.stack([column.ravel() for column in columns], axis=1)
 
     def move(self, mapping: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """The map after a step (P,); rotations stay exact rotations."""
+        """Return the map (3, 4) after a step (P,); rotations stay exact rotations."""
         if self.kind == "affine":
             return mapping + (self.directions(mapping) @ step).reshape(3, 4)
         turns, translation = (1, 2) if self.planar else (3, 3)
@@ -57,14 +55,14 @@ class Freedom:
 
 
 def unit(i: int, j: int, columns: int = 3) -> np.ndarray:
-    """(3, columns) with a one at (i, j)."""
+    """Return a matrix (3, columns) of zeros with a one at (i, j)."""
     out = np.zeros((3, columns))
     out[i, j] = 1
     return out
 
 
 def rotation(angles: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation by |angles| radians about the axis `angles` (Rodrigues)."""
+    """Return the rotation (3, 3) by |angles| radians about the axis `angles` (3,), by Rodrigues' formula."""
     angle = float(np.linalg.norm(angles))
     if angle < 1e-12:
         return np.eye(3)
@@ -73,7 +71,7 @@ def rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def rigid_part(mapping: np.ndarray) -> np.ndarray:
-    """The map (3, 4) with the rotation nearest to its linear part (polar decomposition)."""
+    """Return the map (3, 4) with the rotation nearest to its linear part (polar decomposition)."""
     u, _, vt = np.linalg.svd(mapping[:, :3])
     turn = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
     return np.hstack([turn, mapping[:, 3:]])
@@ -90,7 +88,7 @@ class Optimum:
     steps: int
     """Steps tried."""
     converged: bool
-    """Whether the last step was shorter than the tolerance (or no step lowers the cost any more)."""
+    """Whether the last step was shorter than the tolerance, or no step lowers the cost any more."""
     overlap: float
     """Share of the fixed points that fall inside the moving scan."""
 
@@ -109,7 +107,7 @@ def minimise(
         step = damped_step(here, freedom.directions(mapping), damping)
         trial = freedom.move(mapping, step)
         length = displacement(trial - mapping, radius)
-        if length > radius:  # that far off the model says nothing, and what it finds there has little overlap
+        if length > radius:  # the model does not hold that far, and maps found there have little overlap
             damping *= 8
             continue
         there = problem.system(trial)
@@ -126,7 +124,7 @@ def minimise(
 
 
 def damped_step(system: System, directions: np.ndarray, damping: float) -> np.ndarray:
-    """(P,) the step to the minimum of the damped quadratic model."""
+    """Return the step (P,) to the minimum of the damped quadratic model."""
     gradient = directions.T @ system.gradient
     matrix = directions.T @ system.curvature @ directions
     diagonal = np.diag(matrix).clip(1e-12 * max(float(np.trace(matrix)), 1e-12))
@@ -134,5 +132,5 @@ def damped_step(system: System, directions: np.ndarray, damping: float) -> np.nd
 
 
 def displacement(change: np.ndarray, radius: float) -> float:
-    """The most that a change (3, 4) of a map moves a point within `radius` mm of the origin, in mm (upper bound)."""
+    """Return an upper bound (mm) on how far a change (3, 4) of a map moves points within `radius` mm of the origin."""
     return float(np.linalg.norm(change[:, :3], 2) * radius + np.linalg.norm(change[:, 3]))

@@ -1,45 +1,39 @@
 """Images at several resolutions, on grids that do not depend on how the file stores its voxels.
 
-Every volume is first turned to closest-RAS axes; a level is that array smoothed and sampled on a lattice of one
-spacing (mm) about the centre of the field of view. The same scan stored LAS, LPI or PIR gives the same levels, number
-by number.
+Every volume is first turned to closest-RAS axes. A level is that array smoothed and sampled at points of one spacing
+(mm) about the centre of the field of view. The same scan stored LAS, LPI or PIR yields bit for bit the same levels.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from medkit.errors import MedkitError
-
-if TYPE_CHECKING:
-    import torch
+from medkit_register.axis_sampling import apply_along_axes, axis_sampling, smooth
 
 MARGIN = 3
-"""Voxels by which a level reaches past the scan where nothing but background touches its border."""
-
-
+"""Points by which a level reaches beyond the scan where only background touches the border."""
 AIR = -500.0
 """Hounsfield units below which there is air."""
 FILL = 3.0
-"""Reach, in lattice steps, of the continuation of an image outside its mask."""
+"""Standard deviation, in points of a level, of the Gaussian that continues an image outside its mask."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScanVolume:
-    """A scan as the engine takes it."""
+    """A scan as the registration engine takes it."""
 
     data: torch.Tensor
     """(I, J, K) intensities, float32; one axis with a single voxel makes it planar (2D)."""
     affine: np.ndarray
     """(4, 4) voxel index -> RAS+ mm."""
     mask: torch.Tensor | None = None
-    """(I, J, K); the metric looks at voxels above 0 only. None: all of them."""
+    """(I, J, K); the metric compares only voxels above 0. None: all voxels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,22 +41,25 @@ class Level:
     """A scan smoothed and sampled at one spacing."""
 
     spacing: float
-    """mm between lattice points, the same along each axis (the planar axis keeps its own)."""
+    """mm between points, the same along each axis (the planar axis keeps the scan's)."""
     image: torch.Tensor
     """(I, J, K) float32, robustly scaled so that background is near 0 and bright tissue near 1."""
     mask: torch.Tensor | None
     """(I, J, K) 0..1: the share of each point that the user's mask keeps."""
     affine: np.ndarray
-    """(4, 4) lattice index -> RAS+ mm."""
+    """(4, 4) point index -> RAS+ mm."""
 
     @cached_property
     def index_from_world(self) -> np.ndarray:
-        """(4, 4) RAS+ mm -> lattice index."""
+        """(4, 4) RAS+ mm -> point index."""
         return np.linalg.inv(self.affine)
 
 
 class Pyramid:
-    """A scan's levels, each computed when first asked for and then kept (a fixed image serves many moving ones)."""
+    """The levels of a scan, each computed when first asked for and then kept: a fixed image serves many moving ones.
+
+    Raises MedkitError for a mask that has no voxel above 0.
+    """
 
     def __init__(self, volume: ScanVolume) -> None:
         if volume.mask is not None and not bool((volume.mask > 0).any()):
@@ -74,26 +71,22 @@ class Pyramid:
         self._data, self._mask = data, mask
         self._levels: dict[float, Level] = {}
         self.features: dict[tuple[object, ...], object] = {}
+        """What metrics derive from levels and keep, by a key that starts with its kind."""
 
     @cached_property
     def planar_axis(self) -> int | None:
-        """The (closest-RAS) axis with one voxel, None for a volume."""
+        """The closest-RAS axis that has one voxel; None for a volume."""
         single = np.flatnonzero(self.size == 1)
         return int(single[-1]) if single.size else None
 
     @property
     def hounsfield(self) -> bool:
-        """Whether its intensities are those of a CT: in no other scan so much is so far below 0."""
+        """Whether intensities are Hounsfield units: in no other scan is so much so far below 0."""
         return self._low < AIR
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether the user gave a mask."""
-        return self._mask is not None
 
     @cached_property
     def extent(self) -> float:
-        """Size of the field of view in mm: geometric mean over its axes, the planar one left out."""
+        """Size of the field of view in mm: geometric mean over its axes, without the planar one."""
         sides = [n * s for n, s in zip(self.size, self.spacing, strict=True) if n > 1]
         return float(np.exp(np.mean(np.log(sides))))
 
@@ -136,7 +129,7 @@ class Pyramid:
         return self._moments[1]
 
     def level(self, spacing: float, *, margin: bool = True) -> Level:
-        """The scan at `spacing` mm."""
+        """Return the scan at `spacing` mm; `margin`: reach beyond borders that only background touches (MARGIN)."""
         key = spacing if margin else -spacing
         if key not in self._levels:
             self._levels[key] = self._make(spacing, margin and spacing < self.extent / 41)
@@ -158,71 +151,17 @@ class Pyramid:
         return Level(spacing, image, mask, self.affine @ index)
 
 
-@dataclass(frozen=True, eq=False)
-class AxisSampling:
-    """Sampling positions along one axis."""
-
-    first: float
-    """Index (of the scan) of the first position."""
-    step: float
-    """Indices between positions."""
-    operator: np.ndarray
-    """(positions, voxels) smoothing and sampling in one matrix; rows sum to 1."""
-
-
-def axis_sampling(
-    size: int, spacing_in: float, spacing: float, pad: tuple[int, int] | np.ndarray = (0, 0)
-) -> AxisSampling:
-    """Positions `spacing` mm apart about the middle of an axis of `size` voxels, with `pad` more at either end."""
-    if size == 1:
-        return AxisSampling(0.0, 1.0, np.ones((1, 1), np.float32))
-    step = spacing / spacing_in
-    count = max(2, math.ceil(size / step - 1e-6))
-    first = (size - 1) / 2 - (count - 1) / 2 * step - int(pad[0]) * step
-    positions = first + step * np.arange(count + int(pad[0]) + int(pad[1]))
-    # half a step and half a voxel at least: enough against aliasing, and interpolation then blurs all phases alike
-    operator = gaussians(positions, size, 0.5 * max(step, 1.0))
-    return AxisSampling(float(first), step, operator)
-
-
-def gaussians(positions: np.ndarray, size: int, sigma: float) -> np.ndarray:
-    """(positions, size) matrix of Gaussians of `sigma` voxels; the border is repeated."""
-    reach = math.ceil(3 * sigma) + 1
-    centres = np.clip(positions, -0.5, size - 0.5)[:, None]  # further out it is the border all the same
-    taps = np.floor(centres) + np.arange(-reach, reach + 2)
-    weights = np.exp(-0.5 * ((centres - taps) / sigma) ** 2)
-    rows = np.broadcast_to(np.arange(len(positions))[:, None], taps.shape)
-    matrix = np.zeros((len(positions), size))
-    np.add.at(matrix, (rows, np.clip(taps, 0, size - 1).astype(int)), weights)
-    return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
-
-
-def apply_along_axes(data: torch.Tensor, operators: list[np.ndarray]) -> torch.Tensor:
-    """`data` (I, J, K) multiplied by one (positions, voxels) matrix along each axis."""
-    import torch
-
-    i, j, k = (torch.from_numpy(operator).to(data.device) for operator in operators)
-    out = torch.matmul(j, data @ k.T)
-    return torch.matmul(i, out.reshape(out.shape[0], -1)).reshape(i.shape[0], *out.shape[1:])
-
-
-def smooth(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """`image` (I, J, K) after a Gaussian of `sigma` voxels, the border repeated; a planar axis is left alone."""
-    one = np.ones((1, 1), np.float32)
-    return apply_along_axes(image, [gaussians(np.arange(n), n, sigma) if n > 1 else one for n in image.shape])
-
-
 def filled(masked: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The image (I, J, K) inside the mask, continued smoothly outside it, from `masked`: image times mask, smoothed.
+    """Return the image (I, J, K) inside the mask, continued smoothly outside it.
 
-    What a mask leaves out (a lesion) must neither seep in nor end in an edge of its own.
+    `masked` is image times mask, smoothed. What a mask leaves out (a lesion) must neither seep in nor end in an edge.
     """
     around = smooth(masked, FILL) / smooth(mask, FILL).clamp_min(1e-3)
     return (masked / mask.clamp_min(0.3)).where(mask > 0.3, around)
 
 
 def canonical(volume: ScanVolume) -> tuple[torch.Tensor, np.ndarray, torch.Tensor | None]:
-    """Data, affine and mask with axes permuted and flipped to closest RAS."""
+    """Return data, affine and mask with axes permuted and flipped to closest RAS."""
     order, flips = closest_axes(volume.affine)
     shape = np.asarray(volume.data.shape)
     turn = np.zeros((4, 4))
@@ -240,7 +179,7 @@ def canonical(volume: ScanVolume) -> tuple[torch.Tensor, np.ndarray, torch.Tenso
 
 
 def closest_axes(affine: np.ndarray) -> tuple[list[int], list[bool]]:
-    """For each RAS axis the voxel axis closest to it, and whether that one runs the other way."""
+    """Return for each RAS axis the closest voxel axis, and whether that axis runs the opposite way."""
     direction = np.asarray(affine, float)[:3, :3]
     direction = direction / np.linalg.norm(direction, axis=0)
     order = max(
@@ -251,9 +190,10 @@ def closest_axes(affine: np.ndarray) -> tuple[list[int], list[bool]]:
 
 
 def moments(weight: torch.Tensor, affine: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weighted centre (3,) in RAS+ mm and root-mean-square radius in mm; of the lattice where nothing has weight."""
-    import torch
+    """Return the weighted centre (3,) in RAS+ mm and the root-mean-square radius in mm.
 
+    `weight` is (I, J, K), `affine` (4, 4) takes its indices to RAS+ mm. Where all weights are 0, all points count.
+    """
     if not float(weight.sum()) > 0:
         weight = torch.ones_like(weight)
     total = float(weight.sum())
@@ -268,7 +208,7 @@ def moments(weight: torch.Tensor, affine: np.ndarray) -> tuple[np.ndarray, float
 
 
 def intensity_range(data: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[float, float]:
-    """The 0.5th percentile and, inside the mask, the 99.5th; the extremes where those two are equal."""
+    """Return the 0.5th percentile and, inside the mask, the 99.5th; minimum and maximum where the two are equal."""
     low = percentile(data.reshape(-1), 0.005)
     high = percentile(data.reshape(-1) if mask is None else data[mask > 0], 0.995)
     if high <= low:
@@ -277,13 +217,13 @@ def intensity_range(data: torch.Tensor, mask: torch.Tensor | None = None) -> tup
 
 
 def percentile(values: torch.Tensor, share: float) -> float:
-    """The value (N,) that `share` of them do not exceed, from about 200 000 of them."""
+    """Return the value that a `share` of the values (N,) do not exceed, estimated from about 200 000 of them."""
     sample = values[:: max(1, values.numel() // 200_000)]
     return float(sample.kthvalue(1 + int(share * (sample.numel() - 1))).values)
 
 
 def otsu(image: torch.Tensor, bins: int = 128) -> float:
-    """The threshold that parts an image's intensities into two classes with the least spread (Otsu 1979)."""
+    """Return the threshold that splits intensities into two classes of least spread (Otsu 1979)."""
     values = np.asarray(image).ravel()
     counts, edges = np.histogram(values, bins=bins)
     centres = (edges[1:] + edges[:-1]) / 2

@@ -1,23 +1,22 @@
 """Similarity of two sets of samples: its value, its slope in the moving samples and how strongly it curves.
 
-Each function takes the fixed samples f, the moving samples m and weights w, all (N,), and gives a `Fit`, from which a
-Gauss-Newton step follows. Costs fall as the images grow alike.
+Each measure takes the fixed samples f, the moving samples m and weights w, all (N,), and returns a `Fit`, from which a
+Gauss-Newton step follows. Costs fall as the images become more similar.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import torch
 
-    import torch
-
-    Measure = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "Fit"]
+from medkit_register.axis_sampling import smooth
 
 BINS = 32
+"""Bins of each scan's intensities for mutual information."""
+LOW, RANGE = -0.1, 1.3
+"""Intensities that are binned: from LOW on, RANGE wide. Levels run from 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +33,11 @@ class Fit:
     """Changes of the moving samples, (N,) each, that leave the cost as it is (brightness, contrast)."""
 
 
+Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Fit]
+
+
 def correlation(f: torch.Tensor, m: torch.Tensor, w: torch.Tensor) -> Fit:
-    """One minus the squared correlation coefficient: blind to brightness, contrast and its sign."""
+    """Return one minus the squared correlation coefficient, which ignores brightness, contrast and its sign."""
     total = float(w.sum())
     f0, m0 = f - float(w @ f) / total, m - float(w @ m) / total
     wf, wm = w * f0, w * m0
@@ -48,7 +50,7 @@ def correlation(f: torch.Tensor, m: torch.Tensor, w: torch.Tensor) -> Fit:
 
 
 def mean_squares(f: torch.Tensor, m: torch.Tensor, w: torch.Tensor) -> Fit:
-    """Mean squared difference, in units of the fixed samples' variance."""
+    """Return the mean squared difference, in units of the fixed samples' variance."""
     residual = m - f
     f0 = f - float(w @ f) / float(w.sum())
     scale = 1 / max(float((w * f0) @ f0), 1e-12)
@@ -57,12 +59,11 @@ def mean_squares(f: torch.Tensor, m: torch.Tensor, w: torch.Tensor) -> Fit:
 
 
 def mutual_information(f: torch.Tensor, m: torch.Tensor, w: torch.Tensor, bins: int = BINS) -> Fit:
-    """Minus the mutual information in nats (Viola 1997; Mattes 2003: hard bins for f, cubic Parzen window for m).
+    """Return minus the mutual information, in nats (Viola 1997; Mattes 2003).
 
-    Samples are binned over -0.1 .. 1.2, the levels' own scaling; what lies outside counts in the last bins.
+    The fixed samples have hard bins, the moving samples a cubic Parzen window. Samples are binned from -0.1 to 1.2;
+    samples outside count in the first or last bin.
     """
-    import torch
-
     total = float(w.sum())
     row = to_bins(f, bins).round_().long()
     position = to_bins(m, bins)
@@ -70,7 +71,7 @@ def mutual_information(f: torch.Tensor, m: torch.Tensor, w: torch.Tensor, bins: 
     part = position - left
     column = left.long() + 1
     width = bins + 3
-    values, slopes = cubic(part)
+    values, slopes = cubic_weights(part)
     index = row * width + column - 1
     counts = [torch.bincount(index + k, w * v, bins * width) for k, v in enumerate(values)]
     joint = torch.stack(counts).sum(0, dtype=torch.float64).reshape(bins, width) / total
@@ -86,16 +87,16 @@ def mutual_information(f: torch.Tensor, m: torch.Tensor, w: torch.Tensor, bins: 
     return Fit(-information, slope, 1 / (total * max(spread, 1e-4)), (0 * m + 1,))
 
 
-LOW, RANGE = -0.1, 1.3
-
-
 def to_bins(values: torch.Tensor, bins: int) -> torch.Tensor:
-    """Samples as positions 0 .. bins - 1."""
+    """Return samples as positions 0 .. bins - 1."""
     return ((values - LOW) * ((bins - 1) / RANGE)).clamp_(0, bins - 1 - 1e-3)
 
 
-def cubic(part: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Cubic B-spline weights of the four neighbours of a point `part` of the way between the middle two; slopes."""
+def cubic_weights(part: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return cubic B-spline weights of a point's four neighbours, and their slopes.
+
+    `part` is the point's position between the middle two, 0 .. 1.
+    """
     t, u = part, 1 - part
     t2, u2 = t * t, u * u
     values = [u2 * u / 6, (3 * t2 * t - 6 * t2 + 4) / 6, (3 * u2 * u - 6 * u2 + 4) / 6, t2 * t / 6]
@@ -103,21 +104,20 @@ def cubic(part: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return values, slopes
 
 
-MEASURES: dict[str, Measure] = {
-    "lncc": correlation,  # of locally normalised images, see `normalised`
-    "mi": functools.partial(mutual_information, bins=BINS),
-    "mse": mean_squares,
-}
-
-
 def normalised(image: torch.Tensor, sigma: float, floor: float) -> torch.Tensor:
-    """`image` minus its local mean, over its local standard deviation (Gaussian windows of `sigma` voxels).
+    """Return `image` minus its local mean, over its local standard deviation (Gaussian windows of `sigma` points).
 
     The correlation of two such images is local correlation (LNCC) with windows that travel with the image. `floor` is
-    added to the deviation so that noise in flat background stays small.
+    added to the deviation, so that noise in flat background stays small.
     """
-    from medkit_register.pyramid import smooth
-
     mean = smooth(image, sigma)
     variance = smooth(image * image, sigma) - mean * mean
     return (image - mean) / (variance.clamp_min_(0) + floor**2).sqrt_()
+
+
+MEASURES: dict[str, Measure] = {
+    "lncc": correlation,  # of images that `normalised` returns
+    "mi": mutual_information,
+    "mse": mean_squares,
+}
+"""Metric -> its measure."""

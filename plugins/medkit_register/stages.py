@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from medkit_register.descriptors import SUPPORT
-from medkit_register.warp import Lattice, spacings
-
-if TYPE_CHECKING:
-    from medkit_register.pyramid import Pyramid
+from medkit_register.pyramid import Pyramid
+from medkit_register.warp import Lattice
 
 Quality = Literal["fast", "default", "best"]
 COARSEST = 12.0
-"""The object's radius over this is the coarsest spacing at most."""
+"""The object's radius over this is the limit on the coarsest spacing."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One resolution, in steps of the finest lattice."""
+    """One resolution."""
 
     image: int
-    """Spacing of the images."""
+    """Spacing of the images, in steps of the finest lattice."""
     warp: int
-    """Spacing of the warp: that of the images, or twice as coarse."""
+    """Spacing of the warp, in steps of the finest lattice: that of the images, or twice as coarse."""
     update: float
-    """Standard deviation, in steps of the warp's lattice, of the Gaussian over which steps are averaged."""
+    """Standard deviation, in steps of the warp's lattice, of the Gaussian that smooths each update."""
     elastic: float
-    """The same for the Gaussian that the whole warp passes after each step."""
+    """Standard deviation, in steps of the warp's lattice, of the Gaussian that smooths the warp after each step."""
     window: float
-    """lncc: standard deviation of its window in steps of the image's lattice."""
+    """lncc: standard deviation of its window in steps of the images' lattice."""
     limit: int
-    """At most so many steps."""
+    """Limit on steps."""
     detail: int = 0
-    """mind: spacing at which descriptors are taken, then averaged over the image's lattice; 0: that lattice itself."""
+    """mind: spacing at which descriptors are computed before they are averaged, in steps of the finest lattice; 0: that
+    of the images."""
 
 
 def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, *, stiff: bool = False) -> list[Stage]:
-    """Coarse to fine; `fast` leaves out the finest images, `best` adds a warp as fine as they are.
+    """Return the stages, coarse to fine; `fast` leaves out the finest images, `best` adds a warp as fine as they are.
 
-    Steps beyond these follow the noise: label Dice of two persons no longer rises. Wider windows at the end gain a
-    little on real scans and lose more on drawn ones, whose labels are exact.
-    `stiff`: one of the scans is a CT; see `mind_stages`.
+    More steps follow the noise: label Dice between two persons no longer rises. Wider windows at the end gain a little
+    on real scans and lose more on synthetic ones, whose labels are exact.
+    `stiff`: one of the scans is a CT; mind then uses STIFF.
     """
-    factor = coarsest_factor(fixed.radius, float(spacings(finest).min()))
+    factor = coarsest_factor(fixed.radius, finest.spacing)
     if metric == "mind":
         return mind_stages(factor, quality, STIFF if stiff else SOFT)
     stages = []
@@ -62,26 +61,26 @@ def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, 
 
 @dataclass(frozen=True)
 class Smoothness:
-    """Of warps that follow descriptors: (update, elastic) of a `Stage`."""
+    """The smoothness of warps that follow descriptors: pairs (update, elastic) of a `Stage`."""
 
     coarse: tuple[float, float]
+    """Where images and warp have the same spacing, except the last stage of `best`."""
     fine: tuple[float, float]
     """Where images are finer than the warp."""
     finest: tuple[float, float]
+    """The last stage of `best`."""
 
 
 SOFT = Smoothness((2.0, 0.7), (0.8, 0.6), (1.2, 0.6))
-"""Between MR scans; found on drawn heads of two persons, T1 with T2 and proton density."""
-
-
+"""Between MR scans; tuned on synthetic heads of two persons, T1 with T2 and proton density."""
 STIFF = Smoothness((3.0, 1.0), (2.5, 1.0), (3.0, 1.0))
 """With a CT, whose soft tissues differ by little more than its noise."""
 
 
 def mind_stages(factor: int, quality: Quality, smooth: Smoothness) -> list[Stage]:
-    """The same for mind, from the coarsest spacing `factor` on.
+    """Return the stages for mind; `factor` is the coarsest spacing in steps of the finest lattice.
 
-    Coarse images have lost the structure that descriptors describe: they are taken at half the spacing and averaged.
+    Coarse images lack the structure that descriptors describe, so these are computed at half the spacing and averaged.
     """
     stages = [Stage(factor, factor, *smooth.coarse, SUPPORT, 50, factor // 2)]
     while factor > 2:
@@ -95,7 +94,7 @@ def mind_stages(factor: int, quality: Quality, smooth: Smoothness) -> list[Stage
 
 
 def coarsest_factor(radius: float, step: float) -> int:
-    """A power of two, 2 at least: the coarsest spacing in steps of the finest (mm), for an object's radius (mm)."""
+    """Return the coarsest spacing in steps of the finest, a power of two from 2 on; `radius` and `step` are in mm."""
     factor = 2
     while radius / (2 * factor * step) >= COARSEST:
         factor *= 2

@@ -1,32 +1,31 @@
-"""Where to begin: many rotations and positions tried on a coarse level, and the best of them varied."""
+"""The search for a start: many rotations and positions are tried on a coarse level, and the best are varied."""
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medkit_register.axes import LocalAxes
 from medkit_register.optimise import rotation
+from medkit_register.problem import Problem
 from medkit_register.start_scoring import StartScores
 
-if TYPE_CHECKING:
-    from medkit_register.axes import LocalAxes
-    from medkit_register.problem import Problem
-
 ANGLES = np.deg2rad([-60.0, -30.0, 0.0, 30.0, 60.0])
-"""Rotations tried about each axis (planar: all the way round); the optimiser makes up the rest."""
+"""Rotations (radians) tried about each axis of a volume; the optimiser finds angles between them."""
+PLANAR_ANGLES = np.deg2rad(np.arange(-180, 180, 15))
+"""Rotations (radians) tried for planar scans."""
 POINTS = 1000
-"""Sample points for a trial: enough to rank rotations."""
+"""Sample points for scoring a map: enough to rank rotations."""
 SHIFT = 0.4
-"""Centres of mass are tried as they are and this share of the radius apart, along all axes at once: one scan may show
-more of the neck, or only a part of the head."""
+"""Centres of mass are tried in one place, and this share of the radius apart along each axis and all combinations: one
+scan may show more of the neck, or only a part of the head."""
 SCALES = (0.85, 1.0)
-"""Sizes tried beside the ratio of the radii: the skull makes a head wider than the same brain without it."""
+"""Scales tried besides the ratio of the radii: the skull makes a head wider than the same brain without it."""
 PARENTS = 24
-"""The best trials that are varied."""
+"""Number of best maps that are varied in each round."""
 CHILDREN = 32
-"""Variants of each."""
+"""Variants of each of these maps."""
 SPREADS = (
     (np.deg2rad(20.0), 0.3, 0.12),
     (np.deg2rad(12.0), 0.2, 0.08),
@@ -35,14 +34,14 @@ SPREADS = (
 )
 """Standard deviations of the variants, round by round: rotation (radians), shift (shares of the radius), log scale."""
 KEPT = 8
-"""Starts that the optimiser follows."""
+"""Starts that the optimiser refines."""
 THOROUGH = 3
-"""Times as many are followed where the first search was in vain."""
+"""Factor on that number after a first search in vain."""
 
 
 def search(
     problem: Problem,
-    frames: LocalAxes,
+    axes: LocalAxes,
     init: str | np.ndarray,
     *,
     scaled: bool,
@@ -50,31 +49,32 @@ def search(
     seed: int = 0,
     thorough: bool = False,
 ) -> list[np.ndarray]:
-    """Local maps (3, 4) to start from, the most promising first; a single one unless `init` is "auto".
+    """Return local maps (3, 4) to start from, the most promising first; only one unless `init` is "auto".
 
-    `thorough`: THOROUGH times as many, which may lie nearer to each other: the right one may have a better neighbour.
+    `init` is as in `affine.AffineSettings`; `scaled`: whether scales are varied. `thorough` returns THOROUGH times as
+    many maps, which may be closer to each other: the right one may have a neighbour with a better score.
     """
-    header = frames.to_local(np.eye(4))
-    centre = frames.to_local(translation(frames.middles[1] - frames.middles[0]))
+    header = axes.to_local(np.eye(4))
+    centre = axes.to_local(translation(axes.middles[1] - axes.middles[0]))
     if not isinstance(init, str):
-        return [in_plane(frames.to_local(init), planar)]
+        return [in_plane(axes.to_local(init), planar)]
     if init != "auto":
         return [in_plane({"moments": np.eye(3, 4), "header": header, "centre": centre}[init], planar)]
-    radius = frames.radii[0]
-    ratio = frames.radii[1] / radius
+    radius = axes.radii[0]
+    ratio = axes.radii[1] / radius
     scales = sorted({*SCALES, ratio}) if scaled else [1.0]
     given = [in_plane(m, planar) for m in (header, centre)]
     maps = np.stack(given + turned(scales, SHIFT * radius, planar=planar))
-    trials = StartScores(problem)
-    value = trials.scores(maps, POINTS)
-    # the header is right more often than any other single start: it is followed wherever the scans overlap
+    scoring = StartScores(problem)
+    value = scoring.scores(maps, POINTS)
+    # the header is right more often than any other single start: it is refined whenever the scans overlap
     header_value = np.inf if np.isfinite(value[0]) else -np.inf
     draw = np.random.default_rng(seed)
     kept, near = (THOROUGH * KEPT, 0.5) if thorough else (KEPT, 1.0)
     for spread in SPREADS:
         parents = np.stack(apart(maps, np.argsort(-value, kind="stable"), PARENTS, radius, near))
         maps = np.concatenate([parents, varied(parents, spread, radius, draw, scaled=scaled, planar=planar)])
-        value = trials.scores(maps, 2 * POINTS)
+        value = scoring.scores(maps, 2 * POINTS)
     maps, value = np.concatenate([given[:1], maps]), np.concatenate([[header_value], value])
     return apart(maps, np.argsort(-value, kind="stable"), kept, radius, near)
 
@@ -88,7 +88,7 @@ def varied(
     scaled: bool,
     planar: bool,
 ) -> np.ndarray:
-    """(K * CHILDREN, 3, 4) variants of local maps (K, 3, 4), at random; for `spread` see SPREADS."""
+    """Return random variants (K * CHILDREN, 3, 4) of local maps (K, 3, 4); `spread` is an entry of SPREADS."""
     angle, shift, growth = spread
     out = []
     for mapping in np.repeat(maps, CHILDREN, axis=0):
@@ -102,14 +102,14 @@ def varied(
 
 
 def translation(shift: np.ndarray) -> np.ndarray:
-    """(4, 4) that moves by `shift` mm."""
+    """Return the (4, 4) matrix that moves points by `shift` (3,) mm."""
     out = np.eye(4)
     out[:3, 3] = shift
     return out
 
 
 def in_plane(mapping: np.ndarray, planar: bool) -> np.ndarray:
-    """The map without any part across the plane of a planar scan."""
+    """Return the map (3, 4), for planar scans without its part across the plane."""
     if not planar:
         return mapping
     out = np.eye(3, 4)
@@ -118,13 +118,13 @@ def in_plane(mapping: np.ndarray, planar: bool) -> np.ndarray:
 
 
 def turned(scales: list[float], shift: float, *, planar: bool) -> list[np.ndarray]:
-    """Maps (3, 4) about the centres of mass: every rotation, scale and combination of `shift` mm along the axes."""
-    axes = np.eye(3)
+    """Return maps (3, 4) about the centres of mass: all rotations, scales and combinations of `shift` mm along axes."""
+    unit = np.eye(3)
     if planar:
-        turns = [rotation(np.array([0, 0, angle])) for angle in np.deg2rad(np.arange(-180, 180, 15))]
+        turns = [rotation(np.array([0, 0, angle])) for angle in PLANAR_ANGLES]
     else:
         turns = [
-            rotation(c * axes[2]) @ rotation(b * axes[1]) @ rotation(a * axes[0])
+            rotation(c * unit[2]) @ rotation(b * unit[1]) @ rotation(a * unit[0])
             for a, b, c in itertools.product(ANGLES, repeat=3)
         ]
     linear = [np.diag([s, s, 1.0 if planar else s]) @ turn for turn in turns for s in scales]
@@ -134,9 +134,9 @@ def turned(scales: list[float], shift: float, *, planar: bool) -> list[np.ndarra
 
 
 def apart(maps: np.ndarray, order: np.ndarray, count: int, radius: float, near: float) -> list[np.ndarray]:
-    """The first `count` maps in `order` that differ from one another.
+    """Return the first `count` of the maps (K, 3, 4), in `order`, that differ from one another.
 
-    By `near` times 15 degrees or a quarter of the radius (mm).
+    Two maps differ if they are apart by `near` times 15 degrees or `near` times a quarter of the radius (mm).
     """
     chosen: list[np.ndarray] = []
     for index in order:

@@ -1,37 +1,31 @@
-"""Many maps scored at little cost: mutual information of single points and their nearest counterparts."""
+"""Many maps scored at little cost: mutual information of points and their nearest neighbours in the moving scan."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
 
+from medkit_register.problem import Problem
 from medkit_register.similarity import to_bins
 
-if TYPE_CHECKING:
-    import torch
-
-    from medkit_register.problem import Problem
-
 BINS = 16
+"""Bins of each scan's intensities."""
 BATCH = 64
-"""Maps scored in one go: few large operations stand a busy machine better than many small ones."""
-LEAST = 0.5
-"""Maps under this share of the best one's overlap do not count: little that is common is easily alike."""
+"""Maps scored at once: on a busy machine few large operations are faster than many small ones."""
+MIN_OVERLAP = 0.5
+"""Maps with less than this share of the largest overlap do not count: a small overlap matches well by chance."""
 
 
 class StartScores:
-    """A problem's two scans as numbers of intensity bins."""
+    """The two scans of a problem as intensity bins, against which maps are scored."""
 
     def __init__(self, problem: Problem) -> None:
-        import torch
-
         target = problem.target
         size = torch.tensor(target.channels.shape[2:])
         moving = to_bins(target.channels[0, 0], BINS).round_()
         if target.channels.shape[1] > 4:
             moving[target.channels[0, 4] < 0.5] = BINS
-        # beyond open faces lies one layer of nothing, beyond closed ones one more of the border
+        # one more layer on each side: outside (bin BINS) at open faces, the border repeated at closed ones
         moving = torch.nn.functional.pad(moving[None, None], (1,) * 6, mode="replicate")[0, 0]
         for axis in range(3):
             for end, limit in ((0, target.low[axis]), (-1, target.high[axis])):
@@ -46,15 +40,13 @@ class StartScores:
         self._fixed = to_bins(problem.samples.values[kept], BINS).round_().int() * (BINS + 1)
 
     def scores(self, maps: np.ndarray, count: int) -> np.ndarray:
-        """(K,) mutual information (nats) at local maps (K, 3, 4), of about `count` points, evenly drawn.
+        """Return the mutual information (K,), in nats, at local maps (K, 3, 4), from about `count` evenly drawn points.
 
-        -inf where the overlap is under LEAST of the best.
+        It is -inf where the overlap is under MIN_OVERLAP of the largest.
         """
-        import torch
-
         index = self._index_from_local
         whole = index[:3, :3] @ maps
-        whole[:, :, 3] += index[:3, 3] + 1  # the layer around
+        whole[:, :, 3] += index[:3, 3] + 1  # the added layer
         rows = torch.from_numpy(whole.astype(np.float32))
         every = max(1, self._points.shape[1] // count)
         points, fixed = self._points[:, ::every].contiguous(), self._fixed[::every]
@@ -64,13 +56,11 @@ class StartScores:
             found.append(information(joint))
             overlaps.append(joint.sum((1, 2)))
         value, overlap = torch.cat(found).numpy(), torch.cat(overlaps).numpy()
-        value[overlap < LEAST * overlap.max()] = -np.inf
+        value[overlap < MIN_OVERLAP * overlap.max()] = -np.inf
         return value
 
     def _counts(self, rows: torch.Tensor, points: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """(K, BINS, BINS + 1) points by their bins in both scans, the last column outside; `rows` (K, 3, 4)."""
-        import torch
-
+        """Return counts (K, BINS, BINS + 1) of points by their bins in both scans; the last column is outside."""
         at = (rows @ points).round_()
         offset = torch.zeros(at.shape[0], at.shape[2])
         for axis in range(3):
@@ -82,9 +72,7 @@ class StartScores:
 
 
 def information(joint: torch.Tensor) -> torch.Tensor:
-    """(K,) mutual information (nats) of tables of counts (K, B, B)."""
-    import torch
-
+    """Return the mutual information (K,), in nats, of tables of counts (K, B, B)."""
     p = joint / joint.sum((1, 2), keepdim=True).clamp_min(1e-9)
     entropy = torch.special.entr
     return entropy(p.sum(1)).sum(1) + entropy(p.sum(2)).sum(1) - entropy(p).sum((1, 2))

@@ -1,4 +1,4 @@
-"""The task `register`: files in, aligned image and transforms out. The work on them is in `registration`."""
+"""The task `register`: its outputs, checks of its options, and its memory. The work itself is in `registration`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from medkit.errors import UsageError
 from medkit.inference import bundle_identity
-from medkit.task import Output, Task, absolute
-from medkit_register.label_scores import SCORED, check_pairs
-from medkit_register.registration import set_up
+from medkit.task import Output, Runtime, Stages, Task, absolute
+from medkit_register.memory import memory_needed
 
 if TYPE_CHECKING:
-    from medkit.space import Grid
     from medkit_register.choices import RegisterChoices
 
-_STARTS = ("auto", "moments", "centre", "header")
+STARTS = ("auto", "moments", "centre", "header")
+"""Values of `--init` that are not a file."""
+SCORED = ("labels", "landmarks")
+"""What both scans may bring for scores, as the roles `fixed_labels`, `moving_labels` and so on."""
 
 
-def registration(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
-    """The task for one set of options.
+def register_task(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
+    """Return the task for one set of options.
 
-    `shared` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks` and the same of
-    `moving_`. Raises UsageError for an `init` that is neither a known word nor a file, and for moving labels or
-    landmarks without fixed ones.
+    `shared` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks`, and the same with
+    `moving_`. Raises UsageError for an `init` that is neither a known word nor a file, for moving labels or landmarks
+    without fixed ones, and for a midpoint of type joint.
     """
-    check_pairs(shared)
+    _check_pairs(shared)
     if choices.kind == "joint" and choices.midpoint:
         raise UsageError("--midpoint: takes --type rigid, affine or deformable, not joint")
-    if choices.init not in _STARTS:
+    if choices.init not in STARTS:
         if not Path(choices.init).is_file():
-            raise UsageError(f"--init {choices.init}: expected {', '.join(_STARTS)} or a transform file")
+            raise UsageError(f"--init {choices.init}: expected {', '.join(STARTS)} or a transform file")
         shared = {**shared, "init": absolute(choices.init)}
         choices = replace(choices, init="file")
     arguments: dict[str, Any] = {"type": choices.kind, "metric": choices.metric, "init": choices.init}
@@ -46,7 +45,7 @@ def registration(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
     return Task(
         name="register",
         outputs=_outputs(shared["fixed"], choices),
-        setup=functools.partial(set_up, shared=shared, choices=choices),
+        setup=functools.partial(_set_up, shared=shared, choices=choices),
         staged=True,
         arguments=arguments,
         role="moving",
@@ -58,59 +57,44 @@ def registration(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
     )
 
 
+def _set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: RegisterChoices) -> Stages:
+    from medkit_register.registration import set_up  # torch and the engine are loaded when the work starts
+
+    return set_up(runtime, shared=shared, choices=choices)
+
+
+def _check_pairs(shared: Mapping[str, Path]) -> None:
+    """Raise UsageError for a moving file without the fixed one to compare it with."""
+    for what in SCORED:
+        if f"moving_{what}" in shared and f"fixed_{what}" not in shared:
+            raise UsageError(f"--moving-{what} needs --fixed-{what} to be compared with")
+
+
 def _outputs(fixed: Path, choices: RegisterChoices) -> tuple[Output, ...]:
-    """The files of one case: the moving image and its transforms, with a midpoint those of the fixed one as well."""
-    output = functools.partial(Output, reference=fixed)
-    extension = ".nii.gz" if choices.bends else ".tfm"
+    """Return the outputs of one case: the moving image and its transforms, and with a midpoint the fixed image's."""
+    field = ".nii.gz" if choices.bends else ".tfm"
+
+    def image(role: str, name: str, space: str) -> Output:
+        return Output(role, "image", name, entities={"space": space, "desc": name}, reference=fixed)
+
+    def transform(role: str, start: str, end: str, extension: str = field, **more: str) -> Output:
+        entities = {"from": start, "to": end, "mode": "image", **more}
+        return Output(role, "transform", role, extension, entities, reference=fixed)
+
     space = "midpoint" if choices.midpoint else "{space}"
     outputs = [
-        output("image", "image", "registered", entities={"space": space, "desc": "registered"}),
-        output("transform", "transform", "transform", extension, _direction("{suffix}", space)),
-        output("inverse_transform", "transform", "inverse_transform", extension, _direction(space, "{suffix}")),
+        image("image", "registered", space),
+        transform("transform", "{suffix}", space),
+        transform("inverse_transform", space, "{suffix}"),
     ]
     if choices.kind == "joint":
         outputs += [
-            output(
-                f"{part}_transform",
-                "transform",
-                f"{part}_transform",
-                ".tfm",
-                {**_direction("{suffix}", space), "desc": part},
-            )
-            for part in ("rigid", "affine")
+            transform(f"{part}_transform", "{suffix}", space, ".tfm", desc=part) for part in ("rigid", "affine")
         ]
     if choices.midpoint:
-        there, back = _direction("{space}", space), _direction(space, "{space}")
         outputs += [
-            output("fixed_image", "image", "fixed", entities={"space": space, "desc": "fixed"}),
-            output("fixed_transform", "transform", "fixed_transform", extension, there),
-            output("fixed_inverse_transform", "transform", "fixed_inverse_transform", extension, back),
+            image("fixed_image", "fixed", space),
+            transform("fixed_transform", "{space}", space),
+            transform("fixed_inverse_transform", space, "{space}"),
         ]
     return tuple(outputs)
-
-
-def _direction(start: str, end: str) -> dict[str, str]:
-    return {"from": start, "to": end, "mode": "image"}
-
-
-def memory_needed(fixed: Path, moving: Grid, *, quality: str | None) -> int:
-    """Bytes that aligning one image after the other takes at its peak, torch included.
-
-    The images lie on grids like `moving`; `quality` is that of the warp, None where there is none. Measured on brains
-    of 5.5 million voxels (peak_rss_mb of the last of four): 1.1 GB for affine maps, 1.4 GB with a warp, 3.0 GB by
-    `best`.
-    """
-    from medkit.images import read_grid
-
-    voxels = [int(np.prod(grid.shape)) for grid in (read_grid(fixed), moving)]
-    needed = _PROGRAM_BYTES + _BYTES_PER_VOXEL * sum(voxels)
-    if quality is not None:
-        from medkit_register.deformable import LARGEST
-
-        needed += _BYTES_PER_POINT[quality] * min(voxels[0], LARGEST)
-    return needed
-
-
-_PROGRAM_BYTES = 400 * 2**20
-_BYTES_PER_VOXEL = 75
-_BYTES_PER_POINT = {"fast": 50, "default": 70, "best": 350}

@@ -1,4 +1,4 @@
-"""`medkit run template`: options and one call."""
+"""The command `medkit run template`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import click
 
 from medkit.options import RunOptions, group_by_option, task_options
 from medkit.task import run_task
-from medkit_register.template import TemplateChoices, average
+from medkit_register.choices import TemplateChoices
+from medkit_register.template import template_task
 
 
 @click.command()
@@ -16,7 +17,7 @@ from medkit_register.template import TemplateChoices, average
     type=click.Choice(["rigid", "affine", "deformable"]),
     default="deformable",
     show_default=True,
-    help="What the transforms to the scans may do; each kind begins with those before it.",
+    help="What the transforms to the scans may do. The first round is rigid; an affine one precedes deformable ones.",
 )
 @click.option(
     "--iterations",
@@ -24,14 +25,14 @@ from medkit_register.template import TemplateChoices, average
     default=3,
     show_default=True,
     metavar="N",
-    help="Rounds of that kind: all scans are registered to the average, and it is made anew.",
+    help="Rounds of that type: all scans are registered to the average, and the average is recomputed.",
 )
 @click.option(
     "--quality",
     type=click.Choice(["fast", "default", "best"]),
     default="default",
     show_default=True,
-    help="Of the last deformable round; those before it are fast.",
+    help="Quality of the last deformable round; the rounds before it are fast.",
 )
 @click.option("--sharpen", is_flag=True, help="Sharpen the average after every round (unsharp mask).")
 @group_by_option
@@ -39,11 +40,11 @@ from medkit_register.template import TemplateChoices, average
 def template(options: RunOptions, kind: str, iterations: int, quality: str, sharpen: bool) -> None:
     """Make one template of all images: their unbiased average.
 
-    All INPUTs (of each --group-by group) are one case. Gives the average and, for every image, the transform that
-    brings it there (it maps template points to the image's points, as in ITK) and its inverse. No image is favoured:
+    All INPUTs (of each --group-by group) are one case. Writes the average and, for every image, the transform that
+    resamples it there (it maps template points to the image's points, as in ITK) and its inverse. No image is favoured:
     the transforms are the identity on average.
 
     \b
     medkit run template sub-*_T1w.nii.gz -o template.nii.gz
     """
-    run_task(average(TemplateChoices(kind, iterations, quality, sharpen)), options)
+    run_task(template_task(TemplateChoices(kind, iterations, quality, sharpen)), options)

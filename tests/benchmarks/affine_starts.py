@@ -131,9 +131,9 @@ class Scans:
     @functools.cache  # noqa: B019
     def pyramid(self, name: str) -> Any:
         """Of the whole scan."""
-        from medkit_register.affine import prepare
+        from medkit_register.pyramid import Pyramid
 
-        return prepare(self.volume(name))
+        return Pyramid(self.volume(name))
 
     @functools.cache  # noqa: B019
     def reference(self, fixed: str, moving: str) -> np.ndarray:

@@ -31,7 +31,7 @@ from medkit.synthesis.registration_pairs import (
 )
 from medkit.testing import run_medkit
 from medkit.training.parts.registration import AlignmentLoss, LabelOverlapLoss, MovedLabelsd, positions, roughness
-from medkit.training.weights import begin_with
+from medkit.training.weights import initialise_from
 
 # MONAI says that it was built without its own sampler
 pytestmark = pytest.mark.filterwarnings("ignore:monai.networks.blocks.Warp")
@@ -250,7 +250,7 @@ def test_a_part_of_a_network_begins_with_the_weights_of_another(tmp_path: Path) 
     before = network["a"].weight.clone()
     other = torch.nn.Sequential(torch.nn.Linear(3, 4))
     torch.save(other.state_dict(), tmp_path / "w.pt")
-    begin_with(network, tmp_path / "w.pt")
+    initialise_from(network, tmp_path / "w.pt")
     assert torch.equal(network["b"][0].weight, other[0].weight)
     assert torch.equal(network["a"].weight, before)
 

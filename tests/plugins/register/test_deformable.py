@@ -22,9 +22,10 @@ from medkit_register.affine import AffineSettings, register_affine
 from medkit_register.comparison import Comparison, in_turns
 from medkit_register.deformable import Warp, finest_lattice, register_deformable, stalled, unfolded
 from medkit_register.fields import backward_field, folding, forward_field, inverse_error
+from medkit_register.inversion import invert
 from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.stages import Stage, make_stages
-from medkit_register.warp import Lattice, compose, indices, invert, jacobian, resized, smooth_field
+from medkit_register.warp import Lattice, compose, indices, jacobian, resized, smooth_field
 
 from medkit.space import Grid
 
@@ -150,17 +151,17 @@ def test_planar_scans_stay_in_their_plane() -> None:
 
 
 @pytest.mark.parametrize("stage", [Stage(2, 2, 1.5, 0.5, 2.0, 30), Stage(1, 2, 0.75, 0.4, 3.0, 32)])
-def test_the_pull_is_the_slope_of_the_cost(fixed: Pyramid, moving: Pyramid, stage: Stage) -> None:
+def test_forces_are_the_slope_of_the_cost(fixed: Pyramid, moving: Pyramid, stage: Stage) -> None:
     """Half the change of the summed squared residual when the warp changes a little."""
     comparison = Comparison.make(fixed, moving, np.eye(4), finest_lattice(fixed), stage, "lncc", "cpu")
     draw = torch.Generator().manual_seed(1)
     warp, change = (
         smooth_field(torch.randn(3, *comparison.cells, generator=draw), 3.0).mul_(size) for size in (8.0, 0.2)
     )
-    pull, _ = comparison.pull(warp, 1)
-    costs = [comparison.pull(warp + sign * change, 1)[1] for sign in (1, -1)]
+    forces, _ = comparison.forces(warp, 1)
+    costs = [comparison.forces(warp + sign * change, 1)[1] for sign in (1, -1)]
     flat = change.reshape(3, -1)[:, comparison.near] * stage.warp
-    expected = float((pull[:3] * flat).sum()) / pull.shape[1]
+    expected = float((forces[:3] * flat).sum()) / forces.shape[1]
     assert (costs[0] - costs[1]) / 4 == pytest.approx(expected, rel=0.15)
     assert abs(expected) > 1e-5
 
@@ -202,7 +203,7 @@ def test_fields_on_a_finer_lattice() -> None:
 
 def test_a_large_box_gets_a_wider_lattice(monkeypatch: pytest.MonkeyPatch, fixed: Pyramid) -> None:
     before = finest_lattice(fixed)
-    monkeypatch.setattr("medkit_register.deformable.LARGEST", 20_000)
+    monkeypatch.setattr("medkit_register.deformable.LARGEST_LATTICE", 20_000)
     after = finest_lattice(fixed)
     assert np.prod(after.shape) < 60_000 < np.prod(before.shape)
     middles = [lattice.affine[:3] @ [*((np.array(lattice.shape) - 1) / 2), 1] for lattice in (before, after)]

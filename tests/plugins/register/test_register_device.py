@@ -106,7 +106,7 @@ def test_a_network_start_there(elsewhere: None) -> None:
     warp = register_deformable(
         fixed, moving, np.eye(4), metric="mse", quality="fast", device=DEVICE, network=network  # type: ignore[arg-type]
     )  # fmt: skip
-    assert warp.begun is not None
+    assert warp.start is not None
     assert isinstance(starts[0].on(finest_lattice(fixed)), Far)
 
 

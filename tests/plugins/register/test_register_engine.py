@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from medkit_register import affine as engine
-from medkit_register.affine import AffineSettings, prepare, register_affine
+from medkit_register.affine import AffineSettings, register_affine
 from medkit_register.axes import make_axes
+from medkit_register.axis_sampling import axis_sampling
 from medkit_register.optimise import Freedom, Optimum, rigid_part, rotation
-from medkit_register.pyramid import Pyramid, ScanVolume, axis_sampling
+from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.similarity import MEASURES, to_bins
 from medkit_register.start import search
 from medkit_register.start_scoring import BINS, StartScores
@@ -82,7 +83,7 @@ TURNED = about_centre(rotation(np.deg2rad([50.0, -40.0, 35.0])), (30.0, -50.0, 6
 
 @pytest.fixture(scope="module")
 def fixed() -> Pyramid:
-    return prepare(make(SHAPE, UPRIGHT))
+    return Pyramid(make(SHAPE, UPRIGHT))
 
 
 def far(truth: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
@@ -113,9 +114,9 @@ def test_rigid_is_an_exact_rotation_and_survives_a_large_one(fixed: Pyramid) -> 
 
 def test_the_search_ranks_rotations(fixed: Pyramid) -> None:
     """The best start after the header's lies near the true rotation, before any step of the optimiser."""
-    frames = make_axes(fixed, moving := prepare(make(SHAPE, far(TURNED, SHAPE, UPRIGHT), TURNED)))
-    run = engine.AffineRun(fixed, moving, frames, AffineSettings(type="rigid"))
-    starts = search(run.problem(run.plans[0], "mi"), frames, "auto", scaled=False, planar=False)
+    axes = make_axes(fixed, moving := Pyramid(make(SHAPE, far(TURNED, SHAPE, UPRIGHT), TURNED)))
+    run = engine.AffineRun(fixed, moving, axes, AffineSettings(type="rigid"))
+    starts = search(run.problem(run.level_plans[0], "mi"), axes, "auto", scaled=False, planar=False)
     away = [np.arccos((np.trace(s[:, :3].T @ TURNED[:3, :3]) - 1) / 2) for s in starts]
     assert np.rad2deg(away[1]) < 25
     assert np.rad2deg(away[0]) > 50
@@ -129,15 +130,15 @@ def test_a_search_in_vain_is_repeated(
     truth = about_centre(rotation(np.array([0.1, 0.2, -0.1])), (4.0, -3.0, 2.0))
     moving = make((96, 128, 88), grid_affine((1.0, 1.0, 1.0), (96, 128, 88), np.eye(3)), truth, inverted=inverted)
     away = about_centre(rotation(np.array([0.0, 2.0, 0.0])), (25.0, 0.0, 0.0))
-    searched = engine.AffineRun.searched
+    searched = engine.AffineRun.search_once
     asked: list[bool] = []
 
     def sometimes(run: engine.AffineRun, seed: int, metric: engine.Metric, *, thorough: bool = False) -> Optimum:
         found = searched(run, seed, metric)
         asked.append(thorough)
-        return replace(found, mapping=run.frames.to_local(away @ truth)) if len(asked) == 1 else found
+        return replace(found, mapping=run.axes.to_local(away @ truth)) if len(asked) == 1 else found
 
-    monkeypatch.setattr(engine.AffineRun, "searched", sometimes)
+    monkeypatch.setattr(engine.AffineRun, "search_once", sometimes)
     found = register_affine(fixed, moving).matrix
     assert error_mm(found, truth) < (1.0 if inverted else 0.5)
     assert asked == [False] + [True] * (searches - 1)
@@ -145,9 +146,9 @@ def test_a_search_in_vain_is_repeated(
 
 def test_trials_count_nearest_points(fixed: Pyramid) -> None:
     """Mutual information as a table of counts made by hand gives it; without overlap there is none."""
-    moving = prepare(make(SHAPE, UPRIGHT, inverted=True))
+    moving = Pyramid(make(SHAPE, UPRIGHT, inverted=True))
     run = engine.AffineRun(fixed, moving, make_axes(fixed, moving), AffineSettings())
-    problem = run.problem(run.plans[0], "mi")
+    problem = run.problem(run.level_plans[0], "mi")
     maps = np.stack([np.eye(3, 4), np.hstack([np.eye(3), [[7.0], [-5], [3]]])])
     index = (
         problem.target.index_from_local @ np.vstack([maps[1], [0, 0, 0, 1]]) @ problem.samples.points.double().numpy()
@@ -167,9 +168,9 @@ def test_trials_count_nearest_points(fixed: Pyramid) -> None:
 def test_a_third_may_be_missing_on_one_side(fixed: Pyramid, side: int) -> None:
     truth = about_centre(rotation(np.deg2rad([20.0, -25.0, 15.0])), (60.0, -40.0, 50.0))
     cut = (SHAPE[0], SHAPE[1], SHAPE[2] * 2 // 3)
-    scans = [prepare(make(SHAPE, UPRIGHT)), make(cut, truth @ UPRIGHT, truth)]
+    scans = [Pyramid(make(SHAPE, UPRIGHT)), make(cut, truth @ UPRIGHT, truth)]
     if side:
-        scans = [prepare(make(cut, UPRIGHT)), make(SHAPE, truth @ UPRIGHT, truth)]
+        scans = [Pyramid(make(cut, UPRIGHT)), make(SHAPE, truth @ UPRIGHT, truth)]
     result = register_affine(*scans, AffineSettings(type="rigid"))
     assert error_mm(result.matrix, truth) < 1.0
 
@@ -217,7 +218,7 @@ def test_storage_order_changes_nothing(
     truth = about_centre(SHEARED @ TILT, (4.0, 9.0, -6.0))
     moving = make((60, 70, 50), grid_affine((2.1, 1.9, 2.6), (60, 70, 50), TILT), truth)
     reference = register_affine(fixed, moving).matrix
-    again = prepare(stored(make(SHAPE, UPRIGHT), order, flips))
+    again = Pyramid(stored(make(SHAPE, UPRIGHT), order, flips))
     assert error_mm(register_affine(fixed, stored(moving, order, flips)).matrix, reference) < 0.01
     assert error_mm(register_affine(again, moving).matrix, reference) < 0.01
 
@@ -245,13 +246,13 @@ def test_threads_and_repeats_change_nothing(fixed: Pyramid) -> None:
 
 
 def test_the_fixed_image_is_prepared_once() -> None:
-    prepared = prepare(make(SHAPE, UPRIGHT))
+    prepared = Pyramid(make(SHAPE, UPRIGHT))
     moving = make(SHAPE, UPRIGHT, about_centre(SHEARED, (4.0, 9.0, -6.0)))
     register_affine(prepared, moving)
     levels = dict(prepared._levels)
     first = register_affine(prepared, moving).matrix
     assert dict(prepared._levels) == levels
-    np.testing.assert_array_equal(first, register_affine(prepare(make(SHAPE, UPRIGHT)), moving).matrix)
+    np.testing.assert_array_equal(first, register_affine(Pyramid(make(SHAPE, UPRIGHT)), moving).matrix)
 
 
 def test_roles_can_be_exchanged(fixed: Pyramid) -> None:
@@ -278,7 +279,7 @@ def test_little_overlap_is_told() -> None:
     above = UPRIGHT.copy()
     above[:3, 3] += above[:3, :3] @ [0, 0, 24]
     lower, upper = ScanVolume(whole.data[:, :, :32], UPRIGHT), ScanVolume(whole.data[:, :, 24:], above)
-    result = register_affine(prepare(lower), upper, AffineSettings(type="rigid", init="header"))
+    result = register_affine(Pyramid(lower), upper, AffineSettings(type="rigid", init="header"))
     assert any("lies inside the other scan" in warning for warning in result.warnings)
 
 
@@ -293,7 +294,7 @@ def test_a_mask_keeps_a_lesion_out(side: str) -> None:
 
     def found(data: torch.Tensor, mask: torch.Tensor | None) -> np.ndarray:
         case = {**scans, side: ScanVolume(data, UPRIGHT, mask)}
-        return register_affine(prepare(case["fixed"]), case["moving"], AffineSettings(metric="mi")).matrix
+        return register_affine(Pyramid(case["fixed"]), case["moving"], AffineSettings(metric="mi")).matrix
 
     masked = found(spoilt, 1 - lesion)
     np.testing.assert_allclose(masked, found(scans[side].data, 1 - lesion), atol=1e-6)
@@ -304,7 +305,7 @@ def test_a_mask_keeps_a_lesion_out(side: str) -> None:
 def test_a_mask_without_voxels_is_refused(fixed: Pyramid) -> None:
     empty = ScanVolume(make(SHAPE, UPRIGHT).data, UPRIGHT, torch.zeros(SHAPE))
     with pytest.raises(MedkitError, match="mask"):
-        register_affine(prepare(empty), make(SHAPE, UPRIGHT))
+        register_affine(Pyramid(empty), make(SHAPE, UPRIGHT))
 
 
 PLANE = grid_affine((0.9, 1.1, 5.0), (120, 110, 1), TILT)
@@ -320,7 +321,7 @@ def test_planar_images_stay_in_their_plane(kind: str) -> None:
     lifted = moving.affine.copy()
     lifted[:3, 3] += 40 * TILT[:, 2]
     result = register_affine(
-        prepare(make((120, 110, 1), PLANE)), ScanVolume(moving.data, lifted), AffineSettings(type=kind)
+        Pyramid(make((120, 110, 1), PLANE)), ScanVolume(moving.data, lifted), AffineSettings(type=kind)
     )  # type: ignore[arg-type]
     points = np.array([[x, y, 0] for x in (-30, 30) for y in (-30, 30)]) @ TILT.T + CENTRE
     expected = points @ local[:3, :3].T + local[:3, 3] + 40 * TILT[:, 2]
@@ -334,8 +335,8 @@ def test_planar_images_stay_in_their_plane(kind: str) -> None:
 def test_planar_storage_order_changes_nothing(order: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> None:
     local = about_centre(TILT @ rotation(np.deg2rad([0, 0, 20.0])) @ TILT.T, tuple(TILT @ [6.0, -7.0, 0.0]))
     fixed, moving = make((120, 110, 1), PLANE), make((120, 110, 1), PLANE, local)
-    reference = register_affine(prepare(fixed), moving).matrix
-    again = register_affine(prepare(stored(fixed, order, flips)), stored(moving, order[::-1], flips)).matrix
+    reference = register_affine(Pyramid(fixed), moving).matrix
+    again = register_affine(Pyramid(stored(fixed, order, flips)), stored(moving, order[::-1], flips)).matrix
     np.testing.assert_allclose(again, reference, atol=1e-4)
 
 
@@ -343,7 +344,7 @@ def test_planes_that_cross_and_mixed_dimensions_are_refused(fixed: Pyramid) -> N
     first = make((120, 110, 1), PLANE)
     crossing = ScanVolume(first.data, grid_affine((0.9, 1.1, 5.0), (120, 110, 1), np.eye(3)))
     with pytest.raises(MedkitError, match=r"cross at 1[45]\.\d degrees"):
-        register_affine(prepare(first), crossing)
+        register_affine(Pyramid(first), crossing)
     with pytest.raises(MedkitError, match="volume"):
         register_affine(fixed, first)
 
@@ -383,8 +384,8 @@ def test_what_counts_as_a_collapse() -> None:
 
 
 def test_too_few_steps_are_told(fixed: Pyramid, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = engine.make_plans
-    monkeypatch.setattr(engine, "make_plans", lambda *a: [engine.replace(p, max_steps=1) for p in plans(*a)])
+    plans = engine.make_level_plans
+    monkeypatch.setattr(engine, "make_level_plans", lambda *a: [engine.replace(p, max_steps=1) for p in plans(*a)])
     result = register_affine(fixed, make(SHAPE, UPRIGHT, about_centre(SHEARED, (14.0, 9.0, -6.0))))
     assert any("not converged" in warning for warning in result.warnings)
 
@@ -432,7 +433,7 @@ def test_lattices_lie_about_the_middle_and_keep_straight_lines() -> None:
 
 
 def test_frames_lead_there_and_back(fixed: Pyramid) -> None:
-    frames = make_axes(fixed, prepare(make(SHAPE, UPRIGHT, TURNED)))
+    frames = make_axes(fixed, Pyramid(make(SHAPE, UPRIGHT, TURNED)))
     np.testing.assert_allclose(frames.to_world(frames.to_local(TURNED)), TURNED, atol=1e-9)
 
 
@@ -469,7 +470,7 @@ def label_dice(folder: Path, pair: tuple[str, str], matrix: np.ndarray) -> float
 def test_labels_of_real_brains_overlap(shared_data: Path, fixed_name: str, moving_name: str, least: float) -> None:
     folder = shared_data / "brain_t1_manual"
     fixed, moving = (read(folder / f"oasis_{name}_t1.nii.gz") for name in (fixed_name, moving_name))
-    result = register_affine(prepare(fixed), moving)
+    result = register_affine(Pyramid(fixed), moving)
     assert result.metric == "lncc"
     assert label_dice(folder, (fixed_name, moving_name), result.matrix) >= least
 
@@ -478,7 +479,7 @@ def test_labels_of_real_brains_overlap(shared_data: Path, fixed_name: str, movin
 def test_real_scans_of_one_person_in_two_contrasts(shared_data: Path) -> None:
     """PD on T1 of one head: the same answer wherever the PD scan is put and however it is turned."""
     fixed, moving = (read(shared_data / "brain_heads" / f"chris_{name}.nii.gz") for name in ("t1", "pd"))
-    prepared, settings = prepare(fixed), AffineSettings(type="rigid")
+    prepared, settings = Pyramid(fixed), AffineSettings(type="rigid")
     result = register_affine(prepared, moving, settings)
     assert result.metric == "mi"
     assert np.linalg.norm(result.matrix[:3, 3]) < 12
@@ -489,7 +490,7 @@ def test_real_scans_of_one_person_in_two_contrasts(shared_data: Path) -> None:
 
 @pytest.mark.real_data
 def test_a_whole_head_on_a_brain_template(shared_data: Path) -> None:
-    template = prepare(read(shared_data / "templates" / "mni152_sym09a_t1_1mm.nii.gz"))
+    template = Pyramid(read(shared_data / "templates" / "mni152_sym09a_t1_1mm.nii.gz"))
     head = read(shared_data / "brain_heads" / "brainchop_t1.nii.gz")
     matrix = register_affine(template, head).matrix
     stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)

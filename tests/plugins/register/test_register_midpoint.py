@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from maps import turned
+from medkit_register.inversion import invert
 from medkit_register.midpoint import half_warp, mean_matrix, mean_warp, middle_grid, root
-from medkit_register.warp import compose, indices, invert, smooth_field
+from medkit_register.warp import compose, indices, smooth_field
 
 from medkit.errors import MedkitError
 from medkit.images.phantom import make_image

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from bends import AFFINE, CENTRE, SHAPE, bend, bent, errors, inner_points, scan, voxel_points
-from medkit_register.comparison import Comparison, averaged
+from medkit_register.comparison import Comparison
 from medkit_register.deformable import finest_lattice, register_deformable
 from medkit_register.descriptors import GAIN, descriptors, evened
+from medkit_register.lattice_features import averaged
 from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.registration import warp_metric
 from medkit_register.stages import Stage, make_stages
@@ -73,12 +74,12 @@ def test_slopes_summed_over_channels() -> None:
     at = torch.rand(3, 501, generator=torch.Generator().manual_seed(2)) * torch.tensor([[8.0], [0.0], [10.0]]) + 1
     at[1] = 0
     sampler = Sampler(volume)
-    got = sampler.pulled(sampler.prepared(at), weights)
+    got = sampler.weighted_slopes(sampler.prepared(at), weights)
     assert float(got[1].abs().max()) == 0
     for axis in (0, 2):
         step = torch.zeros(3, 1)
         step[axis] = 1e-2
-        ends = [(sampler.at(sampler.prepared(at + s * step))[:2] * weights).sum(0) for s in (1, -1)]
+        ends = [(sampler.at(at + s * step)[:2] * weights).sum(0) for s in (1, -1)]
         smooth = (at[axis] - at[axis].round()).abs() > 0.02  # slopes jump at lattice points
         torch.testing.assert_close(got[axis][smooth], (ends[0] - ends[1])[smooth] / 2e-2, atol=2e-3, rtol=2e-3)
 
@@ -109,7 +110,7 @@ def test_a_warp_between_unlike_contrasts_is_found(fixed: Pyramid) -> None:
 
 @pytest.mark.parametrize("stage", [Stage(2, 2, 3.0, 1.0, 1.0, 30, 1), Stage(1, 2, 2.5, 1.0, 1.0, 24)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_pull_is_the_slope_of_the_cost(fixed: Pyramid, stage: Stage, masked: bool) -> None:
+def test_forces_are_the_slope_of_the_cost(fixed: Pyramid, stage: Stage, masked: bool) -> None:
     """Half the change of the summed squared residual when the warp changes a little; a mask leaves its part out."""
     mask = torch.ones(SHAPE)
     mask[: SHAPE[0] // 2] = 0  # RAS: x above the middle
@@ -120,8 +121,8 @@ def test_the_pull_is_the_slope_of_the_cost(fixed: Pyramid, stage: Stage, masked:
     warp, change = (
         smooth_field(torch.randn(3, *comparison.cells, generator=draw), 3.0).mul_(size) for size in (4.0, 0.2)
     )
-    pull, _ = comparison.pull(warp, 1)
-    costs = [comparison.pull(warp + sign * change, 1)[1] for sign in (1, -1)]
+    pull, _ = comparison.forces(warp, 1)
+    costs = [comparison.forces(warp + sign * change, 1)[1] for sign in (1, -1)]
     flat = change.reshape(3, -1)[:, comparison.near] * stage.warp
     if masked:
         cells = lattice.coarser(stage.warp)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medkit_register.deformable import Begun, finest_lattice, register_deformable
+from medkit_register.deformable import StartReport, finest_lattice, register_deformable
 from medkit_register.network import Start, StartNetwork, fits, flow, own_network
 from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.warp import Lattice, indices
@@ -93,17 +93,17 @@ def test_a_start_is_used_where_it_lowers_the_cost(metric: str) -> None:
     plain = register_deformable(fixed, moving, np.eye(4), **asked)
     helped = register_deformable(fixed, moving, np.eye(4), **asked, network=Given(6.0, 0.0, 0.0))
     misled = register_deformable(fixed, moving, np.eye(4), **asked, network=Given(-6.0, 3.0, 0.0))
-    assert plain.begun is None
-    assert isinstance(helped.begun, Begun)
-    assert helped.begun.used
-    assert helped.begun.cost < 0.3 * helped.begun.affine_cost
+    assert plain.start is None
+    assert isinstance(helped.start, StartReport)
+    assert helped.start.used
+    assert helped.start.cost < 0.3 * helped.start.affine_cost
     inside = (
         np.linalg.norm(apply_affine(helped.lattice.affine, np.argwhere(np.ones(helped.lattice.shape))), axis=1) < 30
     )
     moved = helped.forward.reshape(3, -1)[:, inside] * 4.0
     assert float((moved - torch.tensor([[6.0], [0.0], [0.0]])).norm(dim=0).mean()) < 0.6
-    assert misled.begun is not None
-    assert not misled.begun.used
+    assert misled.start is not None
+    assert not misled.start.used
     assert torch.equal(misled.forward, plain.forward)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from maps import turned
+from medkit_register.averaging import sharpened
+from medkit_register.choices import TemplateChoices
 from medkit_register.deformable import Warp
 from medkit_register.mean_maps import centred, mean_field, mean_map, seen_from, with_inverse
-from medkit_register.template import TemplateChoices, sharpened
 from medkit_register.warp import Lattice, compose, indices, smooth_field
 from scipy.linalg import expm, logm
 
