@@ -26,7 +26,7 @@ from strangers import write_sound
 from tiny import write_labels
 
 import medkit
-from medkit import hookspecs
+from medkit import errors, hookspecs
 from medkit.cli import cli
 from medkit.options import task_options
 
@@ -449,3 +449,11 @@ def test_one_version() -> None:
     assert project["version"] == medkit.__version__
     assert f"\nversion: {medkit.__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
     assert f"## {medkit.__version__}" in (REPOSITORY / "CHANGELOG.md").read_text()
+
+
+def test_every_variable_and_exit_code_is_documented() -> None:
+    code = "".join(p.read_text() for p in (REPOSITORY / "medkit").rglob("*.py"))
+    for variable in set(re.findall(r'"(MEDKIT_[A-Z]+(?:_[A-Z]+)*)"', code)):
+        assert f"`{variable}`" in PAGES[COMMON], variable
+    for number in {error.exit_code for error in vars(errors).values() if hasattr(error, "exit_code")} | {0, 130}:
+        assert f"\n| {number} |" in PAGES[COMMON], number
