@@ -1,4 +1,4 @@
-"""Pictures for people: mosaics of images and labels, and charts.
+"""Pictures: mosaics of images and labels, and charts.
 
 The face of this package for plugins.
 """

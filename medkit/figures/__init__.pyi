@@ -3,7 +3,7 @@ from .charts import Chart as Chart
 from .charts import Series as Series
 from .charts import line_chart as line_chart
 from .mosaic import comparison_mosaic as comparison_mosaic
-from .mosaic import label_colours as label_colours
 from .mosaic import overlay_mosaic as overlay_mosaic
 from .mosaic import sample_sheet as sample_sheet
 from .mosaic import write_png as write_png
+from .overlays import label_colours as label_colours

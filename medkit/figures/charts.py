@@ -19,20 +19,20 @@ COLOURS: Sequence[Colour] = (
     (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (110, 110, 110),
     (120, 60, 20), (20, 20, 20),
 )  # fmt: skip
-"""Told apart with any colour vision (Okabe and Ito, 2008, with a grey, a brown and black instead of the yellow)."""
+"""Colours that differ for any colour vision (Okabe and Ito, 2008, with grey, brown and black instead of yellow)."""
 SCALE = 2
-"""Drawn larger by this and then reduced, which smooths the lines."""
+"""Charts are drawn this many times larger and then reduced, which smooths the lines."""
 _ROW = 18
-"""Pixels from one line of a legend below another to the next."""
+"""Pixels between the lines of a key."""
 
 
 class Chart:
-    """A picture with a horizontal axis and, for each curve, a vertical one. Places are pixels of the final picture."""
+    """A picture with a horizontal axis and one or two vertical ones. Lengths are pixels of the final picture."""
 
     def __init__(
         self, ticks: Sequence[float], name: str, title: str = "", size: tuple[int, int] = SIZE, room: int = 0
     ) -> None:
-        """`room`: pixels on the right of the axes that stay free beside the margin."""
+        """Draw the horizontal axis, called `name`. `room`: pixels right of the axes that stay free besides the margin."""
         from PIL import Image, ImageDraw
 
         self.size, self.ticks, self.right = size, ticks, size[0] - RIGHT - room
@@ -49,15 +49,15 @@ class Chart:
         self.text((left, 8), title, INK, "la", 15)
 
     def across(self, value: float) -> float:
-        """The pixel of a value on the horizontal axis."""
-        return _place(value, self.ticks, LEFT, self.right)
+        """Return the pixel of a value on the horizontal axis."""
+        return _pixel(value, self.ticks, LEFT, self.right)
 
     def up(self, value: float, ticks: Sequence[float]) -> float:
-        """The pixel of a value on a vertical axis."""
-        return _place(value, ticks, self.size[1] - BOTTOM, TOP)
+        """Return the pixel of a value on a vertical axis."""
+        return _pixel(value, ticks, self.size[1] - BOTTOM, TOP)
 
     def vertical(self, ticks: Sequence[float], colour: Colour = INK, *, left: bool = True, name: str = "") -> None:
-        """The numbers of a vertical axis, and its name above it."""
+        """Draw the numbers of a vertical axis, and its name above it."""
         edge, outwards = (LEFT, -1) if left else (self.right, 1)
         digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
         for tick in ticks:
@@ -68,7 +68,7 @@ class Chart:
             self.text((edge, TOP - 8), name, colour, "lb" if left else "rb")
 
     def curve(self, points: Points, ticks: Sequence[float], colour: Colour, *, marked: bool = True) -> None:
-        """A line through points on the axis of `ticks`, with a dot for each where `marked`."""
+        """Draw a line through points on the axis of `ticks`; if `marked`, with a dot at each point."""
         spots = [(self.across(x), self.up(y, ticks)) for x, y in points]
         if len(spots) > 1:
             self.line(spots, colour, 2)
@@ -77,26 +77,26 @@ class Chart:
             self.draw.ellipse(box, fill=colour)
 
     def legend(self, entries: Mapping[str, Colour]) -> None:
-        """Names of curves above the axes, one beside the other."""
+        """Write the names of curves above the axes, next to each other."""
         x = float(LEFT)
         for text, colour in entries.items():
             self.line([(x, TOP - 13), (x + 22, TOP - 13)], colour, 3)
             x += 28 + self.text((x + 28, TOP - 13), text, INK, "lm") + 24
 
-    def key(self, entries: Mapping[str, Colour], place: tuple[float, float]) -> None:
-        """Names of curves, one below the other from `place` on."""
+    def key(self, entries: Mapping[str, Colour], corner: tuple[float, float]) -> None:
+        """Write the names of curves below each other; the first starts at the pixel `corner`."""
         for number, (text, colour) in enumerate(entries.items()):
-            x, y = place[0], place[1] + number * _ROW
+            x, y = corner[0], corner[1] + number * _ROW
             self.line([(x, y), (x + 22, y)], colour, 3)
             self.text((x + 28, y), text, INK, "lm")
 
     def line(self, points: Points, colour: Colour, width: int) -> None:
-        """A line through pixels."""
+        """Draw a line through pixels."""
         scaled = [(x * SCALE, y * SCALE) for x, y in points]
         self.draw.line(scaled, fill=colour, width=width * SCALE, joint="curve")
 
     def text(self, spot: tuple[float, float], text: str, colour: Colour, anchor: str, size: int = 13) -> float:
-        """Writes at a pixel, and gives the width in pixels."""
+        """Write a text at a pixel. Return its width in pixels."""
         from PIL import ImageFont
 
         font = ImageFont.load_default(size * SCALE)
@@ -105,7 +105,7 @@ class Chart:
         return float(self.draw.textlength(text, font=font)) / SCALE
 
     def png(self) -> bytes:
-        """The picture."""
+        """Return the picture as a PNG."""
         from PIL import Image
 
         buffer = io.BytesIO()
@@ -118,10 +118,11 @@ class Series:
     """A line of a chart."""
 
     name: str
+    """Its name in the key; empty: it is not in the key."""
     points: Points
     """Pairs of the horizontal and the vertical value."""
     marked: bool = True
-    """Whether each point gets a dot."""
+    """Whether each point has a dot."""
 
 
 def line_chart(
@@ -135,10 +136,10 @@ def line_chart(
     room: int = 0,
     diagonal: bool = False,
 ) -> bytes:
-    """A PNG of lines on one pair of axes, each given by its name and its ticks (see `round_ticks`).
+    """Return a PNG of lines on one pair of axes, each given by its name and its ticks (see `round_ticks`).
 
-    `key`: the pixel where the lines' names begin; where None the upper left corner, or beside the axes where there is
-    `room` for them, in pixels. `diagonal`: a grey line from corner to corner, what chance or perfect calibration gives.
+    `key`: the pixel at which the names of the lines start; None: the upper left corner, or right of the axes if there
+    are `room` pixels for it. `diagonal`: draw a grey line from corner to corner, as for chance or perfect calibration.
     """
     chart = Chart(across[1], across[0], title, size, room)
     chart.vertical(up[1], name=up[0])
@@ -153,7 +154,7 @@ def line_chart(
 
 
 def round_ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Round numbers that begin at or below `low` and end at or above `high`, about `count` of them."""
+    """Return about `count` round numbers, the first one at or below `low`, the last one at or above `high`."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
@@ -163,11 +164,11 @@ def round_ticks(low: float, high: float, count: int, *, whole: bool = False) -> 
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest value, drawn apart where they are equal."""
+    """Return the lowest and the highest value, moved apart if they are equal."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - abs(low or 1) / 10, high + abs(high or 1) / 10)
 
 
-def _place(value: float, ticks: Sequence[float], low: float, high: float) -> float:
-    """The pixel of a value on an axis from pixel `low` to pixel `high`."""
+def _pixel(value: float, ticks: Sequence[float], low: float, high: float) -> float:
+    """Return the pixel of a value on an axis from pixel `low` to pixel `high`."""
     return low + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (high - low)

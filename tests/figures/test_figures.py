@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medkit.figures import mosaic as figures
-from medkit.figures import planes as slicing
-from medkit.figures.mosaic import label_colours, overlay_mosaic, sample_sheet, write_png
+from medkit.figures import overlays
+from medkit.figures.layout import WARNING
+from medkit.figures.mosaic import overlay_mosaic, sample_sheet, write_png
+from medkit.figures.overlays import CHECKER_TINT, LEVEL_COLOURS, label_colours
+from medkit.figures.planes import VIEWS, Plane, choose_axes, choose_planes, label_points
+from medkit.figures.sampling import sample, sample_labels
+from medkit.figures.window import choose_window
 from medkit.images.image import Image, read_image
 from medkit.space import Grid
 
@@ -81,13 +85,13 @@ GRIDS = {
 }
 
 
-def planes_of(image: Image, labels: Image | None = None, slices: int = 5) -> list[list[slicing.Plane]]:
-    frame = slicing.choose_axes(image.grid)
-    marked = slicing.label_points(labels, frame) if labels else None
-    return slicing.choose_planes(image, slicing.choose_window(image), frame, marked, slices)
+def planes_of(image: Image, labels: Image | None = None, slices: int = 5) -> list[list[Plane]]:
+    frame = choose_axes(image.grid)
+    marked = label_points(labels, frame) if labels else None
+    return choose_planes(image, choose_window(image), frame, marked, slices)
 
 
-def places(plane: slicing.Plane) -> np.ndarray:
+def places(plane: Plane) -> np.ndarray:
     """(rows, columns, 3), RAS+ mm of every pixel."""
     rows, columns = plane.shape
     return plane.origin + np.arange(rows)[:, None, None] * plane.down + np.arange(columns)[:, None] * plane.across
@@ -135,19 +139,19 @@ def test_sampling_reads_the_right_place(name: str, axis: int) -> None:
         index = (at - where.affine[:3, 3]) @ np.linalg.inv(where.affine[:3, :3]).T
         well_inside = ((index > 0.6) & (index < np.array(where.shape) - 1.6)).all(axis=-1)
         assert well_inside.mean() > 0.3
-        np.testing.assert_allclose(slicing.sample(positions, plane)[well_inside], at[well_inside][:, axis], atol=0.01)
+        np.testing.assert_allclose(sample(positions, plane)[well_inside], at[well_inside][:, axis], atol=0.01)
         outside = ((index < -1.5) | (index > np.array(where.shape) + 0.5)).any(axis=-1)
-        assert not slicing.sample(positions, plane)[outside].any()
+        assert not sample(positions, plane)[outside].any()
 
 
 def test_large_pixels_are_means_around_their_own_place() -> None:
     where = grid(spacing=(0.5, 0.5, 0.5), size=60)
     positions = Image(points(where)[..., 0].astype(np.float32)[None], where)
     step = np.array([1.5, 0, 0]), np.array([0, 0, -1.5])
-    plane = slicing.Plane(slicing.VIEWS[1], 0, (20, 20), CENTRE + np.array([-14, 0, 14]), step[1], step[0])
-    np.testing.assert_allclose(slicing.sample(positions, plane), (places(plane) - CENTRE)[..., 0], atol=1e-3)
+    plane = Plane(VIEWS[1], 0, (20, 20), CENTRE + np.array([-14, 0, 14]), step[1], step[0])
+    np.testing.assert_allclose(sample(positions, plane), (places(plane) - CENTRE)[..., 0], atol=1e-3)
     noise = Image(np.random.default_rng(0).standard_normal((1, *where.shape)).astype(np.float32), where)
-    assert slicing.sample(noise, plane).std() < 0.6
+    assert sample(noise, plane).std() < 0.6
 
 
 @pytest.mark.parametrize("name", ["LPI", "PSR", "oblique", "thick axial"])
@@ -172,7 +176,7 @@ def test_labels_are_those_of_the_nearest_voxel() -> None:
     clear = ((index > 0) & (index < np.array(where.shape) - 1)).all(axis=-1)
     clear &= (np.abs(index % 1 - 0.5) > 0.01).all(axis=-1)
     expected = values[tuple(np.rint(index[clear]).astype(int).T)]
-    assert np.array_equal(slicing.sample_labels(Image(values[None], where), plane)[clear], expected)
+    assert np.array_equal(sample_labels(Image(values[None], where), plane)[clear], expected)
 
 
 def test_overlay_on_another_grid_is_drawn_where_it_lies() -> None:
@@ -198,7 +202,7 @@ def test_slices_meet_small_labels_and_close_in_on_them() -> None:
     lesion = np.zeros(where.shape, np.uint8)
     lesion[70:73, 40:43, 20:23] = 1
     rows = planes_of(head(where), Image(lesion[None], where))
-    assert all(slicing.sample_labels(Image(lesion[None], where), plane).any() for row in rows for plane in row)
+    assert all(sample_labels(Image(lesion[None], where), plane).any() for row in rows for plane in row)
     assert np.linalg.norm(rows[0][0].across) < 0.5 * np.linalg.norm(planes_of(head(where))[0][0].across)
 
 
@@ -215,7 +219,7 @@ def test_label_colours_depend_on_the_number_alone() -> None:
 
 def contour(picture: np.ndarray) -> np.ndarray:
     """Columns of the first row of tiles that hold the outline's colour."""
-    blue = (picture[70:300] == figures.LEVEL_COLOURS[0]).all(axis=-1)
+    blue = (picture[70:300] == LEVEL_COLOURS[0]).all(axis=-1)
     return np.flatnonzero(blue.any(axis=0))
 
 
@@ -231,36 +235,36 @@ def test_contours_follow_the_overlay() -> None:
 
 def test_checkerboard_takes_turns() -> None:
     first, second = np.full((64, 48, 3), 200, np.uint8), np.full((64, 48, 3), 100, np.uint8)
-    board = figures._checkerboard(first, second)
+    board = overlays._checkerboard(first, second)
     assert (board[0, 0] == 200).all()
-    assert np.array_equal(board[0, 8], (100 * np.array(figures.CHECKER_TINT)).astype(np.uint8))
+    assert np.array_equal(board[0, 8], (100 * np.array(CHECKER_TINT)).astype(np.uint8))
     assert (board[..., 0] == 200).mean() == pytest.approx(0.5)
 
 
 def test_checkerboards_show_every_view_at_its_middle() -> None:
     rows = planes_of(head(GRIDS["RAS"]))
-    assert figures._checker_choice(rows, only_first=False) == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
-    assert all(row == 0 for row, _ in figures._checker_choice(rows, only_first=True))
+    assert overlays._checker_choice(rows, only_first=False) == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    assert all(row == 0 for row, _ in overlays._checker_choice(rows, only_first=True))
 
 
 def test_ct_is_windowed_in_hounsfield_units() -> None:
     where = GRIDS["RAS"]
     body = np.where(head(where).data > 0, 40, -1000).astype(np.int16)
     body[:, 20:30, 20:30, 20:30] = 1200
-    window = slicing.choose_window(Image(body, where))
+    window = choose_window(Image(body, where))
     assert (window.low, window.high, window.unit) == (-160, 240, " HU")
     lungs = np.where(head(where).data > 150, -800, body).astype(np.int16)
-    assert slicing.choose_window(Image(lungs, where)).low == -160  # a little air: a stomach, the base of the lungs
+    assert choose_window(Image(lungs, where)).low == -160  # a little air: a stomach, the base of the lungs
     lungs[(head(where).data > 0) & (points(where)[..., 0] > -20)] = -800
-    assert slicing.choose_window(Image(lungs, where)).low == -1000
-    assert slicing.choose_window(head(where)).unit == ""
+    assert choose_window(Image(lungs, where)).low == -1000
+    assert choose_window(head(where)).unit == ""
 
 
 def test_ct_contours_are_lines_and_the_outside_is_black() -> None:
     where = grid("LAS", degrees=15)
     scan = Image(np.where(head(where).data > 0, 40, -1000).astype(np.int16), where)
     picture = overlay_mosaic(head(grid(size=160)), scan, title="t")
-    blue = (picture[70:] == figures.LEVEL_COLOURS[0]).all(axis=-1).mean()
+    blue = (picture[70:] == LEVEL_COLOURS[0]).all(axis=-1).mean()
     assert 0 < blue < 0.05
     scan = Image(np.where(head(where).data > 0, 40, -100).astype(np.int16), where)
     scan.data[0, :, :9] = -1000
@@ -271,11 +275,11 @@ def test_ct_contours_are_lines_and_the_outside_is_black() -> None:
 def test_outliers_do_not_set_the_grey_window() -> None:
     image = head(GRIDS["RAS"])
     image.data[0, 3, 3, 3] = 1e6
-    assert slicing.choose_window(image).high < 200
+    assert choose_window(image).high < 200
 
 
 def warned(picture: np.ndarray) -> bool:
-    return bool((picture[HEADER_NOTE] == figures.WARNING).all(axis=-1).any())
+    return bool((picture[HEADER_NOTE] == WARNING).all(axis=-1).any())
 
 
 def filled(where: Grid, value: float, dtype: Any = np.float32, channels: int = 1) -> Image:
