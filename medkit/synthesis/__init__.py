@@ -1,7 +1,7 @@
-"""Training images drawn from label maps or made worse as scanners do it, as MONAI transforms for train configs.
+"""Training images drawn from label maps, or degraded as by scanners, as MONAI transforms for train configs.
 
-Configs and plugins name everything as `medkit.synthesis.NAME`. A name is imported when it is first used, since most of
-them need torch and monai; `__init__.pyi` lists them with their modules.
+Configs and plugins name everything as `medkit.synthesis.NAME`. A name is imported at its first use, since most of them
+need torch and monai; `__init__.pyi` lists them with their modules.
 """
 
 from __future__ import annotations

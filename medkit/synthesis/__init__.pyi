@@ -1,24 +1,22 @@
-# The names that plugins and configs may use; `__init__.py` imports each when it is first asked for.
+# The names that plugins and configs may use; `__init__.py` imports each at its first use.
 from .appearance import acquired as acquired
 from .appearance import grain as grain
 from .appearance import looked_up as looked_up
 from .appearance import outlined as outlined
+from .artifacts import bias_field as bias_field
+from .artifacts import ghosted as ghosted
+from .clean_images import PrepareSourced as PrepareSourced
+from .clean_images import Remap as Remap
 from .deformation import deformed as deformed
 from .deformation import random_linear as random_linear
 from .degradation import CompareFieldd as CompareFieldd
 from .degradation import DegradeImaged as DegradeImaged
 from .degradation import Faults as Faults
 from .degradation import LowField as LowField
-from .degradation import PrepareSourced as PrepareSourced
-from .degradation import Remap as Remap
-from .degradation import ScanImaged as ScanImaged
-from .degradation import Scanner as Scanner
 from .draw import Drawn as Drawn
 from .draw import EncodeLabelsd as EncodeLabelsd
 from .draw import Synthesis as Synthesis
 from .draw import SynthesiseImaged as SynthesiseImaged
-from .faults import bias_field as bias_field
-from .faults import ghosted as ghosted
 from .labels import LabelTable as LabelTable
 from .ranges import Random as Random
 from .ranges import Range as Range
@@ -26,5 +24,7 @@ from .ranges import Ranges as Ranges
 from .registration_pairs import DrawPaird as DrawPaird
 from .registration_pairs import PairSynthesis as PairSynthesis
 from .registration_pairs import StructureCentresd as StructureCentresd
+from .sampling import ScanImaged as ScanImaged
+from .sampling import Scanner as Scanner
 from .sequences import Neighbours as Neighbours
 from .sequences import ScanFramesd as ScanFramesd

@@ -1,53 +1,55 @@
 """Training pairs for super-resolution of planes: pixels of X-rays and of slices, with the frames before and after.
 
-A frame of a sequence shows what its neighbours show from a slightly other place, so together they know more than each
-of them. A plane without neighbours stands in for them, so that one network does both. Everything is torch on the
-tensor's device; the same seed gives the same pair.
+A frame of a sequence shows what its neighbours show from a slightly different place, so together they hold more detail
+than each of them. A plane without neighbours takes their place too, so that one network does both. Everything is
+torch on the tensor's device; the same seed gives the same pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable
 from torch.nn import functional
 
 from medkit.scanner.acquisition import Acquisition, Sampling
-from medkit.scanner.noise import estimate
-from medkit.synthesis.degradation import KIND, Remap, Scanner, noised, remapped, sampled_axis, with_steps
-from medkit.synthesis.faults import scale
+from medkit.scanner.intensity import intensity_scale
+from medkit.synthesis.base_transform import Item, RandomPaird, plain_tensor
+from medkit.synthesis.clean_images import KIND, Remap, remapped
+from medkit.synthesis.degradation import with_noise
 from medkit.synthesis.ranges import Random, Range
+from medkit.synthesis.sampling import Scanner, restored, sampled_axis, with_steps
 
 SLICES, PLANES = "slices", "planes"
-"""What an item's source may be, beside a volume of cubes: slices along the last axis, and planes that do not belong
-together along it."""
+"""Kinds of sources besides volumes of cubic voxels: slices along the last axis, or unrelated planes along it."""
 FRAMES = 3
-"""This one, the one before, the one after."""
+"""A frame, the one before and the one after."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What the frames before and after show."""
+    """Which images take the place of the frames before and after."""
 
     alone: float = 0.4
-    """Chance of a plane without any: it stands in for them."""
+    """Chance of a plane without neighbours, which takes their place too."""
     slices: float = 0.25
-    """Chance of the slices beside it, where the source has them; else the same from another place."""
+    """Chance of the adjacent slices, if the source has them; else the same plane from a slightly different place."""
     shift: float = 1.5
-    """Pixels: standard deviation of how far such a place is away along each axis."""
+    """Standard deviation of the shift to such a place along each axis, in pixels."""
     turn: float = 1.0
-    """Degrees: standard deviation of how far it is turned."""
+    """Standard deviation of its rotation, in degrees."""
 
 
 def frames_of(
     source: torch.Tensor, kind: str | None, shape: Sequence[int], random: Random, neighbours: Neighbours
 ) -> torch.Tensor:
-    """(1, H, W, 3) a part of a plane of a source (1, I, J, K), and of the two beside it; this one comes first."""
+    """Return parts (1, H, W, 3) of a plane of a source (1, I, J, K), first, and of its two neighbours.
+
+    kind: SLICES, PLANES or anything else for a volume of cubic voxels; shape: (H, W).
+    """
     volume = source[0]
     if kind not in (SLICES, PLANES):
         volume = volume.permute(random.order(3))
@@ -56,21 +58,21 @@ def frames_of(
     count = volume.shape[2]
     number = int(random.number() * count)
     alone = random.number() < neighbours.alone
-    beside = kind != PLANES and random.number() < neighbours.slices
-    before, after = (max(number - 1, 0), min(number + 1, count - 1)) if beside and not alone else (number, number)
+    adjacent = kind != PLANES and random.number() < neighbours.slices
+    before, after = (max(number - 1, 0), min(number + 1, count - 1)) if adjacent and not alone else (number, number)
     planes = torch.stack([volume[..., n] for n in (number, before, after)])
     planes = planes.flip([axis for axis in (1, 2) if random.number() < 0.5])
     planes = _cut(planes, shape, random)
-    if not alone and not beside:
+    if not alone and not adjacent:
         planes[1:] = torch.stack([_moved(plane, random, neighbours) for plane in planes[1:]])
     return planes.permute(1, 2, 0)[None]
 
 
 def _cut(planes: torch.Tensor, shape: Sequence[int], random: Random) -> torch.Tensor:
-    """(N, *shape) of planes (N, I, J), mirrored at their ends where they are smaller, from where there is something."""
-    room = [max(0, wanted - have) for wanted, have in zip(shape, planes.shape[1:], strict=True)]
-    if any(room):
-        pads = [width for more in reversed(room) for width in (more // 2, more - more // 2)]
+    """Return parts (N, *shape) of planes (N, I, J) that show something, mirrored at the ends of smaller planes."""
+    missing = [max(0, wanted - have) for wanted, have in zip(shape, planes.shape[1:], strict=True)]
+    if any(missing):
+        pads = [width for size in reversed(missing) for width in (size // 2, size - size // 2)]
         planes = functional.pad(planes[None], pads, mode="reflect")[0]
     for _ in range(4):
         first = [int(random.number() * (have - n + 1)) for have, n in zip(planes.shape[1:], shape, strict=True)]
@@ -81,13 +83,14 @@ def _cut(planes: torch.Tensor, shape: Sequence[int], random: Random) -> torch.Te
 
 
 def _moved(plane: torch.Tensor, random: Random, neighbours: Neighbours) -> torch.Tensor:
+    """Return a plane (H, W) randomly shifted and rotated."""
     angle = torch.deg2rad(neighbours.turn * random.normals()).item()
     shift = neighbours.shift * random.normals(2) * 2 / torch.tensor(plane.shape[::-1])
     cosine, sine = torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))
     theta = torch.tensor([[cosine, -sine, shift[0]], [sine, cosine, shift[1]]], device=plane.device)
-    where = functional.affine_grid(theta[None], [1, 1, *plane.shape], align_corners=False)
+    positions = functional.affine_grid(theta[None], [1, 1, *plane.shape], align_corners=False)
     out: torch.Tensor = functional.grid_sample(
-        plane[None, None], where, mode="bicubic", padding_mode="reflection", align_corners=False
+        plane[None, None], positions, mode="bicubic", padding_mode="reflection", align_corners=False
     )
     return out[0, 0]
 
@@ -95,30 +98,28 @@ def _moved(plane: torch.Tensor, random: Random, neighbours: Neighbours) -> torch
 def scanned_frames(
     fine: torch.Tensor, steps: Range, random: Random, scanner: Scanner
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Frames (1, H, W, 3) as a device gives them, back on their grid; what the first lacks; the steps of both axes.
+    """Return scans (3, H, W) of frames, back on their grid, what the first lacks (1, H, W), and both axes' steps (2,).
 
-    (3, H, W), (1, H, W) and (2,); as `medkit.synthesis.degradation.scanned` does it for volumes.
+    fine: frames (1, H, W, 3); steps: lowest and highest step in fine pixels. `medkit.synthesis.sampling.scanned` does
+    the same for volumes.
     """
     step = float(random.evenly(steps))
     step = float(round(step)) if random.number() < scanner.whole else step
     width = float(random.evenly(scanner.width))
     i, j = (sampled_axis(n, step, width, random) for n in fine.shape[1:3])
-    way = Acquisition((i, j, Sampling(FRAMES, FRAMES)))
-    coarse = noised(way.scanned(fine[0])[None], step, random, scanner.faults)[0]
-    seen = way.interpolated(coarse)
-    if random.number() >= scanner.plain:
-        sigma = estimate(coarse[..., 0].cpu().numpy()).sigma * way.leftover
-        seen = way.corrected(seen, coarse - way.scanned(seen), sigma)
-    bright = scale(seen[..., 0])
-    frames = seen.permute(2, 0, 1) / bright
-    return frames, fine[0, ..., 0][None] / bright - frames[:1], torch.tensor([step, step])
+    acquisition = Acquisition((i, j, Sampling(FRAMES, FRAMES)))
+    coarse = with_noise(acquisition.scanned(fine[0])[None], step, random, scanner.faults)[0]
+    scans = restored(coarse, acquisition, random, scanner, coarse[..., 0])
+    scale = intensity_scale(scans[..., 0])
+    frames = scans.permute(2, 0, 1) / scale
+    return frames, fine[0, ..., 0][None] / scale - frames[:1], torch.tensor([step, step])
 
 
-class ScanFramesd(Randomizable, MapTransform):
-    """Makes a training pair of an item's prepared source (1, I, J, K): `image_key`, (5, *shape), the frames and the
-    steps of the axes, and `target_key`, (1, *shape), what the first frame lacks.
+class ScanFramesd(RandomPaird[Range]):
+    """Makes a training pair for super-resolution of planes of an item's prepared source (1, I, J, K).
 
-    Of several `steps`, lowest and highest, an item's "variant" picks one.
+    `image_key` gets (5, *shape): the frames and the steps of both axes (see `with_steps`); `target_key` gets
+    (1, *shape): what the first frame lacks. Of several `steps`, lowest and highest, an item's "variant" picks one.
     """
 
     def __init__(
@@ -132,20 +133,17 @@ class ScanFramesd(Randomizable, MapTransform):
         image_key: str = "image",
         target_key: str = "label",
     ) -> None:
-        super().__init__(keys)
+        several: Sequence[Any] = steps if isinstance(steps[0], list | tuple) else (steps,)
+        super().__init__(keys, several, image_key, target_key)
         self.shape, self.scanner = tuple(shape), scanner
-        self.steps: Sequence[Any] = steps if isinstance(steps[0], list | tuple) else (steps,)
         self.neighbours, self.remap = neighbours or Neighbours(), remap or Remap()
-        self.image_key, self.target_key = image_key, target_key
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        for key in self.key_iterator(out):
-            source = out[key].as_tensor() if isinstance(out[key], MetaTensor) else out[key]
-            random = Random(int(self.R.randint(2**31)), source.device)
-            fine = frames_of(source, out.get(KIND), self.shape, random, self.neighbours)
-            fine = remapped(fine, random, self.remap)
-            low, high = self.steps[out.get("variant", 0)]
-            seen, lacking, steps = scanned_frames(fine, (low, high), random, self.scanner)
-            out[self.image_key], out[self.target_key] = with_steps(seen, steps), lacking
-        return out
+    def pair(self, source: torch.Tensor, item: Item, variant: Range) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the class."""
+        source = plain_tensor(source)
+        random = Random(self.seed(), source.device)
+        fine = frames_of(source, item.get(KIND), self.shape, random, self.neighbours)
+        fine = remapped(fine, random, self.remap)
+        low, high = variant
+        frames, lacking, steps = scanned_frames(fine, (low, high), random, self.scanner)
+        return with_steps(frames, steps), lacking

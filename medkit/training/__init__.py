@@ -1,7 +1,7 @@
 """Training a bundle's network: the library behind `medkit train`, and what train configs may name.
 
 Configs and plugins name everything as `medkit.training.NAME`; all of it works under `python -m monai.bundle run` too.
-A name is imported when it is first used, since most of them need torch and monai; `__init__.pyi` lists them with their
+A name is imported at its first use, since most of them need torch and monai; `__init__.pyi` lists them with their
 modules.
 """
 

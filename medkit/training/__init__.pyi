@@ -1,4 +1,4 @@
-# The names that plugins and configs may use; `__init__.py` imports each when it is first asked for.
+# The names that plugins and configs may use; `__init__.py` imports each at its first use.
 from .data import find_items as find_items
 from .engine import train as train
 from .parts.augmentation import AugmentedBatch as AugmentedBatch

@@ -1,4 +1,4 @@
-"""The checkpoint of a training: what it needs to go on as if it had never stopped, and the folder it belongs to."""
+"""The folder of a training, and its checkpoint: the state from which it continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from medkit.pipe.atomic import whole, write_atomically
 from medkit.training.plan import TrainingPlan, differences
 
 FORMAT = 1
+"""Version of the checkpoint's layout."""
 
 
 class RunFolder:
-    """The new bundle's folder, as the place of one training: `training/` holds its checkpoint, log and identity."""
+    """The new bundle's folder, which belongs to one training: `training/` holds its checkpoint, log and identity."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -29,19 +30,19 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process. Raises OutputError where another training holds it."""
+        """Lock the folder for this process. Raises OutputError if another training holds it."""
         self.training.mkdir(parents=True, exist_ok=True)
         with open(self.training / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise OutputError(f"{self.root}: another training is writing it") from None
+                raise OutputError(f"{self.root}: another training is writing to it") from None
             for part in (*self.training.glob(".*.part"), *self.root.glob("*/.*.part")):
                 part.unlink(missing_ok=True)  # of a run that was killed while it wrote
             yield
 
     def refuse_foreign(self, plan: TrainingPlan) -> None:
-        """Raises OutputError where the folder is anything but a training's; writes nothing."""
+        """Raise OutputError if the folder is not the result of a training; write nothing."""
         if plan.bundle.root.resolve() == self.root.resolve():
             raise OutputError(f"-o {self.root}: is the bundle that is trained; name a new folder")
         if self.root.exists() and not self.root.is_dir():
@@ -50,12 +51,12 @@ class RunFolder:
             raise OutputError(f"-o {self.root}: lies inside the bundle that is trained; name a folder outside")
         ours = (self.training / ".lock").exists()
         if self.root.is_dir() and not ours and any(self.root.iterdir()):
-            raise OutputError(f"-o {self.root}: exists and is no training's result; name a folder that does not")
+            raise OutputError(f"-o {self.root}: exists and is not the result of a training; name a new folder")
         if plan.resume and not self.checkpoint.is_file():
             raise OutputError(f"--resume: there is no checkpoint in {self.root}")
 
     def state(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The checkpoint to go on from, or None to begin. Raises OutputError and TrainingError."""
+        """Return the checkpoint to continue from, or None to start. Raises OutputError and TrainingError."""
         if plan.overwrite or not self.checkpoint.is_file():
             return None
         if plan.resume is False:
@@ -63,12 +64,12 @@ class RunFolder:
         if other := differences(json.loads(self.identity.read_bytes()), identity):
             raise OutputError(
                 f"-o {self.root}: holds another training, which differs in {', '.join(other)}; "
-                f"name another -o, or --overwrite it"
+                f"name another -o, or use --overwrite"
             )
         return self.load()
 
     def load(self) -> dict[str, Any]:
-        """The checkpoint. Raises TrainingError where it is damaged or of another medkit's format."""
+        """Return the checkpoint. Raises TrainingError if it is damaged or has the format of another medkit."""
         import torch
 
         try:
@@ -76,18 +77,18 @@ class RunFolder:
         except Exception as error:
             raise TrainingError(f"{self.checkpoint}: cannot be read: {' '.join(str(error).split())[:200]}") from None
         if content.get("format") != FORMAT:
-            raise TrainingError(f"{self.checkpoint}: of format {content.get('format')}, this medkit writes {FORMAT}")
+            raise TrainingError(f"{self.checkpoint}: expected format {FORMAT}, got {content.get('format')}")
         return content
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Write the checkpoint, completely or not at all."""
         import torch
 
         with whole(self.checkpoint) as file:
             torch.save({"format": FORMAT, **state}, file)
 
-    def begin(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> None:
-        """Makes the folder a copy of the bundle without its weights, ready to be trained in."""
+    def start(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> None:
+        """Make the folder a copy of the bundle without its weights, ready for the training."""
         self.checkpoint.unlink(missing_ok=True)
         self.log.unlink(missing_ok=True)
         for name in ("configs", "docs", "models"):  # of the training that is replaced
@@ -97,7 +98,7 @@ class RunFolder:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a bundle's files, its weights, former training and caches left out."""
+    """Copy a bundle's files without its weights, former training and caches."""
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         here = Path(folder).relative_to(source)

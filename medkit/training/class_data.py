@@ -3,12 +3,12 @@
     python -m medkit.training.class_data pneumoniamnist.npz [MORE.npz] -o chest_xray
     python -m medkit.training.class_data lung_nodule_patches/ -o nodules
 
-Taken are MedMNIST's `.npz` (`train_images`, `train_labels`, and the same of `val` and `test`; planes become PNG,
-volumes NIfTI masks) and folders with `<part>_patches.zip` of pictures beside `<part>datalabels.txt` (a name and a class
-a line).
-Of several sources the first one's `val` and `test` count; training images that are, pixel by pixel, also among those,
-or come twice, are left out. The datalist says what is for training, validation and test; `medkit train` looks at the
-first two alone.
+Sources are MedMNIST's `.npz` (`train_images`, `train_labels`, and the same of `val` and `test`; planes become PNG,
+volumes NIfTI masks) and folders with `<part>_patches.zip` of pictures and `<part>datalabels.txt` (a name and a class
+per line).
+Of several sources only the first one's `val` and `test` are used. Training images that are, pixel by pixel, also among
+those, or occur twice, are left out. The datalist has the parts training, validation and test; `medkit train` reads the
+first two only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from medkit.errors import InputError, MedkitError
 from medkit.pipe.atomic import write_atomically
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
-"""What the sources call a part -> what datalists call it."""
+"""Name of a part in the sources -> its name in datalists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,27 +40,32 @@ class Sample:
     """(rows, columns) uint8 of a picture, (I, J, K) uint8 of a volume."""
     label: int
     key: bytes
-    """Equal for equal images."""
+    """Digest, equal for equal images."""
 
 
 def unpack(sources: Sequence[Path], folder: Path) -> dict[str, int]:
-    """Writes the images of all sources and `dataset.json` into `folder`; how many images each part has.
+    """Write the images of all sources and `dataset.json` into `folder`; return the number of images of each part.
 
-    Raises InputError for a source of neither layout.
+    Raises InputError for a source of another layout.
     """
     first, *others = sources
     parts = {name: list(read_part(first, name)) for name in PARTS}
     for source in others:
         parts["train"] += read_part(source, "train")
-    seen = {sample.key for name in ("val", "test") for sample in parts[name]}
-    parts["train"] = [s for s in parts["train"] if not (s.key in seen or seen.add(s.key))]  # type: ignore[func-returns-value]
+    known = {sample.key for name in ("val", "test") for sample in parts[name]}
+    # setdefault: the first of equal training images stays
+    fresh: dict[bytes, Sample] = {}
+    for sample in parts["train"]:
+        if sample.key not in known:
+            fresh.setdefault(sample.key, sample)
+    parts["train"] = list(fresh.values())
     datalist = {PARTS[name]: _write_part(samples, folder, name) for name, samples in parts.items()}
     write_atomically(folder / "dataset.json", json.dumps(datalist, indent=1) + "\n")
     return {name: len(items) for name, items in datalist.items()}
 
 
 def read_part(source: Path, part: str) -> Iterator[Sample]:
-    """The samples of a part (`train`, `val` or `test`) of a source. Raises InputError."""
+    """Return the samples of a part (`train`, `val` or `test`) of a source. Raises InputError."""
     if source.is_dir():
         yield from _from_zip(source, part)
         return
@@ -79,7 +84,7 @@ def _from_zip(source: Path, part: str) -> Iterator[Sample]:
     archive, table = source / f"{part}_patches.zip", source / f"{part}datalabels.txt"
     for path in (archive, table):
         if not path.is_file():
-            raise InputError(f"{source}: expected {path.name} in it, or an .npz instead of a folder")
+            raise InputError(f"{source}: expected a folder with {path.name}, or an .npz")
     rows = (line.split() for line in table.read_text().splitlines() if line.strip())
     labels = {name: int(label) for name, label in rows}
     with zipfile.ZipFile(archive) as content:
@@ -101,7 +106,7 @@ def _write_part(samples: Sequence[Sample], folder: Path, part: str) -> list[dict
 
 
 def write_image(image: np.ndarray, folder: Path, name: str) -> str:
-    """Writes a picture, or the mask that a volume is; the file's name."""
+    """Write a plane as a picture, or a volume as a mask; return the file's name."""
     if image.ndim == 2:
         from PIL import Image as Picture
 
@@ -116,7 +121,7 @@ def write_image(image: np.ndarray, folder: Path, name: str) -> str:
 
 
 def main() -> None:
-    """Unpack what the command line names."""
+    """Unpack the sources that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")

@@ -1,47 +1,45 @@
-"""`--data`: the items a training works on, found in a datalist, a folder of a known layout, or a plain folder."""
+"""The items of a training, found by `--data` in a datalist or in a folder of a known layout."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError, listed
-from medkit.pipe.names import ANALYZE_SUFFIXES, IMAGE_SUFFIXES, split_bids, stem
+from medkit.pipe.names import stem
+from medkit.training.data_layouts import LAYOUTS, Item
 
-Item = dict[str, Any]
-
-_PICTURES = (".png", ".jpg", ".jpeg", ".npy")
-_LABEL_WORDS = ("label", "seg", "mask")
-"""A key with one of these in it stands for labels, any other for an image."""
-_OF_DERIVATIVES = ("desc", "space", "label", "seg", "res", "den", "atlas")
-"""BIDS entities that labels may have and their image has not."""
 VALIDATION_SHARE = 10
-"""One item in so many validates where the data does not say which."""
+"""One item of this many validates, if the data do not say which."""
 
 
 @dataclass(frozen=True)
 class DataList:
-    """The items of a training: dicts of absolute paths, and whatever else a datalist says about them."""
+    """The items of a training: dicts of absolute paths and of any other values of a datalist."""
 
     training: tuple[Item, ...]
     validation: tuple[Item, ...]
     root: Path
-    """The folder the items are found in."""
+    """Folder that the items were found in."""
 
 
 def find_items(data: Path, keys: Sequence[str]) -> DataList:
-    """The items of a datalist file or a folder.
+    """Return the items of a datalist file or a folder.
 
-    `keys` are those that the config's transforms read, such as `("image", "label")`. Taken are a datalist (MONAI's and
-    the Medical Decathlon's JSON with `training` and `validation`), a folder with `dataset.json` or `imagesTr` and
-    `labelsTr` (Decathlon, nnU-Net), a BIDS dataset, and a plain folder: with one key every image file is an item, with
-    several `x_<key>.nii.gz` or files of the same name in folders `<key>` or `<key>s`. Without validation items the last
-    tenth of the training items, at least one and never all, validate.
+    `keys` are those that the config's transforms read, such as `("image", "label")`. `data` is one of:
 
-    Raises InputError where nothing fits, or a file that an item names is missing.
+    - a datalist: JSON with `training` and `validation`, as of MONAI and the Medical Decathlon;
+    - a folder with `dataset.json`, or with `imagesTr` and `labelsTr` (Decathlon, nnU-Net);
+    - a BIDS dataset;
+    - a plain folder. With one key every image file is an item. With several keys an item is `x_<key>.nii.gz` for each
+      key, or files of the same name in folders `<key>` or `<key>s`.
+
+    Without validation items the last tenth of the training items, at least one and never all, validate.
+
+    Raises InputError if no layout fits, or if a file of an item is missing.
     """
     if data.is_file():
         found = _from_datalist(data, keys)
@@ -54,40 +52,47 @@ def find_items(data: Path, keys: Sequence[str]) -> DataList:
 
 
 def find_unpaired(data: Sequence[Path], keys: Sequence[str]) -> DataList:
-    """The items of things that do not belong together, each with one of `keys`.
+    """Return the items of an unpaired training, each of which has one of `keys`.
 
-    Taken are a folder for each key, in their order, a folder that has such folders `<key>` or `<key>s`, and a datalist
-    whose items each have one of the keys. Nothing is set aside for validation unless a datalist says so.
+    `data` are a folder for each key, in the order of the keys, or one folder that contains folders `<key>` or `<key>s`,
+    or a datalist whose items each have one of the keys. No item validates unless a datalist says so.
 
-    Raises InputError where nothing fits, or a file that an item names is missing.
+    Raises InputError if no layout fits, or if a file of an item is missing.
     """
     first, *others = data
     if not others and first.is_file():
-        found = _from_datalist(first, keys)
-        for number, item in enumerate((*found.training, *found.validation)):
-            if len(has := [key for key in keys if key in item]) != 1:
-                raise InputError(
-                    f"{first}: item {number} has {listed(has or ['none'])} of {listed(keys)}; expected one"
-                )
-            check_files([item], has, first)
-        items = found.training
+        found = _unpaired_datalist(first, keys)
     else:
-        if not others:
-            data = [p if (p := first / f"{key}s").is_dir() else first / key for key in keys]
-        if len(data) != len(keys) or not all(folder.is_dir() for folder in data):
-            wanted = " and ".join(f"one of {key} images" for key in keys)
-            given = listed([str(folder) for folder in data])
-            raise InputError(f"--data {given}: expected {len(keys)} folders, {wanted}, or a datalist's .json")
-        lists = [find_items(folder, [key]) for folder, key in zip(data, keys, strict=True)]
-        found = DataList((), (), data[0])
-        items = tuple(item for part in lists for item in (*part.training, *part.validation))
-    if absent := [key for key in keys if not any(key in item for item in items)]:
+        folders = data if others else [p if (p := first / f"{key}s").is_dir() else first / key for key in keys]
+        found = _unpaired_folders(folders, keys)
+    if absent := [key for key in keys if not any(key in item for item in found.training)]:
         raise InputError(f"--data {first}: no images of {listed(absent)}")
-    return DataList(items, found.validation, found.root)
+    return found
+
+
+def _unpaired_datalist(path: Path, keys: Sequence[str]) -> DataList:
+    """Return the items of a datalist. Raises InputError unless each has exactly one of the keys."""
+    found = _from_datalist(path, keys)
+    for number, item in enumerate((*found.training, *found.validation)):
+        if len(has := [key for key in keys if key in item]) != 1:
+            raise InputError(f"{path}: item {number} has {listed(has or ['none'])} of {listed(keys)}; expected one")
+        check_files([item], has, path)
+    return found
+
+
+def _unpaired_folders(folders: Sequence[Path], keys: Sequence[str]) -> DataList:
+    """Return the images of a folder for each key as items for training. Raises InputError."""
+    if len(folders) != len(keys) or not all(folder.is_dir() for folder in folders):
+        wanted = " and ".join(f"one of {key} images" for key in keys)
+        given = listed([str(folder) for folder in folders])
+        raise InputError(f"--data {given}: expected {len(keys)} folders, {wanted}, or a datalist's .json")
+    lists = [find_items(folder, [key]) for folder, key in zip(folders, keys, strict=True)]
+    items = tuple(item for part in lists for item in (*part.training, *part.validation))
+    return DataList(items, (), folders[0])
 
 
 def check_files(items: Iterable[Item], keys: Sequence[str], source: object) -> None:
-    """Raises InputError unless every item has every key, and every file that one names exists."""
+    """Raise InputError unless every item has every key, and every file that an item names exists."""
     for number, item in enumerate(items):
         for key in keys:
             if key not in item:
@@ -95,10 +100,11 @@ def check_files(items: Iterable[Item], keys: Sequence[str], source: object) -> N
             values = item[key] if isinstance(item[key], list) else [item[key]]
             for value in values:
                 if isinstance(value, str) and not Path(value).is_file():
-                    raise InputError(f"{source}: item {number} names the {key} {value}, which is not there")
+                    raise InputError(f"{source}: item {number} names the {key} {value}, which does not exist")
 
 
 def _split(found: DataList) -> DataList:
+    """Set the last items aside for validation."""
     items = found.training
     count = max(1, len(items) // VALIDATION_SHARE) if len(items) > 1 else 0
     return DataList(items[: len(items) - count], items[len(items) - count :], found.root)
@@ -131,23 +137,23 @@ def _items(path: Path, part: str, entries: Any, keys: Sequence[str]) -> list[Ite
 
 
 def _located(value: Any, folder: Path, *, must: bool) -> Any:
-    """A path made absolute; what is no path stays. `must`: a string is one even if nothing is there."""
+    """Return a path, or each path of a list, made absolute; other values stay. `must`: every text is a path."""
     if isinstance(value, list):
         return [_located(v, folder, must=must) for v in value]
     if not isinstance(value, str) or not value:
         return value
     path = folder / value
     channel = path.with_name(f"{stem(path)}_0000{path.name[len(stem(path)) :]}")
-    if not is_file(path) and is_file(channel):  # nnU-Net's dataset.json leaves the number of the channel out
+    if not is_file(path) and is_file(channel):  # nnU-Net's dataset.json omits the number of the channel
         return str(channel)
     return str(path) if must or is_file(path) else value
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; False of a text, such as a report, that is no file's name on any system."""
+    """Return whether a file exists; False for a text, such as a report, that cannot be a file name."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or with a character that no name has
+    except (OSError, ValueError):  # too long, or with a character that names cannot have
         return False
 
 
@@ -159,12 +165,11 @@ def _summary(value: Any) -> str:
 
 
 def _from_folder(folder: Path, keys: Sequence[str]) -> DataList:
-    """The first layout that gives items."""
+    """Return the items of a folder's `dataset.json`, or those of the first layout that fits."""
     listing = folder / "dataset.json"
     if listing.is_file() and _has_training(listing):
         return _from_datalist(listing, keys)
-    layouts: tuple[Callable[[Path, Sequence[str]], list[Item]], ...] = (_from_decathlon, _from_bids, _from_plain)
-    for layout in layouts:
+    for layout in LAYOUTS:
         if items := layout(folder, keys):
             return DataList(tuple(items), (), folder)
     raise InputError(f"--data {folder}: expected {_expected(keys)}; got {_contents(folder)}")
@@ -174,7 +179,7 @@ def _has_training(listing: Path) -> bool:
     try:
         content = json.loads(listing.read_bytes())
     except ValueError as error:
-        raise InputError(f"{listing}: no JSON: {error}") from None
+        raise InputError(f"{listing}: not valid JSON: {error}") from None
     return isinstance(content, dict) and bool(content.get("training"))
 
 
@@ -192,97 +197,3 @@ def _contents(folder: Path) -> str:
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (", ".join(names[:5]) or "an empty folder") + more
-
-
-def _images_in(folder: Path) -> dict[str, Path]:
-    """Stem -> image file, sorted; hidden files left out. Raises InputError where two differ in their type alone."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or not path.is_file() or not _is_image(path):
-            continue
-        name = stem(path) if stem(path) != path.name else path.stem
-        if name in found:
-            raise InputError(f"{folder}: {found[name].name} and {path.name} are both files of {name}")
-        found[name] = path
-    return found
-
-
-def _is_image(path: Path) -> bool:
-    return path.name.lower().endswith((*IMAGE_SUFFIXES, *ANALYZE_SUFFIXES, *_PICTURES))
-
-
-def _is_label(key: str) -> bool:
-    return any(word in key.lower() for word in _LABEL_WORDS)
-
-
-def _from_decathlon(folder: Path, keys: Sequence[str]) -> list[Item]:
-    """`imagesTr` and `labelsTr`; nnU-Net's channels `x_0000`, `x_0001` of an image become a list."""
-    labels = _images_in(folder / "labelsTr")
-    channels = _images_in(folder / "imagesTr")
-    images: dict[str, Any] = {}
-    for name, path in channels.items():
-        case, _, number = name.rpartition("_")
-        if case in labels and len(number) == 4 and number.isdigit():
-            images.setdefault(case, []).append(str(path))
-        else:
-            images[name] = [str(path)]
-    sources = {key: labels if _is_label(key) else images for key in keys}
-    shared = sorted(set.intersection(*(set(s) for s in sources.values())))
-    items = [{key: sources[key][name] for key in keys} for name in shared]
-    return [{k: _single(v) for k, v in item.items()} for item in items]
-
-
-def _single(value: Any) -> Any:
-    if isinstance(value, list):
-        return value[0] if len(value) == 1 else value
-    return str(value)
-
-
-def _from_bids(folder: Path, keys: Sequence[str]) -> list[Item]:
-    """Images and the `_dseg` or `_mask` files, of the dataset or of its derivatives, that belong to them."""
-    files = sorted(p for p in folder.rglob("sub-*") if p.is_file() and _is_image(p) and not _hidden(p, folder))
-    labels = [p for p in files if split_bids(p)[1] in ("dseg", "mask")]
-    images = [p for p in files if p not in labels and "derivatives" not in p.relative_to(folder).parts]
-    if len(keys) == 1:
-        return [{keys[0]: str(path)} for path in (labels if _is_label(keys[0]) else images)]
-    if sum(_is_label(key) for key in keys) != 1 or len(keys) != 2:
-        return []
-    items = []
-    for path in labels:
-        image = _image_of(path, images)
-        items.append({key: str(path if _is_label(key) else image) for key in keys})
-    return items
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _image_of(labels: Path, images: Sequence[Path]) -> Path:
-    """The image that BIDS labels belong to. Raises InputError where none or several do."""
-    wanted = {k: v for k, v in split_bids(labels)[0].items() if k not in _OF_DERIVATIVES}
-    fitting = [p for p in images if split_bids(p)[0] == wanted]
-    if len(fitting) > 1:
-        fitting = [p for p in fitting if split_bids(p)[1] == "T1w"] or fitting
-    if len(fitting) != 1:
-        there = listed([p.name for p in fitting] or ["none"])
-        raise InputError(f"{labels}: expected one image that it belongs to, got {there}")
-    return fitting[0]
-
-
-def _from_plain(folder: Path, keys: Sequence[str]) -> list[Item]:
-    """Folders named after the keys, or files that end in them; with one key simply all images."""
-    within = {key: _images_in(folder / f"{key}s") or _images_in(folder / key) for key in keys}
-    if not all(within.values()):
-        here = _images_in(folder)
-        if len(keys) == 1 and not any(name.endswith(f"_{keys[0]}") for name in here):
-            return [{keys[0]: str(path)} for path in here.values()]
-        endings = {key: f"_{key}" for key in keys}
-        within = {k: {n.removesuffix(e): p for n, p in here.items() if n.endswith(e)} for k, e in endings.items()}
-    everything = set().union(*within.values())
-    for key, files in within.items():
-        if files and (alone := sorted(everything - set(files))):
-            raise InputError(f"--data {folder}: no {key} for {listed(alone[:5])}")
-    return (
-        [{key: str(within[key][name]) for key in keys} for name in sorted(everything)] if all(within.values()) else []
-    )

@@ -1,4 +1,4 @@
-"""`train`: a bundle's train config on somebody's data, from the command's wishes to a new bundle."""
+"""`train` runs a bundle's train config on a user's data and writes a new bundle."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult:
-    """Trains a bundle's network and writes a new bundle to `plan.output`, going on from its checkpoint if it has one.
+    """Train a bundle's network and write a new bundle to `plan.output`, from the checkpoint there if there is one.
 
-    A signal that `stop` receives ends it after the step at hand, with a checkpoint. What it does is said to the logger
-    `medkit.training`, how far it is to `medkit.training.progress`.
+    A signal that `stop` receives ends the training after the current step, with a checkpoint. Messages go to the logger
+    `medkit.training`, progress to `medkit.training.progress`.
 
     Raises UsageError, BundleError (the config), InputError (the data), OutputError (the folder holds something else)
-    and TrainingError (the loss is no number any more, or a step failed; the last good checkpoint stays).
+    and TrainingError (the loss is no longer finite, or a step failed; the last good checkpoint stays).
     """
     device = _set_up(plan)
     from medkit.training.config import TrainConfig
@@ -39,22 +39,22 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
     with folder.locked():
         state = folder.state(plan, identity)
         if state is None:
-            folder.begin(plan, identity)
+            folder.start(plan, identity)
             overlay.apply(plan, folder.root)
         parts = config.build(folder.root)
         _adjust(parts, plan, fresh=state is None)
         if state is None:
             write_samples(folder.root, parts)
         run = TrainingRun(plan, folder, config, parts, data, identity, stop or StopRequest())
-        return run.all(state)
+        return run.train(state)
 
 
 def describe(plan: TrainingPlan) -> list[str]:
-    """What `train` would do, in lines; writes nothing. Raises what `train` does."""
+    """Return lines that describe what `train` would do, and write nothing. Raises the same errors as `train`."""
     device = _set_up(plan)
     from medkit.machine.precision import choose_precision
     from medkit.training.config import TrainConfig
-    from medkit.training.weights import count
+    from medkit.training.weights import count_parameters
 
     folder = RunFolder(plan.output)
     folder.refuse_foreign(plan)
@@ -63,7 +63,7 @@ def describe(plan: TrainingPlan) -> list[str]:
     state = folder.state(plan, training_identity(plan, data.training, data.validation))
     parts = config.build(plan.bundle.root)
     _adjust(parts, plan, fresh=state is None)
-    numbers, trained = count(parts.network)
+    numbers, trained = count_parameters(parts.network)
     limits = [f"{plan.steps or parts.steps} steps"] if plan.steps or not plan.hours else []
     limits += [f"{plan.hours:g} hours"] if plan.hours else []
     return [
@@ -72,12 +72,13 @@ def describe(plan: TrainingPlan) -> list[str]:
         f"network: {numbers:,} parameters, {trained:,} of them trained",
         f"to do: {' or '.join(limits)}, validation every {parts.trainer.state.epoch_length} steps",
         f"on: {device}, {choose_precision(plan.precision, device)}",
-        f"result: {plan.output}" + (f", going on from step {state['step']}" if state else ""),
+        f"result: {plan.output}" + (f", continuing from step {state['step']}" if state else ""),
     ]
 
 
 def _set_up(plan: TrainingPlan) -> torch.device:
-    # read when torch is loaded; threads that spin while they wait take the processor from others on the machine
+    """Set torch's threads and return the device."""
+    # torch reads it when it is loaded; threads that spin while they wait take the processor from other programs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
@@ -88,10 +89,10 @@ def _set_up(plan: TrainingPlan) -> torch.device:
 
 
 def _adjust(parts: TrainingParts, plan: TrainingPlan, *, fresh: bool) -> None:
-    """Sets the parameters to begin with and those to leave alone."""
-    from medkit.training.weights import begin_with, freeze
+    """Set the initial parameters, if the training is fresh, and freeze parameters."""
+    from medkit.training.weights import freeze, initialise_from
 
     if plan.init_from and fresh:
-        begin_with(parts.network, plan.init_from)
+        initialise_from(parts.network, plan.init_from)
     if plan.freeze:
         freeze(parts.network, plan.freeze)

@@ -1,4 +1,4 @@
-"""The loss of every step: its mean from one line of the log to the next, and what to do where it is no number."""
+"""The loss of every step: its mean between two rows of the log, and what happens if it is not finite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from medkit.errors import TrainingError
 
 GIVE_UP_AFTER = 10
-"""Steps in a row whose loss or gradients are no finite numbers."""
+"""Steps in a row whose loss or gradients are not finite, after which a training fails."""
 
 
 class LossGuard:
@@ -17,36 +17,36 @@ class LossGuard:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.sum, self.count = 0.0, 0
-        """Of the finite losses since the last line of the log."""
+        """Sum and number of the finite losses since the last row of the log."""
         self.skipped = 0
         """Steps without an update so far."""
         self.in_a_row = 0
-        """Those since the last good step."""
+        """Steps without an update since the last good step."""
         self._loss: float | None = None
         self._usable = True
 
     @property
     def mean(self) -> float:
-        """The mean loss since the last line; nan without one."""
+        """Mean loss since the last row; nan without a finite loss."""
         return self.sum / self.count if self.count else math.nan
 
     def attach(self) -> None:
-        """Looks at the trainer's steps between the backward pass and the optimizer."""
+        """Check the trainer's steps between the backward pass and the optimizer."""
         from ignite.engine import Events
         from monai.engines.utils import IterationEvents
 
-        self.trainer.add_event_handler(Events.ITERATION_STARTED, self._begin)
-        self.trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._look)
+        self.trainer.add_event_handler(Events.ITERATION_STARTED, self._reset)
+        self.trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._check)
 
-    def _begin(self, engine: Any) -> None:
+    def _reset(self, engine: Any) -> None:
         self._loss, self._usable = None, True
 
-    def _look(self, engine: Any) -> None:
+    def _check(self, engine: Any) -> None:
         import torch
 
         self._loss = loss = float(engine.state.output["loss"].detach())
         self._usable = math.isfinite(loss)
-        if engine.amp:  # the scaler looks at the gradients itself
+        if engine.amp:  # the scaler checks the gradients itself
             return
         norms = [p.grad.norm() for p in engine.network.parameters() if p.grad is not None]
         self._usable = self._usable and bool(not norms or torch.stack(norms).isfinite().all())
@@ -54,7 +54,7 @@ class LossGuard:
             engine.optimizer.zero_grad(set_to_none=True)  # without gradients the optimizer changes nothing
 
     def after_step(self, engine: Any) -> None:
-        """Counts the step. Raises TrainingError after too many in a row that were no use."""
+        """Count the step. Raises TrainingError after too many steps in a row without an update."""
         loss = _loss_in(engine.state.output) if self._loss is None else self._loss
         if self._usable and (loss is None or math.isfinite(loss)):
             if loss is not None:
@@ -64,18 +64,18 @@ class LossGuard:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= GIVE_UP_AFTER:
             raise TrainingError(
-                f"step {engine.state.iteration}: loss or gradients were no finite numbers in {GIVE_UP_AFTER} steps in "
-                f"a row; the last good checkpoint stays; try a lower learning rate, clipped gradients or "
+                f"step {engine.state.iteration}: loss or gradients were not finite in {GIVE_UP_AFTER} steps in a "
+                f"row; the last good checkpoint stays; try a lower learning rate, clipped gradients or "
                 f"--precision float32"
             )
 
-    def begin_interval(self) -> None:
-        """Forgets the losses that a line of the log has told."""
+    def start_interval(self) -> None:
+        """Forget the losses that a row of the log contains."""
         self.sum, self.count = 0.0, 0
 
 
 def _loss_in(output: Any) -> float | None:
-    """The loss that a trainer with a step of its own, which cannot be looked into, gives."""
+    """Return the loss in a trainer's output, if it does not call MONAI's events between the parts of a step."""
     first = output[0] if isinstance(output, list) and output else output
     found = first.get("loss") if isinstance(first, dict) else first
     try:

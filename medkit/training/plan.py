@@ -1,4 +1,4 @@
-"""What a training is asked for, what it came to, and how one run is told from another."""
+"""What a training is asked to do, how it ended, and how one training is distinguished from another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medkit.pipe.records import sha256_of
 from medkit.training.data import is_file
 
 NOT_IDENTITY = {"steps", "device"}
-"""Ids whose `--set` does not make it another run."""
+"""Ids whose `--set` does not make it another training."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,21 @@ class TrainingPlan:
 
     task: str
     bundle: Bundle
-    """The bundle whose config trains; its code is trusted."""
+    """The bundle that is trained; its code is trusted."""
     output: Path
     """The new bundle's folder, absolute."""
     config: str = "train"
-    """Names of configs, with commas; the ids of a later one replace those of the ones before it."""
+    """Names of configs, separated by commas; the ids of a later one replace those of earlier ones."""
     data: Path | None = None
-    """A datalist's JSON or a folder; None: what the config names."""
+    """A datalist's JSON or a folder; None: the data that the config names."""
     more_data: tuple[Path, ...] = ()
-    """Further folders, for a config that learns from things that do not belong together."""
+    """Further folders, for a config that trains on unpaired images."""
     init_from: Path | None = None
-    """A file with parameters to begin with."""
+    """A file with the initial parameters."""
     freeze: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that stay as they are."""
+    """Prefixes of the names of parameters that are not trained."""
     steps: int | None = None
-    """Optimiser steps in all, earlier parts included; None: the config's, unless `hours` limits."""
+    """Optimizer steps in all, earlier parts included; None: the config's, unless `hours` is given."""
     hours: float | None = None
     """Hours of training in all, earlier parts included."""
     seed: int = 0
@@ -47,7 +47,7 @@ class TrainingPlan:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Config id -> value."""
     resume: bool | None = None
-    """True: there must be a checkpoint; False: there must be none; None: go on where there is one."""
+    """True: a checkpoint must exist; False: none may exist; None: continue from one if it exists."""
     overwrite: bool = False
     """Whether an earlier training in `output` may be replaced."""
     checkpoint_minutes: float = 3.0
@@ -61,7 +61,7 @@ class TrainingResult:
 
     bundle: Path
     outcome: Literal["finished", "stopped", "was finished"]
-    """`stopped`: by a signal, with a checkpoint to go on from."""
+    """`stopped`: by a signal, with a checkpoint from which it can continue."""
     step: int
     seconds: float
     metric_name: str | None = None
@@ -70,9 +70,9 @@ class TrainingResult:
 
 
 def training_identity(plan: TrainingPlan, training: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
-    """What makes a run this run: values by which a checkpoint is known as its own.
+    """Return the values that identify a training, so that it continues only from its own checkpoint.
 
-    Steps, hours, device, threads and precision are not among them: a run may go on longer or elsewhere.
+    Steps, hours, device, threads and precision are not among them: a training may continue longer or elsewhere.
     """
     configs = sorted(p for p in (plan.bundle.root / "configs").iterdir() if p.is_file() and p.name != "metadata.json")
     return {
@@ -89,12 +89,12 @@ def training_identity(plan: TrainingPlan, training: Sequence[Any], validation: S
 
 
 def value_digest(value: Any) -> str:
-    """The sha256 of a value's JSON."""
+    """Return the sha256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """In what two identities differ, in words."""
+    """Return the differences between two identities, in words."""
     names = {"configs": "the bundle's configs", "data": "the data's list of files or their sizes"}
     out = []
     for key in sorted({*found, *wanted}):
@@ -105,13 +105,13 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 
 def _roots(plan: TrainingPlan) -> list[Path]:
-    """The folders that the data lie in."""
+    """Return the folders that the data lie in."""
     given = (*([plan.data] if plan.data else []), *plan.more_data)
     return [path if path.is_dir() else path.parent for path in given]
 
 
 def _portable(items: Iterable[Any], roots: Sequence[Path]) -> Any:
-    """Items with paths relative to the data's folders and the files' sizes, so that data may be moved as a whole."""
+    """Return items with relative paths and file sizes, so that the data may be moved as a whole."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One training under way: its steps, validations, checkpoints and end, as handlers of the config's engines."""
+"""A running training: its steps, validations, checkpoints and end, as handlers of the config's engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from medkit.training.parts.samples import SampleNumbers, seed_everything, seed_o
 from medkit.training.plan import TrainingPlan, TrainingResult
 from medkit.training.report.card import Best, Figures, write_texts, write_weights
 from medkit.training.report.history import History, HistoryRow
-from medkit.training.weights import Average, count
+from medkit.training.report.progress_line import progress_line
+from medkit.training.weights import AveragedNetwork, count_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +31,15 @@ log = logging.getLogger("medkit.training")
 progress_log = logging.getLogger("medkit.training.progress")
 
 EMA = 0.995
-"""Share of the averaged weights that a step keeps, where the config has no `ema`."""
+"""Share of the averaged weights that a step keeps, if the config has no `ema`."""
 ROWS_PER_EPOCH = 10
-"""Lines of the log from one validation to the next."""
+"""Rows of the log from one validation to the next."""
 SECONDS_BETWEEN_LINES = 10.0
+"""Seconds between two lines of progress."""
 
 
 class TrainingRun:
-    """A training of one config in one folder."""
+    """The training of one config in one folder."""
 
     def __init__(
         self,
@@ -66,15 +68,14 @@ class TrainingRun:
         self.validated_step = -1
         self.validation_due = False
         self.guard = LossGuard(self.trainer)
-        self.at_rest = True
-        """Whether no step is half done."""
+        self.between_steps = True
         self.stopped = False
         self.scaler_state: dict[str, Any] | None = None
-        """Of a checkpoint, until the trainer has made its scaler."""
+        """State of a checkpoint's gradient scaler, until the trainer has made its own."""
         self.saved_step = -1
-        self.saved_at = self.told_at = time.monotonic()
+        self.saved_at = self.logged_at = time.monotonic()
         self._set_limits()
-        self._set_numbers()
+        self._set_precision()
 
     # ---- before the first step
 
@@ -85,12 +86,12 @@ class TrainingRun:
         epochs = math.ceil(progress.steps / self.epoch_length) if progress.steps else 10**9
         self.trainer.state.max_epochs = epochs
 
-    def _set_numbers(self) -> None:
-        """Chooses the precision, and makes the network whose weights are the average over steps."""
+    def _set_precision(self) -> None:
+        """Choose the precision, and make the network whose weights are the average over steps."""
         self.precision = choose_precision(self.plan.precision, self.device)
         self.trainer.amp = self.precision == "fp16"
-        self.average = Average(self.network, float(self.config.get("ema", EMA)))
-        # once where they are the same
+        self.average = AveragedNetwork(self.network, float(self.config.get("ema", EMA)))
+        # a set: without an average the first two are the same network
         for network in {self.network, self.average.network, *_networks(self.parts.further.values())}:
             prepare(network, self.precision)
         if self.evaluator:
@@ -127,8 +128,8 @@ class TrainingRun:
             sampler.start = step * (loader.batch_size or 1)
         elif step:
             log.warning(
-                "the config's data loader does not count its samples (medkit.training.parts.samples.SampleNumbers): the rest of the "
-                "epoch gets samples in a new order, so the curve will not be that of an unbroken training"
+                "the config's data loader does not count its samples (medkit.training.SampleNumbers): the rest of the "
+                "epoch gets samples in a new order, so the curve will differ from that of an uninterrupted training"
             )
 
     def _attach(self) -> None:
@@ -136,7 +137,7 @@ class TrainingRun:
         from monai.handlers import ValidationHandler
 
         on = self.trainer.add_event_handler
-        self.trainer.logger.setLevel(logging.CRITICAL)  # errors are reported once, by us
+        self.trainer.logger.setLevel(logging.CRITICAL)  # errors are reported once, by medkit
         self.progress.attach(self.trainer)
         if self.evaluator and not self.config.validates_itself():
             ValidationHandler(1, self.evaluator).attach(self.trainer)
@@ -153,27 +154,28 @@ class TrainingRun:
             on(Events.ITERATION_COMPLETED, self._during_validation)
             on(Events.COMPLETED, self._after_validation)
 
-    # ---- the whole
+    # ---- the whole training
 
-    def all(self, state: dict[str, Any] | None) -> TrainingResult:
-        """Trains from the beginning or from a checkpoint's state to the end or a signal."""
+    def train(self, state: dict[str, Any] | None) -> TrainingResult:
+        """Train from the start, or from a checkpoint's state, to the end or until a signal."""
         if state is None:
             self.history.restore([])
         else:
             self._restore(state)
             if self.progress.done and not self.validation_due:
-                log.info("was trained for %d steps already; more --steps or --hours go on from there", state["step"])
+                log.info("already trained for %d steps; larger --steps or --hours continue from there", state["step"])
                 return self._result("was finished")
-            log.info("going on from step %d of %s", state["step"], self.folder.checkpoint)
-        self._tell_beginning()
+            log.info("continuing from step %d of %s", state["step"], self.folder.checkpoint)
+        self._log_start()
         self._attach()
         with self.stop.working():
-            self._through()
+            self._run_engines()
         if self.stopped:
-            log.warning("stopped at step %d; the same command goes on from there", self.saved_step)
+            log.warning("stopped at step %d; the same command continues from there", self.saved_step)
         return self._result("stopped" if self.stopped else "finished")
 
-    def _through(self) -> None:
+    def _run_engines(self) -> None:
+        """Run the trainer to the end or a signal. Raises TrainingError if a step fails."""
         self._seed("start", self.progress.step)
         try:
             if self.validation_due and self._validated():
@@ -185,12 +187,13 @@ class TrainingRun:
         except MedkitError:
             raise
         except Exception as error:
-            if self.stop.received and self.at_rest:  # the signal also went to the loader's workers, which ended
+            if self.stop.received and self.between_steps:  # the signal also stopped the data loader's workers
                 self._stop()
                 return
             raise TrainingError(f"step {self.trainer.state.iteration}: {one_line(error)}") from error
 
     def _finish(self) -> None:
+        """Validate the last step, choose the weights, and write the bundle and the checkpoint."""
         if self.evaluator and self.validated_step != self.progress.step and not self._validated():
             return
         if self.guard.count or self.fresh_metric is not None:
@@ -208,23 +211,23 @@ class TrainingRun:
 
     # ---- a step
 
-    def _seed(self, what: str, number: int) -> None:
-        """Global generators depend on the place in the training alone, so that dropout goes on too."""
-        seed_everything(seed_of(self.plan.seed, what, number))
+    def _seed(self, phase: str, number: int) -> None:
+        """Seed the global generators by the position in the training only, so that dropout continues too."""
+        seed_everything(seed_of(self.plan.seed, phase, number))
 
     def _before_step(self, engine: Any) -> None:
-        self.at_rest = False
+        self.between_steps = False
         if self.scaler_state and engine.scaler is not None:
             engine.scaler.load_state_dict(self.scaler_state)
             self.scaler_state = None
         self._seed("step", engine.state.iteration)
 
     def _after_step(self, engine: Any) -> None:
-        self.at_rest = True
+        self.between_steps = True
         step = self.progress.step = engine.state.iteration
         self.guard.after_step(engine)
         if step % self.epoch_length == 0:
-            return  # `_after_epoch` follows, once it is validated
+            return  # `_after_epoch` follows after the validation
         regular = step % self._row_every() == 0 or self.fresh_metric is not None
         if regular and not self.progress.done and not self.validation_due:
             self._end_interval()
@@ -239,7 +242,7 @@ class TrainingRun:
         self._pause()
 
     def _pause(self) -> None:
-        """Between two steps: end, stop or save where it is time to."""
+        """End, stop or save between two steps if it is time to."""
         if self.progress.done:
             self.trainer.terminate()
         elif self.stop.received:
@@ -247,27 +250,27 @@ class TrainingRun:
             self.trainer.terminate()
         elif time.monotonic() - self.saved_at > 60 * self.plan.checkpoint_minutes:
             self._save()
-        if not self.stopped and time.monotonic() - self.told_at > SECONDS_BETWEEN_LINES:
-            self._tell_progress()
+        if not self.stopped and time.monotonic() - self.logged_at > SECONDS_BETWEEN_LINES:
+            self._log_progress()
 
     def _stop(self) -> None:
         self.stopped = True
         self._save()
 
     def _end_interval(self) -> None:
-        """A line of the log over the steps since the last one."""
+        """Add a row to the log, over the steps since the last one."""
         rate = self.parts.optimizer.param_groups[0]["lr"]
         metric, self.fresh_metric = self.fresh_metric, None
         self.history.add(HistoryRow(self.progress.step, self.progress.seconds, rate, self.guard.mean, metric))
-        self.guard.begin_interval()
+        self.guard.start_interval()
         if metric is not None:
             self._publish()
-            self._tell_progress()
+            self._log_progress()
 
     # ---- validation
 
     def _validated(self) -> bool:
-        """Validates between two steps; False where a signal stopped that, and so the training."""
+        """Validate between two steps. Return False if a signal stopped the validation, and so the training."""
         assert self.evaluator is not None
         self.evaluator.run(max(1, self.trainer.state.epoch))
         if self.validation_due:
@@ -289,11 +292,11 @@ class TrainingRun:
             self.best = Best(step, value, _per_class(engine.state.metric_details.get(self.metric_name)))
             self.best_weights = self.average.weights()
 
-    # ---- what is written
+    # ---- files
 
     def _save(self) -> None:
         if self.guard.in_a_row:
-            return  # the weights may be spoilt: keep the checkpoint from before
+            return  # the weights may be corrupted: keep the earlier checkpoint
         scheduler, scaler = self.parts.scheduler, getattr(self.trainer, "scaler", None)
         self.folder.save({
             "identity": self.identity,
@@ -315,10 +318,10 @@ class TrainingRun:
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
 
     def _publish(self) -> None:
-        """Puts the weights chosen so far and what is known about them into the bundle."""
+        """Write the weights chosen so far, and their figures, into the bundle."""
         if self.best_weights:
             write_weights(self.folder.root, self.best_weights, str(self.config.get("weights_dtype", "float32")))
-        numbers, trained = count(self.network)
+        numbers, trained = count_parameters(self.network)
         figures = Figures(
             step=self.progress.step,
             seconds=self.progress.seconds,
@@ -334,34 +337,26 @@ class TrainingRun:
         )
         write_texts(self.folder.root, self.plan, figures, self.history.rows)
 
-    # ---- what is told
+    # ---- messages
 
-    def _tell_beginning(self) -> None:
-        numbers, trained = count(self.network)
+    def _log_start(self) -> None:
+        numbers, trained = count_parameters(self.network)
         log.info(
             "%d items for training, %d for validation; %s of %s parameters trained on %s in %s",
             len(self.data.training), len(self.data.validation), f"{trained:,}", f"{numbers:,}",
             _device_name(self.device), self.precision,
         )  # fmt: skip
 
-    def _tell_progress(self) -> None:
-        self.told_at = time.monotonic()
-        p = self.progress
-        parts = [f"step {p.step}" + (f"/{p.steps}" if p.steps else "")]
-        losses = [self.guard.mean] if self.guard.count else [r.loss for r in self.history.rows[-1:]]
-        parts += [f"loss {loss:.4f}" for loss in losses]
-        parts.append(f"rate {self.parts.optimizer.param_groups[0]['lr']:.2g}")
-        last = [r.metric for r in self.history.rows if r.metric is not None][-1:]
-        if last and self.best:
-            parts.append(f"{self.metric_name} {last[0]:.4f} (best {self.best.value:.4f} at {self.best.step})")
-        parts.append(_duration(p.seconds))
-        if 0 < p.fraction < 1:
-            parts.append(f"about {_duration(p.seconds * (1 - p.fraction) / p.fraction)} left")
-        progress_log.info("%s", ", ".join(parts))
+    def _log_progress(self) -> None:
+        self.logged_at = time.monotonic()
+        loss = self.guard.mean if self.guard.count else None
+        rate = self.parts.optimizer.param_groups[0]["lr"]
+        line = progress_line(self.progress, self.history.rows, loss, rate, self.metric_name, self.best)
+        progress_log.info("%s", line)
 
 
 def _networks(objects: Iterable[Any]) -> Iterator[torch.nn.Module]:
-    """The networks among objects, those in a ModuleDict or ModuleList one by one, since these are never called."""
+    """Return the networks among objects; of a ModuleDict or ModuleList, which is never called, its children."""
     import torch
 
     for found in objects:
@@ -372,7 +367,7 @@ def _networks(objects: Iterable[Any]) -> Iterator[torch.nn.Module]:
 
 
 def _per_class(details: Any) -> tuple[float, ...]:
-    """The means per class of a metric's (N, C) values of every validation image; empty where it keeps none."""
+    """Return the means per class of a metric's values (N, C) of the validation images; empty if it keeps none."""
     import torch
 
     if not isinstance(details, torch.Tensor) or details.dim() != 2:
@@ -384,9 +379,3 @@ def _device_name(device: torch.device) -> str:
     import torch
 
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Parameters: starting from those of another network, freezing some, and averaging them over the steps."""
+"""A network's parameters: starting from another network's, freezing some, and averaging them over the steps."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("medkit.training")
 
 _WRAPPERS = ("state_dict", "model", "network", "net", "ema")
-"""Keys under which training programs keep the state dict in their checkpoints."""
+"""Keys under which training programs store the state dict in their checkpoints."""
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a `.pt` file (plain, or in a training's checkpoint) or a `.ts` TorchScript archive.
+    """Return the state dict of a `.pt` file (plain, or in a training's checkpoint) or of a `.ts` TorchScript archive.
 
-    Raises InputError for a file that is neither; files that would execute code are refused.
+    Raises InputError for any other file; files that would execute code are refused.
     """
     import torch
 
     try:
         if path.suffix == ".ts":
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch wants people to leave TorchScript
+                warnings.simplefilter("ignore")  # torch warns that TorchScript is deprecated
                 return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -41,10 +41,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     raise InputError(f"{path}: expected a state dict, a mapping of names to tensors")
 
 
-def begin_with(network: torch.nn.Module, path: Path) -> None:
-    """Copies the parameters of the same name and shape, to the whole or else to the part of the network that they fit.
+def initialise_from(network: torch.nn.Module, path: Path) -> None:
+    """Copy a file's parameters of the same name and shape to the network, or else to the part of it that they fit.
 
-    Raises TrainingError where there is none.
+    Raises TrainingError if no parameter fits.
     """
     own = network.state_dict()
     found = _for_a_part(read_weights(path), own)
@@ -55,16 +55,16 @@ def begin_with(network: torch.nn.Module, path: Path) -> None:
             f"{len(own)}; it has {listed(list(found)[:3])}, the network has {listed(list(own)[:3])}"
         )
     network.load_state_dict(fitting, strict=False)
-    log.info("%d of the network's %d parameters begin as in %s", len(fitting), len(own), path)
+    log.info("%d of the network's %d parameters start as in %s", len(fitting), len(own), path)
     if other := [f"{k} {tuple(v.shape)} there, {tuple(own[k].shape)} here" for k, v in found.items()
                  if k in own and v.shape != own[k].shape]:  # fmt: skip
-        log.info("of another shape, so not taken: %s", "; ".join(other))
+        log.info("not used because of another shape: %s", "; ".join(other))
     if missing := [k for k in own if k not in found]:
         log.info("not in that file: %s", listed(missing[:8]) + (" ..." if len(missing) > 8 else ""))
 
 
 def _for_a_part(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Parameters under the names that they have in a part of the network, where none has a name of the whole."""
+    """Return parameters under the names of the network's part that they fit, unless one has a name of the whole."""
     if not found or set(found) & set(own):
         return found
     parts = {name.partition(".")[0] for name in own}
@@ -73,47 +73,47 @@ def _for_a_part(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tenso
 
 
 def freeze(network: torch.nn.Module, prefixes: Sequence[str]) -> None:
-    """Parameters whose names begin so are not trained, and running statistics among them stay.
+    """Keep parameters whose names start with one of the prefixes, and running statistics there, from training.
 
-    Raises UsageError for a prefix that fits none.
+    Raises UsageError for a prefix that fits no name, or if nothing is left to train.
     """
     import torch
 
     parameters = dict(network.named_parameters(remove_duplicate=False))
     names = list(parameters)
     for prefix in prefixes:
-        if not any(_begins(name, prefix) for name in names):
+        if not any(_starts_with(name, prefix) for name in names):
             raise UsageError(
-                f"--freeze {prefix}: no parameter's name begins so; there is {listed(_near(prefix, names))}"
+                f"--freeze {prefix}: no parameter's name starts with it; there is {listed(_near(prefix, names))}"
             )
     for name, parameter in parameters.items():
-        if any(_begins(name, prefix) for prefix in prefixes):
+        if any(_starts_with(name, prefix) for prefix in prefixes):
             parameter.requires_grad_(False)
     for name, module in network.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and any(_begins(name, p) for p in prefixes):
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and any(_starts_with(name, p) for p in prefixes):
             module.momentum = 0.0
     if not any(p.requires_grad for p in network.parameters()):
         raise UsageError(f"--freeze {listed(list(prefixes))}: leaves nothing to train")
 
 
-def _begins(name: str, prefix: str) -> bool:
-    """Whether a name begins with the words of a prefix: `model.1` does in `model.1.weight`, not in `model.10`."""
+def _starts_with(name: str, prefix: str) -> bool:
+    """Return whether a name starts with the words of a prefix: `model.1` fits `model.1.weight`, not `model.10`."""
     return f"{name}.".startswith(f"{prefix.rstrip('.')}.")
 
 
 def _near(prefix: str, names: Sequence[str]) -> list[str]:
-    """What could follow the part of a prefix that does fit, one level deep."""
+    """Return names that could follow the part of a prefix that fits, one level deep."""
     words = prefix.split(".")
-    while words and not any(_begins(name, ".".join(words)) for name in names):
+    while words and not any(_starts_with(name, ".".join(words)) for name in names):
         words.pop()
-    inside = [name for name in names if not words or _begins(name, ".".join(words))]
+    inside = [name for name in names if not words or _starts_with(name, ".".join(words))]
     return sorted({".".join(name.split(".")[: len(words) + 1]) for name in inside})
 
 
 def copied(weights: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """A copy on the CPU, its floating-point numbers as `dtype`; tensors with two names stay one, and so do on disk.
+    """Return a copy on the CPU, its floating-point numbers as `dtype`; None keeps their type.
 
-    Networks such as MONAI's DynUNet register their layers twice.
+    A tensor with two names stays one tensor, also on disk: networks such as MONAI's DynUNet register layers twice.
     """
     made: dict[Any, torch.Tensor] = {}
     out = {}
@@ -126,16 +126,16 @@ def copied(weights: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None
     return out
 
 
-def count(network: Any) -> tuple[int, int]:
-    """How many numbers a network's parameters hold, and how many of them are trained."""
+def count_parameters(network: Any) -> tuple[int, int]:
+    """Return the number of a network's parameters, and how many of them are trained."""
     parameters = list(network.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-class Average:
-    """An exponential moving average of a network's parameters; `keep` of it stays at every step, 0 is no average.
+class AveragedNetwork:
+    """Exponential moving average of a network's parameters, of which each step keeps a share `keep`; 0: no average.
 
-    Early steps keep less, so that short trainings are not dominated by the parameters they began with.
+    Early steps keep less, so that the initial parameters do not dominate short trainings.
     """
 
     def __init__(self, network: torch.nn.Module, keep: float) -> None:
@@ -147,7 +147,7 @@ class Average:
         self.network: torch.nn.Module = self._handler.ema_model if self._handler else network
 
     def attach(self, trainer: Any) -> None:
-        """Averages after every step."""
+        """Average after every step."""
         from ignite.engine import Events
 
         if self._handler:
@@ -159,9 +159,9 @@ class Average:
         engine.state.ema_momentum = 1 - min(self.keep, (1 + n) / (10 + n))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the averaged state dict, on the CPU."""
+        """Return a copy of the averaged state dict, on the CPU."""
         found = self.network.state_dict()
-        # an average of equal numbers is not always that number: frozen parameters are to stay bit for bit
+        # an average of equal numbers may differ from them by rounding, but frozen parameters stay bit for bit
         own = dict(self.original.named_parameters(remove_duplicate=False))
         found |= {k: p for k, p in own.items() if not p.requires_grad and k in found}
         return copied(found)

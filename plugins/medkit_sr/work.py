@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.scanner import Acquisition, Noise, span, with_floor
+from medkit.scanner import Acquisition, Noise, intensity_scale, span, with_floor
 from medkit_sr.sequence import with_neighbours
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def told(fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int |
     """What a network is given, and what its answer is to be multiplied with.
 
     Of a volume (4, I, J, K): the image so far, 0 at its darkest and 1 at the 99th percentile of what is above, and the
-    base 2 logarithms of the steps along its axes (as `medkit.synthesis.degradation.with_steps` gives them in training). Of
+    base 2 logarithms of the steps along its axes (as `medkit.synthesis.sampling.with_steps` gives them in training). Of
     planes along the axis `across`, for each of them (5, I, J): it, the one before and the one after, moved so that they
     lie as it does, and two logarithms.
     """
@@ -101,9 +101,7 @@ def told(fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int |
 
     low = min(0.0, float(fine.min()))
     lifted = fine - low
-    sample = lifted.reshape(-1)[::7]
-    sample = sample[sample > 0]
-    bright = max(float(sample.kthvalue(max(1, round(0.99 * len(sample)))).values), 1e-6) if len(sample) else 1.0
+    bright = float(intensity_scale(lifted))
     lifted = lifted / bright
     steps = fine.new_tensor([step for axis, step in enumerate(acquisition.steps) if axis != across]).log2()
     images = [lifted[None]] if across is None else with_neighbours(lifted.unbind(across))

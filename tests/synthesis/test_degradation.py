@@ -9,19 +9,15 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from medkit.synthesis.clean_images import CleanImages, PrepareSourced, Remap, patch, remapped
 from medkit.synthesis.degradation import (
-    Clean,
     CompareFieldd,
     DegradeImaged,
     Faults,
     LowField,
-    PrepareSourced,
-    Remap,
+    degraded,
     lowered,
-    noised,
-    patch,
-    remapped,
-    spoiled,
+    with_noise,
 )
 from medkit.synthesis.draw import Synthesis
 from medkit.synthesis.labels import LabelTable
@@ -46,29 +42,29 @@ def always(**settings: object) -> Faults:
 @pytest.mark.parametrize("correlated", [0.0, 1.0])
 def test_noise_has_the_strength_that_was_drawn(sigma: float, correlated: float) -> None:
     image = torch.full((1, 48, 48, 48), 0.7)
-    noise = noised(image, 1.0, Random(2, CPU), always(noise=(sigma, sigma), correlated=correlated)) - image
+    noise = with_noise(image, 1.0, Random(2, CPU), always(noise=(sigma, sigma), correlated=correlated)) - image
     assert float(noise.std()) == pytest.approx(sigma, rel=0.03)
     neighbours = max(float((noise[0] * noise[0].roll(1, axis)).mean()) / sigma**2 for axis in range(3))
     assert neighbours == pytest.approx(0.45 if correlated else 0, abs=0.03)
 
 
 def test_rician_noise_lifts_the_background() -> None:
-    noisy = noised(torch.zeros(1, 40, 40, 40), 1.0, Random(0, CPU), always(noise=(0.1, 0.1), rician=1.0))
+    noisy = with_noise(torch.zeros(1, 40, 40, 40), 1.0, Random(0, CPU), always(noise=(0.1, 0.1), rician=1.0))
     assert float(noisy.mean()) == pytest.approx(0.1 * math.sqrt(math.pi / 2), rel=0.02)
-    emptied = noised(torch.zeros(1, 40, 40, 40), 1.0, Random(0, CPU), always(rician=1.0, emptied=1.0))
+    emptied = with_noise(torch.zeros(1, 40, 40, 40), 1.0, Random(0, CPU), always(rician=1.0, emptied=1.0))
     assert not emptied.any()
 
 
 def test_noise_that_varies() -> None:
     image = torch.full((1, 60, 60, 60), 0.5)
     faults = always(noise=(0.05, 0.05), varying=1.0, variation=0.6)
-    noise = noised(image, 2.0, Random(3, CPU), faults) - image
+    noise = with_noise(image, 2.0, Random(3, CPU), faults) - image
     local = noise.reshape(6, 10, 6, 10, 6, 10).std((1, 3, 5))
     assert float(local.max() / local.min()) > 1.5
 
 
 def test_no_noise_leaves_the_image_alone() -> None:
-    image, target, log_field = spoiled(ramp(), 1.0, Random(0, CPU), always(none=1.0, emptied=1.0))
+    image, target, log_field = degraded(ramp(), 1.0, Random(0, CPU), always(none=1.0, emptied=1.0))
     torch.testing.assert_close(image, target)
     assert not log_field.any()
     assert float(image.reshape(-1)[::7].max()) == pytest.approx(1, abs=0.05)
@@ -76,7 +72,7 @@ def test_no_noise_leaves_the_image_alone() -> None:
 
 def test_the_target_keeps_the_field_and_the_field_is_told() -> None:
     clean = ramp()
-    image, target, log_field = spoiled(clean, 4.0, Random(1, CPU), always(none=1.0, bias=0.5))
+    image, target, log_field = degraded(clean, 4.0, Random(1, CPU), always(none=1.0, bias=0.5))
     assert float(log_field.std()) > 0.02
     share = target / (clean * log_field.exp()).clamp(min=1e-6)
     bright = clean > 0.1
@@ -194,7 +190,7 @@ def test_a_part_that_is_all_air_is_drawn_again() -> None:
             return made if len(drawn) > 2 else dataclasses.replace(made, image=torch.zeros_like(made.image))
 
     source = torch.ones(1, 40, 40, 40)
-    clean = Clean(Heads(TABLE, (24, 24, 24), 1.0, FAULTLESS), Remap())(source, True, Random(0, CPU), 7)
+    clean = CleanImages(Heads(TABLE, (24, 24, 24), 1.0, FAULTLESS), Remap())(source, True, Random(0, CPU), 7)
     assert drawn == [7, 8, 9]
     assert bool(clean.any())
 

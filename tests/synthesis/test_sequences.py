@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medkit.synthesis.degradation import PrepareSourced, Remap, Scanner
+from medkit.synthesis.clean_images import PrepareSourced, Remap
 from medkit.synthesis.labels import LabelTable
 from medkit.synthesis.ranges import Random
+from medkit.synthesis.sampling import Scanner
 from medkit.synthesis.sequences import PLANES, SLICES, Neighbours, ScanFramesd, frames_of, scanned_frames
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medkit.errors import InputError
-from medkit.synthesis import appearance, deformation, faults
+from medkit.synthesis import appearance, artifacts, deformation
 from medkit.synthesis.draw import EncodeLabelsd, Synthesis, SynthesiseImaged
 from medkit.synthesis.labels import LabelTable
 from medkit.synthesis.ranges import Random, Ranges
@@ -82,20 +82,20 @@ def test_a_table_of_two(tmp_path: Path) -> None:
 def test_a_table_that_lacks_something_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.tsv"
     path.write_text("index\ttarget\n0\t0\n")
-    with pytest.raises(InputError, match=r"labels\.tsv: expected the columns .*there is no intensity_class"):
+    with pytest.raises(InputError, match=r"labels\.tsv: expected the columns .*intensity_class, .* is missing"):
         LabelTable.read(path)
     path.write_text("\n".join(TABLE.splitlines()[:1] + TABLE.splitlines()[2:]))
     with pytest.raises(InputError, match="expected a row for index 0"):
         LabelTable.read(path)
     path.write_text(TABLE)
     (tmp_path / "priors.tsv").write_text(PRIORS.replace("500\t3", "501\t3"))
-    with pytest.raises(InputError, match=r"priors\.tsv: .*none for 500"):
+    with pytest.raises(InputError, match=r"priors\.tsv: .*index 500 is missing"):
         LabelTable.read(path, tmp_path / "priors.tsv")
 
 
 def test_labels_are_renumbered(table: LabelTable) -> None:
     assert table.encode(np.array([[0, 500], [42, 3]])).tolist() == [[0, 5], [4, 1]]
-    with pytest.raises(InputError, match=r"x\.nii: expected the labels of the table, got 7, 900 as well"):
+    with pytest.raises(InputError, match=r"x\.nii: expected only labels of the table, got 7, 900 as well"):
         table.encode(np.array([0, 900, 3, 7]), "x.nii")
 
 
@@ -246,7 +246,7 @@ def test_slices_keep_the_mean_and_blur(step: float, sigma: float) -> None:
 
 
 def test_a_bias_field_is_smooth() -> None:
-    field = faults.bias_field((48, 48, 48), 2.0, Random(3, torch.device("cpu")), Ranges(bias=0.5))
+    field = artifacts.bias_field((48, 48, 48), 2.0, Random(3, torch.device("cpu")), Ranges(bias=0.5))
     assert float(field.min()) > 0
     assert float(field.max() / field.min()) > 1.1
     assert float(field.diff(dim=1).abs().max()) < 0.1
@@ -258,17 +258,19 @@ def test_noise_has_the_deviation_asked_for() -> None:
     for rician in (0.0, 1.0):
         random = Random(5, torch.device("cpu"))
         expected = 0.04 * Random(5, torch.device("cpu")).number()
-        got = faults.noisy(image, random, replace(ranges, rician=rician))
+        got = artifacts.noisy(image, random, replace(ranges, rician=rician))
         assert float(got.std()) == pytest.approx(expected, rel=0.05)
         assert float(got.mean()) == pytest.approx(0.5, abs=0.01)
-    dark = faults.noisy(torch.full((1, 30, 30, 30), 2e-3), Random(5, torch.device("cpu")), replace(ranges, rician=1.0))
+    dark = artifacts.noisy(
+        torch.full((1, 30, 30, 30), 2e-3), Random(5, torch.device("cpu")), replace(ranges, rician=1.0)
+    )
     assert float(dark.min()) >= 0
 
 
 def test_ghosts_are_copies_along_an_axis() -> None:
     image = torch.zeros(1, 20, 20, 20)
     image[0, 10, 10, 10] = 1
-    ghost = faults.ghosted(image, Random(2, torch.device("cpu")), replace(STILL, ghosting=1.0, ghosts=(0.1, 0.1)))
+    ghost = artifacts.ghosted(image, Random(2, torch.device("cpu")), replace(STILL, ghosting=1.0, ghosts=(0.1, 0.1)))
     places = ghost[0].nonzero()
     assert len(places) > 1
     assert float(ghost.sum()) == pytest.approx(1)
@@ -278,8 +280,8 @@ def test_ghosts_are_copies_along_an_axis() -> None:
 
 def test_a_constant_or_empty_image_survives() -> None:
     empty = torch.zeros(1, 8, 8, 8)
-    assert torch.equal(faults.scaled(empty), empty)
-    assert float(faults.scaled(empty + 3).max()) == 1
+    assert torch.equal(artifacts.scaled(empty), empty)
+    assert float(artifacts.scaled(empty + 3).max()) == 1
 
 
 # ---- MONAI transforms

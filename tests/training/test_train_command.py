@@ -219,7 +219,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert f"stopped at step {step};" in caplog.text  # it is the step at hand, and finished
     assert len(table(tmp_path / "out")) == step - (step % 4 == 0)
     assert train() == 0
-    assert f"going on from step {step} of" in caplog.text
+    assert f"continuing from step {step} of" in caplog.text
     assert is_like(tmp_path / "out", unbroken)
 
 
@@ -260,7 +260,7 @@ def test_killed_it_goes_on_from_its_last_checkpoint(
     assert in_a_process(place, out, "SIGKILL@8") == -signal.SIGKILL
     assert [r["step"] for r in table(out)] == ["1", "2", "3", "4", "5", "6", "7"]
     assert train() == 0
-    assert "going on from step 5 of" in caplog.text
+    assert "continuing from step 5 of" in caplog.text
     assert is_like(out, unbroken)
 
 
@@ -276,7 +276,7 @@ def test_killed_before_there_is_a_checkpoint(train: Train, place: Path, tmp_path
 def test_checkpoints_come_in_time(train: Train, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert in_a_process(place, tmp_path / "out", "SIGKILL@7", "--checkpoint-minutes", 0) == -signal.SIGKILL
     assert train() == 0
-    assert "going on from step 6 of" in caplog.text
+    assert "continuing from step 6 of" in caplog.text
 
 
 @pytest.mark.slow
@@ -301,7 +301,7 @@ def test_finished_is_finished_and_more_steps_go_on(
     assert train("--steps", 2) == 0
     before = (tmp_path / "out" / "training" / "checkpoint.pt").stat().st_mtime_ns
     assert train("--steps", 2, "--resume") == 0
-    assert "was trained for 2 steps already" in caplog.text
+    assert "already trained for 2 steps" in caplog.text
     assert (tmp_path / "out" / "training" / "checkpoint.pt").stat().st_mtime_ns == before
     assert train("--steps", 5) == 0
     assert [r["step"] for r in table(tmp_path / "out")] == ["1", "2", "3", "4", "5"]
@@ -340,7 +340,7 @@ def test_steps_device_and_threads_do_not_make_it_another(
     assert train("--steps", 3, data=data) == 0
     data = data.rename(tmp_path / "there")
     assert train("--set", "steps=5", "--threads", 2, "--device", "cpu", "--precision", "float32", data=data) == 0
-    assert "going on from step 3" in caplog.text
+    assert "continuing from step 3" in caplog.text
     assert table(tmp_path / "out")[-1]["step"] == "5"
 
 
@@ -360,7 +360,7 @@ def test_overwrite_resume_and_no_resume(
 
 @pytest.mark.parametrize(
     ("where", "words"),
-    [("files", "is no training's result"), ("halves", "is the bundle"), ("halves/new", "inside the bundle")],
+    [("files", "is not the result of a training"), ("halves", "is the bundle"), ("halves/new", "inside the bundle")],
 )
 def test_folders_of_others_are_left_alone(
     place: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str, words: str
@@ -381,7 +381,7 @@ def test_two_trainings_do_not_write_one_folder(
 
     with RunFolder(tmp_path / "out").locked():
         assert train() == 1
-    assert "another training is writing it" in capsys.readouterr().err
+    assert "another training is writing to it" in capsys.readouterr().err
 
 
 # ---- troubles
@@ -528,7 +528,7 @@ def test_frozen_parameters_stay_and_others_begin_as_given(
     train: Train, tmp_path: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert train("--init-from", unbroken, "--freeze", "model.0", "--steps", 3) == 0
-    assert "begin as in" in caplog.text
+    assert "start as in" in caplog.text
     first, now = weights(unbroken), weights(tmp_path / "out")
     same = {k for k in now if (now[k] == first[k]).all()}
     assert {k for k in now if k.startswith("model.0.")} <= same

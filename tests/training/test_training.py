@@ -29,7 +29,7 @@ from medkit.training.plan import TrainingPlan, differences, training_identity
 from medkit.training.report.card import BEGIN, END, bumped, with_section
 from medkit.training.report.curve import draw_curve
 from medkit.training.report.history import History, HistoryRow
-from medkit.training.weights import begin_with, copied, count, freeze, read_weights
+from medkit.training.weights import copied, count_parameters, freeze, initialise_from, read_weights
 
 # ---- samples
 
@@ -238,7 +238,7 @@ def test_folders(tmp_path: Path, files: list[str], keys: list[str], items: list[
         (["a.nii", "b.nii"], BOTH, r"x_image\.nii\.gz and x_label\.nii\.gz, folders images and labels"),
         (["a_image.nii", "b_image.nii", "a_label.nii"], BOTH, "no label for b"),
         (["a.nii", "a.mha"], ["label"], "both files of a"),
-        (["sub-1/sub-1_dseg.nii", "sub-2/sub-2_T1w.nii"], BOTH, "expected one image that it belongs to, got none"),
+        (["sub-1/sub-1_dseg.nii", "sub-2/sub-2_T1w.nii"], BOTH, "expected one image for these labels, got none"),
         (["sub-1/sub-1_dseg.nii", "sub-1/sub-1_T2w.nii", "sub-1/sub-1_PDw.nii"], BOTH, "got sub-1_PDw.nii and"),
     ],
 )
@@ -281,7 +281,7 @@ def test_datalists(tmp_path: Path) -> None:
         ('{"training": {"a": 1}}', "expected a list as training, got an object with a"),
         ('{"training": [7]}', "training 0: expected an object, got 7"),
         ('{"training": [{"image": "a.nii"}]}', "item 0 has no label; the config reads label"),
-        ('{"training": [{"label": "gone.nii"}]}', r"item 0 names the label .*gone\.nii, which is not there"),
+        ('{"training": [{"label": "gone.nii"}]}', r"item 0 names the label .*gone\.nii, which does not exist"),
     ],
 )
 def test_datalists_that_do_not_fit(tmp_path: Path, content: str, words: str) -> None:
@@ -415,7 +415,7 @@ def test_parameters_that_fit_are_taken(tmp_path: Path, caplog: pytest.LogCapture
     del state["0.bias"]
     torch.save(state, tmp_path / "a.pt")
     network = small()
-    begin_with(network, tmp_path / "a.pt")
+    initialise_from(network, tmp_path / "a.pt")
     assert torch.equal(network.state_dict()["0.weight"], state["0.weight"])
     for words in (
         "7 of the network's 9",
@@ -425,7 +425,7 @@ def test_parameters_that_fit_are_taken(tmp_path: Path, caplog: pytest.LogCapture
         assert words in caplog.text
     torch.save({"other": torch.zeros(1)}, tmp_path / "b.pt")
     with pytest.raises(TrainingError, match=r"it has other, the network has 0\.weight"):
-        begin_with(network, tmp_path / "b.pt")
+        initialise_from(network, tmp_path / "b.pt")
 
 
 def test_a_copy_keeps_what_has_two_names_one(tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ def test_freezing() -> None:
     network = small()
     freeze(network, ["0", "1."])
     assert {n for n, p in network.named_parameters() if p.requires_grad} == {"2.weight", "2.bias"}
-    assert count(network) == (17, 9)
+    assert count_parameters(network) == (17, 9)
     network.train()(torch.randn(2, 1, 4, 4, 4))
     assert torch.equal(network.state_dict()["1.running_mean"], torch.zeros(2))
     twice = torch.nn.Sequential(torch.nn.Linear(1, 1), network[2])  # type: ignore[index]

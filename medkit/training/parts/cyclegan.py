@@ -1,9 +1,11 @@
-"""Learning to turn images of one kind into another from scans that show different people: CycleGAN (Zhu 2017).
+"""Training that turns images of one kind into another without pairs of the same person: CycleGAN (Zhu 2017).
 
-Two generators, there and back, are trained against two judges (discriminators), each of which is to tell real images of
-a kind from made ones. MONAI's SupervisedTrainer trains the generators, with `CycleInferer` and `CycleLoss`; after each
-of its steps the handler `TrainDiscriminators` trains the judges. MONAI's GanTrainer and AdversarialTrainer make images in one
-direction alone. Images are (B, 1, I, J, K) or (B, 1, I, J).
+Two generators, there and back, are trained against two discriminators, each of which tells real images of a kind from
+generated ones. MONAI's SupervisedTrainer trains the generators, with `CycleInferer` and `CycleLoss`; after each of its
+steps the handler `TrainDiscriminators` trains the discriminators. MONAI's GanTrainer and AdversarialTrainer generate
+images in one direction only. Images are (B, 1, I, J, K) or (B, 1, I, J).
+
+Configs call the discriminators `judges`.
 """
 
 from __future__ import annotations
@@ -15,33 +17,31 @@ import torch
 from monai.losses import PatchAdversarialLoss
 from torch import nn
 
+from medkit.synthesis.base_transform import plain_tensor
+
 SOURCE, TARGET = "source", "target"
-"""Keys of a batch and of the judges: images of the kind that is turned into the other one, and of that one."""
+"""Keys of batches and discriminators: the kind of image that is turned into another, and that other kind."""
 
 
 def prepare_unpaired(
     batch: Mapping[str, torch.Tensor], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], tuple[torch.Tensor], dict[str, Any]]:
-    """A batch as MONAI's `prepare_batch` gives it: what goes in, what came, and the inferer's further argument."""
-    found = {key: plain(batch[key]).to(device, non_blocking=non_blocking) for key in (SOURCE, TARGET)}
-    return found[SOURCE], found, (found[TARGET],), {}
-
-
-def plain(image: torch.Tensor) -> torch.Tensor:
-    """Without MONAI's metadata, which cost time in every operation."""
-    return image.as_tensor() if hasattr(image, "as_tensor") else image
+    """Return the source images, all images by key, and the inferer's further argument: MONAI's `prepare_batch`."""
+    images = {key: plain_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in (SOURCE, TARGET)}
+    return images[SOURCE], images, (images[TARGET],), {}
 
 
 class CycleInferer:
-    """Takes images of both kinds there and back, and once where they are already.
+    """Turns images of both kinds into the other kind and back, and into their own kind.
 
-    Gives under `fake_<key>` what was made to be of that kind, under `cycle_<key>` what came back to it, and under
-    `same_<key>` what was of that kind and should have stayed; keys are `SOURCE` and `TARGET`.
+    Returns under `fake_<key>` images turned into that kind, under `cycle_<key>` images turned into the other kind and
+    back to that one, and under `same_<key>` images of that kind turned into it, which should not change. Keys are
+    `SOURCE` and `TARGET`.
     """
 
     def __init__(self, back: nn.Module) -> None:
         self.back = back
-        """The generator from TARGET to SOURCE; the other one is the trainer's network."""
+        """Generator from TARGET to SOURCE; the trainer's network is the one from SOURCE to TARGET."""
 
     def __call__(self, source: torch.Tensor, network: nn.Module, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """See the class."""
@@ -58,39 +58,39 @@ class CycleInferer:
 
 
 class CycleLoss(nn.Module):
-    """What the generators are to make small.
+    """Loss of the generators.
 
-    The judges' verdict on what they made (least squares), plus `cycle` times the mean absolute error of what came back,
-    plus `identity` times that of what should have stayed.
+    The discriminators' least-squares loss on the generated images, plus `cycle` times the mean absolute error of images
+    turned there and back, plus `identity` times that of images that should not change.
     """
 
     def __init__(self, judges: Mapping[str, nn.Module], cycle: float = 10.0, identity: float = 5.0) -> None:
         super().__init__()
-        # not as modules of this one: they are trained by their own optimizer
-        self._judges = dict(judges.items())
+        # in a dict, so that they stay no modules of this loss: their own optimizer trains them
+        self._discriminators = dict(judges.items())
         self.cycle, self.identity = cycle, identity
         self.adversarial = least_squares()
 
     def forward(self, made: Mapping[str, torch.Tensor], real: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """made: as CycleInferer gives it; real: images by key."""
+        """Return the loss; made: as CycleInferer returns it; real: images by key."""
         loss = made["fake_target"].new_zeros(())
-        for key, judge in self._judges.items():
-            loss = loss + self.adversarial(judge(made[f"fake_{key}"])[-1], True, for_discriminator=False)
-            for what, weight in (("cycle", self.cycle), ("same", self.identity)):
-                loss = loss + weight * (made[f"{what}_{key}"] - real[key]).abs().mean()
+        for key, discriminator in self._discriminators.items():
+            loss = loss + self.adversarial(discriminator(made[f"fake_{key}"])[-1], True, for_discriminator=False)
+            for path, weight in (("cycle", self.cycle), ("same", self.identity)):
+                loss = loss + weight * (made[f"{path}_{key}"] - real[key]).abs().mean()
         return loss
 
 
 def least_squares() -> PatchAdversarialLoss:
-    """The adversarial loss of LSGAN (Mao 2017): judges are to say 1 of real images and 0 of made ones."""
+    """Return the adversarial loss of LSGAN (Mao 2017): 1 is right for real images, 0 for generated ones."""
     return PatchAdversarialLoss(criterion="least_squares", no_activation_leastsq=True)
 
 
 class ImagePool:
-    """Images that were made before, of which judges are shown some instead of the newest (Shrivastava 2017).
+    """Earlier generated images, some of which discriminators see instead of the newest (Shrivastava 2017).
 
-    Judges that see the newest alone forget what they were told before. Kept in half precision. Chance comes from
-    torch's global generator, which `medkit train` sets before every step.
+    Discriminators that see only the newest images forget earlier ones. Images are kept in half precision. Random
+    numbers come from torch's global generator, which `medkit train` seeds before every step.
     """
 
     def __init__(self, size: int = 24) -> None:
@@ -99,10 +99,11 @@ class ImagePool:
         """Each (1, *space) float16, on the CPU."""
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 1, *space) some of the images given, which are kept, and some of those kept before."""
+        """Return (B, 1, *space): some of the given images, and some of those kept before in place of the others."""
         return torch.stack([self._one(image.detach()) for image in images])
 
     def _one(self, image: torch.Tensor) -> torch.Tensor:
+        """Return an image, or an earlier one whose place it takes in the pool."""
         if len(self.images) < self.size:
             self.images.append(image.to("cpu", torch.float16))
             return image
@@ -113,47 +114,47 @@ class ImagePool:
         return old.to(image.device, image.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"images": list(self.images)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.images = list(state["images"])
 
 
 class TrainDiscriminators:
-    """A handler of the generators' trainer: after each of its steps the judges have one of their own."""
+    """Handler of the generators' trainer that trains the discriminators after each of its steps."""
 
     def __init__(self, judges: nn.ModuleDict, optimizer: torch.optim.Optimizer, pools: Mapping[str, ImagePool]) -> None:
-        self.judges = judges
+        self.discriminators = judges
         self.optimizer = optimizer
         self.pools = pools
         self.adversarial = least_squares()
-        judges.requires_grad_(False)  # the generators' steps need none of their gradients
+        self.discriminators.requires_grad_(False)  # the generators' steps do not need their gradients
 
     def attach(self, engine: Any) -> None:
-        """Follows the generators' steps of a monai SupervisedTrainer."""
+        """Train after the generators' steps of a monai SupervisedTrainer."""
         from monai.engines.utils import IterationEvents
 
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
         output = engine.state.output
-        if not bool(output["loss"].isfinite()):  # what was made then is no image to learn from
+        if not bool(output["loss"].isfinite()):  # such images teach nothing
             return
-        self.judges.requires_grad_(True)
+        self.discriminators.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(output["pred"], output["label"])
         loss.backward()
         if bool(loss.isfinite()):
             self.optimizer.step()
-        self.judges.requires_grad_(False)
+        self.discriminators.requires_grad_(False)
 
     def loss(self, made: Mapping[str, torch.Tensor], real: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """How far the judges' verdicts are off, on real images and on some that were made now or before."""
+        """Return the discriminators' loss on real images and on images generated now or before."""
         total = torch.zeros((), device=real[SOURCE].device)
-        for key, judge in self.judges.items():
+        for key, discriminator in self.discriminators.items():
             fakes = self.pools[key](made[f"fake_{key}"].float())
-            verdicts = ((judge(real[key])[-1], True), (judge(fakes)[-1], False))
-            total = total + sum(self.adversarial(said, truth, for_discriminator=True) for said, truth in verdicts) / 2
+            answers = ((discriminator(real[key])[-1], True), (discriminator(fakes)[-1], False))
+            total = total + sum(self.adversarial(found, truth, for_discriminator=True) for found, truth in answers) / 2
         return total

@@ -1,6 +1,6 @@
-"""Handlers that train configs may name: how far a training is, its learning rate, and the limit of its gradients.
+"""Handlers that train configs may name: progress, learning rate, and the limit of gradients.
 
-They attach to any MONAI trainer as an ignite handler does.
+They attach to any MONAI trainer as ignite's handlers do.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class Progress:
-    """How far a training is: steps done of `steps`, or seconds gone of `hours`, whichever is further.
+    """Progress of a training: steps done of `steps`, or seconds passed of `hours`, whichever is further.
 
-    Give it the id `progress` in a config, and medkit sets the limits that the command line asks for and the seconds of
-    earlier parts. Alone it counts the steps of the trainer it is attached to.
+    If a config gives it the id `progress`, medkit sets the limits of the command line and the seconds of earlier parts.
+    Without medkit it counts the steps of the trainer that it is attached to.
     """
 
     def __init__(self, steps: int | None = None, hours: float | None = None) -> None:
@@ -33,7 +33,7 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """From 0 at the start to 1 at the end."""
+        """Share of the training that is done, 0 at the start to 1 at the end."""
         parts = [self.step / self.steps] if self.steps else []
         parts += [self.seconds / (3600 * self.hours)] if self.hours else []
         return min(1.0, max(parts, default=0.0))
@@ -44,11 +44,11 @@ class Progress:
         return self.fraction >= 1
 
     def restore(self, step: int, seconds: float) -> None:
-        """Goes on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.step, self._before = step, seconds
 
     def attach(self, engine: Any) -> None:
-        """Counts the steps of a trainer; a second call for the same one does nothing."""
+        """Count the steps of a trainer; a second call for the same trainer does nothing."""
         from ignite.engine import Events
 
         if engine not in self._engines:
@@ -65,11 +65,11 @@ class Progress:
 
 
 class Cosine:
-    """A learning rate that falls along half a cosine, from the optimizer's own to a share of it.
+    """Learning rate that falls along half a cosine, from the optimizer's own to a share of it.
 
     Args:
-        optimizer: its groups' learning rates when this is made are the peaks.
-        progress: how far the training is.
+        optimizer: the learning rates of its groups at this moment are the peaks.
+        progress: progress of the training.
         end: the share of the peak at the end.
         warm_up: the share of the training in which the rate rises linearly from zero to the peak.
     """
@@ -84,14 +84,14 @@ class Cosine:
         self.peaks = [group["lr"] for group in optimizer.param_groups]
 
     def factor(self, fraction: float) -> float:
-        """The share of the peak at a fraction (0 to 1) of the training."""
+        """Return the share of the peak at a fraction (0 to 1) of the training."""
         if fraction < self.warm_up:
-            return max(fraction / self.warm_up, 1e-3)  # a first step of rate 0 would only be lost
-        way = (fraction - self.warm_up) / (1 - self.warm_up)
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * way)) / 2
+            return max(fraction / self.warm_up, 1e-3)  # a first step of rate 0 would change nothing
+        position = (fraction - self.warm_up) / (1 - self.warm_up)
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * position)) / 2
 
     def attach(self, engine: Any) -> None:
-        """Sets the rate before every step of a trainer."""
+        """Set the rate before every step of a trainer."""
         from ignite.engine import Events
 
         self.progress.attach(engine)
@@ -103,13 +103,13 @@ class Cosine:
 
 
 class ClipGradients:
-    """Scales the gradients of a step down to a length (2-norm over all parameters) of at most `max_norm`."""
+    """Scales the gradients of a step down to a 2-norm, over all parameters, of at most `max_norm`."""
 
     def __init__(self, max_norm: float) -> None:
         self.max_norm = max_norm
 
     def attach(self, engine: Any) -> None:
-        """Clips after every backward pass of a monai trainer."""
+        """Clip after every backward pass of a MONAI trainer."""
         from monai.engines.utils import IterationEvents
 
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)

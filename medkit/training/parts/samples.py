@@ -1,4 +1,4 @@
-"""Training samples that depend on their number alone, so that a resumed training goes on with the same ones."""
+"""Training samples that depend only on their number, so that a resumed training continues with the same ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 
 
 def seed_of(*numbers: int | str) -> int:
-    """A seed below 2^32 for a combination of numbers and words, the same everywhere; nearby ones are unrelated."""
+    """Return a seed below 2^32 for a combination of numbers and words, the same on every machine.
+
+    Similar combinations have unrelated seeds.
+    """
     return int.from_bytes(hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest(), "big")
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python's, numpy's and torch's global generators (all devices)."""
+    """Seed the global generators of Python, numpy and torch (all devices)."""
     import numpy as np
     import torch
 
@@ -28,7 +31,7 @@ def seed_everything(seed: int) -> None:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generators of the CPU for the block and puts them back afterwards."""
+    """Seed the global generators of the CPU for a block and restore them afterwards."""
     import numpy as np
     import torch
 
@@ -45,17 +48,17 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class Samples:
-    """A map-style dataset whose sample `n` is a pure function of `(seed, n)`, for any number of loader workers.
+    """Map-style dataset whose sample `n` is a pure function of `(seed, n)`, for any number of loader workers.
 
-    Sample `n` is item `n` of an endless list in which every item comes once per round, in an order of that round's
-    own, copied, with its number added under `sample`, and handed to `transform`, whose random state (and that of the
-    global generators of the CPU meanwhile) is set from `(seed, n)`.
+    Sample `n` is made from item `n` of an endless list that contains every item once per round; each round has another
+    order. The item is copied, `n` is added under `sample`, and `transform` is applied. The random state of the
+    transform, and meanwhile that of the CPU's global generators, is set from `(seed, n)`.
 
     Args:
-        data: the items, dicts such as a datalist's.
-        transform: a MONAI transform or any callable on an item; None gives the items.
-        seed: of order and transforms.
-        length: what `len()` says, for validation; None: endless, to be read through `SampleNumbers`.
+        data: items, such as the dicts of a datalist.
+        transform: a MONAI transform or any callable on an item; None returns the items.
+        seed: seed of order and transforms.
+        length: number of samples, for validation; None: endless, to be read through `SampleNumbers`.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Samples:
     def __len__(self) -> int:
         if self.length is None:
             raise TypeError(
-                "Samples without a length are endless: read them through medkit.training.parts.samples.SampleNumbers"
+                "Samples without a length are endless: read them through medkit.training.SampleNumbers as sampler"
             )
         return self.length
 
@@ -96,22 +99,22 @@ class Samples:
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, round_: int, count: int) -> tuple[int, ...]:
-    """The order in which a round goes through the items."""
+    """Return the order of the items in a round."""
     order = list(range(count))
     random.Random(seed_of("order", seed, round_)).shuffle(order)
     return tuple(order)
 
 
 class UnpairedSamples:
-    """Samples of several kinds of things that do not belong together: sample `n` has sample `n` of each.
+    """Samples of several kinds of unrelated items: sample `n` has sample `n` of each kind, under the kind's name.
 
-    Each kind goes through its own items in its own order, however many they are.
+    Each kind has its own number of items and its own order.
 
     Args:
-        kinds: by name, the items of a kind.
+        kinds: name of a kind -> its items.
         transform: as that of `Samples`, for items of all kinds.
-        key: what of an item is given, under the name of its kind.
-        seed: of orders and transforms.
+        key: key of the value that is taken from each item.
+        seed: seed of orders and transforms.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class UnpairedSamples:
 
 
 class SampleNumbers:
-    """A sampler that counts without end from `start`, which medkit sets where a training resumes."""
+    """Sampler that counts without end from `start`, which medkit sets when a training resumes."""
 
     def __init__(self, start: int = 0) -> None:
         self.start = start

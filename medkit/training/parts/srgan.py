@@ -1,9 +1,11 @@
-"""Learning detail that looks real: an adversarial training for super-resolution (SRGAN: Ledig 2017).
+"""Adversarial training for super-resolution, so that detail looks real (SRGAN: Ledig 2017).
 
 MONAI's SupervisedTrainer trains the network with `RefiningInferer` and `SharpLoss`; after each of its steps
-`medkit.training.parts.cyclegan.TrainDiscriminators` trains a judge (discriminator) that is to tell true fine images from made ones. What
-SRGAN takes from a network that was trained on photographs, the features that both should share, comes from the judge's
-own layers (feature matching: Wang 2018, pix2pixHD). Images are (B, 1, *space).
+`medkit.training.TrainDiscriminators` trains a discriminator that tells true fine images from generated ones. SRGAN
+compares features of a network that was trained on photographs; here features of the discriminator take their place
+(feature matching: Wang 2018, pix2pixHD). Images are (B, 1, *space).
+
+Configs call the discriminators `judges`.
 """
 
 from __future__ import annotations
@@ -14,37 +16,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from medkit.training.parts.cyclegan import SOURCE, TARGET, least_squares, plain
+from medkit.synthesis.base_transform import plain_tensor
+from medkit.training.parts.cyclegan import SOURCE, TARGET, least_squares
 
 
 def prepare_refining(
     batch: Mapping[str, torch.Tensor], device: torch.device, non_blocking: bool = False, **_: Any
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A batch of `image`, whose first channel is refined, and `label`, what that lacks, as MONAI's `prepare_batch`.
+    """Return the network's input, and the images before, `SOURCE`, and after, `TARGET`: MONAI's `prepare_batch`.
 
-    Gives what goes in, and what came: `SOURCE`, the image before, and `TARGET`, the true fine one.
+    A batch has `image`, whose first channel is refined, and `label`, what that channel lacks of the true fine image.
     """
-    image, lacking = (plain(batch[key]).to(device, non_blocking=non_blocking) for key in ("image", "label"))
+    image, lacking = (plain_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("image", "label"))
     return image, {SOURCE: image[:, :1], TARGET: image[:, :1] + lacking}
 
 
 class RefiningInferer:
-    """Gives under `fake_target` the image with what the network adds to it."""
+    """Returns under `fake_target` the image plus what the network adds to it."""
 
     def __init__(self, inner: Callable[[torch.Tensor, nn.Module], torch.Tensor]) -> None:
         self.inner = inner
-        """Calls the network, which gives what is to be added."""
+        """Calls the network, which returns what has to be added."""
 
     def __call__(self, image: torch.Tensor, network: nn.Module, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
-        """image: (B, C, *space), of which the first channel is refined."""
+        """Refine the first channel of an image (B, C, *space)."""
         return {f"fake_{TARGET}": image[:, :1] + self.inner(image, network)}
 
 
 class SharpLoss(nn.Module):
-    """What the network is to make small.
+    """Loss of the network, the generator.
 
-    `content` times the mean absolute error, plus `features` times that of the judge's layers, plus `adversarial` times
-    the judge's verdict on what was made (least squares).
+    `content` times the mean absolute error, plus `features` times that of the discriminator's layers, plus
+    `adversarial` times the discriminator's least-squares loss on the generated image.
     """
 
     def __init__(
@@ -55,18 +58,18 @@ class SharpLoss(nn.Module):
         adversarial: float = 0.005,
     ) -> None:
         super().__init__()
-        # not as modules of this one: they are trained by their own optimizer
-        self._judges = dict(judges.items())
+        # in a dict, so that they stay no modules of this loss: their own optimizer trains them
+        self._discriminators = dict(judges.items())
         self.content, self.features, self.adversarial = content, features, adversarial
-        self.verdict = least_squares()
+        self.least_squares = least_squares()
 
     def forward(self, made: Mapping[str, torch.Tensor], real: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """made: as RefiningInferer gives it; real: as `prepare_refining` does."""
+        """Return the loss; made: as RefiningInferer returns it; real: as `prepare_refining` does."""
         fake, true = made[f"fake_{TARGET}"].float(), real[TARGET]
         loss = self.content * (fake - true).abs().mean()
-        *layers, said = self._judges[TARGET](fake)
+        *layers, answer = self._discriminators[TARGET](fake)
         with torch.no_grad():
-            *wanted, _ = self._judges[TARGET](true)
-        apart = [(a - b).abs().mean() for a, b in zip(layers, wanted, strict=True)]
-        loss = loss + self.features * torch.stack(apart).mean()
-        return loss + self.adversarial * self.verdict(said, True, for_discriminator=False)
+            *wanted, _ = self._discriminators[TARGET](true)
+        errors = [(a - b).abs().mean() for a, b in zip(layers, wanted, strict=True)]
+        loss = loss + self.features * torch.stack(errors).mean()
+        return loss + self.adversarial * self.least_squares(answer, True, for_discriminator=False)

@@ -1,1 +1,1 @@
-"""What a training leaves behind: the new bundle's card and metadata, its curve and its history."""
+"""What a training writes into the new bundle: card, metadata, learning curve and log."""

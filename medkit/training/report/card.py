@@ -1,4 +1,4 @@
-"""What a training leaves behind: weights, figures in the metadata, a model card with the command, the curve."""
+"""What a training writes into the new bundle: weights, figures in the metadata, model card and learning curve."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from medkit.training.config import TrainingParts
 
 BEGIN, END = "<!-- medkit train: begin -->", "<!-- medkit train: end -->"
-"""Between these lies the part of the model card that a training writes; the rest is the authors'."""
+"""Marks around the part of the model card that a training writes; the rest belongs to the authors."""
 CURVE = "docs/learning_curve.png"
 SAMPLES = "docs/samples.png"
 SHOWN = 12
-"""Samples on the picture."""
+"""Number of samples in the picture."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Best:
     step: int
     value: float
     per_class: tuple[float, ...] = ()
-    """The metric of every class, where the config's metric keeps them (`save_details`)."""
+    """Metric of every class, if the config's metric keeps them (`save_details`)."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What is told about a training."""
+    """Figures of a training, for metadata and model card."""
 
     step: int
     seconds: float
@@ -58,11 +58,11 @@ class Figures:
     metric_name: str | None
     best: Best | None
     skipped_steps: int = 0
-    """Steps without an update, for a loss that was no number."""
+    """Steps without an update, because the loss or a gradient was not finite."""
 
 
 def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], dtype: str) -> None:
-    """Writes the state dict that the bundle's inference loads; floating-point numbers as `dtype`."""
+    """Write the state dict that the bundle's inference loads; floating-point numbers as `dtype`."""
     import torch
 
     with whole(folder / WEIGHTS) as file:
@@ -70,12 +70,12 @@ def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], dtype: str)
 
 
 def write_samples(folder: Path, parts: TrainingParts) -> None:
-    """Draws what the network will see: samples from the beginning to the end of the training, where they are images."""
+    """Draw samples from the start to the end of the training, as the network will see them, if they are images."""
     from medkit.figures.mosaic import sample_sheet, write_png
 
     loader = parts.trainer.data_loader
     if not isinstance(dataset := getattr(loader, "dataset", None), Samples | UnpairedSamples):
-        return  # other datasets' samples depend on what was drawn before: looking at them would change the training
+        return  # samples of other datasets depend on earlier ones, so drawing them here would change the training
     pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
     for number in range(SHOWN):
         sample = dataset[number * parts.steps * (loader.batch_size or 1) // SHOWN]
@@ -92,7 +92,7 @@ def write_samples(folder: Path, parts: TrainingParts) -> None:
 
 
 def _first_channel(sample: Any, key: str) -> np.ndarray | None:
-    """A sample's (C, I, J, K) or (C, I, J) image as an array without C; None where it has no such."""
+    """Return the first channel of a sample's image (C, I, J, K) or (C, I, J); None if it has no such image."""
     import numpy as np
 
     if not isinstance(sample, Mapping) or key not in sample:
@@ -103,7 +103,7 @@ def _first_channel(sample: Any, key: str) -> np.ndarray | None:
 
 
 def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequence[HistoryRow]) -> None:
-    """Writes metadata, model card, note on the data's licence and curve, each whole or not at all."""
+    """Write metadata, model card, note on the data's licence and learning curve, each completely or not at all."""
     write_atomically(folder / CURVE, draw_curve(rows, figures.metric_name, f"{folder.name}: training"))
     metadata = new_metadata(plan, figures)
     write_atomically(folder / "configs" / "metadata.json", json.dumps(metadata, indent=4) + "\n")
@@ -119,13 +119,13 @@ def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequen
             write_atomically(path, (text.rstrip("\n") + "\n\n" if text.strip() else "") + _DATA_NOTE)
 
 
-_DATA_NOTE = """The weights in models/model.pt were trained by `medkit train` on data that its user gave (see
-docs/README.md), under the terms of those data; what stands above is about the bundle that the training began from.
+_DATA_NOTE = """The weights in models/model.pt were trained by `medkit train` on data of its user (see docs/README.md),
+under the terms of those data; any text above is about the bundle that the training started from.
 """
 
 
 def new_metadata(plan: TrainingPlan, figures: Figures) -> dict[str, Any]:
-    """The base's metadata with a version of its own, a line in the changelog, and the figures under `medkit`."""
+    """Return the base bundle's metadata with a new version, a line in the changelog, and figures under `medkit`."""
     metadata = json.loads(json.dumps(plan.bundle.metadata))
     version = bumped(plan.bundle.version)
     best = figures.best
@@ -159,7 +159,7 @@ def new_metadata(plan: TrainingPlan, figures: Figures) -> dict[str, Any]:
 
 
 def bumped(version: str) -> str:
-    """The next version.
+    """Return the next version.
 
     >>> bumped("0.1.9"), bumped("2024")
     ('0.1.10', '2024.1')
@@ -169,7 +169,7 @@ def bumped(version: str) -> str:
 
 
 def with_section(text: str, section: str) -> str:
-    """A model card with the training's part replaced, or added at its end; the rest of the text stays."""
+    """Return a model card with the training's part replaced, or added at its end; the rest of the text stays."""
     block = f"{BEGIN}\n{section.strip()}\n{END}"
     if BEGIN in text and END in text:
         return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, text, count=1, flags=re.DOTALL)
@@ -179,13 +179,13 @@ def with_section(text: str, section: str) -> str:
 def _section(plan: TrainingPlan, figures: Figures, names: Sequence[str], pictures: Mapping[str, str]) -> str:
     best = figures.best
     rows = [
-        ("begun from", f"{plan.bundle.name} {plan.bundle.version}, config `{plan.config}`"
+        ("started from", f"{plan.bundle.name} {plan.bundle.version}, config `{plan.config}`"
          + (f", parameters of `{plan.init_from.name}`" if plan.init_from else ", random parameters")),
         ("data", f"{figures.items} items for training, {figures.validation_items} for validation"),
         ("steps", f"{figures.step} in {figures.seconds / 3600:.2f} h"
          + (f"; {figures.skipped_steps} without an update" if figures.skipped_steps else "")),
         ("computed on", f"{figures.device}, {figures.precision}, seed {plan.seed}, medkit {__version__}"),
-        ("parameters", f"{figures.parameters:,}, of which {figures.trained_parameters:,} trained"),
+        ("parameters", f"{figures.parameters:,}, {figures.trained_parameters:,} of them trained"),
         ("weights", f"chosen by validation: {figures.metric_name} {best.value:.4f} at step {best.step}"
          if best else "those after the last step; nothing validated them"),
     ]  # fmt: skip
@@ -200,11 +200,11 @@ def _section(plan: TrainingPlan, figures: Figures, names: Sequence[str], picture
 
 
 def _class_names(metadata: Mapping[str, Any], figures: Figures) -> list[str]:
-    """The classes of the metric, named as the output's channels where their number says which they are."""
+    """Return the names of the metric's classes: those of the output's channels if the numbers match, else 1, 2, ..."""
     count = len(figures.best.per_class) if figures.best else 0
     outputs = metadata.get("network_data_format", {}).get("outputs", {})
     for tensor in outputs.values():
         channels = list(tensor.get("channel_def", {}).values())
-        if len(channels) in (count, count + 1):  # one more: metrics often leave out the background
+        if len(channels) in (count, count + 1):  # one more, since metrics often leave out the background
             return [str(c) for c in channels[len(channels) - count :]]
     return [str(n) for n in range(1, count + 1)]

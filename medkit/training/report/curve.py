@@ -1,4 +1,4 @@
-"""The picture of a training: loss and validation metric over the steps."""
+"""Picture of a training: loss and validation metric over the steps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from medkit.figures.charts import Chart, round_ticks, spread
 from medkit.training.report.history import HistoryRow
 
 LOSS, METRIC = (204, 85, 0), (0, 90, 181)
-"""Orange and blue: told apart with any colour vision."""
+"""Orange and blue, which are distinct with any colour vision."""
 _MARKED = 40
-"""Up to so many points get a dot each."""
+"""Curves with up to this many points get a dot for each."""
 
 
 def draw_curve(rows: Sequence[HistoryRow], metric_name: str | None, title: str = "") -> bytes:
-    """A PNG with the loss (left axis) and, where there is one, the validation metric (right axis) over the steps."""
+    """Return a PNG of the loss (left axis) and of the validation metric, if any (right axis), over the steps."""
     losses = [(float(r.step), r.loss) for r in rows if math.isfinite(r.loss)]
     metrics = [(float(r.step), r.metric) for r in rows if r.metric is not None and math.isfinite(r.metric)]
     chart = Chart(round_ticks(0, max([1.0] + [r.step for r in rows]), 8, whole=True), "step", title)

@@ -1,4 +1,4 @@
-"""The log of a training: a table that grows, equal for a training that was stopped and resumed and one that was not."""
+"""The log of a training, a table that is the same whether the training was interrupted or not."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from medkit.pipe.atomic import write_atomically
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """A line of the log."""
+    """A row of the log."""
 
     step: int
     """Steps done."""
     seconds: float
-    """Since the start of training, those of earlier parts included."""
+    """Seconds since the start of training, those of earlier parts included."""
     learning_rate: float
-    """Of the optimizer's first group."""
+    """Learning rate of the optimizer's first group."""
     loss: float
-    """Mean over the steps since the line before; nan where none of them was finite."""
+    """Mean over the steps since the row before; nan if no loss was finite."""
     metric: float | None
-    """The validation's, where there was one at this step."""
+    """Metric of the validation at this step, if there was one."""
 
 
 class History:
@@ -35,13 +35,13 @@ class History:
         self.rows: list[HistoryRow] = []
 
     def restore(self, rows: Sequence[Sequence[float | None]]) -> None:
-        """Begins with the rows of a checkpoint: what a killed run wrote after it goes."""
+        """Start with the rows of a checkpoint; rows that a killed run wrote after it are dropped."""
         self.rows = [HistoryRow(*row) for row in rows]  # type: ignore[arg-type]
         head = f"step,seconds,learning_rate,loss,{self.metric_name or 'metric'}\n"
         write_atomically(self.path, head + "".join(_line(row) for row in self.rows))
 
     def add(self, row: HistoryRow) -> None:
-        """Appends a row."""
+        """Append a row."""
         self.rows.append(row)
         with open(self.path, "a") as file:
             file.write(_line(row))
@@ -49,7 +49,7 @@ class History:
             os.fsync(file.fileno())
 
     def plain(self) -> list[tuple[float | None, ...]]:
-        """The rows as a checkpoint keeps them."""
+        """Return the rows as a checkpoint stores them."""
         return [astuple(row) for row in self.rows]
 
 

@@ -1,8 +1,8 @@
-"""What a config that is laid over another changes in the new bundle: `NAME_inference` beside the config `NAME`.
+"""Changes of the new bundle's inference that come with a config: `NAME_inference` belongs to the config `NAME`.
 
-`medkit train --config train,NAME` may make another network than the bundle's inference builds. Where the bundle has a
-config `NAME_inference`, its ids replace those of the new bundle's inference, and what it says under `_meta_` goes into
-the metadata. The new bundle has all this in `train` and `inference` themselves, and no config `NAME` any more.
+`medkit train --config train,NAME` may train another network than the bundle's inference builds. If the bundle has a
+config `NAME_inference`, its ids replace those of the new bundle's inference, and its `_meta_` is merged into the
+metadata. The new bundle has all this in its configs `train` and `inference`, and no longer has a config `NAME`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ META = "_meta_"
 
 
 def names(plan: TrainingPlan) -> list[str]:
-    """The configs of a plan that come with another inference."""
+    """Return the configs of a plan that come with another inference."""
     return [name for name in plan.config.split(",")[1:] if plan.bundle.has_config(f"{name}_inference")]
 
 
 def apply(plan: TrainingPlan, folder: Path) -> None:
-    """Rewrites the configs of a new bundle, a copy of the plan's, where the plan's bring another inference."""
+    """Rewrite the configs of a new bundle, a copy of the plan's, if the plan's configs bring another inference."""
     if not (found := names(plan)):
         return
-    laid = {
+    merged = {
         "inference": ["inference", *(f"{name}_inference" for name in found)],
         plan.config.split(",")[0]: plan.config.split(","),
     }
-    for name, parts in laid.items():
+    for name, parts in merged.items():
         target = folder / "configs" / plan.bundle.config(name).name
         write_atomically(target, json.dumps(_merged(plan.bundle, parts), indent=4) + "\n")
     for name in (*found, *(f"{name}_inference" for name in found)):
@@ -42,6 +42,7 @@ def apply(plan: TrainingPlan, folder: Path) -> None:
 
 
 def _merged(bundle: Bundle, parts: list[str]) -> dict[str, Any]:
+    """Return configs of a bundle, merged as MONAI does, without metadata."""
     from monai.bundle import ConfigParser
 
     content = ConfigParser.load_config_files([str(bundle.config(part)) for part in parts])
@@ -49,13 +50,14 @@ def _merged(bundle: Bundle, parts: list[str]) -> dict[str, Any]:
 
 
 def with_meta(metadata: dict[str, Any], plan: TrainingPlan) -> dict[str, Any]:
-    """Metadata with what the plan's configs change in it."""
+    """Return metadata with the changes of the plan's configs."""
     for name in names(plan):
         metadata = _united(metadata, read_config(plan.bundle.config(f"{name}_inference")).get(META) or {})
     return metadata
 
 
 def _united(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested mappings merged, where values of `above` win."""
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)

@@ -232,10 +232,10 @@ def test_what_is_not_asked_for_is_not_computed(spared: str, part: int) -> None:
 def test_the_scale_is_that_of_training_and_of_nothing_1() -> None:
     import mri_enhancement
 
-    from medkit.synthesis.faults import scale
+    from medkit.scanner.intensity import intensity_scale
 
     image = torch.rand(1, 40, 40, 40).sub(0.3).clamp(min=0)
-    assert mri_enhancement.scale(image) == pytest.approx(float(scale(image)))
+    assert mri_enhancement.scale(image) == pytest.approx(float(intensity_scale(image)))
     assert mri_enhancement.scale(torch.zeros(1, 4, 4, 4)) == 1
 
 

@@ -19,10 +19,10 @@ from monai.bundle import ConfigParser
 from outcome import Outcome
 from places import BUNDLES
 
-from medkit.synthesis.degradation import ScanImaged, Scanner, scanned, scanning
 from medkit.synthesis.draw import Synthesis
 from medkit.synthesis.labels import LabelTable
 from medkit.synthesis.ranges import Random, Ranges
+from medkit.synthesis.sampling import ScanImaged, Scanner, random_acquisition, scanned
 from medkit.testing import run_medkit
 
 ROOT = BUNDLES / "mri_super_resolution"
@@ -141,7 +141,7 @@ def synthesis() -> Synthesis:
 def test_ways_to_scan(seed: int) -> None:
     random, scanner = Random(seed, CPU), Scanner()
     for _ in range(20):
-        steps = scanning((64, 60, 56), random, scanner).steps
+        steps = random_acquisition((64, 60, 56), random, scanner).steps
         assert steps[0] == steps[1] <= steps[2]
         assert 1 <= steps[0] <= scanner.voxels[1] + 0.5
         assert steps[2] <= scanner.thickness[1]

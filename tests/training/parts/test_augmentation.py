@@ -104,7 +104,7 @@ def test_a_validation_keeps_the_labels_of_changed_images() -> None:
     found, labels = AugmentedBatch(None, Changes(**{**STILL, "occurrence": 1.0, "gain": 0.5}))(batch, "cpu")
     assert labels.equal(batch["label"])
     assert not torch.allclose(found, batch["image"], atol=1e-2)
-    with pytest.raises(ValueError, match="labels cannot be mixed"):
+    with pytest.raises(ValueError, match="mixup needs shares of classes"):
         AugmentedBatch(None, Changes(mixup=0.2))
 
 

@@ -50,7 +50,7 @@ class Times(nn.Module):
 
 
 class Says(nn.Module):
-    """A judge that says a factor times the mean; its last layer is its verdict."""
+    """A discriminator that answers a factor times the mean, as its last layer."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -76,10 +76,10 @@ def test_the_loss_of_the_generators() -> None:
     """Verdicts 3 and 6 should be 1; what came back is off by 1 and 3, what should have stayed by 1 and 12."""
     real = pair()
     made = CycleInferer(Times(0.5))(real["source"], Times(3.0), real["target"])
-    judges = nn.ModuleDict({"source": Says(1.0), "target": Says(1.0)})
-    loss = CycleLoss(judges, cycle=10, identity=5)
+    discriminators = nn.ModuleDict({"source": Says(1.0), "target": Says(1.0)})
+    loss = CycleLoss(discriminators, cycle=10, identity=5)
     assert float(loss(made, real).detach()) == pytest.approx((2**2 + 5**2) + 10 * (1 + 3) + 5 * (1 + 12))
-    assert list(loss.parameters()) == [], "the judges are nobody's to train here"
+    assert list(loss.parameters()) == [], "the discriminators are not trained by this loss"
 
 
 def test_a_batch_is_taken_apart() -> None:
@@ -105,10 +105,12 @@ def test_a_pool_gives_some_of_what_it_was_given_before() -> None:
     assert torch.equal(other(given[7]), first)
 
 
-def judged(loss: float = 1.0) -> tuple[TrainDiscriminators, Any]:
-    judges = nn.ModuleDict({"source": Says(0.0), "target": Says(0.0)})
+def discriminating(loss: float = 1.0) -> tuple[TrainDiscriminators, Any]:
+    discriminators = nn.ModuleDict({"source": Says(0.0), "target": Says(0.0)})
     handler = TrainDiscriminators(
-        judges, torch.optim.SGD(judges.parameters(), 0.01), {key: ImagePool(2) for key in ("source", "target")}
+        discriminators,
+        torch.optim.SGD(discriminators.parameters(), 0.01),
+        {key: ImagePool(2) for key in ("source", "target")},
     )
     real = pair()
     made = {"fake_source": real["source"] * 0.1, "fake_target": real["target"] * 0.1}
@@ -116,21 +118,21 @@ def judged(loss: float = 1.0) -> tuple[TrainDiscriminators, Any]:
     return handler, SimpleNamespace(state=SimpleNamespace(output=output))
 
 
-def test_judges_learn_to_tell_real_from_made() -> None:
-    handler, engine = judged()
+def test_discriminators_learn_to_tell_real_from_generated() -> None:
+    handler, engine = discriminating()
     state = engine.state.output
     before = float(handler.loss(state["pred"], state["label"]).detach())
     for _ in range(30):
         handler(engine)
     assert before == pytest.approx(1.0), "half of (0 - 1)^2 + 0^2 for each"
     assert float(handler.loss(state["pred"], state["label"]).detach()) < 0.1
-    assert not any(p.requires_grad for p in handler.judges.parameters()), "not in the generators' steps"
+    assert not any(p.requires_grad for p in handler.discriminators.parameters()), "not in the generators' steps"
 
 
-def test_judges_do_not_learn_from_a_step_that_failed() -> None:
-    handler, engine = judged(float("nan"))
+def test_discriminators_do_not_learn_from_a_step_that_failed() -> None:
+    handler, engine = discriminating(float("nan"))
     handler(engine)
-    assert float(handler.judges["source"].factor.detach()) == 0
+    assert float(handler.discriminators["source"].factor.detach()) == 0
     assert handler.pools["source"].images == []
 
 
@@ -415,7 +417,7 @@ def test_the_plugin_runs_it_as_a_whole(
     made = np.asarray(nibabel.load(record["path"]).dataobj)
     np.testing.assert_allclose(made, values + 0.5 * bright, rtol=0.02)
     done = medkit_with_plugin("run", "enhance", tmp_path / "a.nii.gz", "--bundle", root, "--what", "denoise")
-    assert (done.code, "gives an enhanced image and no parts of it" in done.err) == (2, True)
+    assert (done.code, "returns an enhanced image and no parts of it" in done.err) == (2, True)
 
 
 @pytest.mark.slow

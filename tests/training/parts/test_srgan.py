@@ -1,4 +1,4 @@
-"""Adversarial training for super-resolution: what the network is to make small, and what the judge is shown."""
+"""Adversarial training for super-resolution: the losses of the network and of the discriminator."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from medkit.training.parts.srgan import RefiningInferer, SharpLoss, prepare_refi
 CPU = torch.device("cpu")
 
 
-def judges() -> torch.nn.ModuleDict:
+def discriminators() -> torch.nn.ModuleDict:
     torch.manual_seed(0)
-    judge = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=4, num_layers_d=2, norm="INSTANCE")
-    return torch.nn.ModuleDict({TARGET: judge})
+    discriminator = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=4, num_layers_d=2, norm="INSTANCE")
+    return torch.nn.ModuleDict({TARGET: discriminator})
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -36,8 +36,8 @@ def test_what_is_made_is_the_image_and_what_the_network_adds() -> None:
     torch.testing.assert_close(made["fake_target"], image[:, :1] + image[:, 1:2])
 
 
-def test_the_loss_has_three_parts_and_leaves_the_judge_alone() -> None:
-    given = judges()
+def test_the_loss_has_three_parts_and_leaves_the_discriminator_unchanged() -> None:
+    given = discriminators()
     _, real = prepare_refining(batch(), CPU)
     fake = real[TARGET] + 0.1
     parts = {}
@@ -48,15 +48,15 @@ def test_the_loss_has_three_parts_and_leaves_the_judge_alone() -> None:
     assert all(value > 0 for value in parts.values())
     assert float(SharpLoss(given, adversarial=0.0)({"fake_target": real[TARGET]}, real).detach()) == 0
     whole = SharpLoss(given)
-    assert not list(whole.parameters()), "the judge is trained by its own optimizer"
+    assert not list(whole.parameters()), "the discriminator is trained by its own optimizer"
     fake.requires_grad_(True)
     whole({"fake_target": fake}, real).backward()
     assert fake.grad is not None
     assert fake.grad.abs().sum() > 0
 
 
-def test_the_judge_learns_to_tell_them_apart() -> None:
-    given = judges()
+def test_the_discriminator_learns_to_tell_them_apart() -> None:
+    given = discriminators()
     step = TrainDiscriminators(given, torch.optim.Adam(given.parameters(), 1e-2), {TARGET: ImagePool(4)})
     smooth, sharp = torch.full((2, 1, 32, 32), 0.5), (torch.rand(2, 1, 32, 32) > 0.5).float()
     losses = []

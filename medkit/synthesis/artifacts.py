@@ -1,4 +1,7 @@
-"""Scanner faults: bias field, ghosts, noise, wrong voxels."""
+"""Scanner artifacts of drawn images: bias field, ghosts, noise, single wrong voxels.
+
+How strong they are is drawn from `medkit.synthesis.ranges.Ranges`.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,31 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from medkit.scanner.intensity import intensity_scale
+
 if TYPE_CHECKING:
     from medkit.synthesis.ranges import Random, Ranges
 
 
-def spoiled(image: torch.Tensor, spacing: float, random: Random, ranges: Ranges) -> torch.Tensor:
-    """The image with ghosts, bias field, noise, single wrong voxels and bent intensities."""
-    faults: Sequence[Callable[[torch.Tensor, Random, Ranges], torch.Tensor]] = (ghosted, scaled, noisy, speckled, bent)
+def with_artifacts(images: torch.Tensor, spacing: float, random: Random, ranges: Ranges) -> torch.Tensor:
+    """Return images (B, 1, I, J, K) with bias field, ghosts, noise, single wrong voxels and changed gamma.
+
+    spacing: mm of their voxels.
+    """
+    steps: Sequence[Callable[[torch.Tensor, Random, Ranges], torch.Tensor]] = (
+        ghosted, scaled, noisy, speckled, with_gamma
+    )  # fmt: skip
     out = []
-    for item in image:
-        item = item * bias_field(item.shape[1:], spacing, random, ranges)
-        for fault in faults:
-            item = fault(item, random, ranges)
-        out.append(item)
+    for image in images:
+        image = image * bias_field(image.shape[1:], spacing, random, ranges)
+        for step in steps:
+            image = step(image, random, ranges)
+        out.append(image)
     return torch.stack(out)
 
 
 def bias_field(shape: Sequence[int], spacing: float, random: Random, ranges: Ranges) -> torch.Tensor:
-    """(1, I, J, K) smooth positive factor."""
+    """Return a smooth positive factor (1, *shape); `spacing`: mm of its voxels."""
     step = float(random.evenly(ranges.bias_spacing)) / spacing
     points = [max(2, round(n / step) + 1) for n in shape]
     strength = float(random.evenly((0.0, ranges.bias)))
@@ -35,7 +45,7 @@ def bias_field(shape: Sequence[int], spacing: float, random: Random, ranges: Ran
 
 
 def ghosted(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:
-    """(1, I, J, K) with faint copies along one axis, as periodic motion during the scan leaves them."""
+    """Return an image (1, I, J, K) with faint copies along one axis, as periodic motion during the scan causes."""
     if random.number() >= ranges.ghosting:
         return image
     axes = [axis for axis in (1, 2, 3) if image.shape[axis] > 1]
@@ -48,32 +58,23 @@ def ghosted(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor
 
 
 def scaled(image: torch.Tensor, random: Random | None = None, ranges: Ranges | None = None) -> torch.Tensor:
-    """The image over its `scale`: what networks here are given."""
-    return image / scale(image)
-
-
-def scale(image: torch.Tensor) -> torch.Tensor:
-    """The 99th percentile of what is not 0, a number; 1 where all is."""
-    values = image.reshape(-1)[::7]
-    values = values[values > 0]
-    if not len(values):
-        return image.new_ones(())
-    return values.kthvalue(max(1, round(0.99 * len(values)))).values.clamp_min(1e-6)
+    """Return an image divided by its intensity scale, as networks are given it; nothing is drawn."""
+    return image / intensity_scale(image)
 
 
 def noisy(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:
-    """(1, I, J, K) with Gaussian or Rician noise; voxels that a tool has set to 0 stay 0."""
+    """Return an image (1, I, J, K) with Gaussian or Rician noise; half of the time empty voxels become 0 again."""
     sigma = float(random.evenly((0.0, ranges.noise)))
     if random.number() < ranges.rician:
-        wrong = torch.hypot(image + sigma * random.noise(image.shape), sigma * random.noise(image.shape))
+        changed = torch.hypot(image + sigma * random.noise(image.shape), sigma * random.noise(image.shape))
     else:
-        wrong = image + sigma * random.noise(image.shape)
-    empty = random.number() < 0.5
-    return torch.where(image > 1e-3, wrong, 0.0 if empty else wrong)
+        changed = image + sigma * random.noise(image.shape)
+    emptied = random.number() < 0.5
+    return torch.where(image > 1e-3, changed, 0.0 if emptied else changed)
 
 
 def speckled(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:
-    """(1, I, J, K) with a few black and white voxels."""
+    """Return an image (1, I, J, K) with a few black and white voxels."""
     if random.number() >= ranges.salt_and_pepper:
         return image
     share = float(random.evenly((0.0, ranges.spoiled)))
@@ -81,7 +82,7 @@ def speckled(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tenso
     return torch.where(draw < share / 2, 0.0, torch.where(draw > 1 - share / 2, 1.0, image))
 
 
-def bent(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:
-    """(1, I, J, K) raised to a power about 1."""
+def with_gamma(image: torch.Tensor, random: Random, ranges: Ranges) -> torch.Tensor:
+    """Return an image (1, I, J, K) raised to a power near 1."""
     power = math.exp(ranges.gamma * float(random.normals()))
     return image.clamp(min=0).pow(power)
