@@ -12,13 +12,13 @@ _BUNDLES = Path(__file__).parent / "bundles"
 
 @hookimpl
 def medkit_tasks() -> list[TaskSpec]:
-    """The task `enhance`."""
+    """Return the task `enhance`."""
     return [TaskSpec("enhance", "Remove noise and bias fields.", "medkit_enhance.command:enhance")]
 
 
 @hookimpl
 def medkit_bundles() -> list[BundleSpec]:
-    """The bundles of the task `enhance`."""
+    """Return the bundles of the task `enhance`."""
     return [
         BundleSpec("enhance", "mri_enhancement", _BUNDLES / "mri_enhancement", modality="MR"),
         BundleSpec("enhance", "lowfield_to_highfield", _BUNDLES / "lowfield_to_highfield", modality="MR", auto=False),

@@ -1,4 +1,4 @@
-"""`medkit run enhance`: options and one call."""
+"""The command `medkit run enhance`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from medkit.inference import AUTO, WEIGHTS, BundleOptions, bundle_options
 from medkit.options import RunOptions, task_options
 from medkit.task import absolute, run_task
-from medkit_enhance.methods import DOES, WHATS, steps_of
+from medkit_enhance.methods import PURPOSES, WHATS, steps_of
 from medkit_enhance.task import MODALITIES, EnhanceChoices, enhancement
 
 _FILE = click.Path(exists=True, path_type=Path)
@@ -21,19 +21,19 @@ _FILE = click.Path(exists=True, path_type=Path)
     type=click.Choice(WHATS),
     default="auto",
     show_default=True,
-    help="What to improve; auto: noise and bias field, where there are any.",
+    help="What to improve; auto: noise and bias field, where they matter.",
 )
 @click.option(
     "--method",
-    type=click.Choice(list(DOES)),
-    help="How.  [default: the network for noise in volumes of MR, else nlm; n4 and clahe]",
+    type=click.Choice(list(PURPOSES)),
+    help="How to do it.  [default: the network for noise in volumes of MR, else nlm; n4 and clahe]",
 )
 @click.option(
     "--modality",
     type=click.Choice(MODALITIES),
     default="auto",
     show_default=True,
-    help="What the images are; auto: CT by its air and its water, else MR for volumes.",
+    help="What the images are; auto: CT if there is air and water in Hounsfield units, else MR for volumes.",
 )
 @click.option(
     "--reference", type=_FILE, help='The image as it should be: PSNR, SSIM, MSE (or "reference" in a record).'
@@ -52,8 +52,8 @@ def enhance(
 ) -> None:
     """Remove noise and bias fields from images, or strengthen their contrast.
 
-    The noise is estimated first, and an image that has too little of it to matter is left alone, as is one whose bias
-    field is weak. Results are on the input's grid, scale and type; a CT keeps its Hounsfield units.
+    The noise is estimated first. An image with too little noise to matter is not denoised, and a weak bias field is not
+    removed. Results have the input's grid, scale and type; a CT keeps its Hounsfield units.
 
     \b
     medkit run enhance *_T1w.nii.gz -o clean
@@ -62,7 +62,7 @@ def enhance(
     """
     found = chosen.of_task("enhance")
     named = chosen.name != AUTO
-    wanted = "network" if named and method is None and what in ("auto", *DOES["network"]) else method
+    wanted = "network" if named and method is None and what in ("auto", *PURPOSES["network"]) else method
     steps = steps_of(what, wanted, network=all((b.root / WEIGHTS).is_file() for b in found))
-    wishes = EnhanceChoices(modality, absolute(reference) if reference else None, difference)
-    run_task(enhancement(steps, wishes, found, chosen.settings), options)
+    choices = EnhanceChoices(modality, absolute(reference) if reference else None, difference)
+    run_task(enhancement(steps, choices, found, chosen.settings), options)

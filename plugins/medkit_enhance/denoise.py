@@ -1,4 +1,4 @@
-"""Noise removed without a network: non-local means and BM4D."""
+"""Methods that remove noise without a network: non-local means and BM4D."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from medkit.errors import InputError
 from medkit.scanner import Noise, without_floor
 
 PATCH, DISTANCE = 5, 3
-"""Voxels along a side of the patches that are compared, and how far apart they may lie."""
+"""Side of the patches that are compared, and largest distance between their voxels, both in voxels."""
 STRENGTH = 0.6
-"""Cut-off of the patches' distance in standard deviations of the noise (Buades et al. 2011)."""
+"""Cut-off of the difference between patches, in standard deviations of the noise (Buades et al. 2011)."""
 SLAB = 64
-"""Slices computed at once: bounds the memory, which is several times that of the image."""
+"""Slices computed at once, which bounds the memory: it is several times that of the slices."""
 
 
 def by_nlm(values: np.ndarray, noise: Noise) -> np.ndarray:
-    """Non-local means (Buades et al. 2005; scikit-image) of an image (I, J, K) or (I, J), float32.
+    """Return the non-local means (Buades et al. 2005; scikit-image) of an image (I, J, K) or (I, J), float32.
 
-    Computed in slabs that overlap by all that a voxel depends on, so that no seam is left.
+    They are computed in slabs that overlap by all that a voxel depends on, so that there are no seams.
     """
     from skimage.restoration import denoise_nl_means
 
@@ -29,18 +29,21 @@ def by_nlm(values: np.ndarray, noise: Noise) -> np.ndarray:
     size = len(values)
     slabs = max(1, math.ceil(size / SLAB)) if values.ndim == 3 else 1
     for n in range(slabs):
-        begin, end = size * n // slabs, size * (n + 1) // slabs
-        first, last = max(0, begin - reach), min(size, end + reach)
+        start, end = size * n // slabs, size * (n + 1) // slabs
+        first, last = max(0, start - reach), min(size, end + reach)
         smooth = denoise_nl_means(
             values[first:last].astype(np.float32) / noise.sigma,
             patch_size=PATCH, patch_distance=DISTANCE, h=STRENGTH, sigma=1.0, fast_mode=True,
         )  # fmt: skip
-        out[begin:end] = smooth[begin - first : len(smooth) - (last - end)]
+        out[start:end] = smooth[start - first : len(smooth) - (last - end)]
     return without_floor(out * noise.sigma, noise)
 
 
 def by_bm4d(values: np.ndarray, noise: Noise) -> np.ndarray:
-    """BM4D (Maggioni et al. 2013; the package bm4d) of a volume (I, J, K), float32. Raises InputError for a plane."""
+    """Return a volume (I, J, K) after BM4D (Maggioni et al. 2013; the package bm4d), float32.
+
+    Raises InputError for a plane.
+    """
     from bm4d import bm4d  # type: ignore[import-not-found]
 
     if values.ndim != 3:

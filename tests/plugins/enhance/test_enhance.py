@@ -11,8 +11,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from medkit_enhance import bias, contrast, denoise, methods
-from medkit_enhance.task import modality_of
+from medkit_enhance import bias, contrast, denoise, fourier, methods
+from medkit_enhance.enhancer import modality_of
 from outcome import Outcome
 from PIL import Image as Pillow
 from places import BUNDLES
@@ -169,18 +169,18 @@ def test_contrast_stays_in_range_and_the_dark_is_seen_better(name: str, shape: t
 
 def test_opposite_ends_do_not_meet_in_fourier_space() -> None:
     ramp = np.tile(np.linspace(0, 100, 50, dtype=np.float32), (40, 1))
-    kept = contrast.filtered(ramp, np.ones(2), lambda f: np.exp(-((f * 10) ** 2)))
+    kept = fourier.filtered(ramp, np.ones(2), lambda f: np.exp(-((f * 10) ** 2)))
     assert rms(kept[:, :5], ramp[:, :5]) < 4
-    np.testing.assert_allclose(contrast.filtered(ramp, np.ones(2), np.ones_like), ramp, atol=1e-2)
+    np.testing.assert_allclose(fourier.filtered(ramp, np.ones(2), np.ones_like), ramp, atol=1e-2)
 
 
 # ---- what is asked for
 
 
-@pytest.mark.parametrize(("what", "method"), list(itertools.product(methods.WHATS, methods.DOES)))
+@pytest.mark.parametrize(("what", "method"), list(itertools.product(methods.WHATS, methods.PURPOSES)))
 def test_methods_and_what_they_do(what: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    if what != "auto" and what not in methods.DOES[method]:
+    if what != "auto" and what not in methods.PURPOSES[method]:
         with pytest.raises(UsageError, match=f"not {what}") as error:
             methods.steps_of(what, method, network=True)
         assert error.value.exit_code == 2
