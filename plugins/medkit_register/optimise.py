@@ -63,6 +63,7 @@ def unit(i: int, j: int, columns: int = 3) -> np.ndarray:
 
 def rotation(angles: np.ndarray) -> np.ndarray:
     """Return the rotation (3, 3) by |angles| radians about the axis `angles` (3,), by Rodrigues' formula."""
+    # scipy's Rotation is as fast, but importing it takes 0.3 s of a run of few seconds
     angle = float(np.linalg.norm(angles))
     if angle < 1e-12:
         return np.eye(3)

@@ -18,6 +18,7 @@ from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.similarity import MEASURES, to_bins
 from medkit_register.start import search
 from medkit_register.start_scoring import BINS, StartScores
+from scipy.spatial.transform import Rotation
 
 from medkit.errors import MedkitError
 
@@ -91,6 +92,11 @@ def far(truth: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> n
     out = affine.copy()
     out[:3, 3] += (truth @ [*CENTRE, 1])[:3] - CENTRE
     return out
+
+
+@pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (0.3, -1.2, 0.8), (0.0, 0.0, np.pi), (1e-9, 0.0, 2e-9)])
+def test_rotations_are_those_of_scipy(angles: tuple[float, float, float]) -> None:
+    np.testing.assert_allclose(rotation(np.array(angles)), Rotation.from_rotvec(angles).as_matrix(), atol=1e-12)
 
 
 @pytest.mark.parametrize("spacing", [(1.7, 1.7, 4.5), (3.0, 1.5, 2.0)])
