@@ -1,10 +1,10 @@
-"""How good results are: labels, images and points against references, a pair at a time and over all pairs.
+"""How good results are: labels, images and points compared with references, pair by pair and over all pairs.
 
-What `medkit evaluate` calls: `plan_pairs` finds the pairs among files and folders, `evaluate` compares them. The measures
-themselves are here too. The face of this package for plugins.
+What `medkit evaluate` calls: `plan_pairs` finds the pairs among files and folders, `evaluate` compares them. These are
+the names that plugins may use, the measures among them.
 
-    planned = plan([Path("predictions")], "labels")
-    print(evaluate(planned.pairs, Settings(planned.kind)).summary["dice"].mean)
+    planned = plan_pairs([Path("predictions")], "labels")
+    print(evaluate(planned.pairs, EvaluationSettings(planned.kind)).summary["dice"].mean)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Intervals by drawing the cases anew (Efron 1979), for measures that are no means over the cases, such as an AUC."""
+"""Bootstrap intervals (Efron 1979), for measures that are not means over the cases, such as an AUC."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 from medkit.evaluation.results import RESAMPLES
 
 _CELLS = 4_000_000
-"""Weights held at once: 32 MB of them."""
+"""Number of weights in memory at once: 32 MB of them."""
 
 Measure = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-"""Weights of the cases, (R, N) -> name -> values, (R, ...): one for each of R weightings."""
+"""Function of weights (R, N) of N cases that returns name -> values (R, ...), one for each of R weightings."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure of all cases, and where it may lie."""
+    """A measure over all cases, with its 95 % interval."""
 
     value: float
-    """NaN where it is not defined."""
+    """NaN if it is not defined."""
     low: float
     """2.5th percentile over bootstrap samples of the cases; NaN for one case."""
     high: float
-    """97.5th percentile."""
+    """97.5th percentile over bootstrap samples of the cases; NaN for one case."""
 
 
 def estimates(measure: Measure, count: int, seed: int = 0, inflated: Collection[str] = ()) -> dict[str, Estimate]:
-    """Measures that are one number for each weighting, with their intervals, over `count` cases.
+    """Return measures over `count` cases with their intervals; each has to be one number for each weighting.
 
-    `inflated` names errors that drawing anew makes larger, as it makes a mean of absolute values: their samples are
-    moved down until their mean is the measure itself, and not below 0.
+    `inflated` names errors that resampling makes larger, as it does with a mean of absolute values: their samples are
+    shifted so that their mean equals the measure itself, but not below 0.
     """
     values = {name: float(value[0]) for name, value in measure(np.ones((1, count))).items()}
     if count < 2:
@@ -44,7 +44,7 @@ def estimates(measure: Measure, count: int, seed: int = 0, inflated: Collection[
 
 
 def resampled(measure: Measure, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Measures over `RESAMPLES` bootstrap samples of `count` cases; the same seed draws the same samples."""
+    """Return measures over `RESAMPLES` bootstrap samples of `count` cases; the same seed draws the same samples."""
     rng = np.random.default_rng(seed)
     size = max(1, _CELLS // count)
     parts = []
@@ -56,7 +56,7 @@ def resampled(measure: Measure, count: int, seed: int = 0) -> dict[str, np.ndarr
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile of the finite values, (R,); NaN where there are none."""
+    """Return the 2.5th and 97.5th percentile of the finite values among (R,); NaN if there are none."""
     finite = drawn[np.isfinite(drawn)]
     if not len(finite):
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""Which result belongs to which reference: by equal names, by names without what tools add to them, or by a pattern."""
+"""Matching results with references: by equal names, by names without the words that tools add, or by a pattern."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from medkit.pipe.records import absolute, record_of
 from medkit.transforms.points import POINT_SUFFIXES
 
 _LABELS = "dseg|seg|segmentation|aseg|labels?|labelmap|mask"
-"""Last words of the names of label images, and words of the names of their folders."""
+"""Last words of the names of label images, and words in the names of their folders."""
 _ROLE = (
     f"{_LABELS}|pred|prediction|registered|transformed|enhanced|sr|class|points|landmarks|fiducials|transform|xfm"
     "|reference|truth|groundtruth|gt|manual|output|result"
 )
-"""Last words of names that say what was done to a case, not which case it is."""
+"""Last words of names that state what was done to a case, not which case it is."""
 _MODALITY = "t1|t1w|t2|t2w|pd|pdw|flair|ct|mri?|image|img|0000"
-"""The same for what was scanned; 0000 is nnU-Net's first channel."""
+"""Last words of names that state the modality; 0000 is nnU-Net's first channel."""
 _DERIVED = "(space|desc|res|den|label|from|to|mode|seg)-.*"
-"""BIDS entities that derivatives add."""
+"""BIDS entities that are added to the names of derivatives."""
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "labels": IMAGE_SUFFIXES,
     "images": IMAGE_SUFFIXES,
@@ -37,21 +37,21 @@ _SUFFIXES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Matches:
-    """What belongs together."""
+    """Results and the references that belong to them."""
 
     found: Mapping[Path, Path]
     """Result -> its reference."""
     missing: Mapping[Path, str] = field(default_factory=dict)
-    """Result without a reference -> why."""
+    """Result without a reference -> the reason."""
     unused: tuple[Path, ...] = ()
     """References without a result."""
 
 
 def files_of(where: Path, kind: str) -> list[Path]:
-    """`where` itself, or the files of a kind below it where it is a folder (other than a DICOM series).
+    """Return `where` itself, or the files of a kind below it if it is a folder (other than a DICOM series).
 
-    `kind`: labels, images, points, classes or transforms. Hidden files do not count. Raises InputError where it is
-    missing.
+    `kind`: labels, images, points, classes or transforms. Hidden files do not count. Raises InputError if `where` does
+    not exist.
     """
     if not where.exists():
         raise InputError(f"{where}: no such file or folder")
@@ -67,35 +67,36 @@ def files_of(where: Path, kind: str) -> list[Path]:
 
 
 def kind_between(results: Sequence[Path], references: Sequence[Path]) -> Kind:
-    """What files are, by their names, their folders' names and their sidecars; UsageError where these do not say."""
+    """Return the kind of files, by their and their folders' names and their sidecars. Raises UsageError if unclear."""
     if all(_is_points(path) for path in results):
         return "points"
-    sides = [{_says_labels(path) for path in side if not _is_points(path)} for side in (results, references)]
+    sides = [{_is_labels(path) for path in side if not _is_points(path)} for side in (results, references)]
     if {True} in sides:
         return "labels"
     if any(True in side for side in sides):
-        raise UsageError("the folders hold label images and others: say which with --kind labels or --kind images")
+        raise UsageError("the folders hold label images and others: choose with --kind labels or --kind images")
     return "images"
 
 
 def of_kind(paths: Iterable[Path], kind: str) -> list[Path]:
-    """Those of the files whose names fit a kind: label images among labels where there are any, else all but these."""
+    """Return the files whose names fit a kind; for labels and classes all files, if no name does."""
     if kind == "classes":
         every = list(paths)
-        return [path for path in every if says_classes(path)] or every
+        return [path for path in every if is_class_file(path)] or every
     every = [path for path in paths if kind == "transforms" or _is_points(path) is (kind == "points")]
-    said = [path for path in every if _says_labels(path)]
+    labels = [path for path in every if _is_labels(path)]
     if kind == "labels":
-        return said or every
-    return [path for path in every if path not in said] if kind == "images" else every
+        return labels or every
+    return [path for path in every if path not in labels] if kind == "images" else every
 
 
 def match(results: Sequence[Path], where: str, kind: str) -> Matches:
-    """The reference of each result: `where` is one file for all, a folder, or a pattern with `{id}`.
+    """Find the reference of each result: `where` is one file for all, a folder, or a pattern with `{id}`.
 
-    In a folder a name fits that is equal, else equal without the words that tools add (`_dseg`, `_registered`,
-    `space-` and so on), else without the modality too, as long as one result and one reference share it. `{id}` is
-    part of a reference's name, and a whole word of its result's name or folders. Raises InputError.
+    In a folder, names match if they are equal, else if they are equal without the words that tools add (`_dseg`,
+    `_registered`, `space-` and so on), else without the modality too, as long as only one result and one reference
+    share the name. `{id}` is part of a reference's name, and a whole word of its result's name or folders. Raises
+    InputError.
     """
     if "{id}" in where:
         return _by_pattern(results, where)
@@ -107,7 +108,7 @@ def match(results: Sequence[Path], where: str, kind: str) -> Matches:
 
 
 def match_names(results: Sequence[Path], references: Sequence[Path]) -> Matches:
-    """The reference of each result by what they are called alone, as `match` finds it in a folder."""
+    """Find the reference of each result by names only, as `match` does in a folder."""
     found: dict[Path, Path] = {}
     used: set[Path] = set()
     ends: list[Callable[[Path], str]] = [partial(_end, depth=depth) for depth in (3, 2, 1)]
@@ -119,18 +120,18 @@ def match_names(results: Sequence[Path], references: Sequence[Path]) -> Matches:
             if len(ours[name]) == len(theirs[name]) == 1:
                 found[ours[name][0]] = theirs[name][0]
                 used.add(theirs[name][0])
-    left = _grouped((result for result in results if result not in found), _subject)
+    unmatched = _grouped((result for result in results if result not in found), _subject)
     unused = tuple(reference for reference in references if reference not in used)
-    fitting = _grouped(unused, _subject) if left else {}
-    missing = {r: _reason(rivals, fitting.get(subject, [])) for subject, rivals in left.items() for r in rivals}
+    fitting = _grouped(unused, _subject) if unmatched else {}
+    missing = {r: _reason(rivals, fitting.get(subject, [])) for subject, rivals in unmatched.items() for r in rivals}
     in_order = {result: found[result] for result in results if result in found}
     return Matches(in_order, missing, unused)
 
 
 def _reason(rivals: Sequence[Path], fitting: Sequence[Path]) -> str:
-    """Why results of one name have none of the references that it fits."""
+    """Return why results of one name have no reference, although `fitting` ones have that name too."""
     if not fitting:
-        return "no name in the folder fits its own"
+        return "no name in the folder fits its name"
     several = fitting if len(fitting) > 1 else rivals
     return f"not clear which belong together: {', '.join(path.name for path in several)}"
 
@@ -142,7 +143,7 @@ def _by_pattern(results: Sequence[Path], pattern: str) -> Matches:
     candidates = sorted(Path("/").glob(wildcard.lstrip("/")))
     ids = {path: whole[1] for path in candidates if (whole := re.fullmatch(expression, str(path)))}
     if not ids:
-        raise InputError(f"{pattern}: no file has such a name")
+        raise InputError(f"{pattern}: no file matches this pattern")
     found: dict[Path, Path] = {}
     missing: dict[Path, str] = {}
     for result in results:
@@ -155,7 +156,7 @@ def _by_pattern(results: Sequence[Path], pattern: str) -> Matches:
 
 
 def _longest(ids: Mapping[Path, str], result: Path) -> list[Path]:
-    """The references whose id is the longest of those that are a word of the result's name, else of its folders."""
+    """Return the references with the longest id that is a word of the result's name, else of its folders."""
     for text in (result.name, str(result.parent)):
         fitting = [path for path, word in ids.items() if re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", text)]
         if fitting:
@@ -172,50 +173,50 @@ def _grouped(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, lis
 
 
 def _end(path: Path, *, depth: int) -> str:
-    """The last `depth` words of a path, such as `bert/mri/aseg`."""
+    """Return the last `depth` parts of a path without suffix, such as `bert/mri/aseg`."""
     return "/".join((*path.parts[-depth:-1], stem_of(path)))
 
 
 def stem_of(path: Path) -> str:
-    """A name without the suffix of an image, points or a transform."""
+    """Return a file's name without the suffix of an image, points or a transform."""
     suffix = next((s for s in POINT_SUFFIXES if path.name.lower().endswith(s)), "")
     return path.name[: -len(suffix)] if suffix else stem(path)
 
 
 def _case(path: Path) -> str:
-    """A name without the words that tools add."""
+    """Return a name without the words that tools add."""
     return _stripped(path, _ROLE)
 
 
 def _subject(path: Path) -> str:
-    """A name without the words that tools add and without what was scanned."""
+    """Return a name without the words that tools add and without the modality."""
     return _stripped(path, f"{_ROLE}|{_MODALITY}")
 
 
 def _stripped(path: Path, words: str) -> str:
-    """A stem without BIDS entities of derivatives and without its last words as long as they are among `words`.
+    """Return a stem without BIDS entities of derivatives, and without last words that match `words`.
 
-    The folder's name where nothing is left, as for `anna/labels.nii.gz`.
+    If nothing is left, return the folder's name, as for `anna/labels.nii.gz`.
     """
-    left = [word for word in stem_of(path).split("_") if not re.fullmatch(_DERIVED, word)]
-    while left and re.fullmatch(words, left[-1].lower()):
-        left.pop()
-    return "_".join(left) or path.parent.name
+    kept = [word for word in stem_of(path).split("_") if not re.fullmatch(_DERIVED, word)]
+    while kept and re.fullmatch(words, kept[-1].lower()):
+        kept.pop()
+    return "_".join(kept) or path.parent.name
 
 
 def _is_points(path: Path) -> bool:
     return path.name.lower().endswith(POINT_SUFFIXES)
 
 
-def says_classes(path: Path) -> bool:
-    """Whether a file's name says that it holds the classes of a case."""
+def is_class_file(path: Path) -> bool:
+    """Return whether a file is, by its name, one that holds the classes of a case."""
     return path.name.lower().endswith(("_class.tsv", "_class.csv"))
 
 
-def _says_labels(path: Path) -> bool:
-    """Whether a file's name, its folder's, or its sidecar says that it holds labels."""
+def _is_labels(path: Path) -> bool:
+    """Return whether a file holds labels, by its name, its folder's name or its sidecar."""
     folder = path.parent.name.lower()
     words = [stem_of(path).lower().split("_")[-1], *re.split(r"[\W_]+", folder)]
     # nnU-Net and the Decathlon have labelsTr and labelsTs
-    said = folder.startswith("labels") or any(re.fullmatch(_LABELS, word) for word in words)
-    return said or record_of(path).kind in ("labels", "mask")
+    named = folder.startswith("labels") or any(re.fullmatch(_LABELS, word) for word in words)
+    return named or record_of(path).kind in ("labels", "mask")

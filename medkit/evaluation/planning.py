@@ -15,10 +15,10 @@ from medkit.pipe.records import absolute
 
 @dataclass(frozen=True)
 class PairPlan:
-    """What is to be compared."""
+    """The pairs to compare."""
 
     kind: Kind
-    """What the files hold."""
+    """Kind of the files."""
     pairs: tuple[Pair, ...]
     """Each result with its reference."""
     unmatched: Mapping[Path, str]
@@ -30,8 +30,9 @@ def plan_pairs(
 ) -> PairPlan:
     """Find the pairs of `results`, which are files or one folder, with `reference`: a file, a folder or a pattern.
 
-    `kind`: labels, images, points, or auto: what names and sidecars say. `mask` and `transform`: as `reference`.
-    References without a result are unmatched only where the results are a folder. Raises InputError, UsageError.
+    `kind`: labels, images, points, or auto, which decides by names and sidecars. `mask` and `transform` are found like
+    `reference`. References without a result count as unmatched only if the results are a folder. Raises InputError and
+    UsageError.
     """
     folder = len(results) == 1 and results[0].is_dir()
     if folder:
@@ -54,7 +55,7 @@ def plan_pairs(
 
 
 def _pairs(matches: Matches, extras: Mapping[str, Matches]) -> list[Pair]:
-    """A pair per result that has all it needs, named by its stem, or by its path where two have one stem."""
+    """Return a pair for each result that has all files, named by its stem, or by its path if two have the same stem."""
     results = [r for r in matches.found if all(r in others.found for others in extras.values())]
     stems = [stem_of(result) for result in results]
     return [

@@ -33,7 +33,7 @@ _STATISTICS = {"mean": "mean", "sd": "SD", "low": "95% from", "high": "95% to", 
 
 
 def table(evaluation: Evaluation, per_label: bool = False) -> str:
-    """Lines for people: the cases and what they amount to, and with `per_label` the labels, or the points, too."""
+    """Return lines for people: the cases and their summary, and with `per_label` also the labels, or the points."""
     parts = [_cases(evaluation)]
     if per_label and evaluation.settings.kind == "labels":
         parts.append(_labels(evaluation))
@@ -43,7 +43,7 @@ def table(evaluation: Evaluation, per_label: bool = False) -> str:
 
 
 def csv_text(evaluation: Evaluation) -> str:
-    """A row per case, or per case and label or point where there are such; the files come last."""
+    """Return CSV with a row for each case, or for each label or point of a case; the last columns are the files."""
     kind = evaluation.settings.kind
     metrics = ROW_METRICS[kind] or (*CASE_METRICS[kind], "data_range")
     keys = {"labels": ("label", "name"), "images": (), "points": ("point",)}[kind]
@@ -59,7 +59,7 @@ def csv_text(evaluation: Evaluation) -> str:
 
 
 def as_data(evaluation: Evaluation) -> dict[str, Any]:
-    """The evaluation as JSON data; null for what is not defined or infinite."""
+    """Return the evaluation as JSON data, with null for values that are not defined or infinite."""
     settings = evaluation.settings
     out = {
         "kind": settings.kind,
@@ -94,6 +94,7 @@ def _case_data(score: Scores) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
+    """Return nested data with NaN and infinity replaced by None, which JSON can hold."""
     if isinstance(value, Mapping):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -117,7 +118,7 @@ def _cases(evaluation: Evaluation) -> str:
 
 
 def _labels(evaluation: Evaluation) -> str:
-    """Means over the cases; for Dice its deviation and interval as well, where there are several cases."""
+    """Return the means over the cases, and for several cases also the deviation and interval of Dice."""
     metrics = ROW_METRICS["labels"]
     several = len(evaluation.scores) > 1
     extra = {k: v for k, v in _STATISTICS.items() if k != "mean"} if several else {}
@@ -140,7 +141,7 @@ def _statistic(summary: Summary, name: str) -> str:
 
 
 def number_text(value: float) -> str:
-    """Four digits, whole numbers from 1000 on, `-` for what is not defined."""
+    """Return a number with four digits, as a whole number from 1000 on; `-` if it is not defined."""
     if math.isnan(value):
         return "-"
     return f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
@@ -151,7 +152,7 @@ def _exact(value: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """Columns two spaces apart, the first `texts` of them flush left, the numbers flush right."""
+    """Return rows as columns two spaces apart, the first `texts` of them aligned left, the others right."""
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
     lines = (
         "  ".join(

@@ -1,4 +1,4 @@
-"""What goes into an evaluation and what comes out of it, as values."""
+"""The values of an evaluation: its pairs and settings, its scores and summaries."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ ROW_METRICS: Mapping[str, tuple[str, ...]] = {
     "images": (),
     "points": ("tre_mm",),
 }
-"""Kind -> what is measured of each label or point. Volume errors have a sign: + where the result is larger."""
+"""Kind -> measures of each label or point. Volume errors are positive if the result is larger."""
 CASE_METRICS: Mapping[str, tuple[str, ...]] = {
     "labels": ("dice", "hd95_mm", "assd_mm", "absolute_volume_error_percent", "absolute_volume_error_mm3"),
     "images": ("mse", "ssim", "psnr_db", "ncc"),
     "points": ("mean_tre_mm", "median_tre_mm", "max_tre_mm"),
 }
-"""Kind -> what is measured of each pair: for labels the mean over its labels."""
+"""Kind -> measures of each pair; for labels the means over its labels."""
 RESAMPLES = 2000
-"""Bootstrap samples: the ends of an interval then repeat to some 2 % of its width."""
+"""Number of bootstrap samples: with another seed the ends of an interval differ by about 2 % of its width."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A result and what it is compared with."""
+    """A result and its reference."""
 
     name: str
-    """The case, for people."""
+    """Name of the case, for people."""
     result: Path
-    """Labels, an image or points (for points with a transform: those of the moving space)."""
+    """Labels, an image or points (with a transform: points of the moving image)."""
     reference: Path
-    """The same of the reference (for points with a transform: those of the fixed space)."""
+    """The reference's labels, image or points (with a transform: points of the fixed image)."""
     mask: Path | None = None
-    """Images: where to compare them."""
+    """For images: where to compare them."""
     transform: Path | None = None
-    """Points: takes the reference's points (fixed) to the result's space (moving) first."""
+    """For points: takes the reference's points (fixed) to the result's space (moving) before they are compared."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class EvaluationSettings:
     """How pairs are compared."""
 
     kind: Kind
-    """What the files are."""
+    """Kind of the files."""
     labels: tuple[int, ...] = ()
-    """The labels to compare, in the result's numbers; all that either side has where empty. 0 never counts."""
+    """Labels to compare, in the result's numbers; if empty, all that result or reference has. 0 never counts."""
     label_map: LabelMap | None = None
-    """The reference's numbers in the result's."""
+    """Translates the reference's numbers into the result's."""
     resample: bool = False
-    """Put a result (and a mask) that lies on another grid onto the reference's, instead of refusing the pair."""
+    """Resample a result (and a mask) on another grid onto the reference's grid, instead of refusing the pair."""
     data_range: float | None = None
-    """Span of the intensities for SSIM and PSNR; where None that of each reference."""
+    """Span of the intensities for SSIM and PSNR; None: the span of each reference."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class ScoreRow:
     label: str
     """Number of the label, or name of the point."""
     name: str
-    """Name of the structure, empty where unknown."""
+    """Name of the structure; empty if unknown."""
     values: Mapping[str, float]
-    """`ROW_METRICS`; NaN where not defined, such as the distance to a structure that is missing."""
+    """Measure of `ROW_METRICS` -> value; NaN if not defined, such as the distance to a missing structure."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Scores:
 
     pair: Pair
     values: Mapping[str, float]
-    """`CASE_METRICS`, and for images the `data_range` that was used."""
+    """Measure of `CASE_METRICS` -> value, and for images the `data_range` that was used."""
     rows: tuple[ScoreRow, ...] = ()
-    """Its labels or points."""
+    """Scores of its labels or points."""
     warnings: tuple[str, ...] = ()
-    """What to know when reading them, in plain sentences."""
+    """What to know when reading the scores, in plain sentences."""
 
 
 @dataclass(frozen=True)
@@ -92,35 +92,36 @@ class Failure:
 
     pair: Pair
     error: str
-    """The reason, naming the file."""
+    """The reason, with the name of the file."""
     refused: bool = False
     """Whether the sanity check refused an input."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A measure over the cases where it is finite."""
+    """A measure over those cases in which it is finite."""
 
     n: int
+    """Number of these cases."""
     mean: float
     sd: float
     """Standard deviation of a sample (n - 1); NaN for one case."""
     low: float
     """2.5th percentile of the mean over bootstrap samples of the cases; NaN for one case."""
     high: float
-    """97.5th percentile."""
+    """97.5th percentile of the mean over bootstrap samples of the cases; NaN for one case."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of all pairs, and what they amount to."""
+    """The scores of all pairs, and their summaries."""
 
     settings: EvaluationSettings
     scores: tuple[Scores, ...]
     failures: tuple[Failure, ...] = ()
     summary: Mapping[str, Summary] = field(default_factory=dict)
-    """Measure of `CASE_METRICS` -> over cases."""
+    """Measure of `CASE_METRICS` -> its summary over cases."""
     labels: Mapping[str, Mapping[str, Summary]] = field(default_factory=dict)
-    """Label -> measure of `ROW_METRICS` -> over cases; empty for images and points."""
+    """Label -> measure of `ROW_METRICS` -> its summary over cases; empty for images and points."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Label -> name of the structure, where known."""
+    """Label -> name of the structure, if known."""

@@ -1,4 +1,4 @@
-"""Comparing pairs one after the other, and summing up."""
+"""Comparing pairs in order, and summarising their scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SCORERS: Mapping[str, Callable[[Pair, EvaluationSettings], Scores]] = {
 def evaluate(
     pairs: Iterable[Pair], settings: EvaluationSettings, tell: Callable[[Scores | Failure], None] = lambda outcome: None
 ) -> Evaluation:
-    """Compare pairs; one that cannot be compared becomes a `Failure`, and the others go on.
+    """Compare pairs; one that cannot be compared becomes a `Failure` and does not stop the others.
 
     `tell` is called with the outcome of each pair as soon as it is known.
     """
@@ -48,7 +48,7 @@ def evaluate(
 
 
 def sum_up(settings: EvaluationSettings, scores: tuple[Scores, ...], failures: tuple[Failure, ...] = ()) -> Evaluation:
-    """The scores with their summaries over cases, and for labels over the cases of each label."""
+    """Return the scores with their summaries over cases, and for labels over the cases of each label."""
     summary = {
         metric: summarised([score.values[metric] for score in scores], settings.seed)
         for metric in CASE_METRICS[settings.kind]
@@ -69,7 +69,7 @@ def sum_up(settings: EvaluationSettings, scores: tuple[Scores, ...], failures: t
 
 
 def summarised(values: Iterable[float], seed: int = 0) -> Summary:
-    """Mean, deviation and 95 % percentile bootstrap interval of the mean (Efron 1979) of the finite `values`."""
+    """Return mean, deviation and 95 % percentile bootstrap interval of the mean (Efron 1979) of the finite `values`."""
     given = np.array(list(values), np.float64)
     given = given[np.isfinite(given)]
     none = float("nan")

@@ -1,7 +1,7 @@
-"""Changes of a classifier's input that are too small to see and meant to mislead it, found by its own gradients.
+"""Adversarial attacks: changes of a classifier's input too small to see, which mislead it, found by its own gradients.
 
-FGSM (Goodfellow 2015) goes one step against the true class, PGD (Madry 2018) several smaller ones from a random start.
-Both know the network and begin behind the bundle's preprocessing, so that sizes are in units of the network's input.
+FGSM (Goodfellow 2015) takes one step against the true class, PGD (Madry 2018) several smaller ones from a random start.
+Both know the network and change the output of the bundle's preprocessing, so sizes are in units of the network's input.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from medkit.inference.network import Network
 
 PGD_STEPS = 10
+"""Number of PGD's steps."""
 PGD_REACH = 2.5
-"""How far all steps of PGD together could go, as a multiple of the largest change that is allowed (Madry 2018)."""
+"""Length of all steps of PGD together, as a multiple of the largest change that is allowed (Madry 2018)."""
 
 
 def attacked(
@@ -31,10 +32,10 @@ def attacked(
     seed: int,
     classes: Sequence[int] = (),
 ) -> Prepared:
-    """A prepared case whose image is changed by up to `size` at every voxel, within the image's own range.
+    """Return a prepared case with its image changed by up to `size` at every voxel, within the image's own range.
 
-    `truth` is the number of its class among `classes`, channels of the network's answer (none: all of them), for a
-    network of one output whether it is what is looked for; `method` is `fgsm` or `pgd`.
+    `truth` is the number of the case's class among `classes`, which are channels of the network's answer (empty: all);
+    for a network with one output it is 1 if the case is positive, else 0. `method` is `fgsm` or `pgd`.
     """
     import torch
 
@@ -54,7 +55,7 @@ def attacked(
 
 
 def _gradient(network: Network, image: torch.Tensor, truth: int, classes: Sequence[int]) -> torch.Tensor:
-    """That of the loss with respect to the image, (1, C, I, J, K)."""
+    """Return the gradient of the loss with respect to the image, both (1, C, I, J, K)."""
     import torch
     from torch.nn import functional
 

@@ -1,8 +1,8 @@
-"""What scanners, movement and post-processing do to images, at strengths that are fixed.
+"""Corruptions of images by scanners, movement and post-processing, at fixed strengths (as in ImageNet-C).
 
-Each shift takes an image's channels, (C, I, J, K) float32, the spacing of its voxels, (3,) mm, a strength and a seed,
-and gives the channels spoilt. It is what `medkit.synthesis.draw` and MONAI's transforms do to training images, without their
-draws of how strong: the same seed gives the same image, and the same pattern at other strengths.
+A corruption takes an image's channels, (C, I, J, K) float32, the spacing of its voxels, (3,) mm, a strength and a seed,
+and returns the corrupted channels. The effects are those of `medkit.synthesis` and of MONAI's transforms on training
+images, but with a given strength: the same seed returns the same image, and the same pattern at other strengths.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ if TYPE_CHECKING:
     from medkit.synthesis.ranges import Random
 
 _SAMPLE = 1_000_000
-"""Voxels looked at for percentiles."""
+"""Number of voxels from which percentiles are computed."""
 
-Spoil = Callable[[np.ndarray, np.ndarray, float, int], np.ndarray]
+Corrupt = Callable[[np.ndarray, np.ndarray, float, int], np.ndarray]
+"""Function of channels, spacing, strength and seed."""
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """A way in which images get worse."""
+    """One way in which images get worse."""
 
     name: str
-    what: str
-    """What its strengths are, for people."""
+    unit: str
+    """What its strengths measure, for people."""
     strengths: tuple[float, ...]
-    """From little to much."""
-    spoil: Spoil | None = None
-    """None for an attack, which is made of what the network is given (see `medkit.robustness.attacks`)."""
+    """In ascending order of the damage."""
+    corrupt: Corrupt | None = None
+    """None for an attack, which changes the network's input instead of the file (see `medkit.robustness.attacks`)."""
 
 
-def spoilt(shift: Corruption, strength: float, image: np.ndarray, spacing: np.ndarray, seed: int) -> np.ndarray:
-    """The channels of an image, (C, I, J, K), spoilt, in their own type.
+def corrupted(corruption: Corruption, strength: float, image: np.ndarray, spacing: np.ndarray, seed: int) -> np.ndarray:
+    """Return the corrupted channels of an image, (C, I, J, K), in their own type; `spacing` (3,) in mm.
 
-    Nothing falls below the lowest value that a channel had, as a scanner's floor would have it; what a whole number
-    cannot hold is rounded and cut off.
+    No value falls below the lowest value that its channel had, like a scanner's noise floor. Integer types are rounded
+    and clipped to their range.
     """
-    assert shift.spoil is not None, "attacks spoil what the network is given"
+    assert corruption.corrupt is not None, "attacks change the network's input, not an image"
     values = image.astype(np.float32)
-    out = shift.spoil(values, spacing, strength, seed)
+    out = corruption.corrupt(values, spacing, strength, seed)
     out = np.maximum(out, values.reshape(len(values), -1).min(axis=1)[:, None, None, None])
     if image.dtype.kind in "iu":
         limits = np.iinfo(image.dtype)
@@ -69,7 +70,7 @@ def _blurred(image: np.ndarray, spacing: np.ndarray, strength: float, seed: int)
 
 
 def _moved(image: np.ndarray, spacing: np.ndarray, strength: float, seed: int) -> np.ndarray:
-    from medkit.synthesis.faults import ghosted
+    from medkit.synthesis.artifacts import ghosted
     from medkit.synthesis.ranges import Ranges
 
     ranges = Ranges(ghosting=1.0, ghosts=(strength, strength))
@@ -77,10 +78,10 @@ def _moved(image: np.ndarray, spacing: np.ndarray, strength: float, seed: int) -
 
 
 def _biased(image: np.ndarray, spacing: np.ndarray, strength: float, seed: int) -> np.ndarray:
-    from medkit.synthesis.faults import bias_field
+    from medkit.synthesis.artifacts import bias_field
     from medkit.synthesis.ranges import Ranges
 
-    step = max(max(image.shape[1:]) / 3, 1.0)  # in voxels, so that pictures without a size get a field as smooth
+    step = max(max(image.shape[1:]) / 3, 1.0)  # in voxels, so that pictures without a spacing get a smooth field too
     field = bias_field(image.shape[1:], 1.0, _random(seed), Ranges(bias_spacing=(step, step))).log()
     factor = (strength / field.std().clamp_min(1e-6) * field).exp().numpy()
     floor = image.reshape(len(image), -1).min(axis=1)[:, None, None, None]
@@ -88,30 +89,27 @@ def _biased(image: np.ndarray, spacing: np.ndarray, strength: float, seed: int) 
     return out
 
 
-def _bent(image: np.ndarray, spacing: np.ndarray, strength: float, seed: int) -> np.ndarray:
+def _with_gamma(image: np.ndarray, spacing: np.ndarray, strength: float, seed: int) -> np.ndarray:
     from monai.transforms import AdjustContrast
 
     return np.stack([np.asarray(AdjustContrast(strength)(channel[None]))[0] for channel in image])
 
 
 def _coarsened(image: np.ndarray, spacing: np.ndarray, strength: float, seed: int) -> np.ndarray:
-    import torch
-
-    from medkit.synthesis.appearance import along_axes, slices
+    from medkit.scanner.separable import apply_along_axes
+    from medkit.synthesis.appearance import slices
 
     wanted = strength * _finest(image, spacing)
     steps = [wanted / mm if n > 1 else 1.0 for n, mm in zip(image.shape[1:], spacing, strict=True)]
-    operators = [
-        slices(n, step, 0.0, 0.5) if step > 1 else torch.eye(n) for n, step in zip(image.shape[1:], steps, strict=True)
-    ]
-    return _each(image, lambda channel: along_axes(channel[0], operators)[None])
+    matrices = [slices(n, step, 0.0, 0.5) if step > 1 else None for n, step in zip(image.shape[1:], steps, strict=True)]
+    return _each(image, lambda channel: apply_along_axes(channel, matrices))
 
 
-def _each(image: np.ndarray, spoil: Callable[..., object]) -> np.ndarray:
-    """Each channel by itself, by a function of a tensor (1, I, J, K)."""
+def _each(image: np.ndarray, change: Callable[..., object]) -> np.ndarray:
+    """Change each channel separately, by a function of a tensor (1, I, J, K)."""
     import torch
 
-    parts = [spoil(torch.from_numpy(np.ascontiguousarray(channel))[None]) for channel in image]
+    parts = [change(torch.from_numpy(np.ascontiguousarray(channel))[None]) for channel in image]
     return np.concatenate([np.asarray(part) for part in parts])
 
 
@@ -124,12 +122,12 @@ def _random(seed: int) -> Random:
 
 
 def _finest(image: np.ndarray, spacing: np.ndarray) -> float:
-    """The smallest spacing of an axis along which the image extends, mm."""
+    """Return the smallest spacing (mm) among the axes with more than one voxel."""
     return float(min(mm for n, mm in zip(image.shape[1:], spacing, strict=True) if n > 1))
 
 
 def _span(image: np.ndarray) -> np.ndarray:
-    """(C, 1, 1, 1) from the 1st to the 99th percentile of each channel, which may be the same; then the whole range."""
+    """Return (C, 1, 1, 1) the span from the 1st to the 99th percentile of each channel; if 0, its whole range."""
     flat = image.reshape(len(image), -1)
     sample = flat[:, :: max(1, flat.shape[1] // _SAMPLE)]
     low, high = np.percentile(sample, (1, 99), axis=1)
@@ -138,18 +136,18 @@ def _span(image: np.ndarray) -> np.ndarray:
 
 
 _VOXELS = "voxels of the finest axis"
-SHIFTS: Mapping[str, Corruption] = {
-    shift.name: shift
-    for shift in (
+CORRUPTIONS: Mapping[str, Corruption] = {
+    corruption.name: corruption
+    for corruption in (
         Corruption("noise", "standard deviation as a share of the intensities' range", (0.03, 0.1, 0.2), _noisy),
         Corruption("blur", f"standard deviation in {_VOXELS}", (0.7, 1.5, 3.0), _blurred),
         Corruption("motion", "ghosts' share of the intensities", (0.1, 0.25, 0.5), _moved),
         Corruption("bias", "standard deviation of the bias field's logarithm", (0.15, 0.3, 0.6), _biased),
-        Corruption("brighter", "exponent of the intensities", (0.8, 0.6, 0.4), _bent),
-        Corruption("darker", "exponent of the intensities", (1.25, 1.67, 2.5), _bent),
+        Corruption("brighter", "exponent of the intensities", (0.8, 0.6, 0.4), _with_gamma),
+        Corruption("darker", "exponent of the intensities", (1.25, 1.67, 2.5), _with_gamma),
         Corruption("resolution", f"thickness of voxels in {_VOXELS}", (1.5, 2.0, 4.0), _coarsened),
         Corruption("fgsm", "largest change of the network's input", (0.005, 0.01, 0.03)),
         Corruption("pgd", "largest change of the network's input", (0.005, 0.01, 0.03)),
     )
 }
-"""Name -> shift; those without a function are attacks, which classifiers alone are given."""
+"""Name -> corruption, as `--shifts` takes them; those without a function are attacks, for classifiers only."""

@@ -1,4 +1,4 @@
-"""The files of a case, and spoilt ones in their place, which a bundle reads as it would any other."""
+"""The files of a case, and corrupted copies of them, which a bundle reads like any other files."""
 
 from __future__ import annotations
 
@@ -16,60 +16,60 @@ from medkit.images.image import read_image
 from medkit.inference.inputs import is_picture
 from medkit.pipe.names import stem
 from medkit.pipe.records import Record
-from medkit.robustness.corruptions import Corruption, spoilt
+from medkit.robustness.corruptions import Corruption, corrupted
 
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
-"""Pictures that are written as they were read; others become PNG."""
+"""Suffixes of pictures that are written in their own format; others become PNG."""
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """An image to be spoilt."""
+    """An image to corrupt, and how to write it."""
 
     data: np.ndarray
     """(C, I, J, K) in the file's own type."""
     spacing: np.ndarray
     """(3,) mm; 1 for pictures."""
     suffix: str
-    """How the name of a file of it ends."""
+    """Suffix of the files that are written."""
     write: Callable[[np.ndarray, Path], None]
-    """Writes such an array as a file of that suffix."""
+    """Write an array like `data` to a file with that suffix."""
 
 
 def files_of_case(record: Record, contract: Contract) -> dict[str, Path]:
-    """Role -> file of a case, its own input first."""
+    """Return role -> file of a case, its own input first."""
     main = contract.keys[0]
     others = {role: path for role, path in record.inputs.items() if role in contract.accepts}
     return {main: record.inputs.get(main, record.path)} | others
 
 
-class Spoiler:
-    """Makes the spoilt files of one case after the other in a folder; each takes the place of the one before it."""
+class FileCorrupter:
+    """Writes corrupted files of one case at a time into a folder; each replaces the one before it."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
         self._read: dict[Path, Channels] = {}
 
     def read(self, files: Mapping[str, Path]) -> None:
-        """Takes up another case. Raises InputError."""
+        """Read the images of the next case. Raises InputError."""
         self._read = {path: read_channels(path) for role, path in files.items() if role not in NO_IMAGES}
 
-    def spoilt(self, files: Mapping[str, Path], shift: Corruption, strength: float) -> dict[str, Path]:
-        """The files of the case with the images among them spoilt; the same pattern at every strength."""
+    def corrupted(self, files: Mapping[str, Path], corruption: Corruption, strength: float) -> dict[str, Path]:
+        """Return the files of the case with its images corrupted; the same pattern at every strength."""
         out = dict(files)
         for number, (role, path) in enumerate(files.items()):
             if path not in self._read:
                 continue
             image = self._read[path]
-            seed = zlib.crc32(f"{self.seed} {shift.name} {number} {path.name}".encode(errors="surrogateescape"))
+            seed = zlib.crc32(f"{self.seed} {corruption.name} {number} {path.name}".encode(errors="surrogateescape"))
             out[role] = self.folder / str(number) / (stem(path) + image.suffix)
             out[role].parent.mkdir(exist_ok=True)
-            image.write(spoilt(shift, strength, image.data, image.spacing, seed % 2**31), out[role])
+            image.write(corrupted(corruption, strength, image.data, image.spacing, seed % 2**31), out[role])
         return out
 
 
 def read_channels(path: Path) -> Channels:
-    """An image or a picture. Raises InputError."""
+    """Read an image or a picture. Raises InputError."""
     if is_picture(path):
         return _picture(path)
     image = read_image(path)
@@ -81,7 +81,7 @@ def read_channels(path: Path) -> Channels:
 
 
 def _picture(path: Path) -> Channels:
-    """A picture of grey values or of three colours, rows and columns as its first two spatial axes."""
+    """Read a picture of grey values or three colours; rows and columns become the first two spatial axes."""
     from PIL import Image as Picture
     from PIL import ImageOps
 

@@ -1,4 +1,4 @@
-"""What shifts cost a bundle as a table for people, as CSV, as JSON and as a picture."""
+"""How far corruptions lower a bundle's metric: as a table for people, as CSV, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from medkit.evaluation.classes.report import TITLES as CLASS_TITLES
 from medkit.evaluation.report import TITLES, aligned, finite, number_text
 from medkit.figures.charts import SIZE, Series, line_chart, round_ticks, spread
-from medkit.robustness.corruptions import SHIFTS
-from medkit.robustness.run import AS_IT_IS, CorruptionRow, Robustness
+from medkit.robustness.corruptions import CORRUPTIONS
+from medkit.robustness.run import ORIGINAL, CorruptionRow, Robustness
 from medkit.robustness.scores import MEASURES
 
 _TITLES = TITLES | CLASS_TITLES
 _KEY = 40
-"""Pixels beside the axes for the names of the shifts."""
+"""Pixels next to the axes for the names of the corruptions."""
 
 
 def table(done: Robustness) -> str:
-    """Lines for people: shift and strength, the main measure with its fall, and the other measures."""
+    """Return lines for people: corruption and strength, the main measure and its fall, and the other measures."""
     main, *others = MEASURES[done.settings.kind]
     interval = ["95% from", "95% to"]
     head = ["shift", "strength", _TITLES[main], *interval, "fall", *interval, *(_TITLES[o] for o in others), "n"]
@@ -29,14 +29,14 @@ def table(done: Robustness) -> str:
     for row in done.rows:
         value, fall = row.values[main], row.values[f"fall_{main}"]
         numbers = [value.value, value.low, value.high]
-        falls = [fall.value, fall.low, fall.high] if row.shift != AS_IT_IS[0] else [math.nan] * 3
+        falls = [fall.value, fall.low, fall.high] if row.corruption != ORIGINAL[0] else [math.nan] * 3
         texts = [number_text(n) for n in (*numbers, *falls, *(row.values[o].value for o in others))]
-        rows.append([row.shift, _strength(row), *texts, str(row.n)])
+        rows.append([row.corruption, _strength(row), *texts, str(row.n)])
     return f"{aligned(rows)}\n\n{_legend(done)}\n"
 
 
 def csv_text(done: Robustness) -> str:
-    """A row for each shift and strength: every measure and its fall, each with the ends of its interval."""
+    """Return a row for each corruption and strength: every measure and its fall, with the ends of their intervals."""
     names = [name for measure in MEASURES[done.settings.kind] for name in (measure, f"fall_{measure}")]
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
@@ -44,19 +44,19 @@ def csv_text(done: Robustness) -> str:
     writer.writerow(["shift", "strength", "n", *columns])
     for row in done.rows:
         numbers = [n for name in names for n in asdict(row.values[name]).values()]
-        writer.writerow([row.shift, row.strength, row.n, *("" if math.isnan(n) else repr(n) for n in numbers)])
+        writer.writerow([row.corruption, row.strength, row.n, *("" if math.isnan(n) else repr(n) for n in numbers)])
     return out.getvalue()
 
 
 def as_data(done: Robustness) -> dict[str, Any]:
-    """JSON data; null for what is not defined."""
+    """Return the same as JSON data; null for values that are not defined."""
     data: dict[str, Any] = finite(
         {
             "bundle": done.bundle,
             "kind": done.settings.kind,
             "measure": MEASURES[done.settings.kind][0],
-            "rows": [asdict(row) for row in done.rows],
-            "strengths": {row.shift: SHIFTS[row.shift].what for row in done.rows if row.shift in SHIFTS},
+            "rows": [_row_data(row) for row in done.rows],
+            "strengths": _units(done),
             "failed": list(done.failures),
             "settings": {"seed": done.settings.seed},
         }
@@ -64,29 +64,38 @@ def as_data(done: Robustness) -> dict[str, Any]:
     return data
 
 
+def _row_data(row: CorruptionRow) -> dict[str, Any]:
+    values = {name: asdict(estimate) for name, estimate in row.values.items()}
+    return {"shift": row.corruption, "strength": row.strength, "n": row.n, "values": values}
+
+
 def picture(done: Robustness) -> bytes:
-    """A PNG: the main measure over how far the images are spoilt, a line for each shift."""
+    """Return a PNG: the main measure over the strength of the corruption, a line for each corruption."""
     main = MEASURES[done.settings.kind][0]
     clean, *rest = done.rows
     lines: dict[str, list[float]] = {}
     for row in rest:
-        lines.setdefault(row.shift, [clean.values[main].value]).append(row.values[main].value)
+        lines.setdefault(row.corruption, [clean.values[main].value]).append(row.values[main].value)
     series = [
         Series(name, [(n, v) for n, v in enumerate(values) if math.isfinite(v)]) for name, values in lines.items()
     ]
     values = [value for line in series for _, value in line.points] or [0.0, 1.0]
     most = max((len(values) for values in lines.values()), default=2) - 1
     size = (SIZE[0] + _KEY, SIZE[1])
-    across = ("strength, from the images as they are (0) to much", [float(n) for n in range(most + 1)])
+    across = ("strength, from the original images (0) to strong", [float(n) for n in range(most + 1)])
     up = (_TITLES[main], round_ticks(*spread(values), 6))
     return line_chart(series, across, up, f"{done.bundle}: {clean.n} images", size=size, room=_KEY)
 
 
 def _strength(row: CorruptionRow) -> str:
-    return "-" if row.shift == AS_IT_IS[0] else f"{row.strength:g}"
+    return "-" if row.corruption == ORIGINAL[0] else f"{row.strength:g}"
 
 
 def _legend(done: Robustness) -> str:
-    """What the strengths mean."""
-    used = dict.fromkeys(row.shift for row in done.rows if row.shift in SHIFTS)
-    return "\n".join(f"{name}: {SHIFTS[name].what}" for name in used)
+    """Return lines that explain the strengths."""
+    return "\n".join(f"{name}: {unit}" for name, unit in _units(done).items())
+
+
+def _units(done: Robustness) -> dict[str, str]:
+    """Return corruption -> what its strengths measure, for the corruptions that were used."""
+    return {row.corruption: CORRUPTIONS[row.corruption].unit for row in done.rows if row.corruption in CORRUPTIONS}

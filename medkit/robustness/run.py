@@ -1,4 +1,4 @@
-"""Running a bundle on images as they are and under every shift, and what that costs its metric."""
+"""Running a bundle on original and corrupted images, and comparing its metric."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from medkit.evaluation.results import EvaluationSettings
 from medkit.inference.runner import RunSettings, bundle_task, open_bundle, role_of
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
-from medkit.robustness.corruptions import SHIFTS, Corruption
-from medkit.robustness.inputs import Spoiler, files_of_case
+from medkit.robustness.corruptions import CORRUPTIONS, Corruption
+from medkit.robustness.inputs import FileCorrupter, files_of_case
 from medkit.robustness.scores import KINDS, MEASURES, Score, Scorer, difference, measure_of
 from medkit.run.outputs import Targets
 from medkit.run.task import Case, CasePlan
@@ -29,68 +29,71 @@ from medkit.run.worker import CaseWorker, explain
 if TYPE_CHECKING:
     from medkit.inference.transforms import Prepared
 
-AS_IT_IS = ("none", 0.0)
-"""What stands for the images as they are, in place of a shift and its strength."""
+ORIGINAL = ("none", 0.0)
+"""Key of the original images, in place of a corruption and its strength."""
 
 Key = tuple[str, float]
-"""A shift's name and its strength."""
+"""Name of a corruption, and its strength."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A case and what its result is compared with."""
+    """A case and its reference."""
 
     record: Record
     reference: str
-    """The path of a label image or an image, or a class."""
+    """Path of a label image or an image, or a class."""
 
 
 @dataclass(frozen=True)
 class CorruptionRow:
-    """A bundle's metric under a shift."""
+    """A bundle's metric under a corruption of one strength."""
 
-    shift: str
+    corruption: str
     strength: float
     n: int
-    """Cases that gave a result both as they are and so."""
+    """Number of cases with a result for both the original and the corrupted image."""
     values: Mapping[str, Estimate]
-    """Measure -> its value; `fall_<measure>` -> by how much it is worse than on the same images as they are."""
+    """Measure -> its value; `fall_<measure>` -> how much worse it is than on the same cases' original images."""
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """What shifts cost a bundle."""
+    """A bundle's metric on original and corrupted images."""
 
     bundle: str
-    """Its name and version."""
+    """Name and version of the bundle."""
     settings: EvaluationSettings
     rows: tuple[CorruptionRow, ...]
-    """The images as they are, then every shift from little to much."""
+    """The original images, then every corruption in ascending order of strength."""
     failures: Sequence[str] = field(default_factory=list)
-    """A sentence for every case that gave no result, under a shift or at all."""
+    """A sentence for every case without a result, for one corruption or at all."""
 
 
-def shifts_for(kind: str, names: Sequence[str] = ()) -> tuple[Corruption, ...]:
-    """The shifts of that name, or all that fit a kind of result: attacks are for classes. Raises UsageError."""
-    fitting = {name: shift for name, shift in SHIFTS.items() if shift.spoil or kind == "classes"}
+def corruptions_for(kind: str, names: Sequence[str] = ()) -> tuple[Corruption, ...]:
+    """Return the corruptions of these names, or all that fit a kind of result; attacks need classes.
+
+    Raises UsageError for a name that does not fit.
+    """
+    fitting = {name: each for name, each in CORRUPTIONS.items() if each.corrupt or kind == "classes"}
     for name in names:
         if name not in fitting:
             known = ", ".join(fitting)
-            raise UsageError(f"--shifts {name}: expected some of {known}, for a bundle that gives {kind}")
+            raise UsageError(f"--shifts {name}: expected some of {known}, for a bundle that returns {kind}")
     return tuple(fitting[name] for name in names or fitting)
 
 
 def kind_of(bundle: Bundle) -> str:
-    """The kind of evaluation for what a bundle gives: labels, images or classes. Raises BundleError."""
+    """Return the kind of evaluation for a bundle's results: labels, images or classes. Raises BundleError."""
     return KINDS[contract_of(bundle).kind]
 
 
 def classes_of(bundle: Bundle, aspect: str | None) -> tuple[int, ...]:
-    """The channels of the classes that an aspect is about; none for all. Raises UsageError, BundleError."""
+    """Return the channels of an aspect's classes; empty for all. Raises UsageError, BundleError."""
     aspects = contract_of(bundle).aspects
     if aspect not in aspects and (aspect is not None or aspects):
-        said = ", ".join(aspects) or "one thing alone of an image"
-        raise UsageError(f"--aspect {aspect or 'is missing'}: the bundle says {said}")
+        known = ", ".join(aspects) or "no aspects"
+        raise UsageError(f"--aspect {aspect or 'is missing'}: the bundle has {known}")
     return aspects[aspect] if aspect else ()
 
 
@@ -99,35 +102,36 @@ def measure(
     bundle: Bundle,
     settings: EvaluationSettings,
     how: RunSettings,
-    shifts: Sequence[Corruption],
+    corruptions: Sequence[Corruption],
     options: RunOptions,
     tell: Callable[[str], None] = lambda line: None,
     classes: Sequence[int] = (),
 ) -> Robustness:
-    """What `shifts` cost a bundle, whose code is trusted. Raises as the runner does where it cannot be loaded.
+    """Return the metric of a bundle, whose code is trusted, on original and corrupted images.
 
-    `options` say where to compute; `tell` is called with a sentence as each case is done; `classes` are the channels of
-    a classifier that count, none: all.
+    `options` state where to compute; `tell` is called with a line after each case; `classes` are the channels of a
+    classifier that count (empty: all). Raises MedkitError if no image gave a result, and BundleError and
+    WeightsMissingError if the bundle cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="medkit-robustness-") as folder:
         work = _Work(bundle, settings, how, options, Path(folder), classes)
-        scores: dict[Key, list[Score | None]] = {key: [] for key in (AS_IT_IS, *_keys(shifts))}
+        scores: dict[Key, list[Score | None]] = {key: [] for key in (ORIGINAL, *_keys(corruptions))}
         references = []
         for number, item in enumerate(items, start=1):
-            found, reference = work.scores_of(item, shifts)
+            found, reference = work.scores_of(item, corruptions)
             references.append(reference)
             for key, own in scores.items():
                 own.append(found.get(key))
             tell(f"robustness [{number}/{len(items)}] {item.record.path.name}")
-    clean = scores[AS_IT_IS]
+    clean = scores[ORIGINAL]
     if not any(clean):
         raise MedkitError("\n".join([*work.failures, "no image gave a result"]))
     rows = [_row(settings, key, clean, own, references) for key, own in scores.items()]
     return Robustness(f"{bundle.name} {bundle.version}", settings, tuple(rows), work.failures)
 
 
-def _keys(shifts: Sequence[Corruption]) -> Iterator[Key]:
-    return ((shift.name, strength) for shift in shifts for strength in shift.strengths)
+def _keys(corruptions: Sequence[Corruption]) -> Iterator[Key]:
+    return ((corruption.name, strength) for corruption in corruptions for strength in corruption.strengths)
 
 
 def _row(
@@ -137,7 +141,7 @@ def _row(
     own: Sequence[Score | None],
     references: Sequence[Any],
 ) -> CorruptionRow:
-    """One shift against the images as they are, over the cases that gave a result both times."""
+    """Compare one corruption with the original images, over the cases that have both results."""
     both = [(a, b, r) for a, b, r in zip(clean, own, references, strict=True) if a is not None and b is not None]
     if not both:
         none = Estimate(*[float("nan")] * 3)
@@ -150,19 +154,19 @@ def _row(
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
-    """A case as it is."""
+class _Original:
+    """A case with its original images."""
 
     case: Case
     prepared: Prepared
     reference: Any
     score: Score
     number: int
-    """That of its class, for classes."""
+    """Number of its class, for classes."""
 
 
 class _Work:
-    """A bundle, loaded, and a folder for what is spoilt."""
+    """A loaded bundle, and a folder for corrupted files."""
 
     def __init__(
         self,
@@ -182,52 +186,55 @@ class _Work:
         self.classes = tuple(classes)
         names = tuple(self.contract.classes[n] for n in classes)
         self.scorer = Scorer(settings, role_of(self.contract, self.contract.results[0]), names)
-        self.spoiler = Spoiler(folder, settings.seed)
+        self.corrupter = FileCorrupter(folder, settings.seed)
         self.failures: list[str] = []
 
-    def scores_of(self, item: Item, shifts: Sequence[Corruption]) -> tuple[dict[Key, Score], Any]:
-        """A case's score as it is and under every shift, where it gives a result; and what it is compared with."""
+    def scores_of(self, item: Item, corruptions: Sequence[Corruption]) -> tuple[dict[Key, Score], Any]:
+        """Return a case's scores, original and under every corruption, as far as it has results; and its reference."""
         files = files_of_case(item.record, self.contract)
         case = Case(CasePlan(item.record, files, Targets({})), self.task, self.options, self.runtime)
         reference: Any = item.reference
         try:
             reference = self.scorer.reference(item.reference)
-            known = self._as_it_is(case, reference, spoil=any(shift.spoil for shift in shifts))
+            original = self._original(case, reference, files=any(each.corrupt for each in corruptions))
         except Exception as error:  # one bad image must not take the scores of the others
             self._fail(case, "", error)
             return {}, reference
-        found: dict[Key, Score] = {AS_IT_IS: known.score}
-        for shift in shifts:
-            for strength in shift.strengths:
+        found: dict[Key, Score] = {ORIGINAL: original.score}
+        for corruption in corruptions:
+            for strength in corruption.strengths:
                 try:
-                    found[shift.name, strength] = self._shifted(known, shift, strength)
+                    found[corruption.name, strength] = self._corrupted(original, corruption, strength)
                 except Exception as error:
-                    self._fail(case, f"{shift.name} {strength:g}: ", error)
+                    self._fail(case, f"{corruption.name} {strength:g}: ", error)
         return found, reference
 
-    def _as_it_is(self, case: Case, reference: Any, *, spoil: bool) -> _Known:
-        """Raises InputError for an image that the bundle refuses, and for a class that it does not know."""
+    def _original(self, case: Case, reference: Any, *, files: bool) -> _Original:
+        """Run a case's original images; `files`: also read them to be corrupted.
+
+        Raises InputError for an image that the bundle refuses, and for a class that it does not know.
+        """
         if missing := [path for path in case.inputs.values() if not path.exists()]:
             raise InputError(f"{missing[0]}: no such file")
-        if spoil:
-            self.spoiler.read(case.inputs)
+        if files:
+            self.corrupter.read(case.inputs)
         prepared = self.runner.prepare(case)
         score = self._score(case, prepared, reference)
         number = int(gathered([score], [reference]).truth[0]) if isinstance(score, Prediction) else 0
-        return _Known(case, prepared, reference, score, number)
+        return _Original(case, prepared, reference, score, number)
 
-    def _shifted(self, known: _Known, shift: Corruption, strength: float) -> Score:
-        case, prepared = known.case, known.prepared
-        if shift.spoil:
-            files = self.spoiler.spoilt(case.inputs, shift, strength)
+    def _corrupted(self, original: _Original, corruption: Corruption, strength: float) -> Score:
+        case, prepared = original.case, original.prepared
+        if corruption.corrupt:
+            files = self.corrupter.corrupted(case.inputs, corruption, strength)
             case = Case(CasePlan(case.record, files, Targets({})), self.task, self.options, self.runtime)
             prepared = self.runner.prepare(case)
         else:
             from medkit.robustness.attacks import attacked
 
-            seed = self.scorer.settings.seed
-            prepared = attacked(self.runner.network, prepared, known.number, shift.name, strength, seed, self.classes)
-        return self._score(case, prepared, known.reference)
+            seed, method = self.scorer.settings.seed, corruption.name
+            prepared = attacked(self.runner.network, prepared, original.number, method, strength, seed, self.classes)
+        return self._score(case, prepared, original.reference)
 
     def _score(self, case: Case, prepared: Prepared, reference: Any) -> Score:
         result = self.runner.finish(case, self.runner.compute(case, prepared))

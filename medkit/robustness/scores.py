@@ -1,4 +1,4 @@
-"""What a bundle's result is worth: against a label image, an image or a class, and over all cases."""
+"""Scores of a bundle's results against references (label images, images or classes), and measures over all cases."""
 
 from __future__ import annotations
 
@@ -22,40 +22,41 @@ from medkit.images.image import Image, read_image
 from medkit.run.task import Result
 
 Score = Mapping[str, float] | Prediction
-"""Of one case: measures, or what was said of its class."""
+"""The score of one case: its measures, or the prediction of its class."""
 KINDS: Mapping[str, Kind] = {"labels": "labels", "image": "images", "table": "classes"}
-"""What a bundle gives (`medkit.bundles.contract.Contract.kind`) -> the kind of evaluation."""
+"""Kind of a bundle's output (`medkit.bundles.contract.Contract.kind`) -> kind of evaluation."""
 MEASURES: Mapping[str, tuple[str, ...]] = {
     "labels": ("dice",),
     "images": ("ssim", "psnr_db"),
     "classes": ("auc", "accuracy", "balanced_accuracy", "ece"),
 }
-"""Kind -> what is measured, the main measure first."""
+"""Kind of evaluation -> its measures, the main one first."""
 LESS_IS_BETTER = ("ece",)
+"""Measures of which smaller values are better."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores the results of a bundle."""
+    """Computes the scores of a bundle's results."""
 
     settings: EvaluationSettings
     role: str
-    """What the main output is called."""
+    """Name of the main output."""
     classes: tuple[str, ...] = ()
-    """Those that count; none: all."""
+    """Names of the classes that count; empty: all."""
 
     def reference(self, stated: str) -> Any:
-        """What is compared with: the image that a path stands for, or a class as it is stated. Raises InputError."""
+        """Return the reference: the image at the path `stated`, or the class `stated`. Raises InputError."""
         if self.settings.kind == "classes":
             return stated
         return read_image(Path(stated), labels=self.settings.kind == "labels")
 
     def score(self, result: Result, reference: Any, case: Path) -> Score:
-        """The score of a case. Raises InputError where result and reference cannot be compared."""
+        """Return the score of a case. Raises InputError if result and reference cannot be compared."""
         made: Any = result.outputs[self.role]
         if self.settings.kind == "classes":
-            said = dict(result.metrics["probabilities"])
-            found = {name: said[name] for name in self.classes or said}
+            probabilities = dict(result.metrics["probabilities"])
+            found = {name: probabilities[name] for name in self.classes or probabilities}
             chosen = max(found, key=lambda name: found[name])
             return Prediction(case, case, found, chosen, found[chosen])
         labels = self.settings.kind == "labels"
@@ -66,7 +67,7 @@ class Scorer:
         return {name: values[name] for name in MEASURES["images"]}
 
     def _dice(self, voxels: np.ndarray, reference: Image) -> float:
-        """The mean over the labels that either side has."""
+        """Return the mean Dice over the labels that result or reference has."""
         expected, wanted = reference.data[0], self.settings.labels or None
         if self.settings.label_map:
             expected = translated(expected, self.settings.label_map.numbers)
@@ -77,7 +78,7 @@ class Scorer:
 
 
 def measure_of(kind: str, scores: Sequence[Score], references: Sequence[Any]) -> Measure:
-    """`MEASURES` of cases with their references, for any weighting of them (see `medkit.evaluation.bootstrap`)."""
+    """Return `MEASURES` of cases and their references, as a function of weights (see `medkit.evaluation.bootstrap`)."""
     if kind == "classes":
         given = gathered([s for s in scores if isinstance(s, Prediction)], references)
         return lambda weights: _of(MEASURES[kind], overall(given, weights))
@@ -86,12 +87,12 @@ def measure_of(kind: str, scores: Sequence[Score], references: Sequence[Any]) ->
 
 
 def difference(before: Measure, after: Measure) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A measure of the same cases twice: the later values, and as `fall_<name>` by how much they are worse."""
+    """Return the values of `after`, and as `fall_<name>` how much worse they are than those of `before`."""
 
     def both(weights: np.ndarray) -> dict[str, np.ndarray]:
         then, now = before(weights), after(weights)
         signs = {name: -1.0 if name in LESS_IS_BETTER else 1.0 for name in now}
-        # rounded, for sums of the same numbers in another order are not quite equal
+        # rounded, because sums of the same numbers in another order are not quite equal
         return dict(now) | {
             f"fall_{name}": np.round(sign * (then[name] - now[name]), 12) for name, sign in signs.items()
         }
@@ -104,7 +105,7 @@ def _of(names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[str, np.
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R,) weighted means of the values that are finite, (N,); NaN where there are none."""
+    """Return (R,) weighted means of the finite values among (N,), with weights (R, N); NaN if their weights are 0."""
     kept = np.isfinite(values)
     total = weights[:, kept].sum(axis=1)
     summed = weights[:, kept] @ values[kept]

@@ -4,8 +4,8 @@
 
 The scans: eight skull-stripped T1, three T1 heads, one of proton density, one contrast-enhanced (T1) and three T1
 templates, none of which a training saw. Each comes as it is and degraded: noise of 10 and 20 % of the range, ghosts of
-25 and 50 % (`medkit.robustness.corruptions`), k-space lines of a head that was turned and shifted, and a field of view that
-ends where 15 and 30 % of what is bright are gone. Printed are the share of right contrasts, the AUC with which the
+25 and 50 % (`medkit.robustness.corruptions`), k-space lines of a head that was turned and shifted, and a field of view
+that ends where 15 and 30 % of what is bright are gone. Printed are the share of right contrasts, the AUC with which the
 probability of `usable` tells scans from degraded ones, what is said of each kind, the share of strange volumes that are
 not answered about (noise, photographs in slices, parts of CT scans), and with `--drawn`, the folder that the bundle's
 `drawing` wrote, accuracy and calibration error on its validation scans.
@@ -31,7 +31,7 @@ from scipy import ndimage
 
 from medkit.evaluation.classes.metrics import roc_auc
 from medkit.images.image import Image, read_image
-from medkit.robustness.corruptions import SHIFTS, spoilt
+from medkit.robustness.corruptions import CORRUPTIONS, corrupted
 from medkit.space import Grid
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "brain_mri_quality_classification"
@@ -51,9 +51,9 @@ ASPECTS = {"contrast": ("T1", "T2", "PD", "FLAIR", "other"), "usability": ("usab
 
 
 def shifted(name: str, strength: float) -> Callable[[Image, int], Image]:
-    """A shift of `medkit evaluate --robustness`."""
+    """A corruption of `medkit evaluate --robustness`."""
     return lambda image, seed: image.with_data(
-        spoilt(SHIFTS[name], strength, image.data.astype(np.float32), image.grid.spacing, seed)
+        corrupted(CORRUPTIONS[name], strength, image.data.astype(np.float32), image.grid.spacing, seed)
     )
 
 

@@ -154,7 +154,7 @@ def test_files_without_a_partner(toy: Run, folders: Path) -> None:
     arguments = ["evaluate", folders / "out", folders / "truth"]
     done = toy(*arguments)
     assert done.code == 1
-    assert "out/c1_t1_dseg.nii.gz: no reference: no name in the folder fits its own" in done.err
+    assert "out/c1_t1_dseg.nii.gz: no reference: no name in the folder fits its name" in done.err
     assert "truth/c2_labels.nii.gz: no result for this reference" in done.err
     assert done.lines[1].split()[0] == "c3_t1_dseg"
     assert toy(*arguments, "--allow-missing").code == 0
@@ -179,7 +179,7 @@ def test_labels_and_label_map(toy: Run, folders: Path) -> None:
     (folders / "map.tsv").write_text("source\ttarget\n10\t1\n20\t0\n")
     done = toy(*arguments)
     assert [row["label"] for row in json.loads(done.out)["cases"][0]["rows"]] == ["1"]
-    assert "label 2 in the result, and no number of the label map" in done.err
+    assert "label 2 in the result, but not in the label map" in done.err
 
 
 def test_missing_structures_count_as_nothing_found(toy: Run, folders: Path) -> None:

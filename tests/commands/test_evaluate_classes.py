@@ -189,7 +189,7 @@ def test_candidates_of_one_image(toy: Run, tmp_path: Path) -> None:
         known = truth(tmp_path / "t.csv", [(image, *row) for row in TRUTH.items()], ("image", "candidate", "class"))
         done = toy("evaluate", where, known, "--allow-missing", "--json")
         assert measures(done)["accuracy"] == pytest.approx(3 / 5)
-        assert "ct/b: nothing was said of it" in done.err
+        assert "ct/b: has no prediction" in done.err
 
 
 def test_a_network_of_one_output(toy: Run, table: Path, tmp_path: Path) -> None:

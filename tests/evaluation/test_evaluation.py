@@ -19,7 +19,7 @@ from medkit.errors import InputError, UsageError
 from medkit.evaluation.matching import files_of, kind_between, match, of_kind
 from medkit.evaluation.measures.grids import reoriented
 from medkit.evaluation.measures.images import compare_images
-from medkit.evaluation.measures.label_maps import LabelMap, names_beside, parse_labels, present, translated
+from medkit.evaluation.measures.label_maps import LabelMap, names_next_to, parse_labels, present, translated
 from medkit.evaluation.measures.labels import compare_labels, surface
 from medkit.evaluation.results import EvaluationSettings, Pair
 from medkit.evaluation.run import evaluate, summarised
@@ -209,8 +209,8 @@ def test_label_maps_that_are_none(tmp_path: Path, text: str) -> None:
 
 def test_names_of_labels_lie_beside_the_image(tmp_path: Path) -> None:
     (tmp_path / "a_dseg.tsv").write_text("index\tname\tcolor\n2\tleft thing\t#fff\n3\tright thing\t#000\n")
-    assert names_beside(tmp_path / "a_dseg.nii.gz") == {2: "left thing", 3: "right thing"}
-    assert names_beside(tmp_path / "b_dseg.nii.gz") == {}
+    assert names_next_to(tmp_path / "a_dseg.nii.gz") == {2: "left thing", 3: "right thing"}
+    assert names_next_to(tmp_path / "b_dseg.nii.gz") == {}
 
 
 def test_lists_of_labels() -> None:
@@ -283,7 +283,7 @@ def test_patterns(tree: Callable[..., list[Path]], tmp_path: Path) -> None:
     found = match([one, ten, folder, none], str(tmp_path / "t/s{id}/x_{id}_labels.nii.gz"), "labels")
     assert found.found == {one: first, ten: tenth, folder: tenth}
     assert "no files named" in found.missing[none]
-    with pytest.raises(InputError, match="no file has such a name"):
+    with pytest.raises(InputError, match="no file matches this pattern"):
         match([one], str(tmp_path / "nothing_{id}.nii.gz"), "labels")
 
 

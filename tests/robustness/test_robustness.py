@@ -19,16 +19,16 @@ from outcome import Outcome
 
 from medkit.images.phantom import make_image
 from medkit.pipe.records import Record
-from medkit.robustness.corruptions import SHIFTS, spoilt
-from medkit.robustness.inputs import Spoiler, files_of_case, read_channels
-from medkit.robustness.run import shifts_for
+from medkit.robustness.corruptions import CORRUPTIONS, corrupted
+from medkit.robustness.inputs import FileCorrupter, files_of_case, read_channels
+from medkit.robustness.run import corruptions_for
 
 pytestmark = pytest.mark.usefixtures("clean_path")
 
 Run = Callable[..., Outcome]
 SIDE = 32
-SPOILING = [name for name, shift in SHIFTS.items() if shift.spoil]
-COUNT = sum(len(shift.strengths) for shift in SHIFTS.values())
+OF_FILES = [name for name, corruption in CORRUPTIONS.items() if corruption.corrupt]
+COUNT = sum(len(corruption.strengths) for corruption in CORRUPTIONS.values())
 
 
 @pytest.fixture
@@ -225,12 +225,12 @@ def test_labels(robust: Run, threshold: Path, scans: Path, tmp_path: Path) -> No
     assert done.code == 0, done.err
     assert json.loads(done.out)["measure"] == "dice"
     found = rows(done)
-    assert len(found) == 1 + sum(len(SHIFTS[name].strengths) for name in SPOILING)
+    assert len(found) == 1 + sum(len(CORRUPTIONS[name].strengths) for name in OF_FILES)
     assert found["none", 0]["dice"] == 1
     for name in ("darker", "blur", "motion", "resolution"):
-        dice = [found[name, strength]["dice"] for strength in SHIFTS[name].strengths]
+        dice = [found[name, strength]["dice"] for strength in CORRUPTIONS[name].strengths]
         assert 1 > dice[0] > dice[-1], name
-        assert found[name, SHIFTS[name].strengths[0]]["fall_dice"] == pytest.approx(1 - dice[0])
+        assert found[name, CORRUPTIONS[name].strengths[0]]["fall_dice"] == pytest.approx(1 - dice[0])
     without = robust(threshold, scans, tmp_path / "labels", "--json", "--shifts", "blur")
     assert rows(without)["none", 0]["dice"] == 0  # 7 and 1 are not the same
 
@@ -279,11 +279,11 @@ def test_a_signal_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     seen = []
 
-    def stopped(self: Spoiler, *arguments: object) -> None:
+    def stopped(self: FileCorrupter, *arguments: object) -> None:
         seen.extend((tmp_path / "temporary").iterdir())
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Spoiler, "spoilt", stopped)
+    monkeypatch.setattr(FileCorrupter, "corrupted", stopped)
     done = robust(threshold, scans, tmp_path / "labels", "--csv", tmp_path / "falls.csv")
     assert (done.code, done.out) == (75, "")
     assert "stopped by SIGTERM" in done.err
@@ -329,38 +329,38 @@ def volume(dtype: str = "float32") -> np.ndarray:
     return image.astype(dtype)
 
 
-@pytest.mark.parametrize("name", SPOILING)
+@pytest.mark.parametrize("name", OF_FILES)
 @pytest.mark.parametrize("shape", ["volume", "plane"])
 def test_shifts_grow_and_repeat(name: str, shape: str) -> None:
     image = volume() if shape == "volume" else volume()[:1, :, :, 5:6]
-    shift, spacing = SHIFTS[name], np.array([1.0, 1.0, 2.0])
+    corruption, spacing = CORRUPTIONS[name], np.array([1.0, 1.0, 2.0])
     changes = []
-    for strength in shift.strengths:
-        bad = spoilt(shift, strength, image, spacing, seed=4)
+    for strength in corruption.strengths:
+        bad = corrupted(corruption, strength, image, spacing, seed=4)
         assert bad.shape == image.shape
         assert bad.dtype == image.dtype
         assert np.isfinite(bad).all()
         for channel in range(len(image)):
             assert bad[channel].min() >= image[channel].min()
-        np.testing.assert_array_equal(spoilt(shift, strength, image, spacing, seed=4), bad)
+        np.testing.assert_array_equal(corrupted(corruption, strength, image, spacing, seed=4), bad)
         changes.append(float(np.abs(bad - image).mean()))
     assert 0 < changes[0] < changes[1] < changes[2]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16"])
-@pytest.mark.parametrize("name", SPOILING)
+@pytest.mark.parametrize("name", OF_FILES)
 def test_whole_numbers_stay_whole(name: str, dtype: str) -> None:
     limits = np.iinfo(dtype)
     image = volume().clip(limits.min, 255).astype(dtype)
     image[0, 0, 0, 0], image[0, 1, 1, 1] = limits.min, limits.max
-    bad = spoilt(SHIFTS[name], SHIFTS[name].strengths[-1], image, np.ones(3), seed=0)
+    bad = corrupted(CORRUPTIONS[name], CORRUPTIONS[name].strengths[-1], image, np.ones(3), seed=0)
     assert bad.dtype == image.dtype
     assert (bad != image).any()
 
 
 def test_noise_is_as_strong_as_it_says() -> None:
     image = np.broadcast_to(np.linspace(0, 1000, 50)[:, None, None], (50, 40, 30))[None].astype(np.float32)
-    bad = spoilt(SHIFTS["noise"], 0.1, image, np.ones(3), seed=1)
+    bad = corrupted(CORRUPTIONS["noise"], 0.1, image, np.ones(3), seed=1)
     inner = (bad - image)[:, 20:]  # where nothing was cut off
     assert inner.std() == pytest.approx(0.1 * 0.98 * 1000, rel=0.03)
 
@@ -368,16 +368,16 @@ def test_noise_is_as_strong_as_it_says() -> None:
 def test_coarse_axes_are_not_coarsened_further() -> None:
     rng = np.random.default_rng(0)
     along = np.zeros((1, 16, 16, 8), np.float32) + rng.normal(size=8).astype(np.float32)  # varies along k alone
-    kept = spoilt(SHIFTS["resolution"], 2.0, along, np.array([1.0, 1.0, 4.0]), seed=0)
+    kept = corrupted(CORRUPTIONS["resolution"], 2.0, along, np.array([1.0, 1.0, 4.0]), seed=0)
     np.testing.assert_allclose(kept, along, atol=1e-5)
-    changed = spoilt(SHIFTS["resolution"], 2.0, along, np.array([1.0, 1.0, 1.0]), seed=0)
+    changed = corrupted(CORRUPTIONS["resolution"], 2.0, along, np.array([1.0, 1.0, 1.0]), seed=0)
     assert np.abs(changed - along).max() > 0.1
 
 
 def test_the_bias_field_is_smooth_and_positive() -> None:
     flat = np.full((1, 30, 30, 30), 500.0, np.float32)
     flat[0, 0, 0, 0] = 0
-    field = spoilt(SHIFTS["bias"], 0.3, flat, np.ones(3), seed=2)[0, 1:, 1:, 1:] / 500
+    field = corrupted(CORRUPTIONS["bias"], 0.3, flat, np.ones(3), seed=2)[0, 1:, 1:, 1:] / 500
     assert field.min() > 0
     assert np.log(field).std() == pytest.approx(0.3, rel=0.1)
     assert np.corrcoef(np.log(field[1:]).ravel(), np.log(field[:-1]).ravel())[0, 1] > 0.95
@@ -414,7 +414,7 @@ def test_volumes_keep_their_grid(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours.affine, theirs.affine)
 
 
-def test_all_images_of_a_case_are_spoilt_and_labels_are_not(tmp_path: Path) -> None:
+def test_all_images_of_a_case_are_corrupted_and_labels_are_not(tmp_path: Path) -> None:
     from medkit.bundles.bundle import Bundle
     from medkit.bundles.contract import contract_of
 
@@ -424,10 +424,10 @@ def test_all_images_of_a_case_are_spoilt_and_labels_are_not(tmp_path: Path) -> N
     files = files_of_case(record, brats)
     assert list(files) == ["image", "t1", "t2"]
     files["label"] = tmp_path / "label.nii.gz"
-    (tmp_path / "spoilt").mkdir()
-    spoiler = Spoiler(tmp_path / "spoilt", seed=0)
-    spoiler.read(files)
-    bad = spoiler.spoilt(files, SHIFTS["noise"], 0.1)
+    (tmp_path / "corrupted").mkdir()
+    corrupter = FileCorrupter(tmp_path / "corrupted", seed=0)
+    corrupter.read(files)
+    bad = corrupter.corrupted(files, CORRUPTIONS["noise"], 0.1)
     assert bad["label"] == files["label"]
     noise = [np.asanyarray(nib.load(bad[r]).dataobj) - nib.load(files[r]).get_fdata() for r in ("image", "t1", "t2")]
     assert len({round(float(n.mean()), 6) for n in noise}) == 3, "each has noise of its own"
@@ -443,6 +443,6 @@ def test_a_folder_gives_what_the_bundle_takes(tmp_path: Path) -> None:
 
 
 def test_which_shifts_there_are() -> None:
-    assert [shift.name for shift in shifts_for("classes")] == list(SHIFTS)
-    assert [shift.name for shift in shifts_for("labels")] == SPOILING
-    assert [shift.name for shift in shifts_for("labels", ["blur", "bias"])] == ["blur", "bias"]
+    assert [corruption.name for corruption in corruptions_for("classes")] == list(CORRUPTIONS)
+    assert [corruption.name for corruption in corruptions_for("labels")] == OF_FILES
+    assert [corruption.name for corruption in corruptions_for("labels", ["blur", "bias"])] == ["blur", "bias"]

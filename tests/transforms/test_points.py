@@ -84,7 +84,7 @@ def test_errors_by_name(tmp_path: Path) -> None:
     )
     assert [(row.label, row.values["tre_mm"]) for row in scores.rows] == [("a", 5.0), ("b", 1.0)]
     assert scores.values == {"mean_tre_mm": 3.0, "median_tre_mm": 3.0, "max_tre_mm": 5.0}
-    assert scores.warnings == ("points on one side alone: c",)
+    assert scores.warnings == ("points on one side only: c",)
 
 
 def test_a_transform_takes_the_fixed_points_to_the_moving_ones(tmp_path: Path) -> None:

@@ -77,10 +77,10 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--robustness",
     is_flag=True,
-    help="Run --bundle on images as they are and spoilt; what is given are images, and the references of its results.",
+    help="Run --bundle on original and corrupted images; the arguments are images, and the references of its results.",
 )
 @click.option(
-    "--shifts", metavar="NAME,...", help="With --robustness: the shifts to look at.  [default: all that fit the bundle]"
+    "--shifts", metavar="NAME,...", help="With --robustness: corruptions to try.  [default: all that fit the bundle]"
 )
 @bundle_options(optional=True)
 @option("--device", default="auto", callback=valid_device, metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.")
@@ -98,10 +98,10 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Seed of the bootstrap, and of what spoils images.  [default: 0]",
+    help="Seed of the bootstrap, and of the corruptions.  [default: 0]",
 )
 def evaluate(files: tuple[str, ...], **given: Any) -> int:
-    """Compare results with references, or see what a bundle makes of spoilt images.
+    """Compare results with references, or test how robust a bundle is to corrupted images.
 
     Labels (Dice, HD95, ASSD, volume), images (MSE, SSIM, PSNR, NCC), points (TRE), classes (AUC, accuracy and so on).
 
@@ -122,7 +122,7 @@ def _work(files: tuple[str, ...], given: dict[str, Any]) -> tuple[str, int]:
     """What to print, and the exit code."""
     chosen: BundleOptions = given.pop("chosen")
     if given["robustness"] != (chosen.name is not None):
-        raise UsageError("--robustness and --bundle belong together: which bundle to run on spoilt images")
+        raise UsageError("--robustness and --bundle belong together: which bundle to run on corrupted images")
     named, reference = inputs(files, given["reference"], given["list_file"] is not None)
     if given["csv_file"]:
         new_file(given["csv_file"], given["overwrite"])

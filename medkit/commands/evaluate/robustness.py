@@ -1,4 +1,4 @@
-"""`medkit evaluate --robustness`: what spoilt images cost a bundle."""
+"""`medkit evaluate --robustness`: how a bundle's metric falls on corrupted images."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def measure_robustness(
 ) -> tuple[str, int]:
     """What to print, and the exit code; `bad`: sentences about lines that stand for no image."""
     from medkit.robustness.report import as_data, csv_text, picture, table
-    from medkit.robustness.run import classes_of, kind_of, measure, shifts_for
+    from medkit.robustness.run import classes_of, corruptions_for, kind_of, measure
 
     bundle = chosen.any()
     kind = kind_of(bundle)
     _check_options(kind, given)
     classes = classes_of(bundle, given["aspect"])
-    shifts = shifts_for(kind, [name.strip() for name in (given["shifts"] or "").split(",") if name.strip()])
+    corruptions = corruptions_for(kind, [name.strip() for name in (given["shifts"] or "").split(",") if name.strip()])
     takes = "images" if "image" in bundle.kinds else "labels"
     records = [each for record in found for each in _in_folder(record, takes)]
     items, unmatched = _items(records, reference, kind, given["aspect"])
@@ -46,7 +46,7 @@ def measure_robustness(
     options = RunOptions(device=given["device"], threads=given["threads"], seed=given["seed"])
     try:
         with StopRequest():
-            done = measure(items, bundle, _settings(kind, given), chosen.settings, shifts, options, _tell, classes)
+            done = measure(items, bundle, _settings(kind, given), chosen.settings, corruptions, options, _tell, classes)
     except Stopped as stopped:
         say(f"stopped by {stopped}: nothing is written")
         return "", Stopped.exit_code

@@ -1,8 +1,9 @@
-"""How good predicted classes are: of all cases, and of those that the bundle did not abstain from.
+"""How good predicted classes are: over all cases, and over those in which the bundle did not abstain.
 
 What `medkit evaluate --kind classes` calls:
 
-    judged = judge(predictions_in([Path("results")]), "truth.csv")
+    predictions, unreadable = predictions_in([Path("results")])
+    judged = judge(predictions, "truth.csv")
     print(judged.measures["all"]["auc"].value)
 """
 

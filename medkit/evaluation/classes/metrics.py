@@ -1,7 +1,7 @@
-"""Measures of predicted classes, for many weightings of the cases at once, so that a bootstrap is a few products.
+"""Measures of predicted classes, for many weightings of the cases at once, so that a bootstrap takes a few products.
 
-Weights are (R, N): how often each of R samples holds each of N cases. Classes are numbers 0 to C - 1. Our own numpy,
-tested against scikit-learn, since neither that nor `monai.metrics` takes weights for all of these.
+Weights are (R, N): how often each of R samples contains each of N cases. Classes are numbers from 0 to C - 1. Own code
+in numpy, tested against scikit-learn, because neither scikit-learn nor `monai.metrics` takes weights for all measures.
 """
 
 from __future__ import annotations
@@ -12,36 +12,38 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 BINS = 15
-"""Of the confidences, for the calibration error (Guo 2017)."""
+"""Number of bins of the confidences, for the calibration error (Guo 2017)."""
 BY_CLASS = ("auc", "sensitivity", "specificity", "ppv", "npv", "f1")
+"""Measures of one class against all others."""
 OVERALL = ("auc", "accuracy", "balanced_accuracy", *BY_CLASS[1:], "ece", "brier")
+"""Measures over all classes."""
 INFLATED = ("ece",)
-"""Measures that a bootstrap makes larger: the fewer different cases, the further each bin is off by chance."""
+"""Measures that a bootstrap makes larger: the fewer different cases a bin has, the further it is off by chance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What was said of N cases, and what is true."""
+    """The predictions and the true classes of N cases."""
 
     classes: tuple[str, ...]
-    """Their names; of two, the second is what is looked for."""
+    """Names of the classes; of two, the second is the positive one."""
     probabilities: np.ndarray
-    """(N, C)."""
+    """(N, C) probabilities of the classes."""
     truth: np.ndarray
     """(N,) numbers of the true classes."""
     chosen: np.ndarray
     """(N,) numbers of the predicted classes."""
     confidence: np.ndarray
-    """(N,) probability that the predicted class is right, calibrated where the bundle is."""
+    """(N,) probability that the predicted class is right, calibrated if the bundle is."""
 
     def picked(self, kept: np.ndarray) -> Predictions:
-        """The cases where `kept`, (N,) bool, says so."""
+        """Return the cases for which `kept`, (N,) bool, is true."""
         names = ("probabilities", "truth", "chosen", "confidence")
         return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
 
 def overall(given: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`OVERALL`, each (R,): with two classes those of the second, with more the means over the classes (macro).
+    """Return `OVERALL`, each (R,): with two classes those of the second, with more the means over classes (macro).
 
     `balanced_accuracy` is the mean sensitivity of the classes, `ece` the expected calibration error of the predicted
     classes' confidences in 15 bins, `brier` the mean squared error of the second class's probability, with more classes
@@ -62,13 +64,13 @@ def overall(given: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def by_class(given: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`BY_CLASS` of each class against all others, each (R, C); NaN where not defined.
+    """Return `BY_CLASS` of each class against all others, each (R, C); NaN where not defined.
 
-    `ppv` and `npv` are the shares of the cases said to be, and said not to be, of a class that are right.
+    `ppv` and `npv` are the shares of right predictions among those of the class, and among those of other classes.
     """
     columns = range(len(given.classes))
-    true, said = (_one_hot(numbers, len(columns)) for numbers in (given.truth, given.chosen))
-    hits, missed, wrong = weights @ (true * said), weights @ (true * (1 - said)), weights @ ((1 - true) * said)
+    true, chosen = (_one_hot(numbers, len(columns)) for numbers in (given.truth, given.chosen))
+    hits, missed, wrong = weights @ (true * chosen), weights @ (true * (1 - chosen)), weights @ ((1 - true) * chosen)
     others = weights.sum(axis=1)[:, None] - hits - missed - wrong
     return {
         "auc": np.stack([roc_auc(given.probabilities[:, c], given.truth == c, weights) for c in columns], axis=1),
@@ -81,15 +83,15 @@ def by_class(given: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def confusion(given: Predictions) -> np.ndarray:
-    """(C, C): how many cases of each true class (rows) were said to be of each class (columns)."""
+    """Return (C, C) the number of cases of each true class (rows) that were predicted as each class (columns)."""
     count = len(given.classes)
     return np.bincount(given.truth * count + given.chosen, minlength=count**2).reshape(count, count)
 
 
 def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R,) area under the ROC curve: how often a positive case scores higher than another; equal scores count half.
+    """Return (R,) the area under the ROC curve: how often a positive case scores higher than a negative one.
 
-    scores (N,), positive (N,) bool. NaN where all cases, or none, are positive.
+    scores (N,), positive (N,) bool, weights (R, N). Equal scores count half. NaN if all cases, or none, are positive.
     """
     order = np.argsort(scores, kind="stable")
     first = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
@@ -101,7 +103,7 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np
 
 
 def roc_curve(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """1 - specificity and sensitivity, both (K,), at every threshold from the highest down; begins at (0, 0)."""
+    """Return 1 - specificity and sensitivity, both (K,), at every threshold from the highest down, from (0, 0) on."""
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.r_[np.diff(scores[order]) < 0, True])
     up, down = (np.r_[0, side[order].cumsum()[last]] for side in (positive, ~positive))
@@ -109,7 +111,7 @@ def roc_curve(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def reliability(given: Predictions) -> Mapping[str, np.ndarray]:
-    """Of each of 15 bins of the confidence that is not empty: `confidence` and `accuracy` (means), and `n`."""
+    """Return mean `confidence`, mean `accuracy` and number `n` of cases, each for the bins of confidence with cases."""
     hot = _one_hot(_bins(given.confidence), BINS)
     n = hot.sum(axis=0)
     used = n > 0
@@ -118,26 +120,26 @@ def reliability(given: Predictions) -> Mapping[str, np.ndarray]:
 
 
 def _bins(confidence: np.ndarray) -> np.ndarray:
-    """(N,) numbers of bins of equal width, each of which holds its upper end."""
+    """Return (N,) numbers of bins of equal width; each bin includes its upper end."""
     return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
 
 
 def _one_hot(numbers: np.ndarray, count: int) -> np.ndarray:
-    """(N, count) 0 or 1."""
+    """Return (N, count) with 1 in the column of each number, else 0."""
     return np.eye(count)[numbers]
 
 
 def _share(part: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """part / (part + rest), NaN where both are 0."""
+    """Return part / (part + rest), NaN where both are 0."""
     return _divided(part, part + rest)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """(R,) means over the classes, (R, C), where they are defined."""
+    """Return (R,) means over the classes, (R, C), where they are defined."""
     defined = np.isfinite(values)
     return _divided(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1))
 
 
 def _divided(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """NaN where `count` is 0."""
+    """Return total / count, NaN where `count` is 0."""
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)

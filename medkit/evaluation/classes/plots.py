@@ -1,4 +1,4 @@
-"""Pictures of judged classes: ROC curves, and how far confidences can be relied on."""
+"""Pictures of judged classes: ROC curves, and the reliability of confidences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROW = 18
 
 
 def pictures(judged: Judged) -> dict[str, bytes]:
-    """Name of a file -> PNG: `roc.png` and `reliability.png`, of all cases."""
+    """Return name of a file -> PNG: `roc.png` and `reliability.png`, over all cases."""
     return {"roc.png": _roc(judged), "reliability.png": _reliability(judged)}
 
 

@@ -1,9 +1,9 @@
-"""What was said of cases: `_class.tsv` files of one case, and tables of all.
+"""Reading predicted classes: `_class.tsv` files of one case, and tables of many cases.
 
-A table has a row for each case, or for each candidate in it: a column for each class called `probability_<class>`, and
-perhaps `class`, what was decided, `confidence`, calibrated, and `abstained`. In a table of all cases another column
+A table has a row for each case, or for each candidate in it. It has a column `probability_<class>` for each class, and
+optionally `class` (the decision), `confidence` (calibrated) and `abstained`. In a table of many cases another column
 names them (`path`, `image`, ...). The file of one case may instead have a row for each class, with the columns `class`
-and `probability`, as `medkit run bundle` writes it. `n/a` stands for what is not known.
+and `probability`, as `medkit run bundle` writes it. `n/a` stands for an unknown value.
 """
 
 from __future__ import annotations
@@ -15,56 +15,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medkit.errors import InputError
-from medkit.evaluation.matching import files_of, says_classes
+from medkit.evaluation.matching import files_of, is_class_file
 from medkit.pipe.names import stem
 from medkit.pipe.records import absolute, record_of
 
 CASE = ("path", "case", "image", "file", "filename", "name", "id", "participant_id", "subject")
-"""What a column is called that names cases, the first that is there."""
+"""Names of the column that names cases; the first that exists is used."""
 CANDIDATE = "candidate"
-"""The column that names one of several things in an image that were asked about."""
+"""Name of the column for one of several objects in an image, or aspects of it, that were classified."""
 CLASS = ("reference", "truth", "target", "class", "label", "diagnosis")
-"""What a column is called that holds true classes, the first that is there."""
+"""Names of the column that holds true classes; the first that exists is used."""
 PROBABILITY = "probability_"
-"""What the name of a class's column begins with."""
+"""Start of the name of a class's column."""
 _UNKNOWN = ("", "n/a")
+"""Texts for an unknown value."""
 _NOT = {*_UNKNOWN, "0", "no", "false", "none", "-"}
-"""What stands for no, such as in `abstained`."""
+"""Texts that mean no, for example in `abstained`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was said of one case."""
+    """The predicted class of one case."""
 
     case: Path
-    """What tells which case it is: the image it was made from where that is known, else the file or the row's name."""
+    """Identifies the case: the image it was made from if that is known, else the file or the row's name."""
     file: Path
-    """Where it stands."""
+    """The file that holds the prediction."""
     probabilities: Mapping[str, float]
-    """Class -> probability, in the bundle's order; none where nothing was said at all."""
+    """Class -> probability, in the bundle's order; empty if there was no prediction."""
     chosen: str
-    """The class that was decided on, or would have been."""
+    """The predicted class, also if the bundle abstained."""
     confidence: float
-    """That of `chosen`: calibrated where the file has one, else its probability."""
+    """Confidence in `chosen`: calibrated if the file has one, else its probability."""
     abstained: bool = False
-    """Whether the bundle would rather say nothing."""
+    """Whether the bundle abstained from a decision."""
 
 
 def case_of(image: Path, candidate: str = "") -> Path:
-    """What stands for a candidate in an image, `a/ct.nii.gz` and `3` -> `a/ct/3`, or for the image itself."""
+    """Return the path that identifies a candidate in an image (`a/ct.nii.gz`, `3` -> `a/ct/3`), or the image's path."""
     return image if candidate in _UNKNOWN else image.parent / stem(image) / candidate
 
 
 def hold_classes(results: Sequence[Path]) -> bool:
-    """Whether results, files or folders, are tables of classes, by their names or by their first lines."""
+    """Return whether results, files or folders, are tables of classes, by their names or their first lines."""
     folders = [path for path in results if path.is_dir()]
     files = [file for path in results if path.exists() for file in files_of(path, "points")]
     return bool(files) and all(map(_holds_classes, files)) and not any(files_of(path, "images") for path in folders)
 
 
 def _holds_classes(path: Path) -> bool:
-    if says_classes(path) or not path.name.lower().endswith((".tsv", ".csv")):
-        return says_classes(path)
+    if is_class_file(path) or not path.name.lower().endswith((".tsv", ".csv")):
+        return is_class_file(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
             return PROBABILITY in file.readline()
@@ -73,10 +74,9 @@ def _holds_classes(path: Path) -> bool:
 
 
 def read_predictions(path: Path, aspect: str | None = None) -> list[Prediction]:
-    """The predictions of a table of one case or of all. Raises InputError.
+    """Return the predictions in a table of one case or of many. Raises InputError.
 
-    Where several things are said of an image, each in a row of its own, `aspect` is what `candidate` calls the one that
-    counts.
+    If an image has several rows, one for each aspect, `aspect` is the value of `candidate` in the row that counts.
     """
     rows = read_table(path)
     columns = list(rows[0])
@@ -89,22 +89,22 @@ def read_predictions(path: Path, aspect: str | None = None) -> list[Prediction]:
             f"got {', '.join(columns)}"
         )
     named = column(columns, CASE)
-    if named is None and not says_classes(path):
+    if named is None and not is_class_file(path):
         raise InputError(f"{path}: no column that names the cases ({', '.join(CASE)}); there is {', '.join(columns)}")
-    alone = _source(path)
+    source = _source(path)
     if aspect is not None:
-        said = dict.fromkeys(row.get(CANDIDATE, "") for row in rows)
+        known = dict.fromkeys(row.get(CANDIDATE, "") for row in rows)
         rows = [{**row, CANDIDATE: ""} for row in rows if row.get(CANDIDATE) == aspect]
         if not rows:
-            raise InputError(f"{path}: nothing is said of {aspect}; expected one of {', '.join(said)}")
+            raise InputError(f"{path}: has no row for {aspect}; expected one of {', '.join(known)}")
     return [
-        _of_row(path, number, row, absolute(row[named], path.parent) if named else alone, classes)
+        _of_row(path, number, row, absolute(row[named], path.parent) if named else source, classes)
         for number, row in enumerate(rows, start=2)
     ]
 
 
 def _source(path: Path) -> Path:
-    """The image that a file of one case was made from, by its sidecar, or the file itself."""
+    """Return the image that a file of one case was made from, by its sidecar, or else the file itself."""
     sources = record_of(path).sources
     return sources[0] if sources else path
 
@@ -117,15 +117,15 @@ def _of_class_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Prediction:
 
 
 def _of_row(path: Path, number: int, row: Mapping[str, str], image: Path, classes: Sequence[str]) -> Prediction:
-    said = {name: row[PROBABILITY + name] for name in classes if row[PROBABILITY + name] not in _UNKNOWN}
-    probabilities = {name: _probability(path, number, text) for name, text in said.items()}
+    known = {name: row[PROBABILITY + name] for name in classes if row[PROBABILITY + name] not in _UNKNOWN}
+    probabilities = {name: _probability(path, number, text) for name, text in known.items()}
     return _prediction(path, number, case_of(image, row.get(CANDIDATE, "")), probabilities, row)
 
 
 def _prediction(
     path: Path, number: int, case: Path, probabilities: Mapping[str, float], facts: Mapping[str, str]
 ) -> Prediction:
-    """`facts`: `class`, `confidence` and `abstained`, where they are known."""
+    """Make a prediction; `facts`: `class`, `confidence` and `abstained`, if they are known."""
     if not probabilities:
         return Prediction(case, path, {}, "", 0.0, abstained=True)
     known = {key: facts[key] for key in ("class", "confidence") if facts.get(key, "") not in _UNKNOWN}
@@ -138,7 +138,7 @@ def _prediction(
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table with a header, `.tsv` or `.csv`. Raises InputError where there is none."""
+    """Return the rows of a table with a header, `.tsv` or `.csv`. Raises InputError if there are none."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -152,13 +152,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise InputError(f"{path}: expected a table, .tsv or .csv: {getattr(error, 'strerror', '') or error}") from None
     if not rows:
         raise InputError(
-            f"{path}: expected a table with a header and rows, got {'a header alone' if first else 'none'}"
+            f"{path}: expected a table with a header and rows, got {'only a header' if first else 'an empty file'}"
         )
     return rows
 
 
 def column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    """The first of `names` that is a column, in any case of letters."""
+    """Return the first of `names` that is a column, ignoring upper and lower case; None if there is none."""
     lower = {name.lower(): name for name in columns}
     return next((lower[name] for name in names if name in lower), None)
 

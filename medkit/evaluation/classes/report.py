@@ -30,12 +30,12 @@ _INTERVAL = ("95% from", "95% to")
 
 
 def table(judged: Judged) -> str:
-    """Lines for people: the measures, those of each class, and the confusion matrix."""
+    """Return lines for people: the measures, those of each class, and the confusion matrix."""
     return "\n\n".join([_heading(judged), _measures(judged), _classes(judged), _confusion(judged)]) + "\n"
 
 
 def csv_text(judged: Judged) -> str:
-    """A row for each case, as `medkit evaluate` reads a table, with the true class."""
+    """Return CSV with a row for each case and its true class, in the form of table that `medkit evaluate` reads."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     classes = judged.given.classes
@@ -86,11 +86,11 @@ def _estimates(found: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
 
 
 def _heading(judged: Judged) -> str:
-    given, left = judged.given, int(judged.abstained.sum())
+    given, abstentions = judged.given, int(judged.abstained.sum())
     count = len(given.classes)
-    meant = f"of {given.classes[1]} against {given.classes[0]}" if count == 2 else f"mean over {count} classes"
-    abstained = f"{left} ({left / len(judged.cases):.1%}) abstained from" if left else "none abstained from"
-    return f"{len(judged.cases)} cases, {abstained}; AUC, sensitivity and the like: {meant}"
+    meaning = f"of {given.classes[1]} against {given.classes[0]}" if count == 2 else f"mean over {count} classes"
+    abstained = f"{abstentions} ({abstentions / len(judged.cases):.1%})" if abstentions else "none"
+    return f"{len(judged.cases)} cases, {abstained} abstained from; AUC, sensitivity and the like: {meaning}"
 
 
 def _measures(judged: Judged) -> str:
@@ -112,7 +112,7 @@ def _classes(judged: Judged) -> str:
 
 
 def _confusion(judged: Judged) -> str:
-    """Rows are references; cases that were abstained from have a column of their own."""
+    """Return the confusion matrix, with references in rows and a separate column for cases that were abstained from."""
     classes, counts = judged.given.classes, judged.confusion.get(ANSWERED, judged.confusion[ALL])
     some = ANSWERED in judged.confusion
     rows = [["reference \\ result", *classes, *(["abstained"] if some else [])]]

@@ -1,4 +1,4 @@
-"""Predictions and what is true, put together and summed up."""
+"""Comparing predictions with true classes, and summarising."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from medkit.evaluation.classes.truth import class_number, find_truth
 from medkit.evaluation.matching import files_of, of_kind
 
 ALL, ANSWERED = "all", "answered"
-"""Groups of cases: every one, and those that were not abstained from."""
+"""Groups of cases: all, and those without abstention."""
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Predictions against what is true."""
+    """Predictions compared with true classes."""
 
     cases: tuple[Prediction, ...]
     """In the order of `given`."""
@@ -30,10 +30,10 @@ class Judged:
     abstained: np.ndarray
     """(N,) bool."""
     measures: Mapping[str, Mapping[str, Estimate]]
-    """Group of cases -> measure (see `medkit.evaluation.classes.metrics.overall`) -> its value; the group of those
-    answered is left out where that is all, or none."""
+    """Group of cases -> measure (see `medkit.evaluation.classes.metrics.overall`) -> its value; `answered` is left out
+    if those are all cases, or none."""
     by_class: Mapping[str, Mapping[str, Estimate]]
-    """Class -> measure of it against all others, over all cases."""
+    """Class -> measure of the class against all others -> its value, over all cases."""
     confusion: Mapping[str, np.ndarray]
     """Group of cases -> (C, C) counts, true classes in rows."""
     unmatched: Mapping[str, str]
@@ -42,9 +42,9 @@ class Judged:
 
 
 def predictions_in(results: Sequence[Path], aspect: str | None = None) -> tuple[list[Prediction], list[str]]:
-    """What files, or the files of folders, say; and a sentence for each that cannot be read. Raises InputError.
+    """Return the predictions in files and folders, and a sentence for each file that cannot be read. Raises InputError.
 
-    Where several things are said of an image, `aspect` is the one that counts.
+    If predictions have several aspects of an image, `aspect` is the one that counts.
     """
     found, bad = [], []
     for path in results:
@@ -60,9 +60,9 @@ def predictions_in(results: Sequence[Path], aspect: str | None = None) -> tuple[
 
 
 def judge(cases: Sequence[Prediction], reference: str, seed: int = 0, aspect: str | None = None) -> Judged:
-    """How good predictions are; `reference` and `aspect`: see `find_truth`.
+    """Compare predictions with their references; for `reference` and `aspect` see `find_truth`.
 
-    Raises MedkitError where none has a reference.
+    Raises InputError if a case has several predictions, and MedkitError if no case has a reference.
     """
     names = [case.case for case in cases]
     if twice := [path for path, count in Counter(names).items() if count > 1]:
@@ -70,7 +70,7 @@ def judge(cases: Sequence[Prediction], reference: str, seed: int = 0, aspect: st
     truth = find_truth(names, reference, aspect)
     unmatched = {str(path): f"{path}: no reference: {why}" for path, why in truth.missing.items()}
     unmatched |= {name: f"{name}: no result for this reference" for name in truth.unused}
-    unmatched |= {str(case.case): f"{case.case}: nothing was said of it" for case in cases if not case.probabilities}
+    unmatched |= {str(case.case): f"{case.case}: has no prediction" for case in cases if not case.probabilities}
     kept = [case for case in cases if case.case in truth.found and case.probabilities]
     if not kept:
         raise MedkitError("\n".join([*unmatched.values(), "nothing to compare"]))
@@ -92,14 +92,14 @@ def judge(cases: Sequence[Prediction], reference: str, seed: int = 0, aspect: st
 
 
 def gathered(cases: Sequence[Prediction], truth: Sequence[str]) -> Predictions:
-    """Predictions as arrays, with the true classes, names or numbers. Raises InputError where they do not fit."""
+    """Return predictions and their true classes (names or numbers) as arrays. Raises InputError if they do not fit."""
     cases = [_with_both_classes(case, truth) for case in cases]
     classes = tuple(cases[0].probabilities)
     for case in cases:
         if set(case.probabilities) != set(classes):
             raise InputError(
                 f"{case.file}: expected the classes of {cases[0].file}, {', '.join(classes)}; "
-                f"got {', '.join(case.probabilities)}; --aspect picks one of several things that are said of an image"
+                f"got {', '.join(case.probabilities)}; --aspect picks one of several aspects of an image"
             )
     return Predictions(
         classes,
@@ -118,15 +118,15 @@ def _number(case: Prediction, value: str, classes: Sequence[str]) -> int:
 
 
 def _with_both_classes(case: Prediction, truth: Sequence[str]) -> Prediction:
-    """A case of a network that gives one probability alone, with that of the other class."""
+    """Add the other class's probability to a case of a network that returns only one."""
     if len(case.probabilities) != 1:
         return case
     ((name, likely),) = case.probabilities.items()
     others = sorted(set(truth) - {name, "0", "1"})
     other = others[0] if len(others) == 1 else f"not {name}"
-    said = name if likely > 0.5 else other
-    sure = max(likely, 1 - likely) if case.confidence == likely else case.confidence
-    return replace(case, probabilities={other: 1 - likely, name: likely}, chosen=said, confidence=sure)
+    chosen = name if likely > 0.5 else other
+    confidence = max(likely, 1 - likely) if case.confidence == likely else case.confidence
+    return replace(case, probabilities={other: 1 - likely, name: likely}, chosen=chosen, confidence=confidence)
 
 
 def _measures(given: Predictions, seed: int) -> dict[str, Estimate]:

@@ -1,4 +1,4 @@
-"""What cases really are: tables and datalists of cases and their classes, and files that hold the class of one."""
+"""The true classes of cases: from tables and datalists, or from a file for each case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medkit.evaluation.matching import match, match_names
 from medkit.pipe.records import absolute
 
 _PATHS = ("image", "path")
-"""Keys of a datalist's items that say which file is meant, the first that is there."""
+"""Keys of a datalist's items that name the file; the first that exists is used."""
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,28 @@ class Truth:
     found: Mapping[Path, str]
     """Case -> its class: a name, or a number as text."""
     missing: Mapping[Path, str] = field(default_factory=dict)
-    """Case without one -> why."""
+    """Case without a class -> the reason."""
     unused: tuple[str, ...] = ()
-    """References that no case was found for; of a datalist, those of the parts that any case is of."""
+    """References without a case; in a datalist, only those in a list to which some case belongs."""
 
 
 @dataclass(frozen=True)
-class _Stated:
+class _Entry:
+    """The class of a case, as a table or datalist states it."""
+
     case: Path
     value: str
     part: str = ""
-    """Which list of a datalist it stands in."""
+    """The list of the datalist that contains it."""
 
 
 def find_truth(cases: Sequence[Path], where: str, aspect: str | None = None) -> Truth:
-    """The class of each case: `where` is a table, a datalist (`.json`), a folder or a pattern with `{id}`.
+    """Find the class of each case: `where` is a table, a datalist (`.json`), a folder or a pattern with `{id}`.
 
-    A table has a column that names the cases, by their paths (from its folder) or by what tells them apart, one of
-    classes, called as the `aspect` where one is given, and perhaps one of candidates. In a folder, and with a
-    pattern, every case has a file of its own: one such as `_class.tsv`, whose likeliest class is meant, or a text
-    file that holds the class alone. Raises InputError.
+    A table has a column that names the cases, by their paths (relative to its folder) or by names that identify them,
+    a column of classes, which has the name of the `aspect` if one is given, and optionally one of candidates. In a
+    folder, and with a pattern, every case has a file: a `_class.tsv`, of which the chosen class counts, or a text file
+    that holds only the class. Raises InputError.
     """
     place = absolute(where)
     if "{id}" in where or place.is_dir():
@@ -59,9 +61,9 @@ def find_truth(cases: Sequence[Path], where: str, aspect: str | None = None) -> 
     return Truth({c: stated[r].value for c, r in matches.found.items()}, matches.missing, tuple(unused))
 
 
-def _stated(place: Path, aspect: str | None) -> dict[Path, _Stated]:
-    """Case -> what a table or datalist says of it; InputError for one that is listed twice."""
-    out: dict[Path, _Stated] = {}
+def _stated(place: Path, aspect: str | None) -> dict[Path, _Entry]:
+    """Return case -> its entry in a table or datalist. Raises InputError for a case that is listed twice."""
+    out: dict[Path, _Entry] = {}
     for entry in _of_datalist(place) if place.suffix == ".json" else _of_table(place, aspect):
         if entry.case in out:
             raise InputError(f"{place}: {entry.case} is listed twice")
@@ -69,7 +71,7 @@ def _stated(place: Path, aspect: str | None) -> dict[Path, _Stated]:
     return out
 
 
-def _of_table(place: Path, aspect: str | None) -> Iterator[_Stated]:
+def _of_table(place: Path, aspect: str | None) -> Iterator[_Entry]:
     rows = read_table(place)
     columns = list(rows[0])
     case = column(columns, CASE)
@@ -79,18 +81,18 @@ def _of_table(place: Path, aspect: str | None) -> Iterator[_Stated]:
         if found is None:
             raise InputError(f"{place}: no column that {what} ({', '.join(names)}); there is {', '.join(columns)}")
     for row in rows:
-        yield _Stated(case_of(absolute(row[str(case)], place.parent), row.get(CANDIDATE, "")), row[str(value)])
+        yield _Entry(case_of(absolute(row[str(case)], place.parent), row.get(CANDIDATE, "")), row[str(value)])
 
 
-def _of_datalist(place: Path) -> Iterator[_Stated]:
-    """The items of the lists of a datalist that have a file and a class, as `medkit train` takes them."""
+def _of_datalist(place: Path) -> Iterator[_Entry]:
+    """Return the items of a datalist, in the form that `medkit train` takes, that have a file and a class."""
     try:
         content = json.loads(place.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{place}: expected a datalist: {error}") from None
     parts: Mapping[str, Any] = content if isinstance(content, dict) else {"": content}
     found = [
-        _Stated(absolute(str(item[key]), place.parent), str(item["label"]), part)
+        _Entry(absolute(str(item[key]), place.parent), str(item["label"]), part)
         for part, items in parts.items()
         for item in (items if isinstance(items, list) else ())
         if isinstance(item, dict) and "label" in item and (key := next((k for k in _PATHS if k in item), None))
@@ -107,18 +109,18 @@ def _class_in(file: Path) -> str:
         raise InputError(f"{file}: expected a class: {error}") from None
     if len(lines) == 1:
         return lines[0]
-    said = read_predictions(file)
-    if len(said) != 1:
-        raise InputError(f"{file}: expected the class of one case, got {len(said)} cases")
-    return said[0].chosen
+    predictions = read_predictions(file)
+    if len(predictions) != 1:
+        raise InputError(f"{file}: expected the class of one case, got {len(predictions)} cases")
+    return predictions[0].chosen
 
 
 def class_number(value: str, classes: Sequence[str]) -> int:
-    """The number of a class that is given by its name, or else by its number. Raises InputError."""
+    """Return the number of a class, given by its name or else by its number. Raises InputError."""
     if value in classes:
         return classes.index(value)
     try:
-        number = float(value)  # tables that held missing values say 1.0
+        number = float(value)  # tables with missing values hold 1.0 for 1
     except ValueError:
         number = -1
     if number not in range(len(classes)):

@@ -1,4 +1,4 @@
-"""Bringing a result onto the grid of its reference."""
+"""Putting a result onto the grid of its reference."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from medkit.images.image import Image
 from medkit.space import Grid, apply_affine
 
 TOLERANCE = 0.01
-"""Voxels by which the corners of two grids may lie apart and still be the same: headers hold float32 or less."""
+"""Largest distance, in voxels, between corners of two grids that count as the same: headers hold float32 or less."""
 
 
 def on_grid(image: Image, reference: Image, *, resample: bool, labels: bool) -> np.ndarray:
-    """The voxels (I, J, K) of `image` on the grid of `reference`.
+    """Return the voxels (I, J, K) of `image` on the grid of `reference`.
 
-    Another order or direction of the axes is undone. Another grid is an InputError that names both, or with
-    `resample` interpolated (labels: nearest neighbour, images: linear, 0 outside).
+    Axes of another order or direction are reordered. With `resample` an image on another grid is interpolated (labels:
+    nearest neighbour, images: linear, 0 outside), without it InputError is raised, which names both grids.
     """
-    same = reoriented(image, reference.grid)
-    if same is not None:
-        return same
+    voxels = reoriented(image, reference.grid)
+    if voxels is not None:
+        return voxels
     if not resample:
         raise InputError(
             f"{image.path}: expected the grid of {reference.path}, {described(reference.grid)}, "
             f"got {described(image.grid)} (--resample puts it onto that grid)"
         )
-    from medkit.transforms.resampling import resample as resampled
+    from medkit.transforms import resampling
 
-    return resampled(image, reference.grid, None, "nearest" if labels else "linear").data[0]
+    return resampling.resample(image, reference.grid, None, "nearest" if labels else "linear").data[0]
 
 
 def reoriented(image: Image, grid: Grid) -> np.ndarray | None:
-    """The voxels (I, J, K) in the order and direction of the axes of `grid`; None where these are other voxels."""
+    """Return the voxels (I, J, K) in the axis order and direction of `grid`; None if these are other voxels."""
     steps = np.linalg.inv(grid.affine) @ image.grid.affine  # voxel of the image -> voxel of the grid
     turn = np.rint(steps[:3, :3])
     if (np.abs(turn).sum(axis=0) != 1).any() or (np.abs(turn).sum(axis=1) != 1).any():
@@ -52,7 +52,7 @@ def reoriented(image: Image, grid: Grid) -> np.ndarray | None:
 
 
 def described(grid: Grid) -> str:
-    """`160 x 197 x 164 voxels of 1 x 1 x 1 mm around (-79.5, -217, -173.5)`, RAS+ mm."""
+    """Return a text such as `160 x 197 x 164 voxels of 1 x 1 x 1 mm around (-79.5, -217, -173.5)`, RAS+ mm."""
     sizes = " x ".join(map(str, grid.shape))
     spacing = " x ".join(f"{size:.4g}" for size in grid.spacing)
     centre = ", ".join(f"{value:.4g}" for value in grid.centre)

@@ -1,4 +1,4 @@
-"""Images against references: mean squared error, structural similarity, peak signal to noise, correlation."""
+"""Scores of images: mean squared error, structural similarity, peak signal-to-noise ratio, correlation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medkit.evaluation.results import EvaluationSettings, Pair, Scores
 from medkit.images.image import Image, read_image
 
 _FEW = 64
-"""So few different whole numbers on both sides are probably labels."""
+"""Largest number of different whole numbers in an image that is probably a label image."""
 
 
 def score_images(pair: Pair, settings: EvaluationSettings) -> Scores:
@@ -33,10 +33,10 @@ def score_images(pair: Pair, settings: EvaluationSettings) -> Scores:
 def compare_images(
     result: np.ndarray, reference: np.ndarray, mask: np.ndarray | None = None, data_range: float | None = None
 ) -> dict[str, float]:
-    """`mse` (squared units), `ssim`, `psnr_db` and `ncc` of two images (I, J, K) on one grid, and the `data_range`.
+    """Return `mse` (squared units), `ssim`, `psnr_db`, `ncc` and `data_range` of two images (I, J, K) on one grid.
 
-    `mask` (I, J, K) bool picks the voxels, for SSIM the centres of its windows. `data_range`: the span that the
-    intensities can take, for SSIM and PSNR; where None, from the lowest to the highest value of the reference.
+    `mask` (I, J, K) bool picks the voxels, for SSIM the centres of its windows. `data_range` is the span of the
+    intensities for SSIM and PSNR; None: from the lowest to the highest value of the reference.
     """
     import torch
 
@@ -53,17 +53,17 @@ def compare_images(
 
 
 def rounded_scores(image: Image, reference: Image) -> dict[str, float | None]:
-    """What `compare_images` says of two images on one grid, for a sidecar: five digits; None for the PSNR of equals."""
+    """Return `compare_images` of two images on one grid, for a sidecar: five digits; None for an infinite PSNR."""
     found = compare_images(image.data[0], reference.data[0])
     return {name: float(f"{value:.5g}") if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _warnings(image: Image, reference: Image) -> Iterator[str]:
     for side in (image, reference):
-        # what else the sanity check notices, such as thick slices, concerns networks
+        # other warnings of the sanity check, such as thick slices, matter to networks only
         yield from (f"{side.path}: {warning}" for warning in side.warnings if "NaN" in warning)
     if _few_numbers(image) and _few_numbers(reference):
-        yield "both files hold few whole numbers: if they are labels, say --kind labels"
+        yield "both files hold only a few whole numbers: if they are labels, use --kind labels"
 
 
 def _few_numbers(image: Image) -> bool:

@@ -1,4 +1,4 @@
-"""Numbers and names of labels: tables that translate them, names beside a label image, lists such as `2,3,10-13`."""
+"""Numbers and names of labels: tables that translate them, names next to a label image, lists such as `2,3,10-13`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from medkit.errors import InputError, UsageError
 from medkit.pipe.names import stem
 
 _TABLE = 1 << 20
-"""Labels up to this number are looked up in an array, larger ones by bisection."""
+"""Labels below this number are looked up in an array, larger ones by bisection."""
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The reference's labels in the numbers of the result."""
+    """Translation of the reference's label numbers into the result's."""
 
     numbers: Mapping[int, int]
-    """Reference's number -> result's; 0, and a number that is not listed, are left out."""
+    """Reference's number -> result's number; a number that is not listed, or that becomes 0, is left out."""
     names: Mapping[int, str] = field(default_factory=dict)
     """Result's number -> name of the structure."""
 
     @classmethod
     def read(cls, path: Path) -> LabelMap:
-        """Read a table with a header, separated by tabs: the reference's number, the result's, and perhaps a `name`.
+        """Read a tab-separated table with a header: the reference's number, the result's, and optionally a `name`.
 
-        Where several numbers become one, it has the name that they share, or none. Raises InputError.
+        If several numbers become one, that one has the name they share, or none. Raises InputError.
         """
         header, *rows = _rows(path)
-        place = header.index("name") if "name" in header else None
-        if len(header) < 2 or place in (0, 1) or not rows:
-            raise InputError(f"{path}: expected two columns of numbers below a header, and perhaps one called name")
+        name_column = header.index("name") if "name" in header else None
+        if len(header) < 2 or name_column in (0, 1) or not rows:
+            raise InputError(f"{path}: expected two columns of numbers below a header, and optionally one called name")
         numbers: dict[int, int] = {}
         names: dict[int, set[str]] = {}
         for line, row in enumerate(rows, start=2):
@@ -44,18 +44,18 @@ class LabelMap:
                 raise InputError(f"{path}: line {line}: expected two whole numbers, got {' '.join(row)!r}") from None
             if numbers.setdefault(source, target) != target:
                 raise InputError(f"{path}: line {line}: {source} is mapped to {numbers[source]} and to {target}")
-            if place is not None and place < len(row):
-                names.setdefault(target, set()).add(row[place])
+            if name_column is not None and name_column < len(row):
+                names.setdefault(target, set()).add(row[name_column])
         return cls(numbers, {number: names[number].copy().pop() for number in names if len(names[number]) == 1})
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The result's numbers, ascending, without 0."""
+        """The result's numbers in ascending order, without 0."""
         return tuple(sorted(set(self.numbers.values()) - {0}))
 
 
 def translated(voxels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
-    """Whole numbers of any shape with each replaced by what it is mapped to, and by 0 where it is not listed."""
+    """Return whole numbers of any shape, each replaced by the number it is mapped to, or by 0 if it is not listed."""
     kind = np.min_scalar_type(max(numbers.values(), default=0))
     highest = int(voxels.max(initial=0))
     if highest < _TABLE:
@@ -68,12 +68,12 @@ def translated(voxels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
         return np.zeros(voxels.shape, kind)
     sources = np.array(sorted(numbers), np.int64)
     targets = np.array([numbers[int(source)] for source in sources], kind)
-    place = np.searchsorted(sources, voxels).clip(max=len(sources) - 1)
-    return np.where(sources[place] == voxels, targets[place], 0).astype(kind)
+    index = np.searchsorted(sources, voxels).clip(max=len(sources) - 1)
+    return np.where(sources[index] == voxels, targets[index], 0).astype(kind)
 
 
 def present(voxels: np.ndarray) -> set[int]:
-    """The labels of a label image, without 0."""
+    """Return the labels of a label image, without 0."""
     if int(voxels.max(initial=0)) < _TABLE:
         found = np.flatnonzero(np.bincount(voxels.ravel(order="K")))
     else:
@@ -81,10 +81,10 @@ def present(voxels: np.ndarray) -> set[int]:
     return {int(label) for label in found} - {0}
 
 
-def names_beside(path: Path) -> dict[int, str]:
-    """Names of labels from the BIDS table beside a label image, `x_dseg.tsv` for `x_dseg.nii.gz`.
+def names_next_to(path: Path) -> dict[int, str]:
+    """Return label -> name from the BIDS table next to a label image, `x_dseg.tsv` for `x_dseg.nii.gz`.
 
-    Empty where there is none, or none with the columns `index` and `name`.
+    Empty if there is no such table, or if it has no columns `index` and `name`.
     """
     table = path.with_name(stem(path) + ".tsv")
     if not table.is_file():
@@ -97,7 +97,7 @@ def names_beside(path: Path) -> dict[int, str]:
 
 
 def parse_labels(text: str) -> tuple[int, ...]:
-    """The labels of a list such as `2,3,10-13`, ascending. Raises UsageError.
+    """Return the labels of a list such as `2,3,10-13` in ascending order. Raises UsageError.
 
     >>> parse_labels("3,10-12")
     (3, 10, 11, 12)
@@ -118,5 +118,5 @@ def _rows(path: Path) -> Sequence[list[str]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, delimiter="\t") if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: expected a table separated by tabs: {error}") from error
+        raise InputError(f"{path}: expected a tab-separated table: {error}") from error
     return rows or [[]]

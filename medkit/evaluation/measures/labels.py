@@ -1,4 +1,4 @@
-"""Label images against references: overlap, distances between surfaces, volumes."""
+"""Scores of label images: overlap, distances between surfaces, volumes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from medkit.evaluation.measures.grids import on_grid
-from medkit.evaluation.measures.label_maps import names_beside, present, translated
+from medkit.evaluation.measures.label_maps import names_next_to, present, translated
 from medkit.evaluation.results import EvaluationSettings, Pair, ScoreRow, Scores
 from medkit.images.image import read_image
 
 _NONE = float("nan")
 _LISTED = 20
-"""Labels that a warning names before it counts the rest."""
+"""Largest number of labels that a warning names; it counts the others."""
 
 
 def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
@@ -22,19 +22,19 @@ def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
     reference = read_image(pair.reference, labels=True)
     result = on_grid(read_image(pair.result, labels=True), reference, resample=settings.resample, labels=True)
     expected = reference.data[0]
-    names = {**names_beside(pair.reference), **names_beside(pair.result)}
-    here = present(result)
+    names = {**names_next_to(pair.reference), **names_next_to(pair.result)}
+    in_result = present(result)
     left_out: list[int] = []
     if settings.label_map:
         expected = translated(expected, settings.label_map.numbers)
-        names = {**names_beside(pair.result), **settings.label_map.names}
-        left_out = sorted(here - set(settings.label_map.targets))
-        here -= set(left_out)
-    there = present(expected)
-    labels = settings.labels or tuple(sorted(here | there))
+        names = {**names_next_to(pair.result), **settings.label_map.names}
+        left_out = sorted(in_result - set(settings.label_map.targets))
+        in_result -= set(left_out)
+    in_reference = present(expected)
+    labels = settings.labels or tuple(sorted(in_result | in_reference))
     table = compare_labels(result, expected, reference.grid.spacing, labels)
     rows = tuple(ScoreRow(str(label), names.get(label, ""), values) for label, values in table.items())
-    return Scores(pair, _over_labels(table), rows, tuple(_warnings(labels, here, there, left_out)))
+    return Scores(pair, _over_labels(table), rows, tuple(_warnings(labels, in_result, in_reference, left_out)))
 
 
 def compare_labels(
@@ -45,15 +45,15 @@ def compare_labels(
     *,
     surfaces: bool = True,
 ) -> dict[int, dict[str, float]]:
-    """Measures of each label of two label images (I, J, K) on one grid with axes at right angles, `spacing` (3,) in mm.
+    """Return label -> measures of two label images (I, J, K) on one grid with orthogonal axes, `spacing` (3,) in mm.
 
     `dice` (0 .. 1); `hd95_mm`, the larger of the two directions' 95th percentiles of the distances between surfaces;
-    `assd_mm`, the mean of these distances of both directions together; `volume_error_percent` of the reference's
+    `assd_mm`, the mean of these distances in both directions together; `volume_error_percent` of the reference's
     volume and `volume_error_mm3`, result minus reference. A surface is the voxels with a neighbour across a face
     that is outside the label or outside the image; distances are between centres of voxels (as MONAI defines both).
 
-    A label that one side alone has: Dice 0, distances NaN, percent NaN where the reference lacks it. One that
-    neither has: NaN. `labels`: those to compare, all but 0 where None. Without `surfaces` the distances, which take
+    A label in only one of the images has Dice 0 and distances NaN, and percent NaN if the reference lacks it. A label
+    in neither has NaN. `labels` are those to compare; None: all but 0. Without `surfaces` the distances, which take
     most of the time, are left out.
     """
     if result.shape != reference.shape:
@@ -76,9 +76,9 @@ def compare_labels(
 def surface_distances(
     a: np.ndarray, b: np.ndarray, spacing: Sequence[float] | np.ndarray, axes: Sequence[int]
 ) -> tuple[Any, Any]:
-    """Distances in mm of each surface voxel of mask `a` to the surface of `b`, and of each of `b` to that of `a`.
+    """Return the distances in mm of each surface voxel of mask `a` to the surface of `b`, and the other way round.
 
-    Masks (I, J, K) bool, neither of them empty; `axes`: those along which an image extends.
+    Masks (I, J, K) bool, neither of them empty; `axes`: those with more than one voxel.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -89,7 +89,7 @@ def surface_distances(
 
 
 def surface(mask: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """The voxels of a mask (I, J, K) that have a neighbour outside it, or outside the image, along one of `axes`."""
+    """Return the voxels of a mask (I, J, K) with a neighbour outside it, or outside the image, along one of `axes`."""
     inner = mask.copy()
     for axis in axes:
         ours, theirs = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
@@ -102,7 +102,7 @@ def surface(mask: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 def _distances(
     a: np.ndarray, b: np.ndarray, spacing: Sequence[float] | np.ndarray, count: int
 ) -> dict[int, dict[str, float]]:
-    """`hd95_mm` and `assd_mm` of the labels 1 to `count`, each inside the box that holds it on both sides."""
+    """Return `hd95_mm` and `assd_mm` of the labels 1 to `count`, each from the box that holds it in both images."""
     from scipy.ndimage import find_objects
 
     axes = [axis for axis, size in enumerate(a.shape) if size > 1]
@@ -112,14 +112,14 @@ def _distances(
             out[number] = {"hd95_mm": _NONE, "assd_mm": _NONE}
             continue
         box = tuple(slice(min(x.start, y.start), max(x.stop, y.stop)) for x, y in zip(one, other, strict=True))
-        there, back = surface_distances(a[box] == number, b[box] == number, spacing, axes)
-        hd95 = max(float(np.percentile(way, 95)) for way in (there, back))
-        out[number] = {"hd95_mm": hd95, "assd_mm": float(np.concatenate([there, back]).mean())}
+        directions = surface_distances(a[box] == number, b[box] == number, spacing, axes)
+        hd95 = max(float(np.percentile(distances, 95)) for distances in directions)
+        out[number] = {"hd95_mm": hd95, "assd_mm": float(np.concatenate(directions).mean())}
     return out
 
 
 def _overlap(ours: int, theirs: int, shared: int, voxel: float) -> dict[str, float]:
-    """Dice and volume errors from numbers of voxels of `voxel` mm3."""
+    """Return Dice and volume errors from numbers of voxels; `voxel`: volume of one in mm3."""
     return {
         "dice": 2 * shared / (ours + theirs) if ours + theirs else _NONE,
         "volume_error_percent": 100 * (ours - theirs) / theirs if theirs else _NONE,
@@ -128,7 +128,7 @@ def _overlap(ours: int, theirs: int, shared: int, voxel: float) -> dict[str, flo
 
 
 def _over_labels(table: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """The means over the labels for which a measure is defined; errors of volumes without their sign."""
+    """Return the means over the labels for which a measure is defined, volume errors as absolute values."""
 
     def mean(name: str) -> float:
         values = np.abs([row[name] for row in table.values()])
@@ -139,20 +139,23 @@ def _over_labels(table: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
     return {n: mean(n) for n in ("dice", "hd95_mm", "assd_mm")} | {f"absolute_{n}": mean(n) for n in names}
 
 
-def _warnings(labels: Sequence[int], here: set[int], there: set[int], left_out: Sequence[int]) -> list[str]:
+def _warnings(labels: Sequence[int], in_result: set[int], in_reference: set[int], left_out: Sequence[int]) -> list[str]:
     wanted = set(labels)
     groups = (
-        (wanted & there - here, "missing in the result: Dice 0, no distance"),
-        (wanted & here - there, "missing in the reference: Dice 0, no distance, no volume error in percent"),
-        (wanted - here - there, "on neither side: not scored"),
-        (left_out, "in the result, and no number of the label map: not scored"),
+        (wanted & in_reference - in_result, "missing in the result: Dice 0, no distance"),
+        (
+            wanted & in_result - in_reference,
+            "missing in the reference: Dice 0, no distance, no volume error in percent",
+        ),
+        (wanted - in_result - in_reference, "on neither side: not scored"),
+        (left_out, "in the result, but not in the label map: not scored"),
     )
     found = [f"{_listed(group)} {what}" for group, what in groups if group]
     return found if labels else [*found, "no label on either side: not scored"]
 
 
 def _listed(labels: Sequence[int] | set[int]) -> str:
-    """`label 4`, `labels 4, 7, 9`, a long list cut short."""
+    """Return `label 4` or `labels 4, 7, 9`; a long list is cut short."""
     numbers = sorted(labels)
     rest = f" and {len(numbers) - _LISTED} more" if len(numbers) > _LISTED else ""
     return f"label{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:_LISTED]))}{rest}"

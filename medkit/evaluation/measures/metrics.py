@@ -1,4 +1,4 @@
-"""Measures of likeness between images, labels and points on one grid.
+"""Measures of similarity between images, labels and points on one grid.
 
 Images are torch tensors (I, J, K) float32; planar ones have a single voxel along one axis. Nothing here imports monai,
 whose metrics take seconds to import.
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 _WINDOW = 7
 """SSIM's window, voxels along each axis (Wang et al. 2004; scikit-image's default)."""
 _SLAB = 48
-"""Slices of SSIM computed at once: bounds its memory."""
+"""Number of slices for which SSIM is computed at once, which bounds its memory."""
 _SAMPLE = 1_000_000
-"""Voxels looked at for percentiles."""
+"""Number of voxels from which percentiles are computed."""
 
 
 def ncc(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None) -> float:
-    """Correlation coefficient of two images (I, J, K), -1 .. 1; 0 where one of them is constant."""
+    """Return the correlation coefficient of two images (I, J, K), -1 .. 1; 0 if one of them is constant."""
     import torch
 
     x, y = _values(a, b, mask)
@@ -35,13 +35,13 @@ def ncc(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None) -> f
 
 
 def mse(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None) -> float:
-    """Mean squared difference of two images (I, J, K), in their squared units."""
+    """Return the mean squared difference of two images (I, J, K), in their squared units."""
     x, y = _values(a, b, mask)
     return float(((x - y) ** 2).mean())
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, *, data_range: float) -> float:
-    """Peak signal-to-noise ratio of two images (I, J, K) in dB; infinite where they are equal.
+    """Return the peak signal-to-noise ratio of two images (I, J, K) in dB; infinite if they are equal.
 
     `data_range` is the span that the intensities can take.
     """
@@ -50,7 +50,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, *, 
 
 
 def mutual_information(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, bins: int = 32) -> float:
-    """Mutual information of two images (I, J, K) in nats, from a histogram of `bins` x `bins` over their ranges."""
+    """Return the mutual information of two images (I, J, K) in nats, from a joint histogram of `bins` x `bins`."""
     import torch
 
     x, y = _values(a, b, mask)
@@ -61,11 +61,11 @@ def mutual_information(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | No
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, data_range: float | None = None) -> float:
-    """Mean structural similarity of two images (I, J, K), -1 .. 1 (Wang et al. 2004).
+    """Return the mean structural similarity of two images (I, J, K), -1 .. 1 (Wang et al. 2004).
 
     Uniform windows of 7 voxels along each axis that has as many, sample covariances, and no windows that cross the
-    border: what `skimage.metrics.structural_similarity` computes. `mask` picks the window centres. `data_range` is
-    the span that the intensities can take; by default what the two images take together.
+    border, as in `skimage.metrics.structural_similarity`. `mask` picks the window centres. `data_range` is the span
+    that the intensities can take; None: the span of the values of both images.
     """
     import torch
 
@@ -88,7 +88,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor | None = None, dat
 
 
 def similarity(fixed: torch.Tensor, moved: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, float]:
-    """How alike two images (I, J, K) on one grid are: `ncc`, `mi` (nats), `mse` and `ssim`, five digits each.
+    """Return `ncc`, `mi` (nats), `mse` and `ssim` of two images (I, J, K) on one grid, with five digits each.
 
     For `mse` and `ssim` each image is first scaled to 0 .. 1 between its own 1st and 99th percentile, so that they
     compare scans whose units differ.
@@ -113,7 +113,7 @@ def similarity(fixed: torch.Tensor, moved: torch.Tensor, mask: torch.Tensor | No
 
 
 def rescaled(image: torch.Tensor) -> torch.Tensor:
-    """`image` on a scale where its 1st percentile is 0 and its 99th is 1, clipped there."""
+    """Return `image` on a scale where its 1st percentile is 0 and its 99th is 1, clipped to this range."""
     flat = image.reshape(-1)
     sample = flat[:: max(1, flat.numel() // _SAMPLE)]
     low, high = (float(sample.kthvalue(1 + int(q * (sample.numel() - 1))).values) for q in (0.01, 0.99))
@@ -123,9 +123,9 @@ def rescaled(image: torch.Tensor) -> torch.Tensor:
 
 
 def dice(a: torch.Tensor, b: torch.Tensor, ignore_background: bool = True) -> dict[int, float]:
-    """Overlap of each label of two label images of one shape, 0 .. 1 (Dice 1945): `{label: dice}`.
+    """Return `{label: dice}`, the overlap of each label of two label images of one shape, 0 .. 1 (Dice 1945).
 
-    Labels are whole numbers; every label that either image has is listed, 0 only with `ignore_background=False`.
+    Labels are whole numbers; every label of either image is listed, 0 only with `ignore_background=False`.
     """
     import torch
 
@@ -140,7 +140,7 @@ def dice(a: torch.Tensor, b: torch.Tensor, ignore_background: bool = True) -> di
 
 
 def target_registration_error(points_a: np.ndarray, points_b: np.ndarray) -> dict[str, float]:
-    """Distances in mm between points (N, 3) that should coincide: their `mean` and `max`."""
+    """Return the `mean` and `max` distance in mm between points (N, 3) that should coincide."""
     distances = np.linalg.norm(np.asarray(points_a, float) - np.asarray(points_b, float), axis=1)
     return {"mean": float(distances.mean()), "max": float(distances.max())}
 
@@ -158,11 +158,11 @@ def _binned(values: torch.Tensor, bins: int) -> torch.Tensor:
 
 
 def _structural(x: torch.Tensor, y: torch.Tensor, axes: list[int], data_range: float) -> torch.Tensor:
-    """SSIM of every window that lies inside the images."""
+    """Return the SSIM of every window inside the images."""
     size = _WINDOW ** len(axes)
     sample = size / (size - 1)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    # about the slab's own mean, so that squares of float32 keep their digits
+    # relative to the slab's mean, so that squares in float32 keep their digits
     shift = float(x.mean())
     x, y = x - shift, y - shift
     ux, uy = _mean(x, axes), _mean(y, axes)
@@ -173,7 +173,7 @@ def _structural(x: torch.Tensor, y: torch.Tensor, axes: list[int], data_range: f
 
 
 def _mean(image: torch.Tensor, axes: list[int]) -> torch.Tensor:
-    """Mean over the window, for every window inside the image: sums of 2, 4, 6 and 7 slices along each axis in turn."""
+    """Return the mean over every window inside the image: along each axis in turn, sums of 2, 4, 6 and 7 slices."""
     for axis in axes:
         count = image.shape[axis] - _WINDOW + 1
         pairs = image.narrow(axis, 0, count + 5) + image.narrow(axis, 1, count + 5)

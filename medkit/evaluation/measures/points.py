@@ -1,4 +1,4 @@
-"""Landmarks against references: how far apart points are that should coincide."""
+"""Scores of landmarks: distances between points that should coincide."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from medkit.transforms.points import Points, read_points
 
 
 def score_points(pair: Pair, settings: EvaluationSettings) -> Scores:
-    """Target registration errors of two files of points, in mm. Raises InputError.
+    """Return the target registration errors of two files of points, in mm. Raises InputError.
 
-    With a transform the reference's points (of the fixed image) are taken through it to the space of the result's
-    (of the moving image), which is where ITK's convention leads.
+    A transform first takes the reference's points (of the fixed image) to the space of the result's points (of the
+    moving image), which is the direction of ITK's convention.
     """
     result, reference = read_points(pair.result), read_points(pair.reference)
     names, ours, theirs, warnings = matched(result, reference)
@@ -31,13 +31,16 @@ def score_points(pair: Pair, settings: EvaluationSettings) -> Scores:
 
 
 def matched(result: Points, reference: Points) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, list[str]]:
-    """Names and positions of the points that both have: by name where both have names, else by their order."""
+    """Return names and positions of the points that both have, by name if both have names, else by order; and warnings.
+
+    Positions are (N, 3) RAS+ mm. Raises InputError if points without common names differ in number.
+    """
     if result.named and reference.named and set(result.names) & set(reference.names):
         names = tuple(name for name in reference.names if name in result.names)
-        alone = sorted(set(result.names) ^ set(reference.names))
+        unmatched = sorted(set(result.names) ^ set(reference.names))
         ours = result.positions[[result.names.index(name) for name in names]]
         theirs = reference.positions[[reference.names.index(name) for name in names]]
-        return names, ours, theirs, [f"points on one side alone: {', '.join(alone)}"] if alone else []
+        return names, ours, theirs, [f"points on one side only: {', '.join(unmatched)}"] if unmatched else []
     if len(result.names) != len(reference.names):
         raise InputError(
             f"{result.path}: expected as many points as in {reference.path}, {len(reference.names)}, or common names; "
