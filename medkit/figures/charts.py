@@ -32,7 +32,7 @@ class Chart:
     def __init__(
         self, ticks: Sequence[float], name: str, title: str = "", size: tuple[int, int] = SIZE, room: int = 0
     ) -> None:
-        """Draw the horizontal axis, called `name`. `room`: pixels right of the axes that stay free besides the margin."""
+        """Draw the horizontal axis, called `name`. `room`: pixels that stay free between the axes and the margin."""
         from PIL import Image, ImageDraw
 
         self.size, self.ticks, self.right = size, ticks, size[0] - RIGHT - room

@@ -1,6 +1,7 @@
-"""Images: reading with checks, writing on an exact grid, in every format medkit knows.
+"""Images: reading with checks and writing on an exact grid, in every format that medkit knows.
 
-One frame (RAS+, mm) and one layout, (C, I, J, K). The face of this package for plugins; each format has a module.
+There is one frame, RAS+ mm, and one layout, (C, I, J, K). Each format has a module. This is the face of the package for
+plugins.
 """
 
 from __future__ import annotations

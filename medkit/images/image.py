@@ -1,7 +1,7 @@
-"""Images: reading with the sanity checks that come before any work, and writing on an exact grid.
+"""Images: reading with sanity checks, and writing on an exact grid.
 
-One frame (RAS+, mm) and one layout, (C, I, J, K), whatever the format of the file. NIfTI and MGH go through nibabel,
-NRRD, MetaImage and DICOM through itk, PNG and JPEG through Pillow.
+Every format is read into one frame, RAS+ mm, and one layout, (C, I, J, K). NIfTI and MGH are read through nibabel;
+NRRD, MetaImage and DICOM through itk; PNG and JPEG through Pillow.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import numpy as np
 
 from medkit.errors import InputError, OutputError
 from medkit.images import dicom, itk, mgh, nifti, pictures
+from medkit.images.dicom_headers import is_dicom
 from medkit.images.stored import Stored
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, WRITABLE_IMAGES
 from medkit.space import Grid, check_grid
 
 
 class ImageReader(Protocol):
-    """What the module of a format offers."""
+    """The functions that the module of a format has."""
 
     def read_stored(self, path: Path, frame: int | None, series: str | None) -> Stored:
         """Read one frame of one series. Raises InputError."""
 
     def read_grid(self, path: Path, series: str | None) -> Grid:
-        """Read the grid from the header alone. Raises InputError."""
+        """Read the grid from the header only. Raises InputError."""
 
 
 class ImageFormat(ImageReader, Protocol):
-    """What the module of a format offers that medkit also writes."""
+    """The functions that the module of a format has if medkit also writes the format."""
 
     def write_image(self, path: Path, data: np.ndarray, grid: Grid) -> None:
-        """Write (C, I, J, K). Raises OutputError."""
+        """Write voxels (C, I, J, K). Raises OutputError."""
 
 
 FORMATS: tuple[tuple[tuple[str, ...], ImageFormat], ...] = (
@@ -42,7 +43,7 @@ FORMATS: tuple[tuple[tuple[str, ...], ImageFormat], ...] = (
     ((".nrrd", ".nhdr", ".mha", ".mhd"), itk),
     (GREY_PICTURES, pictures),
 )
-"""How names of files end, and the module that reads and writes those files; DICOM is known by its content."""
+"""Endings of file names, and the module that reads and writes such files; DICOM is recognised by its content."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +51,15 @@ class Image:
     """An image in memory: finite voxels on a grid."""
 
     data: np.ndarray
-    """(C, I, J, K), channel first: the stored integer type where the file has no scaling, else float32."""
+    """(C, I, J, K), in the integer type of the file if it has no scaling, else float32."""
     grid: Grid
-    """Where the voxels are."""
+    """Grid of the voxels."""
     path: Path | None = None
-    """The file or DICOM folder it was read from."""
+    """File or DICOM folder from which the image was read."""
     dtype: Any = None
-    """Type of an output made from it by interpolation: the file's integer type where unscaled, else float32."""
+    """Type of outputs that are interpolated from this image: the type of the file's unscaled integers, else float32."""
     warnings: tuple[str, ...] = ()
-    """What the sanity check found but did not refuse, in plain sentences."""
+    """Unusual things that the sanity check found and did not refuse, in plain sentences."""
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[1:] != self.grid.shape:
@@ -67,13 +68,14 @@ class Image:
         object.__setattr__(self, "dtype", np.dtype(self.dtype or (self.data.dtype if integer else np.float32)))
 
     def with_data(self, data: np.ndarray, grid: Grid | None = None) -> Image:
-        """Other voxels, (C, I, J, K), on the same grid or on `grid`; the output type follows the new voxels."""
+        """Return an image of other voxels, (C, I, J, K), on the same grid or on `grid`; its `dtype` is theirs."""
         return Image(data, grid or self.grid, self.path, warnings=self.warnings)
 
     def like(self, values: np.ndarray, grid: Grid | None = None) -> Image:
-        """Values, (C, I, J, K), computed from this image, in its type: whole numbers are rounded and stay in its range.
+        """Return values (C, I, J, K), computed from this image, as an image of the type `dtype`.
 
-        Nothing is below 0 where nothing was.
+        For integer types they are rounded and clipped to the range. If this image has no values below 0, the result has
+        none either.
         """
         values = np.maximum(values, 0) if self.data.min() >= 0 else values
         if self.dtype.kind in "iu":
@@ -82,7 +84,7 @@ class Image:
         return self.with_data(values.astype(self.dtype), grid)
 
     def write(self, path: Path) -> None:
-        """Write the whole file in the format of its suffix, voxels unscaled and as they are typed in `data`."""
+        """Write a file in the format of its name, with voxels of the type of `data`, unscaled. Raises OutputError."""
         path = Path(path)
         found = _format_of_name(path)
         if found is None:
@@ -91,10 +93,10 @@ class Image:
 
 
 def read_image(path: Path, *, frame: int | None = None, series: str | None = None, labels: bool = False) -> Image:
-    """Read one image and check it; InputError names the file, what was expected and what came.
+    """Read one image and check it. Raises InputError, which names the file, what was expected and what came.
 
-    `frame` picks one frame (0-based) of a file with several; `series` one DICOM series of a folder by UID or number.
-    With `labels` the voxels must be whole numbers from 0 on and come back as integers; a constant image is allowed.
+    `frame` is the index of one frame in a file of several; `series` is the UID or number of one DICOM series in a
+    folder. With `labels` the voxels must be whole numbers of 0 or more, are returned as integers, and may be constant.
     """
     path = _existing(path)
     stored = _reader_of(path).read_stored(path, frame, series)
@@ -105,14 +107,14 @@ def read_image(path: Path, *, frame: int | None = None, series: str | None = Non
 
 
 def count_frames(path: Path) -> int:
-    """Frames of a NIfTI file; 1 of any other. Raises InputError."""
+    """Return the number of frames in a NIfTI file; 1 for other formats. Raises InputError."""
     if path.is_dir() or _format_of_name(path) is not nifti:
         return 1
     return int(np.prod(nifti.promised_shape(path, nifti.read_header(path))[3:]))
 
 
 def read_grid(path: Path, *, series: str | None = None) -> Grid:
-    """The grid of an image from its header alone, checked as in `read_image`."""
+    """Return the grid of an image from its header only, checked as in `read_image`. Raises InputError."""
     path = _existing(path)
     grid = _reader_of(path).read_grid(path, series)
     check_grid(path, grid)
@@ -120,17 +122,17 @@ def read_grid(path: Path, *, series: str | None = None) -> Grid:
 
 
 def _format_of_name(path: Path) -> ImageFormat | None:
-    """The format that a file's name stands for; None for DICOM and names that are none."""
+    """Return the format with the ending of a file's name; None for DICOM and other names."""
     name = path.name.lower()
     return next((found for suffixes, found in FORMATS if name.endswith(suffixes)), None)
 
 
 def _reader_of(path: Path) -> ImageReader:
-    """The format of a file or folder that exists. Raises InputError for one that medkit does not read."""
+    """Return the format of a file or folder. Raises InputError for a format that medkit does not read."""
     found = None if path.is_dir() else _format_of_name(path)
     if found is not None:
         return found
-    if path.suffix.lower() == ".dcm" or dicom.is_dicom(path):
+    if path.suffix.lower() == ".dcm" or is_dicom(path):
         return dicom
     known = ", ".join((*IMAGE_SUFFIXES, *GREY_PICTURES))
     raise InputError(f"{path}: expected a DICOM folder or a file that ends in {known}")
@@ -143,7 +145,7 @@ def _existing(path: Path) -> Path:
 
 
 def _finite_values(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
-    """Voxels without NaN and infinity; refuses an image without contrast."""
+    """Return voxels without NaN and infinity. Raises InputError for an image without contrast."""
     low, high = data.min(), data.max()
     if not np.isfinite(high - low if data.dtype.kind == "f" else 0.0):
         data = _replace_non_finite(path, data, warnings)
@@ -154,6 +156,7 @@ def _finite_values(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndar
 
 
 def _replace_non_finite(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """Return finite voxels, and add a warning if any were replaced. Raises InputError if none are finite."""
     finite = np.isfinite(data)
     if not finite.any():
         raise InputError(f"{path}: no finite voxel: every one is NaN or infinite")
@@ -165,7 +168,7 @@ def _replace_non_finite(path: Path, data: np.ndarray, warnings: list[str]) -> np
 
 
 def _label_values(path: Path, data: np.ndarray) -> np.ndarray:
-    """Labels as integers of the file's own type, or of the smallest that holds them where the file has floats."""
+    """Return labels in the integer type of the file, or if it has floats in the smallest type that holds them."""
     low, high = data.min(), data.max()
     if data.dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high) and (data == np.rint(data)).all()):
         raise InputError(f"{path}: expected labels (whole numbers), got fractions, NaN or infinity")
@@ -175,9 +178,7 @@ def _label_values(path: Path, data: np.ndarray) -> np.ndarray:
 
 
 def _storable(data: np.ndarray) -> np.ndarray:
-    narrow = {"b": np.uint8, "f": np.float32}
-    return (
-        data
-        if data.dtype.kind in "iu" or data.dtype == np.float64
-        else data.astype(narrow[data.dtype.kind], copy=False)
-    )
+    """Return voxels in a type that files can have: bool becomes uint8, half precision float32."""
+    if data.dtype.kind in "iu" or data.dtype == np.float64:
+        return data
+    return data.astype(np.uint8 if data.dtype.kind == "b" else np.float32, copy=False)

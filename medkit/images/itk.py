@@ -27,25 +27,25 @@ COMPONENTS = {
 }
 """itk's names of component types."""
 _HELD_AS = {"int8": "SS", "int64": "D", "uint64": "D"}
-"""Types that itk's wheels do not wrap, and the one that holds their values (whole numbers up to 2^53 in a double)."""
+"""Types that itk's wheels do not wrap, and a type that holds their values (whole numbers up to 2^53 in a double)."""
 
 
 def silence() -> None:
-    """Keep itk's C++ warnings off stderr: what matters becomes an error or a warning of ours."""
+    """Keep itk's C++ warnings off stderr, since medkit reports what matters itself."""
     import itk
 
     itk.Object.SetGlobalWarningDisplay(False)
 
 
 def last_line(error: Exception) -> str:
-    """The line of itk's long message that says what is wrong."""
+    """Return the last line of itk's long message, which states what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return text.rpartition("): ")[2]
 
 
 def read_header(path: Path) -> Any:
-    """itk's ImageIO after reading the header of the file; InputError where there is none."""
+    """Return itk's ImageIO after it has read the header of a file. Raises InputError."""
     import itk
 
     silence()
@@ -61,7 +61,7 @@ def read_header(path: Path) -> Any:
 
 
 def grid_of(path: Path, reader: Any) -> Grid:
-    """The grid in an ImageIO's header; axes beyond the third are frames."""
+    """Return the grid in an ImageIO's header; a fourth axis is frames. Raises InputError."""
     axes = reader.GetNumberOfDimensions()
     if axes not in (2, 3, 4):
         raise InputError(f"{path}: expected 2 or 3 axes, got {axes}")
@@ -76,7 +76,7 @@ def grid_of(path: Path, reader: Any) -> Grid:
 
 
 def read_voxels(path: Path, reader: Any) -> np.ndarray:
-    """(I, J, K, T, components) voxels in the stored type, axis I fastest in memory."""
+    """Return voxels (I, J, K, T, components) in the stored type, axis I fastest in memory. Raises InputError."""
     import itk
 
     stored = np.dtype(COMPONENTS[reader.GetComponentTypeAsString(reader.GetComponentType())])
@@ -93,14 +93,17 @@ def read_voxels(path: Path, reader: Any) -> np.ndarray:
             pixel = getattr(itk, _HELD_AS[stored.name]) if stored.name in _HELD_AS else None
             voxels = itk.array_from_image(itk.imread(str(path), pixel, imageio=reader))[..., None]
     except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read whole: {last_line(error)}") from error
+        raise InputError(f"{path}: cannot be read completely: {last_line(error)}") from error
     shape = (*(reader.GetDimensions(axis) for axis in range(axes)), 1, 1)[:4]
     voxels = voxels.astype(stored, copy=False).reshape(*shape[::-1], components)
     return voxels.transpose(3, 2, 1, 0, 4)
 
 
 def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
-    """Write (C, I, J, K) as NRRD or MetaImage, compressed; C > 1 as an image of vectors."""
+    """Write (C, I, J, K) as compressed NRRD or MetaImage; several channels as an image of vectors.
+
+    Raises OutputError for numbers that these formats cannot hold.
+    """
     import itk
 
     data = _wrapped_type(path, data)
@@ -116,7 +119,7 @@ def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
 
 
 def _wrapped_type(path: Path, data: np.ndarray) -> np.ndarray:
-    """In a type that itk's wheels can write: whole numbers of 8 or 64 bits in the nearest one that holds them."""
+    """Return voxels in a type that itk's wheels can write, which excludes int8, int64 and uint64."""
     wider: dict[str, Any] = {"int8": np.int16, "uint64": np.uint32, "int64": np.int32}
     if data.dtype.name not in wider:
         return data
@@ -127,7 +130,7 @@ def _wrapped_type(path: Path, data: np.ndarray) -> np.ndarray:
 
 
 def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
-    """Read one frame; `series` says nothing here. Raises InputError."""
+    """Read one frame; `series` has no meaning for this format. Raises InputError."""
     reader = read_header(path)
     grid = grid_of(path, reader)
     voxels = read_voxels(path, reader)
@@ -141,5 +144,5 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
 
 
 def read_grid(path: Path, series: str | None) -> Grid:
-    """Read the grid from the header alone; `series` says nothing here. Raises InputError."""
+    """Read the grid from the header only; `series` has no meaning for this format. Raises InputError."""
     return grid_of(path, read_header(path))

@@ -13,10 +13,11 @@ from medkit.images.stored import Stored, as_values, pick_frame
 from medkit.space import Grid, three_axes
 
 DATA_OFFSET = 284
+"""Bytes of the header, after which the voxels start."""
 
 
 def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
-    """Read one frame; `series` says nothing here. Raises InputError."""
+    """Read one frame; `series` has no meaning for this format. Raises InputError."""
     content = nifti.read_bytes(path)
     header = _header(path, content)
     grid = _grid(path, header)
@@ -30,7 +31,7 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
 
 
 def read_grid(path: Path, series: str | None) -> Grid:
-    """Read the grid from the header alone; `series` says nothing here. Raises InputError."""
+    """Read the grid from the header only; `series` has no meaning for this format. Raises InputError."""
     return _grid(path, _header(path, nifti.read_head(path)))
 
 
@@ -40,7 +41,7 @@ def _header(path: Path, content: bytes | bytearray) -> Any:
     try:
         header = MGHHeader(bytes(content[: MGHHeader.template_dtype.itemsize]), check=True)
         header.get_data_dtype()
-    except Exception as error:  # nibabel raises several types of error for bytes that are no header
+    except Exception as error:  # nibabel raises several types of error for bytes that are not a header
         raise InputError(f"{path}: expected an MGH file, got something else") from error
     return header
 
@@ -53,7 +54,10 @@ def _grid(path: Path, header: Any) -> Grid:
 
 
 def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
-    """Write with nibabel's header; the gzip stream is ours, so that equal images give equal bytes."""
+    """Write (C, I, J, K) with nibabel's header and medkit's gzip stream; equal images make equal bytes.
+
+    Raises OutputError for numbers that the format cannot hold.
+    """
     from nibabel.freesurfer.mghformat import MGHImage
 
     voxels = data[0] if len(data) == 1 else np.moveaxis(data, 0, -1)
@@ -66,7 +70,7 @@ def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
 
 
 def _typed(path: Path, voxels: np.ndarray) -> np.ndarray:
-    """In one of MGH's four types: uint8, int16, int32, float32."""
+    """Return voxels in one of MGH's four types: uint8, int16, int32, float32. Raises OutputError."""
     if voxels.dtype.kind == "f":
         return voxels.astype(np.float32, copy=False)
     for kind in (np.uint8, np.int16, np.int32):

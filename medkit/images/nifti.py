@@ -1,7 +1,7 @@
-"""NIfTI files as bytes: the header that nibabel understands, the voxels, and the geometry as stored.
+"""NIfTI files: the header, parsed by nibabel, the voxels, and the geometry as it is stored.
 
-Own reading of the bytes (nibabel parses the header) because a result must rest on a whole file: the CRC of the gzip
-stream is checked to its end, and the size that the header promises is compared with the file before memory is taken.
+medkit reads the bytes itself, because a result must come from a complete file: the CRC of the gzip stream is checked to
+its end, and the size that the header promises is compared with the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -23,33 +23,36 @@ GEOMETRY_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
+"""Fields of the header that define the grid, besides the spacing."""
 VECTOR_INTENTS = (1006, 1007)
 """NIFTI_INTENT_DISPVECT and NIFTI_INTENT_VECTOR."""
 _MILLIMETRES = {1: 1000.0, 3: 0.001}
-_DATA_OFFSET = 352
+"""Millimetres in the units of length metre and micrometre, by their NIfTI codes; other codes count as millimetres."""
+_DATA_OFFSET = {348: 352, 540: 544}
+"""First byte of the voxels at the earliest, by the size of the header (NIfTI-1 and NIfTI-2)."""
 _BEST_DEFLATE = 1032
-"""No deflate stream grows by more than this factor (zlib's technical notes), so a larger promise is a torn file."""
+"""Largest factor by which a deflate stream grows (zlib's technical notes); a file that promises more is damaged."""
 
 
 def read_header(path: Path) -> Any:
-    """The header of a `.nii` or `.nii.gz` file, by its content, whatever its name.
+    """Return a file's `nibabel.Nifti1Header` or `Nifti2Header`, in the byte order of the file. Raises InputError.
 
-    Returns a `nibabel.Nifti1Header` or `Nifti2Header` in the byte order of the file. Raises InputError.
+    Gzip is recognised by the content, not by the name.
     """
     return _parse_header(path, read_head(path))
 
 
 def read_head(path: Path) -> bytes:
-    """The first kilobyte of a file or more, unpacked where it is gzip. InputError where it cannot be read."""
+    """Return the first kilobyte of a file or more, unpacked if it is gzip. Raises InputError."""
     with opened(path) as stream:
         head = stream.read(1 << 16)
     return _inflate_head(path, head) if head[:2] == b"\x1f\x8b" else head
 
 
 def read(path: Path) -> tuple[Any, np.ndarray]:
-    """Header and unscaled voxels, with the shape the header promises, axis I fastest (Fortran order), native bytes.
+    """Return header and unscaled voxels, in the shape of the header, Fortran order (axis I fastest), native byte order.
 
-    Raises InputError for a file that is damaged, truncated or no NIfTI file.
+    Raises InputError for a file that is damaged, truncated or not NIfTI.
     """
     with opened(path) as stream:
         raw = stream.read()
@@ -64,16 +67,16 @@ def read(path: Path) -> tuple[Any, np.ndarray]:
 
 
 def read_bytes(path: Path) -> bytearray:
-    """The content of a file, unpacked where it is gzip, with its checksum verified; InputError where damaged."""
+    """Return the content of a file; gzip is unpacked and its checksum verified. Raises InputError if it is damaged."""
     with opened(path) as stream:
         raw = stream.read()
     return _inflate(path, raw, len(raw) * _BEST_DEFLATE) if raw[:2] == b"\x1f\x8b" else bytearray(raw)
 
 
 def write(path: Path, voxels: np.ndarray, header: Any) -> None:
-    """Write `voxels`, unscaled, with the geometry and intent of `header`; gzip when the name ends in `.gz`.
+    """Write `voxels`, unscaled, with the geometry and intent of `header`; with gzip if the name ends in `.gz`.
 
-    Equal arrays and headers give equal bytes: the gzip header holds neither a time nor a name.
+    Equal arrays and headers make equal bytes, because the gzip header has neither a time nor a name.
     """
     header = header.copy()
     header.set_data_dtype(voxels.dtype.newbyteorder("="))
@@ -94,10 +97,10 @@ def write(path: Path, voxels: np.ndarray, header: Any) -> None:
 
 
 def write_gzip(stream: Any, content: list[Any]) -> None:
-    """Compress the parts of `content`, one after the other, into `stream`: fast (level 1), the same bytes each time.
+    """Compress the parts of `content` in order into `stream`, fast (level 1), with the same bytes each time.
 
-    By Intel's ISA-L: a fifth of zlib's time for a smaller file, and less than half of it to read one. Blocks are
-    compressed by two threads at once; the bytes do not depend on that.
+    Intel's ISA-L takes a fifth of zlib's time for a smaller file, and reading takes less than half. Two threads
+    compress blocks at once; the bytes do not depend on the number of threads.
     """
     from medkit.machine.threads import granted_threads
 
@@ -107,16 +110,16 @@ def write_gzip(stream: Any, content: list[Any]) -> None:
 
 
 def geometry_fields(header: Any) -> dict[str, Any]:
-    """The stored fields that fix the grid, as plain values, to be written to an output bit for bit."""
+    """Return the stored fields that define the grid, as plain values, so that an output can repeat them bit for bit."""
     fields: dict[str, Any] = {name: np.array(header[name]) for name in GEOMETRY_FIELDS}
     units = int(header["xyzt_units"]) & 7
     return fields | {"pixdim": np.array(header["pixdim"][:4]), "xyzt_units": units, "version": _version(header)}
 
 
 def header_for(fields: Mapping[str, Any] | None, affine: np.ndarray, spacing: np.ndarray) -> Any:
-    """A new header with stored geometry, or where there is none with `affine` (4, 4), voxel -> RAS+ mm.
+    """Return a new header with the stored geometry `fields`, or if None with `affine` (4, 4), voxel -> RAS+ mm.
 
-    A sheared affine has no qform: its qform code is 0, so that no reader takes a grid that is not the image's.
+    A sheared affine has no qform. Its qform code is 0, so that no reader uses a wrong grid.
     """
     from nibabel import Nifti1Header, Nifti2Header
 
@@ -135,9 +138,9 @@ def header_for(fields: Mapping[str, Any] | None, affine: np.ndarray, spacing: np
 
 
 def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
-    """The affine, (4, 4), voxel -> RAS+ mm, and what is to be said about it.
+    """Return the affine (4, 4), voxel -> RAS+ mm, and warnings about it.
 
-    The sform wins over the qform (as in ITK and nibabel); without both the spacing alone places the image.
+    The sform is preferred to the qform, as in ITK and nibabel. Without both the affine only comes from the spacing.
     """
     usable = header.copy()
     usable["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # the standard: 0 means 1
@@ -155,7 +158,7 @@ def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
 
 
 def promised_shape(path: Path, header: Any) -> tuple[int, ...]:
-    """The shape in the header, all axes; InputError where an axis has no voxels."""
+    """Return the shape in the header, with all axes. Raises InputError if an axis has no voxels."""
     axes = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : axes + 1])
     if not 1 <= axes <= 7 or min(shape) < 1:
@@ -164,7 +167,7 @@ def promised_shape(path: Path, header: Any) -> tuple[int, ...]:
 
 
 def stored_dtype(path: Path, header: Any) -> np.dtype:
-    """The type of a voxel in the file, in the file's byte order."""
+    """Return the type of the voxels in the file, in the byte order of the file. Raises InputError."""
     try:
         dtype = header.get_data_dtype()
     except Exception as error:  # nibabel's HeaderDataError, without importing nibabel for its name
@@ -175,7 +178,10 @@ def stored_dtype(path: Path, header: Any) -> np.dtype:
 
 
 def scaling(path: Path, header: Any) -> tuple[float, float] | None:
-    """Slope and intercept of the voxels; None where the file has none (slope 0 or not a number, or 1 and 0)."""
+    """Return slope and intercept of the voxels; None without scaling (slope 0 or not a number, or 1 and 0).
+
+    Raises InputError for an intercept that is not finite.
+    """
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope) or (slope, intercept) == (1.0, 0.0):
         return None
@@ -185,6 +191,7 @@ def scaling(path: Path, header: Any) -> tuple[float, float] | None:
 
 
 def opened(path: Path) -> io.BufferedReader:
+    """Open a file for reading bytes. Raises InputError."""
     try:
         return open(path, "rb")
     except OSError as error:
@@ -203,13 +210,13 @@ def _parse_header(path: Path, head: bytes) -> Any:
         raise InputError(f"{path}: truncated: {len(head)} bytes, less than a NIfTI header")
     header = kind(head[:size], check=False)
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
-        raise InputError(f"{path}: expected header and voxels in one file (NIfTI n+1), got a header alone or Analyze")
+        raise InputError(f"{path}: expected header and voxels in one file (NIfTI n+1), got a header only or Analyze")
     return header
 
 
 def _data_start(header: Any) -> int:
-    least = _DATA_OFFSET if int(header["sizeof_hdr"]) == 348 else 544
-    return max(int(header["vox_offset"]), least)
+    """Return the first byte of the voxels."""
+    return max(int(header["vox_offset"]), _DATA_OFFSET[int(header["sizeof_hdr"])])
 
 
 def _version(header: Any) -> int:
@@ -219,11 +226,12 @@ def _version(header: Any) -> int:
 def _qform(header: Any) -> np.ndarray | None:
     try:
         return header.get_qform()
-    except Exception:  # nibabel's HeaderDataError: a quaternion longer than 1 is no rotation, the file has no qform
+    except Exception:  # nibabel's HeaderDataError: a quaternion longer than 1 is not a rotation, so there is no qform
         return None
 
 
 def _agree(sform: np.ndarray, qform: np.ndarray, header: Any) -> bool:
+    """Return whether sform and qform put the corners of the image at the same positions, within a tenth of a voxel."""
     corners = np.array([[0, 0, 0, 1.0], [*np.maximum(header["dim"][1:4] - 1.0, 1.0), 1.0]])
     apart = np.abs(corners @ (sform - qform).T).max()
     return bool(apart < max(0.1 * np.abs(header["pixdim"][1:4]).min(), 1e-3))
@@ -237,12 +245,17 @@ def _inflate_head(path: Path, raw: bytes) -> bytes:
 
 
 def _inflate(path: Path, raw: bytes, promised: int) -> bytearray:
-    """The first `promised` bytes of the gzip stream(s), with the checksum of every stream verified."""
+    """Return the first `promised` bytes of the gzip streams; the checksum of every stream is verified.
+
+    Raises InputError.
+    """
     if promised > len(raw) * _BEST_DEFLATE + (1 << 16):
-        raise InputError(f"{path}: truncated: the header promises {promised} bytes, {len(raw)} compressed ones came")
+        raise InputError(
+            f"{path}: truncated: the header promises {promised} bytes, the file has {len(raw)} compressed bytes"
+        )
     content = bytearray()
     try:
-        while raw[:2] == b"\x1f\x8b":  # several members in a row are one file, as in `cat a.gz b.gz`
+        while raw[:2] == b"\x1f\x8b":  # several streams in a row are one file, as from `cat a.gz b.gz`
             engine = isal_zlib.decompressobj(wbits=31)
             content += engine.decompress(raw, max(promised - len(content), 1))
             while not engine.eof:
@@ -257,7 +270,7 @@ def _inflate(path: Path, raw: bytes, promised: int) -> bytearray:
 
 
 def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
-    """Read one frame; `series` says nothing here. Raises InputError."""
+    """Read one frame; `series` has no meaning for this format. Raises InputError."""
     header, voxels = read(path)
     grid, warnings = _grid(path, header, voxels.shape)
     if int(header["intent_code"]) in VECTOR_INTENTS and voxels.ndim == 5:
@@ -267,7 +280,7 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
 
 
 def read_grid(path: Path, series: str | None) -> Grid:
-    """Read the grid from the header alone; `series` says nothing here. Raises InputError."""
+    """Read the grid from the header only; `series` has no meaning for this format. Raises InputError."""
     header = read_header(path)
     return _grid(path, header, promised_shape(path, header))[0]
 

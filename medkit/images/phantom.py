@@ -1,4 +1,4 @@
-"""A small synthetic head for tests and checks."""
+"""A small synthetic body, for tests and checks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ def make_image(
     seed: int = 0,
     kind: Literal["blobs", "labels"] = "blobs",
 ) -> Path:
-    """Writes a NIfTI of a body with blobs in it (int16), or of the labels 0 to 3 of the same anatomy (uint8).
+    """Write a NIfTI of a body with blobs in it (int16), or of the labels 0 to 3 of the same anatomy (uint8).
 
-    `shape` (two or three axes), `spacing` (mm) and `orientation` belong to the axes of the file. The anatomy fills the
-    field of view and depends on `seed` alone, so that files of one seed show the same in any orientation.
+    `shape` (two or three axes), `spacing` (mm) and `orientation` are those of the axes of the file, before the grid is
+    rotated by `oblique_degrees` about z, then x. The anatomy fills the field of view and only depends on `seed`, so
+    files of one seed show the same in any orientation. Returns `path`.
     """
     import nibabel
     import numpy as np
+    from scipy.spatial.transform import Rotation
 
     sizes = np.array([*shape, 1][:3])
     steps = _directions(orientation) * [*spacing, 1.0][:3]
@@ -36,7 +38,7 @@ def make_image(
     else:
         data = (values + np.random.default_rng(seed).normal(0, 5, values.shape)).round().astype(np.int16)
     affine = np.eye(4)
-    affine[:3, :3] = _turn(oblique_degrees) @ steps
+    affine[:3, :3] = Rotation.from_euler("zx", [oblique_degrees, oblique_degrees], degrees=True).as_matrix() @ steps
     affine[:3, 3] = [4.0, -7.0, 11.0] - affine[:3, :3] @ ((sizes - 1) / 2)
     image = nibabel.Nifti1Image(data.reshape(tuple(shape)), affine)
     for set_form in (image.set_sform, image.set_qform):
@@ -48,7 +50,7 @@ def make_image(
 
 
 def _directions(orientation: str) -> np.ndarray:
-    """(3, 3): column a is the RAS+ direction of the file's axis a."""
+    """Return (3, 3), whose column a is the RAS+ direction of the file's axis a."""
     import numpy as np
 
     out = np.zeros((3, 3))
@@ -58,16 +60,8 @@ def _directions(orientation: str) -> np.ndarray:
     return out
 
 
-def _turn(degrees: float) -> np.ndarray:
-    """(3, 3) rotation about z, then x."""
-    import numpy as np
-
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-
 def _anatomy(points: np.ndarray, seed: int) -> np.ndarray:
-    """Values at (N, 3) points, -1 to 1 over the field of view: a soft-edged ellipsoid with blobs in it."""
+    """Return values (N,) at points (N, 3), -1 to 1 over the field of view: an ellipsoid with soft edges and blobs."""
     import numpy as np
 
     random = np.random.default_rng(seed)

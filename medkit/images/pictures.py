@@ -1,7 +1,7 @@
 """Grey pictures, PNG and JPEG of 8 or 16 bits, as images of one plane.
 
-The columns of a picture run to the patient's left and its rows down to the back, as ITK has it and as axial slices are
-shown; nothing in such a file says more about the body.
+The columns of a picture run to the patient's left and its rows to the back, as in ITK and as axial slices are shown.
+Nothing in such a file states a direction in the body.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from medkit.images.stored import Stored, pick_frame
 from medkit.space import Grid, lps_affine
 
 SCREENS = (72, 96)
-"""Pixels per inch that programs write which know nothing of the size of what is shown."""
+"""Pixels per inch of screens, which programs write when they do not know the size of what is shown."""
 JPEG_QUALITY = 95
+"""Quality of written JPEG files, 1 to 100."""
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A Pillow image, turned as its EXIF block says; Pillow's errors become InputErrors."""
+    """Open a picture with Pillow, rotated as its EXIF block states. Raises InputError instead of Pillow's errors."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             yield ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for torn and foreign files
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged and foreign files
         raise InputError(f"{path}: expected a PNG or JPEG picture: {error}") from error
 
 
@@ -38,15 +39,15 @@ def _grid(picture: Any) -> tuple[Grid, list[str]]:
     dpi = picture.info.get("dpi")
     known = dpi is not None and min(dpi) > 0 and round(dpi[0]) not in SCREENS
     spacing = 25.4 / np.array(dpi, float) if known else np.ones(2)
-    warnings = [] if known else ["the picture does not say how large its pixels are: taken as 1 mm"]
+    warnings = [] if known else ["the picture does not state the size of its pixels: taken as 1 mm"]
     return Grid((*picture.size, 1), lps_affine(np.eye(2), spacing, np.zeros(2)), dims=2), warnings
 
 
 def _grey(path: Path, picture: Any) -> np.ndarray:
-    """(rows, columns)."""
+    """Return the pixels of a picture, (rows, columns). Raises InputError for colours and transparency."""
     if picture.mode in ("1", "L"):
         return np.asarray(picture.convert("L"))
-    if picture.mode.startswith("I"):  # 16 bits; some versions of Pillow hand them over in 32
+    if picture.mode.startswith("I"):  # 16 bits, which some versions of Pillow return as 32
         return np.asarray(picture).astype(np.uint16)
     colours = np.asarray(picture.convert("RGBA"))
     if not (colours[..., :3] == colours[..., :1]).all():
@@ -57,7 +58,7 @@ def _grey(path: Path, picture: Any) -> np.ndarray:
 
 
 def is_coloured(path: Path) -> bool:
-    """Whether a picture's pixels have colours. Raises InputError for a file that is none."""
+    """Return whether a picture has coloured pixels. Raises InputError for a file that is not a picture."""
     from PIL import Image
 
     try:
@@ -71,9 +72,9 @@ def is_coloured(path: Path) -> bool:
 
 
 def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
-    """Writes a plane, (1, I, J, 1) uint8 or uint16, as PNG or (8 bits only) JPEG with the size of its pixels.
+    """Write a plane, (1, I, J, 1) uint8 or uint16, as PNG, or for uint8 JPEG, with the size of its pixels.
 
-    Axes are turned so that left and right, front and back are where a reader expects them. Raises OutputError.
+    Axes are flipped so that the patient's left is on the right and the back at the bottom. Raises OutputError.
     """
     from PIL import Image
 
@@ -93,7 +94,7 @@ def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
 
 
 def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
-    """Read a grey picture, I along its columns; `series` says nothing here. Raises InputError, for colours too."""
+    """Read a grey picture with axis I along its columns; `series` has no meaning for this format. Raises InputError."""
     with _opened(path) as picture:
         grid, warnings = _grid(picture)
         voxels = _grey(path, picture).T[..., None, None]
@@ -101,6 +102,6 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
 
 
 def read_grid(path: Path, series: str | None) -> Grid:
-    """Read the grid from the header alone; `series` says nothing here. Raises InputError."""
+    """Read the grid from the header only; `series` has no meaning for this format. Raises InputError."""
     with _opened(path) as picture:
         return _grid(picture)[0]

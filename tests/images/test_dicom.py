@@ -216,7 +216,7 @@ def test_unplaced_and_inverted_image_warns(tmp_path: Path) -> None:
     data = dataset(pixels(1)[:, :, 0], None, AXIAL, SOPClassUID=kind, PhotometricInterpretation="MONOCHROME1")
     data.save_as(tmp_path / "x.dcm", enforce_file_format=True)
     warnings = read_image(tmp_path / "x.dcm").warnings
-    assert any(warning.startswith("the file does not say where") for warning in warnings)
+    assert any(warning.startswith("the file does not state the position") for warning in warnings)
     assert any(warning.startswith("MONOCHROME1") for warning in warnings)
 
 
