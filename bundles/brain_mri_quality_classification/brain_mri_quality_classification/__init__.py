@@ -1,4 +1,4 @@
-"""What the network is given, on 4 mm voxels: how bright a scan is there, and what its own voxels say of its quality."""
+"""The network and its input on 4 mm voxels: how bright a scan is there, and the quality that its own voxels show."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -28,8 +28,9 @@ __all__ = [
 CONTRASTS = ("T1", "T2", "PD", "FLAIR", "other")
 USABILITY = ("usable", "motion", "noise", "cropped")
 SHAPE = (48, 56, 48)
-"""Voxels of what the network is given, 192 x 224 x 192 mm along RAS+."""
+"""Voxels of the network's input, 192 x 224 x 192 mm along RAS+."""
 SPACING = 4.0
+"""mm of those voxels along each axis."""
 TISSUES = (
     (4, 5, 14, 15, 24, 43, 44),
     (3, 8, 10, 11, 12, 13, 17, 18, 26, 28, 42, 47, 49, 50, 51, 52, 53, 54, 58, 60),
@@ -37,19 +38,25 @@ TISSUES = (
 )
 """FreeSurfer's labels of fluid, grey and white matter."""
 SEEN = 8
-"""Channels that are made of the scan; those of the labels come after them."""
+"""Channels that are computed from the scan; those of the labels come after them."""
 COUNT = SEEN + len(TISSUES) + 1
+"""Channels of the network's input."""
 
 
 def described(
     image: torch.Tensor, spacing: Sequence[float], labels: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(COUNT, *SHAPE) for a scan (1, I, J, K) whose axes lie along RAS+, and (3,) the scan's voxel at its first one.
+    """Return the network's input (COUNT, *SHAPE) for a scan, and the place (3,) of its first voxel in scan voxels.
 
-    spacing: (3,) mm; labels: (1, I, J, K) FreeSurfer's, of the same grid. The channels are the mean of the scan, that
-    of its logarithm, the logarithms of its curvature along each axis, of its deviation and of its noise, where the scan
-    is at all, then the shares of fluid, grey and white matter and whether there are labels. All are means over a scan's
-    own voxels, so that noise and ripples are seen that 4 mm voxels would hide.
+    Args:
+        image: (1, I, J, K), axes along RAS+.
+        spacing: (3,) mm.
+        labels: (1, I, J, K) FreeSurfer's labels on the same grid.
+
+    The channels are the mean of the scan, the mean of its logarithm, the logarithms of its curvature along each axis,
+    of its deviation and of its noise, and 1 inside the scan's field of view; then the shares of fluid, grey and white
+    matter, and 1 if there are labels. All are means over the scan's own voxels, so that they show noise and ripples
+    that 4 mm voxels would hide.
     """
     blocks = Blocks(tuple(spacing))
     mean, logarithm, *curvature, crossed, square = map(blocks.mean, details(brightness(image[0].float())))
@@ -68,14 +75,14 @@ def described(
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of a scan's voxels, each about as large as a voxel that the network is given."""
+    """Blocks of a scan's voxels, each about as large as a voxel of the network's input."""
 
     spacing: tuple[float, ...]
     """(3,) mm of the scan's voxels."""
 
     @property
     def steps(self) -> list[int]:
-        """Voxels of the scan along each axis of a block."""
+        """Number of the scan's voxels along each axis of a block."""
         return [max(1, round(SPACING / mm)) for mm in self.spacing]
 
     @property
@@ -84,14 +91,14 @@ class Blocks:
         return [step * mm for step, mm in zip(self.steps, self.spacing, strict=True)]
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Means over blocks of (I, J, K); blocks at the end may be smaller."""
+        """Return means over blocks of values (I, J, K); blocks at the end may be smaller."""
         steps = [min(step, size) for step, size in zip(self.steps, values.shape, strict=True)]
         return functional.avg_pool3d(values[None, None], steps, ceil_mode=True)[0, 0]
 
     def start(self, mean: torch.Tensor) -> torch.Tensor:
-        """(3,) mm from the first block to the first voxel given: about the middle of what is bright in the means.
+        """Return the mm (3,) from the first block to the input's first voxel, so that bright blocks are in its middle.
 
-        Of what is taller than the field of view the top is given: below a head is a neck.
+        If these are taller than the field of view, their top is used, since below a head is a neck.
         """
         bright = mean > 0.5 * mean.mean()
         start = []
@@ -105,7 +112,7 @@ class Blocks:
         return torch.tensor(start)
 
     def sampled(self, values: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        """(C, *SHAPE) of blocks (C, i, j, k), linearly; 0 more than half a block outside."""
+        """Return blocks (C, i, j, k) interpolated linearly to (C, *SHAPE); 0 more than half a block outside."""
         for axis, (begin, size, count) in enumerate(zip(start.tolist(), self.sizes, SHAPE, strict=True), start=1):
             places = (begin + SPACING * torch.arange(count)) / size
             most, below = values.shape[axis], places.floor()
@@ -118,7 +125,7 @@ class Blocks:
 
 
 def brightness(scan: torch.Tensor) -> torch.Tensor:
-    """The scan (I, J, K) from 0 to about 1: over the 99th percentile of what is not 0, and nothing above 3."""
+    """Return a scan (I, J, K) divided by the 99th percentile of its voxels above 0, limited to 0 to 3."""
     scan = torch.nan_to_num(scan, posinf=0.0, neginf=0.0)
     scan = scan - scan.min().clamp(max=0)
     some = scan.flatten()[::7]
@@ -129,9 +136,10 @@ def brightness(scan: torch.Tensor) -> torch.Tensor:
 
 
 def details(scan: torch.Tensor) -> list[torch.Tensor]:
-    """What is averaged, each (I, J, K): itself, its logarithm, 3 curvatures, what differs along all axes, its square.
+    """Return the values that are averaged, each (I, J, K), for a scan from 0 to about 1.
 
-    Noise differs along all three axes at once, edges seldom do.
+    They are the scan, its logarithm, its curvature along each axis, its mixed difference along all axes, and its
+    square. Noise differs along all three axes at once, edges seldom do.
     """
     out = [scan, (scan + 0.02).log() / 2 + 1]
     out += [curved(scan, axis) for axis in range(3)]
@@ -146,7 +154,7 @@ def details(scan: torch.Tensor) -> list[torch.Tensor]:
 
 
 def curved(scan: torch.Tensor, axis: int) -> torch.Tensor:
-    """The size of the second difference along an axis, 0 at its ends."""
+    """Return the absolute second difference along an axis, 0 at its ends."""
     room = [n for other in (2, 1, 0) for n in ((1, 1) if other == axis else (0, 0))]
     if scan.shape[axis] < 3:
         return torch.zeros_like(scan)
@@ -154,9 +162,9 @@ def curved(scan: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 class Describe(MapTransform):
-    """`described` as a transform: `image_key` becomes that of the scan there and of its labels, where there are any.
+    """`described` as a transform: replaces the scan at the first key by the network's input, made of scan and labels.
 
-    Both (1, I, J, K) with axes along RAS+; a label map of another shape counts as none.
+    Scan and labels, at the second key if there are any, are (1, I, J, K) with axes along RAS+ on the same grid.
     """
 
     def __init__(self, keys: KeysCollection = ("image", "labels"), allow_missing_keys: bool = True) -> None:
@@ -178,10 +186,11 @@ class Describe(MapTransform):
 
 
 class Branches(nn.Module):
-    """Two small networks with channel attention beside each other: one says the contrast, the other the usability.
+    """Two small networks with channel attention side by side, one for the contrast, one for the usability.
 
-    The contrast shows in how bright the tissues are, quality in all else; so each is given what it needs, and one does
-    not learn by heart what is for the other. (B, 9) logits of (B, COUNT, *SHAPE): CONTRASTS, then USABILITY.
+    Contrast shows in the brightness of tissues, quality in everything else. So each network is given only the channels
+    that it needs, and cannot memorise those of the other. Input (B, COUNT, *SHAPE), output (B, 9) logits of CONTRASTS,
+    then of USABILITY.
     """
 
     def __init__(
@@ -198,7 +207,7 @@ class Branches(nn.Module):
 
 
 def branch(given: int, channels: Sequence[int], classes: int, dropout: float) -> nn.Sequential:
-    """A classifier of volumes (B, given, I, J, K): residual units, each at half of the resolution, with attention."""
+    """Return a classifier of volumes (B, given, I, J, K): residual units with attention, each halving the grid."""
     layers: list[nn.Module] = [Convolution(3, given, channels[0], strides=2, norm="BATCH", act="RELU")]
     for before, count in zip((channels[0], *channels[:-1]), channels, strict=True):
         strides = 1 if count == channels[0] else 2
@@ -219,13 +228,13 @@ class Pool(nn.Module):
 
 
 def by_aspect(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What belongs to each aspect, of values whose last axis is that of the classes."""
+    """Return the parts of contrast and usability of values whose last axis is that of the classes."""
     contrast, usability = values.split([len(CONTRASTS), len(USABILITY)], -1)
     return contrast, usability
 
 
 class AspectLoss(nn.Module):
-    """The sum of both aspects' cross-entropies, of logits (B, 9) and the numbers (B, 2) of the true classes."""
+    """Sum of both aspects' cross-entropies, for logits (B, 9) and the numbers (B, 2) of the true classes."""
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -234,14 +243,14 @@ class AspectLoss(nn.Module):
 
 
 def each_aspect(items: Sequence[Mapping[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (2 B, 5) and classes (2 B,) of validated items: both aspects as answers of their own, for a metric."""
+    """Return logits (2 B, 5) and classes (2 B,) of validated items, each aspect as a separate answer, for a metric."""
     answers = [by_aspect(item["pred"].float()) for item in items]
     rows = [functional.pad(row, (0, len(CONTRASTS) - len(row)), value=-1e9) for pair in answers for row in pair]
     return torch.stack(rows), torch.cat([item["label"].flatten() for item in items])
 
 
 class ActivationsByAspectd(MapTransform):
-    """Probabilities (9,) of logits; those of each aspect add up to 1."""
+    """Turns logits (9,) into probabilities; those of each aspect add up to 1."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)

@@ -1,4 +1,4 @@
-"""How bright tissues are in the contrasts of MRI, as ranges; shared by whole drawn scans and by recoloured ones."""
+"""Brightness of tissues in the contrasts of MRI, as ranges, for whole drawn scans and for recoloured ones."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -27,7 +27,7 @@ _NAMED = {
     VESSEL: (30, 62),
 }
 _DARK = (506, 514, 515)
-"""Bone and air of the label maps: dark in all contrasts."""
+"""Labels of bone and air, dark in all contrasts."""
 _FAT = (502, 508, 511, 530)
 _OUTSIDE = (502, 506, 507, 508, 509, 511, 512, 514, 515, 516, 530)
 GROUPS: Mapping[int, int] = (
@@ -35,10 +35,11 @@ GROUPS: Mapping[int, int] = (
     | {index: group for group, own in _NAMED.items() for index in own}
     | {index: FIRST_OUTSIDE + n for n, index in enumerate(_OUTSIDE)}
 )
-"""FreeSurfer's label, 5xx for those outside the brain -> group of tissues of one brightness."""
+"""FreeSurfer's label, or 5xx outside the brain -> group of tissues of one brightness."""
 COUNT = FIRST_OUTSIDE + len(_OUTSIDE)
+"""Number of groups."""
 INSIDE = tuple(range(FLUID, FIRST_OUTSIDE))
-"""Groups that a tool which removes the skull leaves."""
+"""Groups that skull stripping leaves."""
 
 _RATIOS = {
     "T1": ((1.12, 2.0), (0.05, 0.75)),
@@ -46,14 +47,14 @@ _RATIOS = {
     "PD": ((0.68, 0.94), (0.6, 1.15)),
     "FLAIR": ((0.65, 0.94), (0.03, 0.45)),
 }
-"""White over grey matter, and fluid over grey matter."""
+"""Ranges of two ratios of brightness: white over grey matter, and fluid over grey matter."""
 BIAS = Ranges(bias=0.3, bias_spacing=(50.0, 120.0))
 _NEAR = 0.06
-"""Another contrast is one whose ratios are so far, on a logarithmic scale, from all of these."""
+"""Share by which the ratios of `other` contrasts lie outside all these ranges."""
 
 
 def means(name: str, random: Random) -> torch.Tensor:
-    """(COUNT,) how bright each group is in a contrast, 0 to 1."""
+    """Return random brightness (COUNT,) of each group in a contrast, 0 to 1."""
     white, fluid = _ratios(name, random)
     grey = 1.0
     values = torch.zeros(COUNT)
@@ -74,6 +75,7 @@ def means(name: str, random: Random) -> torch.Tensor:
 
 
 def _ratios(name: str, random: Random) -> tuple[float, float]:
+    """Return random white over grey matter, and fluid over grey matter, of a contrast."""
     if name in _RATIOS:
         white, fluid = (float(random.evenly(bounds)) for bounds in _RATIOS[name])
         return white, fluid
@@ -90,7 +92,7 @@ def _within(value: float, bounds: tuple[float, float]) -> bool:
 
 
 class LoadDrawnd(MapTransform):
-    """Reads what `drawing` wrote: `given` and `tissues` of the file at a key."""
+    """Reads a file of `drawing` at a key: the network's input as `image`, and `tissues`."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
@@ -102,15 +104,15 @@ class LoadDrawnd(MapTransform):
 
 
 class Recolourd(Randomizable, MapTransform):
-    """Gives a drawn scan another contrast, mirrors it and forgets its labels, each some of the time.
+    """Gives a drawn scan another contrast, flips it and removes its labels, each with a chance.
 
-    Only what the contrast is told from, the mean of the scan, is made anew, of the shares of the tissues; there is no
-    end of such images, while whole scans take seconds each.
+    Only the mean of the scan, which shows the contrast, is computed again, from the shares of the tissues. This gives
+    any number of images, while drawing a whole scan takes seconds.
 
     Args:
-        keys: of what the network is given, (COUNT, *SHAPE).
+        keys: of the network's input, (channels, *SHAPE).
         often: chance of another contrast.
-        blind: chance that the labels are left out.
+        blind: chance that the labels are removed.
         mirrored: chance of the mirror image.
     """
 
@@ -139,16 +141,16 @@ class Recolourd(Randomizable, MapTransform):
 
 
 def recoloured(tissues: torch.Tensor, name: str, random: Random) -> torch.Tensor:
-    """(*SHAPE) the mean of a scan of that contrast, of the shares (COUNT, *SHAPE) of its tissues, over 255."""
+    """Return the mean of a scan (*SHAPE) of a contrast, from the shares (COUNT, *SHAPE) of its tissues, 0 to 255."""
     values = means(name, random)
     if random.number() < 0.5:
-        around = 1.0 if random.number() < 0.5 else 0.6  # a tool that removes the skull takes some of the fluid
+        around = 1.0 if random.number() < 0.5 else 0.6  # skull stripping removes some of the fluid
         values = values * torch.tensor([float(g in INSIDE) * (around if g == FLUID else 1.0) for g in range(COUNT)])
     used = values.nonzero().flatten()
     image = (values[used] @ tissues[used].flatten(1).float()).reshape(tissues.shape[1:]) / 255
     image = image * bias_field(image.shape, SPACING, random, BIAS)[0]
     floor = 1.25 * math.exp(float(random.evenly((math.log(0.003), math.log(0.25)))))
-    if random.number() < 0.5:  # what is left of Rician noise in a mean
+    if random.number() < 0.5:  # the floor of Rician noise remains in a mean
         raised = torch.hypot(image, torch.tensor(floor))
         image = raised if random.number() < 0.6 else torch.where(image > 0.02, raised, image)
     if random.number() < 0.3:
@@ -159,7 +161,7 @@ def recoloured(tissues: torch.Tensor, name: str, random: Random) -> torch.Tensor
 
 
 def top(image: torch.Tensor, share: float = 0.99) -> torch.Tensor:
-    """That quantile of what is not 0."""
+    """Return the quantile `share` of the voxels that are not 0; 1 if all are."""
     some = image.flatten()[:: 7 if image.numel() > 10**6 else 1]
     some = some[some > 1e-3]
     if not len(some):

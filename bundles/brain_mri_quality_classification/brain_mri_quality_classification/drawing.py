@@ -1,11 +1,11 @@
-"""Scans of heads in every contrast, good and bad ones, drawn from label maps: what the network is trained with.
+"""Draws the training data: scans of heads in every contrast, good and bad ones, from label maps.
 
     python -m brain_mri_quality_classification.drawing LABELMAPS -o FOLDER [--scans 1200] [--images 300]
 
 LABELMAPS holds label maps with FreeSurfer's labels, `labels.tsv` and `t1_priors.tsv`; the last two heads are for
-validation. FOLDER gets, for each scan, what the network is given of it and the shares of its tissues (`.npz`), and
-`dataset.json` for `medkit train`; some scans are written as images, every second head with its labels, with
-`images.json` for calibration.
+validation. For each scan, FOLDER gets the network's input and the shares of tissues (`.npz`), and `dataset.json` for
+`medkit train`. Some scans are also written as images, every second head with its labels, with `images.json` for
+calibration.
 """
 
 import argparse
@@ -47,9 +47,9 @@ RANGES = Ranges(rotation=12.0, scaling=0.12, shift=8.0, warp=6.0, texture_grain=
 TEXTURE = (0.01, 0.07)
 """Standard deviation within tissues."""
 OUTSIDE = 500
-"""Labels from here on lie outside the brain, where `medkit run segment` gives none."""
+"""Labels from this number on lie outside the brain, where `medkit run segment` finds no labels."""
 LABELS = "_labels.nii.gz"
-"""How the names of written label maps end."""
+"""End of the names of written label maps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Scan:
     usability: str
 
     def tissues(self) -> torch.Tensor:
-        """(COUNT, *SHAPE) uint8: the share of each group where the network is given the scan, over 255."""
+        """Return the share of each group in the voxels of the network's input, (COUNT, *SHAPE) uint8, 0 to 255."""
         group = torch.zeros(1 + max(GROUPS), dtype=torch.long)
         for index, number in GROUPS.items():
             group[index] = number
@@ -86,7 +86,7 @@ class Head:
 
     @classmethod
     def drawn(cls, labels: torch.Tensor, spacing: Sequence[float], table: LabelTable, random: Random) -> "Head":
-        """Another head like that of an encoded label map (1, I, J, K). Raises InputError for labels of no tissue."""
+        """Return a head deformed from an encoded label map (1, I, J, K). Raises InputError for unknown labels."""
         if unknown := [index for index in table.indices if index not in GROUPS]:
             raise InputError(f"label {unknown[0]}: expected FreeSurfer's labels, and 5xx outside the brain")
         grid = Synthesis(table, FIELD, 1.0, RANGES)
@@ -95,7 +95,7 @@ class Head:
         return cls(table, out.flip(2) if random.number() < 0.5 else out)
 
     def scan(self, usability: str, random: Random) -> Scan:
-        """A scan of it in any contrast."""
+        """Return a scan of the head in a random contrast."""
         contrast = CONTRASTS[int(random.number() * len(CONTRASTS))]
         image = acquired(self._painted(contrast, random), random, RANGES)[0]
         image = (image * bias_field(image.shape[1:], 1.0, random, RANGES))[0]
@@ -113,7 +113,7 @@ class Head:
         return Scan(image, labels, spacing, contrast, usability)
 
     def _painted(self, contrast: str, random: Random) -> torch.Tensor:
-        """(1, 1, *FIELD) the tissues in a contrast; half of the time those of the brain alone."""
+        """Return the tissues in a contrast, (1, 1, *FIELD); half of the time only those of the brain."""
         groups = torch.tensor([GROUPS[index] for index in self.table.indices])
         values = means(contrast, random)[groups] * (1 + 0.05 * random.normals(len(groups)))
         texture = float(random.evenly(TEXTURE))
@@ -121,16 +121,16 @@ class Head:
         image = (image + texture * image.sqrt() * grain(image.shape, random, RANGES)).clamp(min=0)
         if random.number() < 0.5:
             return image
-        gone = () if random.number() < 0.5 else (FLUID_AROUND,)
+        removed = () if random.number() < 0.5 else (FLUID_AROUND,)
         kept = [
-            float(group in INSIDE and index not in gone)
+            float(group in INSIDE and index not in removed)
             for index, group in zip(self.table.indices, groups.tolist(), strict=True)
         ]
         return image * outlined(looked_up(torch.tensor(kept), self.labels), random, RANGES)
 
 
 def write_scan(scan: Scan, folder: Path, name: str, image: bool) -> Mapping[str, object]:
-    """Writes a scan; its item of the datalist."""
+    """Write a scan and return its item of the datalist."""
     given, _ = described(scan.image[None], scan.spacing, scan.labels[None])
     with open(folder / f"{name}.npz", "wb") as file:
         np.savez(file, given=given.half().numpy(), tissues=scan.tissues().numpy())
@@ -144,7 +144,7 @@ def write_scan(scan: Scan, folder: Path, name: str, image: bool) -> Mapping[str,
 
 
 def draw(source: Path, folder: Path, scans: int, images: int, part: tuple[int, int] = (0, 1)) -> None:
-    """Draws scans of all heads of `source`; see the module. Raises InputError. `part`: (n, of) of them alone."""
+    """Draw scans of all heads of `source`; see the module. `part`: (n, of), only part n of them. Raises InputError."""
     table = LabelTable.read(source / "labels.tsv", source / "t1_priors.tsv")
     heads = sorted(source.glob("*.nii.gz"))
     kinds = {"validation": (heads[-2:], max(8, scans // 8)), "training": (heads[:-2], scans)}
@@ -167,7 +167,7 @@ def draw(source: Path, folder: Path, scans: int, images: int, part: tuple[int, i
 
 
 def gather(folder: Path) -> None:
-    """Writes the datalists of all parts that were drawn."""
+    """Write the datalists of all parts that were drawn."""
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("part*.json"))]
     whole = {kind: [item for part in parts for item in part[kind]] for kind in ("training", "validation")}
     seen = {kind: list(as_images(folder, items)) for kind, items in whole.items()}
@@ -176,7 +176,7 @@ def gather(folder: Path) -> None:
 
 
 def as_images(folder: Path, items: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, object]]:
-    """The items of those scans that are there as images, every second head with labels as they come down a pipe."""
+    """Return the items of scans that were written as images, every second head with labels, as from a pipe."""
     for number, item in enumerate(items):
         stem = item["drawn"].removesuffix(".npz")
         if (folder / f"{stem}.nii.gz").is_file():
@@ -185,7 +185,7 @@ def as_images(folder: Path, items: Sequence[Mapping[str, Any]]) -> Iterator[dict
 
 
 def main() -> None:
-    """Draw what the command line asks for."""
+    """Draw the scans that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="LABELMAPS")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")

@@ -1,4 +1,4 @@
-"""What makes a drawn scan a good or a bad one: its voxels, the head's movement, its field of view, its noise."""
+"""What makes a drawn scan good or bad: voxel size, motion, field of view and noise."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from torch.nn import functional
 from medkit.synthesis import Random, Range, Ranges, ghosted, random_linear
 
 GOOD: Range = (0.003, 0.03)
-"""Noise of usable scans, as a share of their bright parts, even on a logarithmic scale."""
+"""Noise of usable scans, as a share of their bright parts, drawn evenly on a logarithmic scale."""
 NOISY: Range = (0.065, 0.25)
-"""That of noisy ones."""
+"""Noise of noisy scans, in the same way."""
 LOST: Range = (0.04, 0.35)
 """Share of the brain that a cropped scan lacks."""
 AROUND: Range = (2.0, 60.0)
-"""mm around the brain that others show at each face at most."""
+"""Range of the largest mm around the brain that other scans show at each face."""
 FLUID_AROUND = 24
 """FreeSurfer's label of the fluid around the brain."""
 
 
 def voxels(random: Random) -> tuple[float, float, float]:
-    """mm: the size of a scan's voxels, often 1 mm cubes, some in thick slices."""
+    """Return a random size of a scan's voxels, (3,) mm: often 1 mm cubes, some in thick slices."""
     spacing = [1.0, 1.0, 1.0]
     if random.number() < 0.35:
         spacing[int(random.number() * 3)] = float(random.evenly((1.5, 5.0)))
@@ -31,7 +31,7 @@ def voxels(random: Random) -> tuple[float, float, float]:
 
 
 def scanned(image: torch.Tensor, labels: torch.Tensor, spacing: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """An image and its labels (I, J, K) of 1 mm in voxels of `spacing`: Gaussian profiles, and the labels inside."""
+    """Return an image (I, J, K) of 1 mm and its labels in voxels of `spacing` mm: Gaussian profiles, nearest labels."""
     for axis, mm in enumerate(spacing):
         if mm == 1:
             continue
@@ -44,10 +44,10 @@ def scanned(image: torch.Tensor, labels: torch.Tensor, spacing: Sequence[float])
 
 
 def moved(image: torch.Tensor, spacing: Sequence[float], random: Random) -> torch.Tensor:
-    """The image (I, J, K) of a head that moved while it was scanned.
+    """Return the image (I, J, K) of a head that moved during the scan.
 
-    The lines of k-space along one axis are measured one after the other, or in turns; some of them when the head lay
-    elsewhere, or was turned.
+    The lines of k-space along one axis are measured in order, or interleaved; some of them while the head was shifted
+    or rotated.
     """
     if random.number() < 0.3:
         share = float(random.evenly((0.12, 0.5)))
@@ -56,12 +56,12 @@ def moved(image: torch.Tensor, spacing: Sequence[float], random: Random) -> torc
     count = image.shape[axis]
     space = torch.fft.fft(image, dim=axis)
     order = torch.argsort(torch.fft.fftfreq(count))  # in which lines are measured
-    turns = 1 if random.number() < 0.5 else 2 + int(random.number() * 3)
-    order = torch.cat([order[n::turns] for n in range(turns)])
+    interleaves = 1 if random.number() < 0.5 else 2 + int(random.number() * 3)
+    order = torch.cat([order[n::interleaves] for n in range(interleaves)])
     for _ in range(1 + int(random.number() * 3)):
-        long = max(2, int(count * float(random.evenly((0.1, 0.35)))))
-        begin = int(random.number() * (count - long))
-        lines = order[begin : begin + long]
+        length = max(2, int(count * float(random.evenly((0.1, 0.35)))))
+        start = int(random.number() * (count - length))
+        lines = order[start : start + length]
         lines = lines[lines != 0]  # the mean of the image stays
         other = torch.fft.fft(elsewhere(image, spacing, random), dim=axis)
         space.index_copy_(axis, lines, other.index_select(axis, lines))
@@ -69,23 +69,23 @@ def moved(image: torch.Tensor, spacing: Sequence[float], random: Random) -> torc
 
 
 def elsewhere(image: torch.Tensor, spacing: Sequence[float], random: Random) -> torch.Tensor:
-    """The image (I, J, K) of a head that lies 2 to 10 mm elsewhere, half of the time turned by 2 to 8 degrees."""
-    way = random.normals(3)
-    way = way / way.norm() * random.evenly((2.0, 10.0))
+    """Return the image (I, J, K) of a head shifted by 2 to 10 mm, half of the time also rotated by 2 to 8 degrees."""
+    shift = random.normals(3)
+    shift = shift / shift.norm() * random.evenly((2.0, 10.0))
     angle = float(random.evenly((2.0, 8.0))) if random.number() < 0.5 else 0.0
     if not angle:
-        steps = [round(float(mm) / size) for mm, size in zip(way, spacing, strict=True)]
+        steps = [round(float(mm) / size) for mm, size in zip(shift, spacing, strict=True)]
         return torch.roll(image, steps if any(steps) else [3, 0, 0], (0, 1, 2))
     linear = random_linear(random, Ranges(rotation=angle, scaling=0.0, shearing=0.0))
     sizes = torch.tensor(image.shape) * torch.tensor(spacing)
-    matrix = torch.cat([linear * (sizes[None] / sizes[:, None]), (2 * way / sizes)[:, None]], 1)
-    matrix = torch.cat([matrix[[2, 1, 0]][:, [2, 1, 0]], matrix[[2, 1, 0], 3:]], 1)  # grid_sample counts x first
+    matrix = torch.cat([linear * (sizes[None] / sizes[:, None]), (2 * shift / sizes)[:, None]], 1)
+    matrix = torch.cat([matrix[[2, 1, 0]][:, [2, 1, 0]], matrix[[2, 1, 0], 3:]], 1)  # grid_sample has x first
     where = functional.affine_grid(matrix[None], [1, 1, *image.shape], align_corners=False)
     return functional.grid_sample(image[None, None], where, align_corners=False)[0, 0]
 
 
 def cut(image: torch.Tensor, labels: torch.Tensor, random: Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scan with the field of view ending inside the brain, at one face or two."""
+    """Return a scan whose field of view ends inside the brain, at one face or two."""
     lost = float(random.evenly(LOST))
     empty = random.number() < 0.3
     for _ in range(1 + int(random.number() < 0.25)):
@@ -105,7 +105,7 @@ def cut(image: torch.Tensor, labels: torch.Tensor, random: Random) -> tuple[torc
 def trimmed(
     image: torch.Tensor, labels: torch.Tensor, spacing: Sequence[float], random: Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scan with a field of view that holds the whole brain, and `AROUND` it."""
+    """Return a scan whose field of view contains the whole brain and some mm around it, see `AROUND`."""
     for axis, mm in enumerate(spacing):
         line = of_brain(labels).movedim(axis, 0).flatten(1).any(1).nonzero()
         if not len(line):
@@ -118,12 +118,12 @@ def trimmed(
 
 
 def of_brain(labels: torch.Tensor) -> torch.Tensor:
-    """Where labels are of the brain."""
+    """Return where labels belong to the brain."""
     return (labels > 0) & (labels < 500) & (labels != FLUID_AROUND)
 
 
 def noisy(image: torch.Tensor, bounds: Range, random: Random) -> torch.Tensor:
-    """The image (I, J, K) with Rician noise; most of those with nothing around the brain keep that."""
+    """Return an image (I, J, K) with Rician noise; most images that are 0 around the brain stay 0 there."""
     sigma = math.exp(float(random.evenly((math.log(bounds[0]), math.log(bounds[1])))))
     empty = image <= 1e-3
     out = torch.hypot(image + sigma * random.noise(image.shape), sigma * random.noise(image.shape))

@@ -1,4 +1,4 @@
-"""The network that aligns two images: a U-Net that finds structures in each, and a second one that compares them."""
+"""Network that aligns two images: a U-Net finds structures in each image, and a second one compares them."""
 
 import torch
 from torch import nn
@@ -10,18 +10,18 @@ __all__ = ["Aligner"]
 
 
 class Aligner(nn.Module):
-    """The velocity field between a fixed and a moving image.
+    """Finds the velocity field between a fixed and a moving image.
 
-    One U-Net looks at each image alone, so that it learns what structures look like in any contrast. Then, step by
-    step, what brings structures nearer to each other is added to the velocity: the forces of the demons algorithm
-    (Thirion 1998) at several scales, between probabilities rather than intensities, and what a second, small U-Net
-    makes of the two.
+    One U-Net sees each image by itself, so that it learns what structures look like in any contrast. Then, step by
+    step, changes that bring structures nearer to each other are added to the velocity: the forces of the demons
+    algorithm (Thirion 1998) at several scales, between probabilities rather than intensities, and the output of a
+    second, small U-Net for both images.
 
     Args:
-        seen: channels of the first one's levels; the first level is at half of the image's resolution.
-        compared: those of the second one's, at the same.
-        classes: structures, the background included.
-        steps: how often the two are compared.
+        seen: channels of the levels of the first U-Net; its first level has half of the image's resolution.
+        compared: channels of the levels of the second U-Net, at the same resolutions.
+        classes: number of structures, the background included.
+        steps: number of comparisons.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Aligner(nn.Module):
         steps: int = 3,
     ) -> None:
         super().__init__()
-        # as brain_mri_segmentation has it, so that it may begin with the weights of that
+        # as in brain_mri_segmentation, so that it can start with those weights
         self.finder = nn.Sequential(
             RegistrationUNet(4, seen[0], seen, 2), nn.LeakyReLU(0.01), nn.ConvTranspose3d(seen[0], classes, 2, 2)
         )
@@ -43,17 +43,17 @@ class Aligner(nn.Module):
         self.comparison = RegistrationUNet(compared[0], 3, compared, 1, last=0.003)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 3, I / 2, J / 2, K / 2) velocity, in steps of that lattice, of (B, 2, I, J, K), fixed and moving.
+        """Return the velocity (B, 3, I / 2, J / 2, K / 2), in steps of that lattice, of images (B, 2, I, J, K).
 
-        Sizes are multiples of 16. In training there is more: what was seen in the two images, of which the last layer
-        of `finder` makes logits: (B, 3 + 2 * seen[0], ...).
+        The fixed image is the first channel, the moving one the second. Sizes are multiples of 16. In training the
+        features of both images follow, (B, 3 + 2 * seen[0], ...); the last layer of `finder` turns them into logits.
         """
         fixed, moving = self.seen(image[:, :1]), self.seen(image[:, 1:])
         velocity = self.compared(self.found(fixed), self.found(moving))
         return torch.cat([velocity, fixed, moving], 1) if self.training else velocity
 
     def seen(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, seen[0], I / 2, J / 2, K / 2) of one image (B, 1, I, J, K) and the place of its voxels."""
+        """Return features (B, seen[0], I / 2, J / 2, K / 2) of an image (B, 1, I, J, K) and its voxels' places."""
         places = torch.meshgrid(
             [torch.linspace(-0.5, 0.5, n, device=image.device, dtype=image.dtype) for n in image.shape[2:]],
             indexing="ij",
@@ -62,18 +62,18 @@ class Aligner(nn.Module):
         return self.finder[1](self.finder[0](torch.cat([image, place], 1)))
 
     def found(self, seen: torch.Tensor) -> torch.Tensor:
-        """(B, classes, ...) probabilities of the labels at half of the image's resolution."""
+        """Return the labels' probabilities (B, classes, ...), at half of the image's resolution, from features."""
         head = self.finder[2]
         weight = head.weight.mean([2, 3, 4]).t()[:, :, None, None, None]  # type: ignore[operator]
         return functional.conv3d(seen, weight, head.bias).float().softmax(1)  # type: ignore[arg-type]
 
     def compared(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-        """(B, 3, ...) velocity between probabilities (B, classes, ...)."""
+        """Return the velocity (B, 3, ...) between probabilities (B, classes, ...)."""
         velocity = torch.zeros_like(fixed[:, :3])
         moved = moving
         for step in range(self.steps):
             if step > 0:
-                velocity = velocity.detach()  # the last step alone is learned from: in half of the time
+                velocity = velocity.detach()  # only the last step is trained, which takes half of the time
                 moved = sampled(moving.detach(), flow(velocity))
             pulls = [force(fixed, moved, scale) for scale in self.scales]
             change = self.comparison(self.given(torch.cat([fixed, moved, torch.cat(pulls, 1)], 1)))
@@ -85,7 +85,7 @@ class Aligner(nn.Module):
 
 
 def flow(velocity: torch.Tensor, squarings: int = 6) -> torch.Tensor:
-    """(B, 3, I, J, K) where a stationary velocity takes points in time 1, both in steps of their lattice."""
+    """Return the displacement (B, 3, I, J, K) of a stationary velocity in time 1, both in steps of their lattice."""
     out = velocity / 2**squarings
     for _ in range(squarings):
         out = out + sampled(out, out)
@@ -93,9 +93,9 @@ def flow(velocity: torch.Tensor, squarings: int = 6) -> torch.Tensor:
 
 
 def sampled(image: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """(B, C, I, J, K) an image's values at its voxels moved by `shift` (B, 3, I, J, K), in voxels; its border repeats.
+    """Return an image's values (B, C, I, J, K) at its voxels moved by `shift` (B, 3, I, J, K), in voxels.
 
-    Linear interpolation.
+    Interpolation is linear; beyond the border the border is repeated.
     """
     size = image.shape[2:]
     axes = [torch.arange(n, device=image.device, dtype=shift.dtype) for n in size]
@@ -105,9 +105,9 @@ def sampled(image: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 
 def force(fixed: torch.Tensor, moving: torch.Tensor, scale: int) -> torch.Tensor:
-    """(B, 3, I, J, K) steps that bring `moving` (B, C, I, J, K) to `fixed`, one Gauss-Newton step at every point.
+    """Return steps (B, 3, I, J, K) that bring `moving` (B, C, I, J, K) to `fixed`: a Gauss-Newton step at every point.
 
-    Both are averaged over `scale` voxels first.
+    Both are first averaged over `scale` voxels.
     """
     size = fixed.shape[2:]
     if scale > 1:

@@ -1,6 +1,6 @@
-"""MONAI's DynUNet with its parameters' names, in torch alone: a registration would wait for MONAI's import the longest.
+"""MONAI's DynUNet with the same names of parameters, in torch only: importing MONAI would slow registrations down.
 
-`tests/test_brain_mri_registration.py` holds the two equal.
+A test of medkit checks that both are equal.
 """
 
 from collections import OrderedDict
@@ -13,14 +13,14 @@ __all__ = ["RegistrationUNet"]
 
 
 class RegistrationUNet(nn.Module):
-    """A DynUNet of kernels of 3, strides of 2 and instance norms with parameters (Isensee 2021).
+    """A DynUNet with kernels of 3, strides of 2 and affine instance norms (Isensee 2021).
 
     Args:
-        given: channels of what it is given.
-        made: of what it makes, at the resolution of its first level.
-        channels: of its levels.
-        stride: of the first one.
-        last: standard deviation of the last layer's weights to begin with; None: torch's own.
+        given: channels of the input.
+        made: channels of the output, which has the resolution of the first level.
+        channels: channels of the levels.
+        stride: stride of the first level.
+        last: initial standard deviation of the last layer's weights; None: torch's own.
     """
 
     def __init__(self, given: int, made: int, channels: list[int], stride: int, last: float | None = None) -> None:
@@ -37,7 +37,7 @@ class RegistrationUNet(nn.Module):
         self.output_block = nn.Sequential(OrderedDict(conv=named(end)))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, made, I / stride, ...) of (B, given, I, ...)."""
+        """Return (B, made, I / stride, ...) for (B, given, I, ...)."""
         out = self.input_block(image)
         levels = [out]
         for down in self.downsamples:
@@ -50,7 +50,7 @@ class RegistrationUNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions, the first with a stride, each normalised."""
+    """Two convolutions, the first one with a stride, each with a normalisation."""
 
     def __init__(self, given: int, made: int, stride: int) -> None:
         super().__init__()
@@ -60,13 +60,13 @@ class Block(nn.Module):
         self.norm2 = nn.InstanceNorm3d(made, affine=True)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, made, I / stride, ...)."""
+        """Return (B, made, I / stride, ...)."""
         out = functional.leaky_relu(self.norm1(self.conv1(image)), 0.01)
         return functional.leaky_relu(self.norm2(self.conv2(out)), 0.01)
 
 
 class Up(nn.Module):
-    """To twice the resolution, beside what was there on the way down."""
+    """Doubles the resolution and joins the level of that resolution from the way down."""
 
     def __init__(self, given: int, made: int) -> None:
         super().__init__()
@@ -74,10 +74,10 @@ class Up(nn.Module):
         self.conv_block = Block(2 * made, made, 1)
 
     def forward(self, image: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """(B, made, ...) of the level's size."""
+        """Return (B, made, ...) of the level's size."""
         return self.conv_block(torch.cat([self.transp_conv(image), level], 1))
 
 
 def named(layer: nn.Module) -> nn.Sequential:
-    """A layer under the name that MONAI gives it."""
+    """Return a layer under MONAI's name for it."""
     return nn.Sequential(OrderedDict(conv=layer))

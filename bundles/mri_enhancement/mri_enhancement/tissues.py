@@ -1,4 +1,4 @@
-"""The bias field of one image: what keeps its kinds of tissue from being of one brightness each."""
+"""Estimates the bias field of an image: the smooth factor that keeps each kind of tissue from one brightness."""
 
 import math
 
@@ -8,24 +8,25 @@ from torch.nn import functional
 __all__ = ["fitted"]
 
 SIZE = 32
-"""Blocks that an image is shrunk to along an axis: a field changes slowly."""
+"""Blocks to which an image is reduced along each axis, since a field changes slowly."""
 WIDTH = 6
-"""Blocks of `SIZE` that make the window which, three times over, says how smooth a field is; at first twice that."""
+"""Blocks in the window of the mean that, applied three times, smooths the field; twice as many at first."""
 TURNS = 20
+"""Iterations."""
 KINDS = 4
-"""Of tissue; more of them leave more of the field, fewer take grey and white matter for one."""
+"""Kinds of tissue; more of them leave more of the field, fewer merge grey and white matter."""
 DARKEST = 0.1
-"""Tissue is brighter, in images whose 99th percentile is 1."""
+"""Lower bound of tissue, in images whose 99th percentile is 1."""
 FEWEST = 100
-"""Blocks of a kind on average, below which there is nothing to go by."""
+"""Fewest blocks per kind, on average, that allow an estimate."""
 
 
 def fitted(parts: torch.Tensor) -> torch.Tensor:
-    """(B, 2, I, J, K): images, and the logarithms of their bias fields, which fit the images better than those given.
+    """Return images and improved logarithms of their bias fields, (B, 2, I, J, K), for images and first estimates.
 
-    Brightness is taken for a mixture of normal distributions of its logarithm. In turns each block of voxels is given
-    to kinds of tissue, and the field becomes the smooth function that brings blocks to the means of theirs (Wells et
-    al. 1996), first a smoother one, then one of more detail. The mean of the field over tissue is 0.
+    The logarithm of brightness is modelled as a mixture of normal distributions. Alternately, blocks of voxels are
+    assigned to kinds of tissue, and the field becomes the smooth function that brings the blocks to the means of their
+    kinds (Wells et al. 1996); it is smoother in the first iterations. The mean of the field over tissue is 0.
     """
     plain = parts.as_tensor() if hasattr(parts, "as_tensor") else parts
     i, j, k = (min(SIZE, size) for size in plain.shape[2:])
@@ -36,7 +37,7 @@ def fitted(parts: torch.Tensor) -> torch.Tensor:
 
 
 def _of_one(image: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """(i, j, k), from an image and a guess of its field of that shape."""
+    """Return the log field (i, j, k) of an image of that shape, from a first estimate."""
     logs = image.clamp(min=1e-4).log()
     tissue = logs - field > math.log(DARKEST)
     if int(tissue.sum()) < FEWEST * KINDS:
@@ -61,9 +62,9 @@ def _of_one(image: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
 
 
 def _smoothed(values: torch.Tensor, width: int) -> torch.Tensor:
-    """Three means over windows one after the other, which is nearly a Gaussian; 0 beyond the borders."""
+    """Return three successive means over windows, which is nearly a Gaussian; 0 beyond the borders."""
     for axis in (1, 2, 3):
-        own = 2 * (width * values.shape[axis] // SIZE // 2) + 1  # few slices are thick ones
+        own = 2 * (width * values.shape[axis] // SIZE // 2) + 1  # few slices are thick slices
         window = [own if n == axis else 1 for n in (1, 2, 3)]
         for _ in range(3):
             values = functional.avg_pool3d(values, window, 1, [n // 2 for n in window])

@@ -1,4 +1,4 @@
-"""The network that finds what a coarse scan lacks: cosine transforms of overlapping blocks, which a U-Net adds to."""
+"""Super-resolution network: a U-Net changes the cosine transforms of overlapping blocks of a coarse scan."""
 
 import torch
 from torch import nn
@@ -10,18 +10,18 @@ __all__ = ["Sharpening", "refined"]
 
 
 class Sharpening(nn.Module):
-    """Says what images lack that were interpolated to a finer grid; their 99th percentile is about 1.
+    """Finds the detail that is missing in images interpolated to a finer grid; their 99th percentile is about 1.
 
-    A U-Net on the cosine transforms of overlapping blocks says by how much each coefficient is to be multiplied, and
-    what is to be added to it, in units of the block's contrast: so that what it finds does not depend on how bright and
-    rich in contrast the image is, and it begins where the interpolation ended.
+    A U-Net on the cosine transforms of overlapping blocks finds a factor for each coefficient and a term to add to it,
+    in units of the block's contrast. So the result does not depend on the brightness and contrast of the image, and
+    training starts from the interpolation.
 
     Args:
-        told: further channels, constant in an image: how coarse the scan was.
-        size: voxels of a block along an axis: 6, or another even number that is no multiple of 4.
-        channels: those at half of the image's resolution, and at a quarter.
-        blocks: residual blocks of two convolutions at half of the resolution, and at a quarter; even numbers.
-        least: contrast that every block is taken to have.
+        told: number of further channels, constant in an image, which hold how coarse the scan was.
+        size: voxels of a block along an axis: 6, or another even number that is not a multiple of 4.
+        channels: channels at a half and at a quarter of the image's resolution.
+        blocks: residual blocks of two convolutions at a half and at a quarter of the resolution; even numbers.
+        least: contrast that every block is assumed to have at least.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Sharpening(nn.Module):
         begin_small(self, self.gain, self.added)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 1, I, J, K) of (B, 1 + told, I, J, K), whose sizes are multiples of 4."""
+        """Return the missing detail (B, 1, I, J, K) of (B, 1 + told, I, J, K), whose sizes are multiples of 4."""
         scan, told = image[:, :1], image[:, 1:, ::2, ::2, ::2]
         found = self.blocks(scan)
-        # plane by plane, which fit into a processor's caches: else it would wait for its memory most of the time
+        # plane by plane, since planes fit into a processor's caches; else most of the time is spent on memory access
         planes = range(found.shape[2])
         contrast = torch.cat([found[:, 1:, n : n + 1].float().square().mean(1, keepdim=True) for n in planes], 2).sqrt()
         contrast = functional.avg_pool3d(contrast, 3, 1, 1, count_include_pad=False) + self.least
@@ -55,7 +55,7 @@ class Sharpening(nn.Module):
     def _described(
         self, scan: torch.Tensor, told: torch.Tensor, found: torch.Tensor, contrast: torch.Tensor, plane: int
     ) -> torch.Tensor:
-        """(B, channels, 1, J / 2, K / 2) what the U-Net begins with, in one plane of blocks."""
+        """Return the output (B, channels, 1, J / 2, K / 2) of the U-Net's first layer in one plane of blocks."""
         found, contrast = found.narrow(2, plane, 1), contrast.narrow(2, plane, 1)
         kind = found.dtype
         mean = found[:, :1] / self.blocks.count**0.5
@@ -65,21 +65,21 @@ class Sharpening(nn.Module):
         return self.unet.head(torch.cat([levels, rest.to(kind)], 1))
 
     def _changed(self, found: torch.Tensor, contrast: torch.Tensor, state: torch.Tensor, plane: int) -> torch.Tensor:
-        """(B, count, 1, J / 2, K / 2): what is added to the coefficients."""
+        """Return what is added to the coefficients, (B, count, 1, J / 2, K / 2), in one plane of blocks."""
         found, state = found.narrow(2, plane, 1), state.narrow(2, plane, 1)
         contrast = contrast.narrow(2, plane, 1).to(found.dtype)
         return torch.addcmul(self.added(state) * contrast, self.gain(state), found)
 
 
 def refined(image: torch.Tensor, network: nn.Module, most: int) -> torch.Tensor:
-    """(B, 1, I, J, K) what `network` finds of images (B, 1 + told, I, J, K) whose sizes are multiples of 8.
+    """Return what `network` finds for images (B, 1 + told, I, J, K), as (B, 1, I, J, K); sizes are multiples of 8.
 
-    In the air around a head there is nothing to be found: it does not go through the network, and 0 stands there.
-    `most`: voxels along an axis that go through it at once.
+    The air around a head contains no detail: it does not go through the network, and the result is 0 there.
+    most: largest number of voxels along an axis that go through the network at once.
     """
     whole = image[:, :1].float()
     coarse = functional.avg_pool3d(whole, 8)
-    air = float(coarse.flatten().kthvalue(1 + coarse.numel() // 20).values)  # noise of magnitudes is not 0 there
+    air = float(coarse.flatten().kthvalue(1 + coarse.numel() // 20).values)  # magnitudes of noise are not 0 there
     signal = (coarse > min(max(0.03, 1.4 * air), 0.1)).flatten(0, 1).any(0)
     out = torch.zeros_like(whole)
     if bool(signal.any()):
