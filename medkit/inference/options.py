@@ -41,7 +41,7 @@ class BundleOptions:
         if "context" in found.block:
             task = f"; medkit run {found.block['task']} takes both" if "task" in found.block else ""
             raise UsageError(
-                f"bundle {found.name}: also reads facts besides images, but here it reads images alone{task}"
+                f"bundle {found.name}: also reads facts besides images, but here it reads only images{task}"
             )
         require_trust(found, trust=self.trust)
         return found

@@ -333,7 +333,7 @@ def test_a_bundle_that_reads_images_alone_takes_no_facts(medkit: Run, made: Path
     given = ("--features", made / "data" / "facts.csv", "--bundle", "chest_xray_classification")
     done = medkit("run", "classify", made / "data" / "0.png", *given)
     assert done.code == 2
-    assert "reads images alone" in done.err
+    assert "reads only images" in done.err
     done = medkit("run", "classify", made / "data" / "0.png", "--text", "nowhere")
     assert done.code == 2
     assert "no such file or folder" in done.err
