@@ -23,7 +23,7 @@ CONVERGENCE = 1e-3
 SHRINK = 4
 """N4: voxels along each axis that are averaged to one, since a field changes slowly."""
 SMALLEST = 12
-"""N4: smallest number of voxels along an axis after that."""
+"""N4: smallest number of voxels along an axis of the averaged image."""
 WIDTH = 25.0
 """Homomorphic filter: standard deviation, in mm, of the Gaussian whose result counts as slow changes."""
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from medkit.errors import InputError
+from medkit.errors import InputError, size_text
 from medkit.scanner import Noise, without_floor
 
 PATCH, DISTANCE = 5, 3
@@ -47,5 +47,5 @@ def by_bm4d(values: np.ndarray, noise: Noise) -> np.ndarray:
     from bm4d import bm4d  # type: ignore[import-not-found]
 
     if values.ndim != 3:
-        raise InputError(f"bm4d: expected a volume, got a plane of {' x '.join(map(str, values.shape))} pixels")
+        raise InputError(f"bm4d: expected a volume, got a plane of {size_text(values.shape)} pixels")
     return without_floor(bm4d(values.astype(np.float32), noise.sigma).astype(np.float32), noise)

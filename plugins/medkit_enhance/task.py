@@ -29,7 +29,7 @@ network does only this step."""
 _BYTES_PER_VOXEL = 80
 """What NLM takes at its peak, for one voxel of the image, or of its slab (see the tests)."""
 _PROGRAM_BYTES = 300 * 2**20
-"""Python and its libraries."""
+"""Memory of Python and its libraries."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from medkit_register.affine import AffineSettings, register_affine
 from medkit_register.choices import TemplateChoices
 from medkit_register.deformable import Warp, register_deformable
 from medkit_register.fields import backward_transform, forward_transform
-from medkit_register.mean_maps import centred, mean_map, seen_from, with_inverse
+from medkit_register.mean_maps import after_affine, centred, mean_map, with_inverse
 from medkit_register.midpoint import common_grid
 from medkit_register.pyramid import Pyramid, intensity_range
 from medkit_register.registration import volume_of, warp_metric
@@ -102,7 +102,7 @@ class ScanGroup:
     warnings: list[str] = field(default_factory=list)
 
     def first_round(self) -> None:
-        """Register all scans rigidly to the first one, and average them half-way between all."""
+        """Register all scans rigidly to the first one, and average them in the middle of all."""
         first: Pyramid | None = None
         for role in self.roles:
             image = self._image(role)
@@ -152,7 +152,7 @@ class ScanGroup:
             self.moves.append(float(np.linalg.norm(apply_affine(back, middle) - middle)))
         for scan in self.scans:
             scan.matrix = scan.matrix @ back
-            scan.warp = scan.warp and seen_from(scan.warp, back)
+            scan.warp = scan.warp and after_affine(scan.warp, back)
 
     def _centre_warps(self) -> None:
         """Bend the template to where the mean of the displacements is zero."""

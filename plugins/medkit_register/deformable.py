@@ -41,7 +41,7 @@ ROUND = 5
 MIN_VOLUME: dict[Quality, float] = {"fast": 0.15, "default": 0.15, "best": 0.12}
 """Smallest share of its volume to which a point may shrink: next to a fold a warp has no usable inverse."""
 MAX_SHRUNK = 1e-5
-"""Largest share of points that may shrink further."""
+"""Largest share of points that may shrink to less than MIN_VOLUME."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ SLAB = 1 << 20
 EXACT = 0.01
 """Lattice steps by which the inverse may be off near the objects."""
 REFINED = 2
-"""Newton steps for that at most, after the first one and with its slopes."""
+"""Most Newton steps for the inverse after the first one, whose slopes they use."""
 ROUND = 2.0**8
 """Displacements are rounded to 1/256 mm: the bits after that are noise, and half of a compressed file."""
 MAX_SKEW = 1e-3

@@ -66,7 +66,7 @@ def centred(warps: Sequence[Warp]) -> list[Warp]:
         return [replace(w, forward=compose(w.forward, to_mean, points, everywhere)) for w in warps]
 
 
-def seen_from(warp: Warp, matrix: np.ndarray) -> Warp:
+def after_affine(warp: Warp, matrix: np.ndarray) -> Warp:
     """Return the warp applied after the affine map `matrix` (4, 4) RAS+ mm: its values stay, its lattice moves."""
     lattice = Lattice(warp.lattice.shape, np.linalg.inv(matrix) @ warp.lattice.affine)
     return replace(warp, matrix=warp.matrix @ matrix, lattice=lattice)

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 LARGEST_LATTICE = 8_000_000
 """Most points of a warp's finest lattice, which bounds the memory. A brain has four million at 1 mm."""
 _PROGRAM_BYTES = 400 * 2**20
-"""Python and its libraries, torch included."""
+"""Memory of Python and its libraries, torch included."""
 _BYTES_PER_VOXEL = 75
-"""Of the fixed and of the moving scan."""
+"""Memory per voxel of the fixed and of the moving scan."""
 _BYTES_PER_POINT = {"fast": 50, "default": 70, "best": 350}
-"""Of the finest lattice, for each quality."""
+"""Memory per point of the finest lattice, by quality."""
 
 
 def memory_needed(fixed: Path, moving: Grid, *, quality: str | None) -> int:

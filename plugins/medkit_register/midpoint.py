@@ -44,9 +44,9 @@ def root(matrix: np.ndarray) -> np.ndarray:
     return np.real(sqrtm(matrix))
 
 
-def mean_matrix(there: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Return the (4, 4) mean of an affine map and of the inverse of a separately found map `back`."""
-    return there @ root(np.linalg.inv(there) @ np.linalg.inv(back))
+def mean_matrix(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """Return the (4, 4) mean of an affine map and of the inverse of the separately found `backward` map."""
+    return forward @ root(np.linalg.inv(forward) @ np.linalg.inv(backward))
 
 
 def middle_grid(fixed: Grid, moving: Grid, half: np.ndarray) -> Grid:
@@ -88,31 +88,31 @@ def _canonical(affine: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return affine @ inv_ornt_aff(turned, grid.shape), np.asarray(shape)
 
 
-def middle_warp(there: Warp, back: Warp, half: np.ndarray) -> Warp:
+def middle_warp(forward: Warp, backward: Warp, half: np.ndarray) -> Warp:
     """Return the warp from middle points to moving points.
 
-    It is the mean of half of `there` (fixed to moving) and half of `back` (the reverse). `half` (4, 4) RAS+ mm is the
-    root of the affine map of `there`, and the inverse of the root of that of `back`.
+    It is the mean of half of `forward` (fixed to moving) and half of `backward` (the reverse). `half` (4, 4) RAS+ mm is
+    the root of the affine map of `forward`, and the inverse of the root of that of `backward`.
     """
     with torch.inference_mode():
-        lattice = Lattice(there.lattice.shape, half @ there.lattice.affine)
+        lattice = Lattice(forward.lattice.shape, half @ forward.lattice.affine)
         # in the coordinates of the middle the warps keep their values, and their lattices move
-        other = Lattice(back.lattice.shape, np.linalg.inv(half) @ back.lattice.affine)
-        there_half = half_warp(there.forward)
-        back_half = _resampled(half_warp(back.forward), other, lattice)
-        forward = mean_warp(there_half, back_half)
-        return replace(there, matrix=half, lattice=lattice, forward=forward, backward=invert(forward))
+        other = Lattice(backward.lattice.shape, np.linalg.inv(half) @ backward.lattice.affine)
+        half_forward = half_warp(forward.forward)
+        half_backward = _resampled(half_warp(backward.forward), other, lattice)
+        field = mean_warp(half_forward, half_backward)
+        return replace(forward, matrix=half, lattice=lattice, forward=field, backward=invert(field))
 
 
-def mean_warp(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    """Return the field (3, I, J, K) in the middle between `there` and the inverse of `back`.
+def mean_warp(forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
+    """Return the field (3, I, J, K) in the middle between `forward` and the inverse of `backward`.
 
     The mean of two fields is not the inverse of the mean of their inverses. Both means are computed repeatedly until
     they are inverse to each other, so that with the two arguments exchanged the result is the inverse field.
     """
     for _ in range(ROUNDS):
-        there, back = (there + invert(back)) / 2, (back + invert(there)) / 2
-    return there
+        forward, backward = (forward + invert(backward)) / 2, (backward + invert(forward)) / 2
+    return forward
 
 
 def to_fixed(warp: Warp) -> Warp:

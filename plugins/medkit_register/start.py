@@ -18,14 +18,14 @@ PLANAR_ANGLES = np.deg2rad(np.arange(-180, 180, 15))
 POINTS = 1000
 """Sample points for scoring a map: enough to rank rotations."""
 SHIFT = 0.4
-"""Centres of mass are tried in one place, and this share of the radius apart along each axis and all combinations: one
-scan may show more of the neck, or only a part of the head."""
+"""Share of the radius by which centres of mass are tried apart, along each axis and in all combinations: one scan may
+show more of the neck, or only a part of the head."""
 SCALES = (0.85, 1.0)
 """Scales tried besides the ratio of the radii: the skull makes a head wider than the same brain without it."""
 PARENTS = 24
 """Number of best maps that are varied in each round."""
 CHILDREN = 32
-"""Variants of each of these maps."""
+"""Variants of each of these PARENTS maps."""
 SPREADS = (
     (np.deg2rad(20.0), 0.3, 0.12),
     (np.deg2rad(12.0), 0.2, 0.08),
@@ -36,7 +36,7 @@ SPREADS = (
 KEPT = 8
 """Starts that the optimiser refines."""
 THOROUGH = 3
-"""Factor on that number after a first search in vain."""
+"""Factor on KEPT after a first search in vain."""
 
 
 def search(

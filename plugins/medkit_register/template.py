@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from medkit_register.choices import TemplateChoices
 
 _PROGRAM_BYTES = 500 * 2**20
-"""Python and its libraries, torch included."""
+"""Memory of Python and its libraries, torch included."""
 _BYTES_PER_VOXEL = 100
-"""Of one scan: its copies while it is registered, and the sums."""
+"""Memory per voxel of one scan: its copies while it is registered, and the sums."""
 _BYTES_PER_POINT = 180
-"""Of one scan, for a warp."""
+"""Memory per voxel of one scan for a warp."""
 
 
 def template_task(choices: TemplateChoices) -> Task:

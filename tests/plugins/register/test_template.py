@@ -14,7 +14,7 @@ from maps import turned
 from medkit_register.averaging import sharpened
 from medkit_register.choices import TemplateChoices
 from medkit_register.deformable import Warp
-from medkit_register.mean_maps import centred, mean_field, mean_map, seen_from, with_inverse
+from medkit_register.mean_maps import after_affine, centred, mean_field, mean_map, with_inverse
 from medkit_register.warp import Lattice, compose, indices, smooth_field
 from scipy.linalg import expm, logm
 
@@ -67,16 +67,16 @@ def test_half_a_turn_has_no_mean() -> None:
         mean_map([np.eye(4), turned(180, (0, 0, 0))])
 
 
-def test_warps_seen_from_their_mean_have_none() -> None:
+def test_warps_after_affine_their_mean_have_none() -> None:
     warps = [warp(seed) for seed in range(3)]
     before = float(mean_field(warps).abs().mean())
     after = float(mean_field(centred(warps)).abs().mean())
     assert after < 0.05 * before
 
 
-def test_a_warp_seen_from_elsewhere_leads_to_the_same_points() -> None:
+def test_a_warp_after_affine_elsewhere_leads_to_the_same_points() -> None:
     first = warp(2)
-    moved = seen_from(first, turned(20, (5, 0, 0)))
+    moved = after_affine(first, turned(20, (5, 0, 0)))
     np.testing.assert_allclose(moved.matrix @ moved.lattice.affine, first.matrix @ first.lattice.affine, atol=1e-9)
     assert moved.forward is first.forward
     both = with_inverse(first)
