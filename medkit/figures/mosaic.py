@@ -33,13 +33,12 @@ def overlay_mosaic(
 ) -> np.ndarray:
     """Return rows of axial, coronal and sagittal slices of an image, with another image or labels drawn over it.
 
-    Both may lie on any grid: they are sampled at the same positions in RAS+ mm. Of several channels the first is shown.
-    `slices` is the number of slices per row; images with fewer slices get fewer. `kind="image"`: contours of the
-    overlay, and a last row with a checkerboard of both images. `kind="labels"`: a light fill and a contour for each
-    label, in slices that contain labels; a label has the same colour in every picture.
+    Both may lie on any grid, as they are sampled at the same positions in RAS+ mm. The first channel is shown, in rows
+    of at most `slices`. `kind="image"`: contours of the overlay, and a last row with a checkerboard of both images.
+    `kind="labels"`: a light fill and a contour for each label, whose colour is the same in every picture.
 
-    The picture is (H, W, 3) uint8 in radiological convention. Planes follow the RAS+ axes, except for a planar or
-    strongly anisotropic scan, where they follow its own slices. No content of the images raises an error.
+    The picture is (H, W, 3) uint8 in radiological convention. Planes follow the RAS+ axes, or the scan's own slices if
+    it is planar or strongly anisotropic. No content of the images raises an error.
     """
     window = choose_window(background)
     frame = choose_axes(background.grid)

@@ -165,7 +165,7 @@ def _views(grid: Grid, frame: MosaicAxes) -> list[View]:
 
 
 def _zoomed(low: np.ndarray, high: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the box, narrowed along axes of which labels take less than a fifth, such as a lesion's."""
+    """Return the box, narrowed along axes where labels take less than a fifth of it, as a lesion does."""
     first, last = marked.min(axis=0), marked.max(axis=0)
     half = np.maximum(1.5 * (last - first), (high - low) / 8)
     small, centre = last - first < 0.2 * (high - low), (first + last) / 2

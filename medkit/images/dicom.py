@@ -66,7 +66,7 @@ def _series(path: Path, series: str | None) -> tuple[list[DicomHeader], list[str
     silence()
     files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
     files = [entry for entry in files if not entry.name.startswith(".") and entry.name != "DICOMDIR"]
-    found = [(entry, read_header(entry, alone=len(files) == 1)) for entry in files]
+    found = [(entry, read_header(entry, only_file=len(files) == 1)) for entry in files]
     headers = [header for _, header in found if header is not None]
     if not headers:
         raise InputError(f"{path}: expected a folder with DICOM images, found none among its {len(files)} files")

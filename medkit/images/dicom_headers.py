@@ -80,10 +80,10 @@ def is_dicom(path: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def read_header(path: Path, alone: bool) -> DicomHeader | None:
+def read_header(path: Path, *, only_file: bool) -> DicomHeader | None:
     """Return the header of a file; None if it holds no image. Raises InputError for a damaged image.
 
-    `alone`: the file is the only one, so it has to be an image.
+    `only_file`: there is no other file, so this one has to be an image.
     """
     import itk
 
@@ -95,10 +95,10 @@ def read_header(path: Path, alone: bool) -> DicomHeader | None:
             reader.ReadImageInformation()
             return _parsed(path, reader)
     except RuntimeError as error:
-        if alone or _ROWS in path.read_bytes():  # a file without rows is a report or the like, not a damaged image
+        if only_file or _ROWS in path.read_bytes():  # a file without rows is a report or the like, not a damaged image
             raise InputError(f"{path}: a DICOM image that cannot be read, or no image: {last_line(error)}") from error
         return None
-    if alone:
+    if only_file:
         raise InputError(f"{path}: expected a DICOM image, got something else")
     return None
 

@@ -25,9 +25,7 @@ def make_image(
     rotated by `oblique_degrees` about z, then x. The anatomy fills the field of view and only depends on `seed`, so
     files of one seed show the same in any orientation. Returns `path`.
     """
-    import nibabel
     import numpy as np
-    from scipy.spatial.transform import Rotation
 
     sizes = np.array([*shape, 1][:3])
     steps = _directions(orientation) * [*spacing, 1.0][:3]
@@ -37,16 +35,20 @@ def make_image(
         data = np.digitize(values, [150, 400, 700]).astype(np.uint8)
     else:
         data = (values + np.random.default_rng(seed).normal(0, 5, values.shape)).round().astype(np.int16)
-    affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("zx", [oblique_degrees, oblique_degrees], degrees=True).as_matrix() @ steps
-    affine[:3, 3] = [4.0, -7.0, 11.0] - affine[:3, :3] @ ((sizes - 1) / 2)
-    image = nibabel.Nifti1Image(data.reshape(tuple(shape)), affine)
+    _write(path, data.reshape(tuple(shape)), _affine(sizes, steps, oblique_degrees))
+    return path
+
+
+def _write(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+    """Write a NIfTI with sform and qform, whose folder is made if it is missing."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(data, affine)
     for set_form in (image.set_sform, image.set_qform):
         set_form(affine, 1)
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     image.to_filename(path)
-    return path
 
 
 def _directions(orientation: str) -> np.ndarray:
@@ -58,6 +60,17 @@ def _directions(orientation: str) -> np.ndarray:
         world, sign = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}[letter]
         out[world, axis] = sign
     return out
+
+
+def _affine(sizes: np.ndarray, steps: np.ndarray, oblique_degrees: float) -> np.ndarray:
+    """Return the affine (4, 4), voxel -> RAS+ mm, of a grid with `steps` (3, 3) mm that is then rotated."""
+    import numpy as np
+    from scipy.spatial.transform import Rotation
+
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("zx", [oblique_degrees, oblique_degrees], degrees=True).as_matrix() @ steps
+    affine[:3, 3] = [4.0, -7.0, 11.0] - affine[:3, :3] @ ((sizes - 1) / 2)
+    return affine
 
 
 def _anatomy(points: np.ndarray, seed: int) -> np.ndarray:

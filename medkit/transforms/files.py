@@ -66,8 +66,8 @@ def write_transform(transform: Transform, path: Path) -> None:
         raise OutputError(f"{path}: a composite transform is written as a displacement field on the fixed grid")
     else:
         raise OutputError(
-            f"{path}: the inverse of a displacement field has no grid of its own to be written on: make a field of it "
-            "on the moving grid first"
+            f"{path}: the inverse of a displacement field has no grid of its own: sample it on the moving grid first "
+            "(`to_displacement_field`)"
         )
 
 

@@ -60,8 +60,8 @@ def write_flirt(path: Path, transform: AffineTransform, fixed: Grid, moving: Gri
 def read_warp(path: Path, fixed: Grid, moving: Grid) -> DisplacementField:
     """Read a warp field, displacements or positions in FSL's mm, as displacements in RAS+ mm on the grid of its file.
 
-    Positions are told from displacements as FSL does it: they vary more, as long as the axes of the two images are in
-    the same order. Raises InputError.
+    Positions and displacements are told apart as FSL does it: positions vary more, as long as the axes of the two
+    images are in the same order. Raises InputError.
     """
     header, voxels = nifti.read(path)
     if int(header["intent_code"]) in _COEFFICIENTS:

@@ -11,7 +11,7 @@ from medkit.space import Grid
 from medkit.transforms.transform import AffineTransform, DisplacementField, Transform
 
 LOG_FLOOR = 1e-3
-"""Smallest determinant of which the logarithm is taken; smaller ones, as in folds, are raised to it."""
+"""Smallest determinant before the logarithm is taken; smaller ones, as in folds, are raised to it."""
 _SLAB = 1 << 18
 """Voxels that are computed at a time."""
 
