@@ -240,7 +240,7 @@ def candidate_bundles(text: str, task: str, registry: Registry, *, trust: bool) 
     """
     if text != AUTO:
         return (bundle_for_task(text, task, registry, trust=trust),)
-    own = _before_the_users([b for b in installed(registry) if b.task == task and (b.spec is None or b.spec.auto)])
+    own = _prefer_plugins([b for b in installed(registry) if b.task == task and (b.spec is None or b.spec.auto)])
     if not own:
         return (bundle_for_task(None, task, registry, trust=trust),)
     for bundle in own:
@@ -264,7 +264,7 @@ def bundle_for_task(
     if task not in tasks:
         raise UsageError(f"task {task}: no bundle is for it; there are bundles for {listed(sorted(tasks) or ['none'])}")
     if bundle is None:
-        own = _before_the_users([b for b in known if b.task == task])
+        own = _prefer_plugins([b for b in known if b.task == task])
         own = [b for b in own if all(b.has_config(name) for name in configs)] or own
         if len(own) > 1:
             raise UsageError(f"task {task} has several bundles; choose one with --bundle: {_names(own)}")
@@ -275,7 +275,7 @@ def bundle_for_task(
     return bundle
 
 
-def _before_the_users(bundles: list[Bundle]) -> list[Bundle]:
+def _prefer_plugins(bundles: list[Bundle]) -> list[Bundle]:
     """Leave out the user's bundles if plugins bring others: installing one must not change what a script runs."""
     return [b for b in bundles if not b.by_user] or bundles
 
