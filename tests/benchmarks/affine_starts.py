@@ -1,14 +1,14 @@
-"""Affine registration from anywhere: how many random starts on real scans end where the registration should.
+"""Affine registration from random starts on real scans: the share that ends at the right result.
 
     python tests/benchmarks/affine_starts.py [--starts 100] [--type affine|rigid] [--seed 0] [--first N] [--data FOLDER]
 
-Every try takes the next pair of real T1 scans (brains, whole heads, and one with the other), turns the moving one by up
-to 45 degrees about any axis, shifts it by up to 100 mm, stores it in any of the 48 orders and directions of axes, and,
-in two of three, cuts a third off the moving or the fixed scan at one side. The right answer is the same registration
-without turn and shift, begun where that of the whole scans ends, after which the turn and shift are made by hand. A try
+Every try takes the next pair of real T1 scans (brains, whole heads, and one with the other), rotates the moving one by
+up to 45 degrees about any axis, shifts it by up to 100 mm, stores it in any of the 48 orders and directions of axes,
+and, in two of three, cuts a third off the moving or the fixed scan at one side. The right result is the same
+registration without rotation and shift, started where that of the whole scans ends, and then composed with both. A try
 is right within 2 mm (mean over the fixed object, what was cut off included) and 2 degrees. `corner` is the largest
 distance at the corners of the fixed object's box. Seconds are those of one thread: the moving scan's pyramid and the
-registration; the fixed scan's pyramid is kept where it is whole, as in a run of many moving scans.
+registration; the fixed scan's pyramid is kept if it is whole, as in a run of many moving scans.
 """
 
 from __future__ import annotations

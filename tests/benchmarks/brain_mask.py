@@ -1,12 +1,12 @@
 """Brain masks of `medkit run segment`, against known ones and against deepbet (pip install deepbet).
 
-    python tests/benchmarks/brain_mask.py ../shared/data/brain_labelmaps ../shared/data/brain_heads [--bundle FOLDER]
+    python tests/benchmarks/brain_mask.py DATA/brain_labelmaps DATA/brain_heads [--bundle FOLDER]
 
-- Whole heads of the subjects 19 and 20, which no training saw, drawn in four contrasts at 1 mm: T1, T2, PD and one by
-  chance. The truth is the true labels inside the skull, made whole as the masks are.
-- The real heads eun_t1 and brainchop_t1, beside deepbet's masks, where it is installed.
+- Whole heads of the subjects 19 and 20, which were not used for training, drawn in four contrasts at 1 mm: T1, T2, PD
+  and a random one. The truth are the labels inside the skull, with holes filled as in the masks.
+- The real heads eun_t1 and brainchop_t1, against deepbet's masks, if it is installed.
 
-Printed is the Dice of each mask.
+It prints the Dice of each mask.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EASY = Ranges(prior=1.0, stripped=0.0, flip=0.0, rotation=8.0, warp=3.0, scaling
 
 
 def contrast(table: LabelTable, name: str) -> LabelTable:
-    """The table with the T1 priors made another contrast: T2 turned over, PD flat."""
+    """Return the table with priors of another contrast: T2 inverts those of T1, PD flattens them."""
 
     def mean(prior: Prior) -> float:
         if name == "T2":
@@ -83,7 +83,7 @@ def draw(maps: Path, folder: Path) -> dict[str, np.ndarray]:
 
 
 def by_deepbet(heads: list[Path], folder: Path) -> dict[str, np.ndarray]:
-    """Name -> deepbet's mask; nothing where it is not installed."""
+    """Name -> deepbet's mask; empty if it is not installed."""
     try:
         from deepbet import run_bet
     except ImportError:

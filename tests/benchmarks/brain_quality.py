@@ -1,14 +1,14 @@
-"""What `brain_mri_quality_classification` says of real scans as they are and made worse, from files to the table.
+"""Results of `brain_mri_quality_classification` for real scans and degraded ones, from files to the table.
 
-    python tests/benchmarks/brain_quality.py ../shared/data [--bundle FOLDER] [--drawn FOLDER] [--count N]
+    python tests/benchmarks/brain_quality.py DATA [--bundle FOLDER] [--drawn FOLDER] [--count N]
 
 The scans: eight skull-stripped T1, three T1 heads, one of proton density, one contrast-enhanced (T1) and three T1
-templates, none of which a training saw. Each comes as it is and degraded: noise of 10 and 20 % of the range, ghosts of
-25 and 50 % (`medkit.robustness.corruptions`), k-space lines of a head that was turned and shifted, and a field of view
-that ends where 15 and 30 % of what is bright are gone. Printed are the share of right contrasts, the AUC with which the
-probability of `usable` tells scans from degraded ones, what is said of each kind, the share of strange volumes that are
-not answered about (noise, photographs in slices, parts of CT scans), and with `--drawn`, the folder that the bundle's
-`drawing` wrote, accuracy and calibration error on its validation scans.
+templates, none of which was used for training. Each is measured unchanged and degraded: noise of 10 and 20 % of the
+range, ghosts of 25 and 50 % (`medkit.robustness.corruptions`), k-space lines of a head that was turned and shifted, and
+a field of view that cuts off 15 and 30 % of the bright voxels. It prints the share of right contrasts, the AUC with
+which the probability of `usable` separates scans from degraded ones, the answers for each kind, the share of strange
+volumes without an answer (noise, photographs in slices, parts of CT scans), and with `--drawn`, the folder that the
+bundle's `drawing` wrote, accuracy and calibration error on its validation scans.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def turned(image: Image, seed: int) -> Image:
 
 
 def cropped(share: float) -> Callable[[Image, int], Image]:
-    """A field of view that ends where that share of what is bright is gone."""
+    """Return a scan with a field of view that cuts off a share of the bright voxels."""
 
     def crop(image: Image, seed: int) -> Image:
         rng = np.random.default_rng(seed)
@@ -145,12 +145,12 @@ def classified(bundle: Path, lines: Sequence[Path | str], table: Path) -> dict[s
 
 
 def likeliest(row: Mapping[str, str], aspect: str) -> str:
-    """The class that the network finds likeliest."""
+    """Return the most probable class."""
     return max(ASPECTS[aspect], key=lambda name: float(row[f"probability_{name}"]))
 
 
 def real(bundle: Path, data: Path, folder: Path, table: Path) -> None:
-    """Prints what is said of the real scans."""
+    """Print the answers for the real scans."""
     truth: dict[str, tuple[str, str]] = {}
     for number, (name, contrast) in enumerate(SCANS.items()):
         image = read_image(data / name)
@@ -183,7 +183,7 @@ def _with_abstained(score: np.ndarray, bad: np.ndarray, abstained: Sequence[bool
 
 
 def strange(bundle: Path, data: Path, folder: Path, count: int) -> None:
-    """Prints how many strange volumes are not answered about."""
+    """Print how many strange volumes get no answer."""
     kinds: dict[str, list[str]] = {}
     for number, (kind, values) in enumerate(strangers(data, count)):
         name = f"{kind}_{number:03}.nii.gz"
@@ -195,7 +195,7 @@ def strange(bundle: Path, data: Path, folder: Path, count: int) -> None:
 
 
 def drawn(bundle: Path, source: Path, folder: Path) -> None:
-    """Prints accuracy and calibration error on drawn scans of heads that no training saw, every second with labels."""
+    """Prints accuracy and calibration error on drawn scans of the validation heads, every second with labels."""
     items = json.loads((source / "images.json").read_text())["validation"]
     lines = [
         json.dumps({"path": str(source / item["image"]), "inputs": {"labels": str(source / item["labels"])}})

@@ -1,9 +1,9 @@
-"""What medkit adds to a bundle's network: ten cases in one pipe, beside ten processes and the network alone.
+"""Time that medkit adds to a bundle's network: ten cases in one pipe, ten processes, and only the network.
 
-    python tests/benchmarks/bundles.py ../shared/data/abdomen_ct/imagesTr_spleen_8.nii.gz [--cases N] [--overlap F]
+    python tests/benchmarks/bundles.py DATA/abdomen_ct/imagesTr_spleen_8.nii.gz [--cases N] [--overlap F]
 
-The bundle has the structure and the sizes of the zoo's spleen_ct_segmentation, with weights drawn by chance: a UNet of
-16 to 256 channels on windows of 96^3 voxels of 1.5 x 1.5 x 2 mm. Printed are seconds a case, and their ratio to the
+The bundle has the structure and the sizes of the zoo's spleen_ct_segmentation, with random weights: a UNet of
+16 to 256 channels on windows of 96^3 voxels of 1.5 x 1.5 x 2 mm. It prints seconds per case, and their ratio to the
 network's own time, measured in this process on the same prepared case (median of three).
 """
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import zoo
 
@@ -37,7 +37,7 @@ UNET = {
 
 
 def write_bundle(root: Path, overlap: float) -> Path:
-    """The zoo's bundle in its own sizes."""
+    """Write the zoo's bundle in its own sizes."""
     windows = {"_target_": "SlidingWindowInferer", "roi_size": [96] * 3, "sw_batch_size": 4, "overlap": overlap}
     zoo.write(root, "spleen_ct_segmentation", network_def=UNET, inferer=windows)
     config = root / "configs" / "inference.json"
@@ -48,7 +48,7 @@ def write_bundle(root: Path, overlap: float) -> Path:
 
 
 def network_seconds(root: Path, scan: Path) -> float:
-    """Seconds of the network alone on the prepared scan."""
+    """Return the seconds of only the network on the prepared scan."""
     import torch
 
     torch.set_num_threads(granted_threads())

@@ -1,11 +1,11 @@
 """Figures of the classification bundles, from files to the table that `medkit run classify --table` writes.
 
-    python tests/benchmarks/classification.py ../shared/data [--only chest_xray] [--count 100]
+    python tests/benchmarks/classification.py DATA [--only chest_xray] [--count 100]
 
-For each bundle: AUC, accuracy, sensitivity, specificity and calibration error (15 bins) on the official test set, and
-how many of its images are not answered about; the same share of brain slices, noise and photographs, 100 each, none of
-which a training saw. Then 1,000 patches through one pipe: images a second once the program and the network are loaded,
-by wall and by processor time.
+For each bundle it prints AUC, accuracy, sensitivity, specificity and calibration error (15 bins) on the official test
+set, and the share of images without an answer; the same share of brain slices, noise and photographs, 100 each, which
+were not used for training. Then 1,000 patches go through one pipe: images per second once the program and the network
+are loaded, by wall and by processor time.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def write_strangers(found: Set, data: Path, folder: Path, count: int) -> dict[st
 
 
 def brains(data: Path, rng: np.random.Generator, found: Set) -> Iterator[np.ndarray]:
-    """Slices of real T1 scans in all directions; for shapes what is brighter than the mean in parts of heads."""
+    """Slices of real T1 scans in all directions; for shapes the voxels brighter than the mean in parts of heads."""
     import nibabel
 
     paths = sorted((data / "brain_t1_manual").glob("*.nii.gz"))
@@ -159,7 +159,7 @@ def classified(found: Set, folder: Path, names: Sequence[str]) -> dict[str, dict
 
 
 def figures(rows: Mapping[str, Mapping[str, str]], labels: Mapping[str, int], positive: str) -> dict[str, float]:
-    """What a test set gives: all images by the network's own probabilities, those answered by class and confidence."""
+    """Return the figures of a test set: all images by the network's probabilities, answered ones by their class."""
     score = np.array([float(rows[name][f"probability_{positive}"]) for name in labels])
     truth = np.array(list(labels.values()))
     said = (score > 0.5).astype(int)
@@ -179,7 +179,7 @@ def figures(rows: Mapping[str, Mapping[str, str]], labels: Mapping[str, int], po
 
 
 def throughput(found: Set, data: Path, folder: Path, count: int = 1000) -> dict[str, float]:
-    """Patches a second: the time of a run of all less that of a run of 8, which is spent on starting."""
+    """Return patches per second: the time of a run of all minus that of a run of 8, which is mostly start-up."""
     folder.mkdir(parents=True)
     samples = list(read_part(data / found.source, "test"))[:count]
     names = [write_image(sample.image, folder, f"{number:05}") for number, sample in enumerate(samples)]

@@ -1,15 +1,15 @@
-"""Enhancement of real scans beside its peers: noise and bias fields that are known, since they were added.
+"""Enhancement of real scans, compared with other methods: noise and bias fields are added, so they are known.
 
     python tests/benchmarks/enhancement.py [SCAN ...] [--data FOLDER] [--size N] [--noise 3 6 9] [--bias 20 40 60]
 
 Noise: Rician, its standard deviation in percent of the scan's 99.9th percentile, which is also the peak of PSNR; PSNR
-and SSIM are those inside the head. Peers get the true standard deviation: BM4D (`pip install bm4d`) as it is and with
-the floor of the Rice distribution taken away after it; scikit-image's NLM gets it too. medkit is told nothing. Seconds
-are those of a case without start and loading: medkit's as its record gives them, reading and writing included.
+and SSIM are those inside the head. The other methods know the true standard deviation: BM4D (`pip install bm4d`), with
+and without removal of the floor of the Rice distribution, and scikit-image's NLM. medkit does not know it. Seconds are
+those of a case without start and loading; those of medkit are from its record, reading and writing included.
 
-Bias: a smooth field whose ends differ by so many percent from its middle; the coefficient of variation in white matter
-of the manual labels, and the joint one of white matter and cortex (their standard deviations over the distance of their
-means: it grows where anatomy is evened out), as it came, with the field, and after N4 and the network.
+Bias: a smooth field whose ends differ by this many percent from its middle; the coefficient of variation in white
+matter of the manual labels, and the joint one of white matter and cortex (their standard deviations over the distance
+of their means: it grows if anatomy is evened out), of the original, with the field, and after N4 and the network.
 
 `--size` cuts a cube out of the middle of every scan: BM4D takes minutes for a whole one.
 """
@@ -142,7 +142,7 @@ def by_medkit(images: list[np.ndarray], scans: list[Scan], what: str, method: st
 
 
 def by_peer(method: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray], scans: list[Scan]) -> list[Row]:
-    """A function on one image after the other."""
+    """Apply a function to each image in turn."""
     rows = []
     for image, scan in zip(images, scans, strict=True):
         start = time.perf_counter()

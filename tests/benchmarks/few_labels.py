@@ -1,12 +1,12 @@
-"""Does pretraining without labels help where labels are few?
+"""Does pretraining without labels help with few labels?
 
     python tests/benchmarks/few_labels.py [--data FOLDER] [--set pneumonia|adrenal] [--share 0.05] [--seeds 5]
         [--pretrain-steps 1000] [--steps 300]
 
 For each seed the bundle's encoder is pretrained on all training images of a set, without their labels
 (`medkit train classify --config train,pretrain`); then a share of the training and of the validation images of each
-class is drawn, and the bundle trained on these alone, the same steps each time: from random parameters, from the
-pretrained encoder (`--init-from`), and with that encoder as it is (`--freeze encoder`). Given are AUC and accuracy on
+class is drawn, and the bundle is trained on only these, the same steps each time: from random parameters, from the
+pretrained encoder (`--init-from`), and with that encoder frozen (`--freeze encoder`). It prints AUC and accuracy on
 the official test set, their means and spreads, and the differences from random parameters seed by seed.
 """
 
@@ -66,7 +66,7 @@ def drawn(items: Sequence[Mapping[str, Any]], share: float, seed: int) -> list[M
 
 
 def written(folder: Path, name: str, training: Sequence[Any], validation: Sequence[Any]) -> Path:
-    """A datalist beside the images."""
+    """Write a datalist next to the images."""
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"training": list(training), "validation": list(validation)}))
     return path

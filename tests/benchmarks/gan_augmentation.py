@@ -1,12 +1,13 @@
-"""Does a GAN help where labels are few? Chest X-rays of one class turned into the other, as more training images.
+"""Does a GAN help with few labels? Chest X-rays of one class are turned into the other, as more training images.
 
     python tests/benchmarks/gan_augmentation.py [--data FOLDER] [--share 0.05] [--seeds 5] [--picture FILE]
 
 For each seed a share of PneumoniaMNIST's training part is drawn, with its shares of classes. A CycleGAN
-(`medkit.training.parts.cyclegan`, planar generators) learns on these images alone to turn normal ones into ones with pneumonia and
-back; every image then also gives one of the other class. The network of `chest_xray_classification`, with its loss and
-augmentation, is trained once without and once with these images (a quarter of each batch), the same steps both times.
-Given are AUC and accuracy on the official test set, their means and spreads, and the differences seed by seed.
+(`medkit.training.parts.cyclegan`, planar generators) learns on only these images to turn normal ones into ones with
+pneumonia and back; every image then also yields one of the other class. The network of `chest_xray_classification`,
+with its loss and augmentation, is trained once without and once with these images (a quarter of each batch), the same
+steps both times. It prints AUC and accuracy on the official test set, their means and spreads, and the differences seed
+by seed.
 """
 
 from __future__ import annotations
@@ -109,22 +110,23 @@ class _Engine:
 
 
 def turned(images: Images, seed: int) -> Images:
-    """What a CycleGAN that has learnt on the images makes of them: each one in the other class."""
+    """Train a CycleGAN on the images, and return each of them turned into the other class."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     there, back = generator(), generator()
-    judges = nn.ModuleDict({key: _judge() for key in ("source", "target")})
-    loss = CycleLoss(judges)  # type: ignore[arg-type]
-    optimizer, judging = (
+    discriminators = nn.ModuleDict({key: _discriminator() for key in ("source", "target")})
+    loss = CycleLoss(discriminators)  # type: ignore[arg-type]
+    optimizer, discriminator_optimizer = (
         torch.optim.Adam(parameters, CYCLE_RATE, betas=(0.5, 0.999))
-        for parameters in ([*there.parameters(), *back.parameters()], judges.parameters())
+        for parameters in ([*there.parameters(), *back.parameters()], discriminators.parameters())
     )
-    train_judges = TrainDiscriminators(judges, judging, {key: ImagePool(50) for key in judges})
+    pools = {key: ImagePool(50) for key in discriminators}
+    train_discriminators = TrainDiscriminators(discriminators, discriminator_optimizer, pools)
     cycle = CycleInferer(back)
     sources, targets = (batches(images.of(number), CYCLE_BATCH, rng) for number in (0, 1))
     for step in range(CYCLE_STEPS):
         source, target = next(sources), next(targets)
-        for group in (*optimizer.param_groups, *judging.param_groups):
+        for group in (*optimizer.param_groups, *discriminator_optimizer.param_groups):
             group["lr"] = CYCLE_RATE * min(1.0, 2 * (1 - step / CYCLE_STEPS))
         optimizer.zero_grad()
         real = {"source": source, "target": target}
@@ -132,19 +134,19 @@ def turned(images: Images, seed: int) -> Images:
         total = loss(made, real)
         total.backward()
         optimizer.step()
-        train_judges(_Engine(argparse.Namespace(output={"loss": total.detach(), "pred": made, "label": real})))
+        train_discriminators(_Engine(argparse.Namespace(output={"loss": total.detach(), "pred": made, "label": real})))
     with torch.no_grad():
         values = torch.cat([there(images.of(0)), back(images.of(1))]).clamp(0, 1)
     labels = torch.cat([torch.ones(len(images.of(0))), torch.zeros(len(images.of(1)))]).long()
     return Images(values, labels)
 
 
-def _judge() -> nn.Module:
+def _discriminator() -> nn.Module:
     return PatchDiscriminator(spatial_dims=2, in_channels=1, channels=16, num_layers_d=2, norm="INSTANCE")
 
 
 def trained(images: Images, made: Images | None, seed: int) -> nn.Module:
-    """The bundle's network after `STEPS` steps on the images, and on made ones where there are any."""
+    """The bundle's network after `STEPS` steps on the images, and on generated ones if there are any."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     config = ConfigParser()
@@ -188,7 +190,7 @@ def scores(network: nn.Module, test: Images) -> tuple[float, float]:
 
 
 def picture(images: Images, made: Images, path: Path) -> None:
-    """Six images of each class above what was made of them."""
+    """Write six images of each class above the images generated from them."""
     from PIL import Image as Picture
 
     columns = []

@@ -1,17 +1,17 @@
-"""Registration of real brains beside its peers: label Dice, seconds, folding.
+"""Registration of real brains, compared with other programs: label Dice, seconds, folding.
 
     python tests/benchmarks/registration.py [--type deformable|affine] [--only NAME]... [--data FOLDER] [--runs N]
                                             [FIXED:MOVING ...]
 
-Peers are run where they are installed (`pip install ".[bench]"`): ANTs (antspyx: Affine, SyNQuick, and with `--only
-"ANTs SyN"` SyN, which takes many minutes) and greedy (picsl-greedy), each with its usual settings. A peer's seconds are
-those of its registration calls alone, files read before (ANTs) or by it (greedy); medkit's are those of the whole case
-as the record gives them: reading, registration, resampling, similarity, writing; those of `piped` lie between one
-case and the next of several, which overlap. `wall` adds the start of the program, `CPU` counts the seconds of all
-cores, which a busy machine changes less. Dice is the mean over the labels that both
-scans share, moved by nearest neighbour; folded is the share of the voxels with a label where the Jacobian determinant
-of the warp is 0 or less (central differences of the written field). Where there is a GPU, medkit computes the warp on
-it (not with `MEDKIT_RUN_REGISTER_DEVICE=cpu`); what the CPU does then still is its floor, about `--type affine`.
+Other programs are run if they are installed (`pip install ".[bench]"`): ANTs (antspyx: Affine, SyNQuick, and with
+`--only "ANTs SyN"` SyN, which takes many minutes) and greedy (picsl-greedy), each with its usual settings. Their
+seconds are those of the registration calls only, with files read before (ANTs) or by the call (greedy); medkit's are
+those of the whole case as the record gives them: reading, registration, resampling, similarity, writing; those of
+`piped` lie between one case and the next of several, which overlap. `wall` adds the start of the program, `CPU` counts
+the seconds of all cores, which a busy machine changes less. Dice is the mean over the labels that both scans share,
+moved by nearest neighbour; folded is the share of the voxels with a label where the Jacobian determinant of the warp is
+0 or less (central differences of the written field). Where there is a GPU, medkit computes the warp on it (not with
+`MEDKIT_RUN_REGISTER_DEVICE=cpu`); what the CPU does then still is its floor, about `--type affine`.
 """
 
 from __future__ import annotations

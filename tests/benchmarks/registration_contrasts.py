@@ -1,4 +1,4 @@
-"""Registration of two persons whose scans have unlike contrasts: label Dice beside that of like ones.
+"""Registration of two persons with scans of different contrasts: label Dice, compared with equal contrasts.
 
     python tests/benchmarks/registration_contrasts.py [--quality Q]... [--data FOLDER] [FIXED MOVING]
 

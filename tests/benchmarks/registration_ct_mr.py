@@ -1,4 +1,4 @@
-"""Registration of unlike contrasts with a known truth: TRE inside the head, folding, seconds.
+"""Registration of different contrasts with a known truth: TRE inside the head, folding, seconds.
 
     python tests/benchmarks/registration_ct_mr.py [--pair FIXED-MOVING]... [--method NAME]... [--data FOLDER]
                                                   [SUBJECT ...]
@@ -6,8 +6,8 @@
 Scans are drawn from real heads' label maps: a CT (Hounsfield units per label, blur, noise), a T1- and a T2-like MR
 (intensity per label, blur, bias field, Rician noise). The moving scan shows the fixed one's head turned by ten
 degrees, shifted by 15 mm and bent by up to 9 mm, smoothly, on a grid of its own. `medkit run register` is started as
-a process; points on a 4 mm lattice go through the transform that it writes. TRE is their distance in mm from where
-they belong: `head` counts all points with a label (skin, muscle, bone and all), `skull` those within the skull.
+a process; points on a 4 mm lattice go through the transform that it writes. TRE is their distance in mm from the
+true place: `head` counts all points with a label (skin, muscle, bone and all), `skull` those within the skull.
 Folded is the share of labelled voxels where the Jacobian determinant of the written field is 0 or less. Seconds are
 those of the whole process, all files written; CPU counts the seconds of all cores, which a busy machine changes less.
 """

@@ -1,11 +1,11 @@
 """Dice of `medkit run segment` on real scans with manual labels.
 
-    python tests/benchmarks/segmentation.py ../shared/data/brain_t1_manual [--bundle FOLDER] [--monai] [ID ...]
+    python tests/benchmarks/segmentation.py DATA/brain_t1_manual [--bundle FOLDER] [--monai] [ID ...]
 
 The folder holds oasis_ID_t1.nii.gz, oasis_ID_labels.nii.gz (Neuromorphometrics' numbers, about 139 of them) and the
 table that maps those to the bundle's; several regions may map to one structure. A structure that is in the manual
-labels and not found counts 0. Seconds are those of one process over all scans, start included; further arguments after
-`--` go to `medkit run segment`. With --monai the bundle runs under `python -m monai.bundle run` instead.
+labels and is not found counts as 0. Seconds are those of one process over all scans, start included; further arguments
+after `--` go to `medkit run segment`. With --monai the bundle runs under `python -m monai.bundle run` instead.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def under_medkit(bundle: Path, scans: list[Path], folder: Path, more: list[str]) -> list[str]:
-    """The command that labels the scans into `folder`/out."""
+    """Return the command that labels the scans into `folder`/out."""
     own = ["--bundle", str(bundle), "--trust", *more, "-o", str(folder / "out")]
     return [sys.executable, "-m", "medkit", "run", "segment", *own, *map(str, scans)]
 
@@ -71,7 +71,7 @@ def under_monai(bundle: Path, scans: list[Path], folder: Path, more: list[str]) 
 
 
 def timed(command: list[str], bundle: Path) -> float:
-    """Runs the command where the bundle lies and gives the seconds it took."""
+    """Run the command in the bundle's folder and return its seconds."""
     began = time.perf_counter()
     done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -80,7 +80,7 @@ def timed(command: list[str], bundle: Path) -> float:
 
 
 def table(path: Path) -> np.ndarray:
-    """Neuromorphometrics' number -> the bundle's, 0 where it has none."""
+    """Neuromorphometrics' number -> the bundle's, 0 if it has none."""
     with open(path, newline="") as file:
         rows = [
             (int(row["neuromorphometrics"]), int(row["freesurfer"])) for row in csv.DictReader(file, delimiter="\t")
@@ -96,7 +96,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def dice(found: np.ndarray, manual: np.ndarray, labels: list[int]) -> dict[int, float]:
-    """Label -> Dice; NaN where nobody drew it."""
+    """Return label -> Dice; NaN if the manual labels lack it."""
     count = max(int(found.max()), int(manual.max()), max(labels)) + 1
     ours, theirs, both = (
         np.bincount(a, minlength=count) for a in (found.ravel(), manual.ravel(), found[found == manual])

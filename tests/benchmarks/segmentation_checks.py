@@ -1,11 +1,11 @@
-"""Whether `medkit run segment` says the same twice, says when it should not be believed, and fits into a pipe.
+"""Whether `medkit run segment` is repeatable, flags doubtful results, and saves time in a pipe.
 
-    python tests/benchmarks/segmentation_checks.py ../shared/data
+    python tests/benchmarks/segmentation_checks.py DATA
 
 - Volumes of one person in two contrasts (chris_t1, chris_pd) and in two scans (1003, 1023): median difference.
-- Flags: how many good scans are flagged, and the Dice of flagged structures beside that of the others.
+- Flags: how many good scans are flagged, and the Dice of flagged structures and of the others.
 - Noise, a phantom of blobs, a chest CT: refused, or flagged.
-- A pipe `register | segment` over eight scans: seconds beside those of its stages one after the other.
+- A pipe `register | segment` over eight scans: seconds, and those of its stages run separately.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def flags(data: Path, records: dict[str, dict[str, Any]], output: Path) -> None:
 
 
 def impossible(data: Path, folder: Path) -> None:
-    """Images that are no brains."""
+    """Return images that are not brains."""
     noise = np.random.default_rng(0).normal(500, 150, (180, 200, 180)).clip(0).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(noise, np.eye(4)), folder / "noise.nii.gz")
     make_image(folder / "phantom.nii.gz", (120, 140, 120), (1.5, 1.5, 1.5))

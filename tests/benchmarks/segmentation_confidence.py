@@ -1,11 +1,11 @@
-"""The Dice to be expected of a structure from the network's confidence in it, for the bundle's metadata.
+"""Expected Dice of a structure as a function of the network's confidence, for the bundle's metadata.
 
-    python tests/benchmarks/segmentation_confidence.py ../shared/data/brain_labelmaps [--bundle FOLDER] [--write]
+    python tests/benchmarks/segmentation_confidence.py DATA/brain_labelmaps [--bundle FOLDER] [--write]
 
-Draws images of the subjects 19 and 20, which no training saw, over the whole range of contrasts, resolutions and noise,
-labels them with `medkit run segment`, and fits a line to each structure's Dice over its confidence. Printed are how
-closely the two go together within a structure and how far the line is off, left-one-out. `--write` puts the lines into
-the bundle's metadata (`medkit.expected_dice`).
+Draws images of the subjects 19 and 20, which were not used for training, over the whole range of contrasts, resolutions
+and noise, labels them with `medkit run segment`, and fits a line to each structure's Dice over its confidence. It
+prints their correlation within a structure and the leave-one-out error of the line. `--write` puts the lines into the
+bundle's metadata (`medkit.expected_dice`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def line(pairs: np.ndarray) -> tuple[float, float]:
 
 
 def left_out(pairs: np.ndarray) -> np.ndarray:
-    """(N,) what each Dice is off from the line through the others."""
+    """Return the error (N,) of each Dice from the line through the others."""
     rest = [line(np.delete(pairs, n, 0)) for n in range(len(pairs))]
     return np.array([start + slope * x - y for (start, slope), (x, y) in zip(rest, pairs, strict=True)])
 

@@ -1,11 +1,11 @@
-"""What a call costs before and around the work, beside the cheapest thing there is to compare with.
+"""Time of a call before and around its work, compared with the cheapest comparable program.
 
     python tests/benchmarks/startup.py [--runs N]
 
-- `medkit --help` beside a bare Python;
-- a rigid registration of two 64^3 images, whole process, beside a bare `import torch`;
-- two registrations side by side, as stages of a pipe are, with waiting threads that sleep (what medkit asks OpenMP for)
-  beside threads that spin (OpenMP's own default).
+- `medkit --help` and an empty Python program;
+- a rigid registration of two 64^3 images, whole process, and only `import torch`;
+- two registrations at once, as stages of a pipe, with waiting threads that sleep (which medkit asks OpenMP for) and
+  with threads that spin (OpenMP's default).
 """
 
 from __future__ import annotations

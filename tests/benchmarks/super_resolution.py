@@ -1,18 +1,18 @@
-"""Super-resolution of real scans beside cubic B-splines: scans that were made coarse, so that the truth is known.
+"""Super-resolution of real scans, compared with cubic B-splines; scans are coarsened, so that the truth is known.
 
     python tests/benchmarks/super_resolution.py [SCAN ...] [--data FOLDER] [--size N] [--noise 2] [--segment] [--views]
 
 A scan is smoothed by a Gaussian whose full width at half maximum is the coarse voxel along each axis, sampled, and gets
 Rician noise (in percent of its 99.9th percentile, which is also the peak of PSNR); PSNR and SSIM are those inside the
-head. That is scipy's work here (`gaussian_filter1d`, `map_coordinates` of order 3), and no code of medkit's.
+head. scipy does this (`gaussian_filter1d`, `map_coordinates` of order 3), not medkit.
 
-Peer: cubic B-splines, `scipy.ndimage.map_coordinates(order=3)`. medkit is told nothing but the spacing. Seconds are
-those of a case without start and loading: medkit's as its record gives them, reading and writing included.
+The other method is cubic B-splines, `scipy.ndimage.map_coordinates(order=3)`. medkit knows only the spacing. Seconds
+are those of a case without start and loading; those of medkit are from its record, reading and writing included.
 
 `--segment`: mean Dice of `medkit run segment` on a result with its answer on the scan itself, for scans of whole heads
 or brains. `--views`: three orthogonal scans of 4 mm fused, and a scan of 4 mm guided by another contrast, made from the
-grey values of the scan itself. `--planes`: eight slices of each CT
-and X-rays, made coarse by 2 and 4, and a slice that moves from frame to frame.
+grey values of the scan itself. `--planes`: eight slices of each CT, and X-rays, coarsened by 2 and 4, and a slice that
+moves from frame to frame.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def likeness(found: np.ndarray, scan: Scan, seconds: float = 0.0) -> Row:
 
 
 def refined(scans: list[Scan], steps: tuple[int, ...], noise: float, *, segment: bool) -> dict[str, list[Row]]:
-    """All methods on all scans made coarse in one way."""
+    """Run all methods on all scans, coarsened in one way."""
     images = [coarse(scan.image, steps, noise) for scan in scans]
     out: dict[str, list[Row]] = {}
     results: dict[str, list[np.ndarray]] = {}
@@ -176,7 +176,7 @@ def methods(dims: int) -> list[str]:
 
 
 def labels(images: list[np.ndarray], folder: Path) -> list[np.ndarray]:
-    """The answers of `medkit run segment`."""
+    """Return the labels of `medkit run segment`."""
     folder.mkdir()
     paths = [saved(folder / f"{n}.nii.gz", image) for n, image in enumerate(images)]
     return [read_image(Path(r["path"]), labels=True).data[0] for r in run("segment", *paths, "-o", folder / "out")]
@@ -192,7 +192,7 @@ def agree(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def views(scans: list[Scan], noise: float) -> dict[str, list[Row]]:
-    """One scan of 4 mm alone, three fused, and one with a guide."""
+    """Run one scan of 4 mm by itself, three fused, and one with a guide."""
     out: dict[str, list[Row]] = {name: [] for name in ("one scan of 4 mm", "three fused", "one and a guide")}
     for scan in scans:
         with tempfile.TemporaryDirectory() as work:
@@ -224,7 +224,7 @@ def another_contrast(image: np.ndarray) -> np.ndarray:
 
 
 def planes(data: Path, noise: float) -> dict[str, dict[str, list[Row]]]:
-    """CT slices and X-rays, made 2 and 4 times coarser; and slices with those beside them as a sequence."""
+    """Run CT slices and X-rays, coarsened 2 and 4 times, and slices with the adjacent ones as a sequence."""
     stacks = {}
     for name in PLANES:
         volume = read_image(data / name).data[0].astype(np.float32)

@@ -1,9 +1,9 @@
-"""What drawing a training image costs beside the training step it is for.
+"""Time to draw a training image, compared with the training step that uses it.
 
-    python tests/benchmarks/synthesis.py ../shared/data/brain_labelmaps [--runs 10] [--picture twelve.png]
+    python tests/benchmarks/synthesis.py DATA/brain_labelmaps [--runs 10] [--picture twelve.png]
 
 Draws with the train config of the bundle brain_mri_segmentation and times a draw, and a step (forward, loss, backward,
-optimizer) of its network, in turn; the ratio of the medians is what counts. `--picture` writes twelve samples.
+optimizer) of its network, in turn, and prints the ratio of the medians. `--picture` writes twelve samples.
 """
 
 from __future__ import annotations

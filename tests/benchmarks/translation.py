@@ -1,14 +1,14 @@
-"""Unpaired translation from low to high field: draws the scans it learns from, and measures what it has learnt.
+"""Unpaired translation from low to high field: draws the scans of the training, and measures its result.
 
-    python tests/benchmarks/translation.py draw ../shared/data/brain_labelmaps scans
+    python tests/benchmarks/translation.py draw DATA/brain_labelmaps scans
     medkit train enhance --config cyclegan --data scans/low scans/high -o trained
     python tests/benchmarks/translation.py score trained scans --picture translation.png
 
-Scans are drawn from label maps with T1-like intensities: of subjects 1 to 9 at low field alone, of 10 to 18 at high
-field alone, so that no pair can be learnt from; of 19 and 20 both, for the score alone. The score is over the head
-of images over their 99th percentile, as networks here get them; `fitted`: after the linear function of the image that
-is nearest to the truth, since the kinds differ in contrast. Beside the network: the scan as it is, and what the
-classical methods of `medkit run enhance` make of it.
+Scans are drawn from label maps with T1-like intensities: of subjects 1 to 9 at low field only, of 10 to 18 at high
+field only, so that the training has no pairs; of 19 and 20 both, only for the score. The score is over the head, for
+images divided by their intensity scale as networks are given them; `fitted`: after the linear function of the image
+that is nearest to the truth, since the kinds differ in contrast. It is compared with the scan itself and with the
+results of the classical methods of `medkit run enhance`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from monai.bundle import ConfigParser
 
 from medkit.evaluation.measures.images import compare_images
 from medkit.figures.mosaic import sample_sheet, write_png
-from medkit.synthesis.degradation import Faults, LowField, lowered, noised
+from medkit.scanner.intensity import intensity_scale
+from medkit.synthesis.degradation import Faults, LowField, lowered, with_noise
 from medkit.synthesis.draw import Synthesis
-from medkit.synthesis.faults import scale
 from medkit.synthesis.labels import LabelTable
 from medkit.synthesis.ranges import Random, Ranges
 
@@ -40,7 +40,7 @@ CLEAN = Ranges(
     prior=1.0, flip=0.5, stripped=0.0, dark=1.0, cut=0.0, shift=4.0, texture=(0.1, 0.2), thick=0.0, coarse=0.0,
     blur=(0.4, 0.5), bias=0.0, noise=0.0, gamma=0.0, ghosting=0.0, salt_and_pepper=0.0,
 )  # fmt: skip
-"""Heads as a T1-weighted scan of high field shows them, without faults."""
+"""Heads as a T1-weighted scan of high field shows them, without artifacts."""
 HIGH = Faults(noise=(0.008, 0.015), none=0.0, rician=1.0, varying=0.0, correlated=0.0, emptied=0.0)
 LOW_SUBJECTS, HIGH_SUBJECTS, TEST_SUBJECTS = range(1, 10), range(10, 19), range(19, 21)
 
@@ -59,7 +59,8 @@ def draw(maps: Path, out: Path, draws: int) -> None:
         clean = heads(labels[None], image.header.get_zooms()[:3], seed).image[0]
         for kind in kinds:
             random = Random(seed + 500_000 * kind.endswith("low"), clean.device)
-            made = lowered(clean, 1.0, random, LowField()) if kind.endswith("low") else noised(clean, 1.0, random, HIGH)
+            low = kind.endswith("low")
+            made = lowered(clean, 1.0, random, LowField()) if low else with_noise(clean, 1.0, random, HIGH)
             path = out / kind / f"sub-{subject:02}_run-{number + 1}_T1w.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image((1000 * made[0]).round().numpy().astype(np.int16), np.eye(4)), path)
@@ -106,9 +107,9 @@ def enhanced(inputs: list[Path], out: Path, *arguments: str, then: str | None = 
 
 
 def voxels(path: Path) -> np.ndarray:
-    """(I, J, K) float32, divided by the 99th percentile of what is not 0."""
+    """Return the voxels (I, J, K) float32, divided by their intensity scale."""
     values = torch.from_numpy(np.asarray(nibabel.load(path).dataobj, np.float32))
-    return (values / scale(values)).numpy()
+    return (values / intensity_scale(values)).numpy()
 
 
 def compared(image: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -128,7 +129,7 @@ def middle(values: np.ndarray) -> np.ndarray:
 
 
 def cycle_errors(bundle: Path, scans: Path, names: list[str]) -> Iterator[tuple[str, float]]:
-    """What going to the other kind and back changes, by the kind begun with; of a training's folder alone."""
+    """Return the change from going to the other kind and back, by the first kind; needs a training's folder."""
     checkpoint = bundle / "training" / "checkpoint.pt"
     if not checkpoint.is_file():
         return
