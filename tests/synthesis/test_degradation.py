@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from monai.data import MetaTensor
 
-from medkit.synthesis.clean_images import CleanImages, PrepareSourced, Remap, patch, remapped
+from medkit.synthesis.clean_images import PrepareSourced
 from medkit.synthesis.degradation import (
-    CompareFieldd,
     DegradeImaged,
     Faults,
     LowField,
@@ -22,7 +20,6 @@ from medkit.synthesis.degradation import (
 from medkit.synthesis.draw import Synthesis
 from medkit.synthesis.labels import LabelTable
 from medkit.synthesis.ranges import Random, Ranges
-from medkit.training.parts.losses import EnhancementLoss
 
 CPU = torch.device("cpu")
 TABLE = LabelTable((0, 2, 500), (0, 1, 2), (0, 2, 0), {0: "background", 2: "brain"})
@@ -107,28 +104,6 @@ def test_low_field_has_less_contrast_and_its_noise_spans_its_voxels() -> None:
     assert apart[2] > 0.6 > 0.4 > max(apart[:2]), "a voxel is thick along the third axis"
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_contrasts_keep_zero_and_bound_the_slope(seed: int) -> None:
-    image = ramp(200)[:, :2, :2]
-    out = remapped(image, Random(seed, CPU), Remap(kept=0.0, bent=0.0))
-    assert float(out[..., 0].abs().max()) == 0
-    assert -1e-6 <= float(out.min()) <= float(out.max()) <= 1 + 1e-6
-    steps = out[0, 0, 0].diff()[20:] * 199  # below, the foreground begins
-    assert float(steps.abs().max()) < 2 / 0.3 + 0.1
-
-
-@pytest.mark.parametrize("interpolated", [0.0, 1.0])
-@pytest.mark.parametrize("shape", [(24, 24, 24), (24, 60, 30)])
-def test_patches(shape: tuple[int, ...], interpolated: float) -> None:
-    scan = ramp()
-    found = [patch(scan, shape, Random(n, CPU), interpolated) for n in range(6)]
-    assert all(p.shape == (1, *shape) for p in found)
-    assert all(float(p.max()) > 0.3 for p in found)
-    assert not all(torch.equal(found[0], p) for p in found[1:])
-    if not interpolated:
-        assert set(found[0].unique().tolist()) <= {*scan.unique().tolist(), 0.0}
-
-
 def synthesis() -> Synthesis:
     return Synthesis(TABLE, (24, 24, 24), 4.0, FAULTLESS)
 
@@ -150,61 +125,3 @@ def test_pairs_depend_on_the_seed_alone(kind: str) -> None:
     assert not torch.equal(pairs[0]["image"], pairs[2]["image"])
     noisy = transform({**item, "variant": 1})
     assert float((noisy["image"] - noisy["label"][:1]).std()) > 0.1
-
-
-def test_scans_come_to_one_scale() -> None:
-    done = PrepareSourced("source", TABLE)({"source": 700 * ramp() - 20, "kind": "scan"})["source"]
-    assert float(done.min()) == 0
-    assert float(done.max()) == pytest.approx(1, abs=0.02)
-
-
-# ---- the loss
-
-
-def test_the_loss_of_images_weighs_faint_noise_as_much() -> None:
-    target = torch.rand(1, 2, 8, 8, 8)
-    loss = EnhancementLoss(floor=1e-6)
-    faint, twice, strong, none = (
-        float(loss(target + torch.tensor([s, 5.0]).reshape(1, 2, 1, 1, 1), target)) for s in (0.01, 0.02, 0.1, 0.0)
-    )
-    assert twice - faint == pytest.approx(math.log(2), rel=1e-3)
-    assert strong - faint == pytest.approx(math.log(10), rel=1e-3)
-    assert none == pytest.approx(math.log(1e-6), rel=1e-3)
-
-
-def test_the_loss_of_images_leaves_their_border_out() -> None:
-    target = torch.rand(1, 2, 8, 8, 8)
-    pred = target + 0.1
-    pred[:, 0, 2:-2, 2:-2, 2:-2] = target[:, 0, 2:-2, 2:-2, 2:-2]
-    assert float(EnhancementLoss(floor=1e-6, border=2)(pred, target)) == pytest.approx(math.log(1e-6), rel=1e-3)
-    assert float(EnhancementLoss(floor=1e-6, border=1)(pred, target)) > math.log(0.05)
-
-
-def test_a_part_that_is_all_air_is_drawn_again() -> None:
-    drawn: list[int] = []
-
-    class Heads(Synthesis):
-        def __call__(self, labels: torch.Tensor, spacing: object, seed: int) -> object:  # type: ignore[override]
-            drawn.append(seed)
-            made = super().__call__(labels, (1.0, 1.0, 1.0), seed)
-            return made if len(drawn) > 2 else dataclasses.replace(made, image=torch.zeros_like(made.image))
-
-    source = torch.ones(1, 40, 40, 40)
-    clean = CleanImages(Heads(TABLE, (24, 24, 24), 1.0, FAULTLESS), Remap())(source, True, Random(0, CPU), 7)
-    assert drawn == [7, 8, 9]
-    assert bool(clean.any())
-
-
-def test_the_loss_of_fields_knows_no_factor_and_no_background() -> None:
-    target = torch.zeros(1, 2, 8, 8, 8)
-    target[:, 0, 2:6] = 1
-    pred = target + 3.0
-    loss = EnhancementLoss(image=0.0, field=1.0)
-    assert float(loss(pred, target)) == pytest.approx(0, abs=1e-6)
-    pred[:, 1, :2] = 100
-    assert float(loss(pred, target)) == pytest.approx(0, abs=1e-6)
-    pred[:, 1, 2:4] += 0.2
-    assert float(loss(pred, target)) == pytest.approx(0.1, rel=1e-3)
-    assert float(loss(pred, torch.zeros_like(target))) == 0
-    same = CompareFieldd(["pred", "label"])({"pred": target[0] + 3.0, "label": target[0]})
-    torch.testing.assert_close(same["pred"], same["label"])

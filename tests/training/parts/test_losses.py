@@ -1,12 +1,15 @@
-"""The segmentation loss against MONAI's."""
+"""The segmentation loss against MONAI's, and the losses of enhancement."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from monai.losses import DiceLoss
 
-from medkit.training.parts.losses import DiceCrossEntropyLoss
+from medkit.synthesis.degradation import CompareFieldd
+from medkit.training.parts.losses import DiceCrossEntropyLoss, EnhancementLoss
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -39,3 +42,37 @@ def test_balance_raises_small_labels() -> None:
         (slope,) = torch.autograd.grad(DiceCrossEntropyLoss(balance=balance)(logits, target), logits)
         shares.append(float(slope[0, 1, 0, 0, 0].abs() / slope[0, 1].abs().sum()))
     assert shares[1] > 0.4 > 0.1 > shares[0]
+
+
+def test_the_loss_of_images_weighs_faint_noise_as_much() -> None:
+    target = torch.rand(1, 2, 8, 8, 8)
+    loss = EnhancementLoss(floor=1e-6)
+    faint, twice, strong, none = (
+        float(loss(target + torch.tensor([s, 5.0]).reshape(1, 2, 1, 1, 1), target)) for s in (0.01, 0.02, 0.1, 0.0)
+    )
+    assert twice - faint == pytest.approx(math.log(2), rel=1e-3)
+    assert strong - faint == pytest.approx(math.log(10), rel=1e-3)
+    assert none == pytest.approx(math.log(1e-6), rel=1e-3)
+
+
+def test_the_loss_of_images_leaves_their_border_out() -> None:
+    target = torch.rand(1, 2, 8, 8, 8)
+    pred = target + 0.1
+    pred[:, 0, 2:-2, 2:-2, 2:-2] = target[:, 0, 2:-2, 2:-2, 2:-2]
+    assert float(EnhancementLoss(floor=1e-6, border=2)(pred, target)) == pytest.approx(math.log(1e-6), rel=1e-3)
+    assert float(EnhancementLoss(floor=1e-6, border=1)(pred, target)) > math.log(0.05)
+
+
+def test_the_loss_of_fields_knows_no_factor_and_no_background() -> None:
+    target = torch.zeros(1, 2, 8, 8, 8)
+    target[:, 0, 2:6] = 1
+    pred = target + 3.0
+    loss = EnhancementLoss(image=0.0, field=1.0)
+    assert float(loss(pred, target)) == pytest.approx(0, abs=1e-6)
+    pred[:, 1, :2] = 100
+    assert float(loss(pred, target)) == pytest.approx(0, abs=1e-6)
+    pred[:, 1, 2:4] += 0.2
+    assert float(loss(pred, target)) == pytest.approx(0.1, rel=1e-3)
+    assert float(loss(pred, torch.zeros_like(target))) == 0
+    same = CompareFieldd(["pred", "label"])({"pred": target[0] + 3.0, "label": target[0]})
+    torch.testing.assert_close(same["pred"], same["label"])
