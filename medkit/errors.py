@@ -1,12 +1,12 @@
-"""The errors that medkit shows to users, each with the exit code it ends a run with.
+"""The errors that medkit shows to users, each with its exit code, and words for messages.
 
-A message names the file, what was expected and what came. Errors are caught once per case (the other cases go on) and
-once at the top (`medkit.cli`).
+A message names the file, what was expected and what came. Errors are caught once per case (the other cases continue)
+and once at the top (`medkit.cli`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "BundleError",
@@ -20,11 +20,12 @@ __all__ = [
     "UsageError",
     "WeightsMissingError",
     "listed",
+    "size_text",
 ]
 
 
 class MedkitError(Exception):
-    """Something a user can act on; shown as one line, without a traceback."""
+    """An error that a user can act on; shown as one line, without a traceback."""
 
     exit_code = 1
 
@@ -36,37 +37,37 @@ class UsageError(MedkitError):
 
 
 class InputError(MedkitError):
-    """An input was refused by the sanity check, before any work on it."""
+    """An input was refused by the checks that come before any work on it."""
 
     exit_code = 3
 
 
 class OutputError(MedkitError):
-    """A result could not be written under its name, or must not be."""
+    """A result cannot, or must not, be written under its name."""
 
 
 class BundleError(MedkitError):
-    """A folder is no bundle, or a bundle's config cannot be used."""
+    """A folder is not a bundle, or the config of a bundle cannot be used."""
 
 
 class TrainingError(MedkitError):
-    """A training cannot begin or go on."""
+    """A training cannot start or continue."""
 
 
 class WeightsMissingError(MedkitError):
-    """A bundle's weights are not where the bundle says."""
+    """The weights of a bundle are not where its config expects them."""
 
     exit_code = 4
 
 
 class PluginError(MedkitError):
-    """A plugin could not be imported, speaks another hook version, or shares a name with another plugin."""
+    """A plugin cannot be imported, was written for another hook version, or shares a name with another plugin."""
 
     exit_code = 5
 
 
 class Stopped(BaseException):
-    """The scheduler asked this run to stop (SIGTERM, SIGUSR1)."""
+    """The scheduler asked this run to stop, by SIGTERM or SIGUSR1."""
 
     exit_code = 75
 
@@ -76,10 +77,19 @@ class CaseTimeout(BaseException):
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a, b and c`, for messages.
+    """Return names as a list in words, for messages.
 
     >>> listed(["a", "b", "c"])
     'a, b and c'
     """
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def size_text(sizes: Iterable[object], form: str = "") -> str:
+    """Return sizes along axes as text, for messages: a shape, or with `form` a spacing.
+
+    >>> size_text((160, 197, 164)), size_text((1.0, 0.94, 1.21), ".1f")
+    ('160 x 197 x 164', '1.0 x 0.9 x 1.2')
+    """
+    return " x ".join(format(size, form) for size in sizes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medkit.errors import InputError
+from medkit.errors import InputError, size_text
 
 __all__ = [
     "ANISOTROPY",
@@ -122,14 +122,13 @@ def check_grid(path: Path, grid: Grid) -> list[str]:
     """Return warnings for an unusual grid. Raises InputError for an impossible one."""
     spacing = grid.spacing
     if not np.isfinite(grid.affine).all() or not ((spacing > SPACING_RANGE[0]) & (spacing < SPACING_RANGE[1])).all():
-        came = " x ".join(f"{size:g}" for size in spacing)
-        raise InputError(f"{path}: expected a spacing between 0.001 and 1000 mm, got {came} mm")
+        raise InputError(f"{path}: expected a spacing between 0.001 and 1000 mm, got {size_text(spacing, 'g')} mm")
     if abs(np.linalg.det(grid.affine[:3, :3] / spacing)) < 1e-3:
         raise InputError(f"{path}: expected an affine whose axes span space, got a singular affine")
     warnings = []
     axes = spacing[: grid.dims]
     if axes.max() > ANISOTROPY * axes.min():
-        warnings.append(f"strongly anisotropic spacing: {' x '.join(f'{size:.3g}' for size in axes)} mm")
+        warnings.append(f"strongly anisotropic spacing: {size_text(axes, '.3g')} mm")
     longest = float((spacing * grid.shape).max())
     if longest < SMALL_FIELD_OF_VIEW:
         warnings.append(f"field of view of {longest:.0f} mm: the anatomy may be cropped")

@@ -6,15 +6,13 @@ is executed. A bundle is installed into a hidden folder first and then renamed, 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from medkit.bundles.archive import (
 from medkit.bundles.bundle import missing_files, read_metadata, read_record, stated_task, user_folder
 from medkit.bundles.safety.trust import digest_of, remember
 from medkit.errors import BundleError, OutputError, UsageError, listed
-from medkit.pipe.atomic import whole, write_atomically
+from medkit.pipe.atomic import locked, whole, write_atomically
 from medkit.pipe.records import sha256_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -125,7 +123,7 @@ def _install(
     name = _valid_name(name or prefix.rstrip("/") or own_name, taken)
     folder = user_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder / ".lock"):
         _recover(folder, name)
         part = folder / f".{name}.part"
         try:
@@ -148,16 +146,6 @@ def _valid_name(name: str, taken: Sequence[str]) -> str:
     if name in taken:
         raise UsageError(f"{name}: a plugin brings a bundle of that name; choose another with --name")
     return name
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _recover(folder: Path, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.archive import printable
 from medkit.bundles.bundle import WEIGHTS, Bundle, installed, read_record, tensors
-from medkit.errors import BundleError
+from medkit.errors import BundleError, size_text
 from medkit.pipe.records import sha256_of
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _show_lines(about: Mapping[str, Any]) -> Iterator[str]:
 
 def _tensor_line(tensor: Mapping[str, Any]) -> str:
     shape = tensor.get("spatial_shape")
-    size = " x ".join(map(str, shape)) if isinstance(shape, list) else "?"
+    size = size_text(shape) if isinstance(shape, list) else "?"
     words = [f"{tensor.get('num_channels', '?')} x {size}", tensor.get("format"), tensor.get("dtype")]
     if tensor.get("value_range"):
         words.append(f"values {tensor['value_range']}")

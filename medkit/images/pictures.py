@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medkit.errors import InputError, OutputError
+from medkit.errors import InputError, OutputError, size_text
 from medkit.images.stored import Stored, pick_frame
 from medkit.space import Grid, lps_affine
 
@@ -79,7 +79,7 @@ def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
     from PIL import Image
 
     if len(data) != 1 or grid.shape[2] != 1:
-        raise OutputError(f"{path}: pictures hold one plane, got {' x '.join(map(str, grid.shape))} voxels")
+        raise OutputError(f"{path}: pictures hold one plane, got {size_text(grid.shape)} voxels")
     kinds: tuple[type, ...] = (np.uint8, np.uint16) if path.suffix.lower() == ".png" else (np.uint8,)
     if data.dtype not in kinds:
         names = " or ".join(np.dtype(kind).name for kind in kinds)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from medkit.errors import size_text
 from medkit.inference.memory import HALF, SCRATCH, WORKSPACE, Footprint, footprint
 from medkit.inference.transforms import Postprocessing, Prepared
 from medkit.machine.memory import available, ran_out
@@ -37,7 +38,7 @@ class ComputePlan:
 
     def __str__(self) -> str:
         parts = [f"{self.batch} window at a time"] if self.batch else []
-        parts += [f"windows of {_by(self.window)} voxels"] if self.window else []
+        parts += [f"windows of {size_text(self.window)} voxels"] if self.window else []
         parts += [f"{self.tiles} tiles, labelled before they were resampled"] if self.tiles else []
         return ", ".join(parts) or "as the bundle's inferer does"
 
@@ -117,8 +118,8 @@ class Network:
         first = next((n for n, need in enumerate(needs) if need <= free), None)
         if first is None:
             least, left = min(needs) >> 20, free >> 20
-            raise MemoryError(f"for {_by(shape[1:])} voxels: {least} MiB are needed, {left} MiB are left")
-        log.debug("%s voxels: %s; %s MiB of %s", _by(shape[1:]), plans[first], needs[first] >> 20, free >> 20)
+            raise MemoryError(f"for {size_text(shape[1:])} voxels: {least} MiB are needed, {left} MiB are left")
+        log.debug("%s voxels: %s; %s MiB of %s", size_text(shape[1:]), plans[first], needs[first] >> 20, free >> 20)
         return plans[first:]
 
     def _plans(self, shape: tuple[int, ...]) -> Iterator[ComputePlan]:
@@ -261,7 +262,3 @@ def _like(labels: Any, image: Any) -> Any:
 
     values = labels.as_tensor() if isinstance(labels, MetaTensor) else labels
     return MetaTensor(values.float(), meta=image.meta, applied_operations=image.applied_operations)
-
-
-def _by(sizes: Any) -> str:
-    return " x ".join(str(int(n)) for n in sizes)

@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Small files that are written completely or not at all, and locks between processes."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 
 def sync(path: Path) -> None:
+    """Make sure that a file or folder is on disk, not only in the system's memory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -19,14 +21,14 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """Writes a small file whole or not at all."""
+    """Write a small file completely or not at all."""
     with whole(path) as file:
         file.write(text.encode() if isinstance(text, str) else text)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under `path` only when the block ends well, and then whole."""
+    """Open a file for writing that appears under `path` only if the block ends without an error, and then complete."""
     part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -37,3 +39,26 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True, mode: int = 0o600) -> Iterator[None]:
+    """Hold the exclusive lock on a file for the block; the file is created with `mode` if it is missing, and stays.
+
+    The system releases the lock when the process ends, however it ends. Raises BlockingIOError if another process
+    holds the lock and `wait` is False, and another OSError where the file system knows no locks.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
+    try:
+        lock(descriptor, wait=wait)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int, *, wait: bool) -> None:
+    """Take the exclusive lock on an open file, for as long as the descriptor is open. Raises as `locked` does."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # some systems answer EACCES where others answer EWOULDBLOCK
+        raise BlockingIOError(*error.args) from None

@@ -22,9 +22,10 @@ from medkit.pipe.records import Record
 from medkit.robustness.corruptions import CORRUPTIONS, Corruption
 from medkit.robustness.inputs import FileCorrupter, files_of_case
 from medkit.robustness.scores import KINDS, MEASURES, Score, Scorer, difference, measure_of
+from medkit.run.failures import explain
 from medkit.run.outputs import Targets
 from medkit.run.task import Case, CasePlan
-from medkit.run.worker import CaseWorker, explain
+from medkit.run.worker import CaseWorker
 
 if TYPE_CHECKING:
     from medkit.inference.transforms import Prepared

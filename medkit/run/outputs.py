@@ -1,9 +1,9 @@
-"""The result files of a case: their names and folders."""
+"""Where results go: names and folders of the files of a case."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,21 +36,21 @@ class Output:
     kind: str
     """What it is: one of `medkit.specs.KINDS`."""
     suffix: str
-    """What is added to the input's stem: `registered` gives `<stem>_registered.nii.gz`."""
+    """What is added to the input's stem: `registered` makes `<stem>_registered.nii.gz`."""
     extension: str = ".nii.gz"
-    """The file's type."""
+    """Suffix of its file, such as `.nii.gz`."""
     entities: Mapping[str, str] = field(default_factory=dict)
     """BIDS entities added for BIDS-named inputs; in a value, `{suffix}` stands for the input's own suffix (`T1w`) and
-    `{space}` for the label of `reference`. None given: `desc-<suffix>`."""
+    `{space}` for the label of `reference`. If empty: `desc-<suffix>`."""
     reference: Path | None = None
     """The image whose space the file is in or leads to, for `{space}`."""
     extensions: Sequence[str] = ()
-    """Further types it may have: an input's own where it is one of them, and any of them by `-o`."""
+    """Further suffixes its file may have: an input's own if it is among them, and any of them by `-o`."""
     as_picture: bool = False
-    """Whether an input that is a grey picture (PNG, JPEG) gives a PNG, whatever `extension` says."""
+    """Whether the result for a grey picture (PNG, JPEG) is a PNG, whatever `extension` is."""
 
     def name(self, source: Path) -> str:
-        """The file name for an input: the BIDS derivative name for a BIDS-named one, else `<stem>_<suffix><ext>`."""
+        """Return the file name for an input: a BIDS derivative name for a BIDS name, else `<stem>_<suffix><ext>`."""
         own = suffix_of(source).lower()
         extension = own if own in self.extensions else self.extension
         if self.as_picture and own in GREY_PICTURES:
@@ -73,7 +73,7 @@ class Targets:
     outputs: Mapping[str, Path]
     """Role -> final path, absolute; the main output first."""
     table: Path | None = None
-    """The file that takes the results of all cases as rows, where a case has no files of its own."""
+    """The file that takes the results of all cases as rows, if a case has no files of its own."""
 
     @property
     def main(self) -> Path:
@@ -82,20 +82,20 @@ class Targets:
 
     @property
     def sidecar(self) -> Path:
-        """The record beside the main output."""
+        """The file next to the main output that holds the record."""
         return sidecar_path(self.main)
 
     @property
     def names(self) -> tuple[Path, ...]:
-        """All final paths of this case alone, the sidecar included."""
+        """All final paths that only this case has, the sidecar included."""
         return (*self.outputs.values(), self.sidecar) if self.table is None else ()
 
 
 def targets_of(source: Path, outputs: Sequence[Output], output: Path | None, keep_tree: Path | None) -> Targets:
-    """The final paths for one input.
+    """Return the final paths for one input.
 
     `output` is a file (for the main output; the others get names derived from it), a folder, or None for the input's
-    own folder. Raises OutputError where the input does not lie below `keep_tree`.
+    own folder. Raises OutputError if the input does not lie below `keep_tree`.
     """
     if output is not None and is_file_name(output):
         return Targets({o.role: _derived(output, o, first=o is outputs[0]) for o in outputs})
@@ -125,7 +125,7 @@ def _folder(source: Path, output: Path | None, keep_tree: Path | None) -> Path:
 
 
 def describe_dataset(folder: Path) -> None:
-    """Writes BIDS's `dataset_description.json` of a derivative dataset into `folder`, unless there is one."""
+    """Write BIDS's `dataset_description.json` of a derivative dataset into `folder`, unless there is one."""
     path = folder / "dataset_description.json"
     if path.exists():
         return
@@ -139,8 +139,8 @@ def describe_dataset(folder: Path) -> None:
     write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
-def refuse_inputs(targets: Targets, inputs: Iterator[Path] | Sequence[Path]) -> None:
-    """Raises OutputError where a result would replace one of its own inputs; not even --overwrite may do that."""
+def refuse_inputs(targets: Targets, inputs: Iterable[Path]) -> None:
+    """Raise OutputError if a result would replace an input of its own case, which not even --overwrite may do."""
     for path in inputs:
         for target in targets.names:
             if target == path or _same_file(target, path):

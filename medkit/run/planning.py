@@ -1,4 +1,4 @@
-"""From lines of input to cases that are ready: inputs, result names, claims."""
+"""From lines of input to cases that are ready: their inputs, and names for their results that nobody else has."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from medkit.options import RunOptions
 from medkit.pipe.lines import input_lines, take_shard
 from medkit.pipe.names import is_bids, is_file_name, join_bids, split_bids, suffix_of
 from medkit.pipe.records import Record, absolute, find_kind, record_from_line, record_of
+from medkit.run.failures import explain, failed_record
 from medkit.run.outputs import Targets, refuse_inputs, targets_of
-from medkit.run.processes import Item
-from medkit.run.task import CasePlan, Task, numbered
-from medkit.run.worker import explain, failed_record
+from medkit.run.task import CasePlan, Item, Task, numbered
 
 MANY_SLICES = 5
 """Single DICOM files from one folder after which a warning suggests the folder."""
@@ -25,27 +24,29 @@ log = logging.getLogger("medkit")
 
 @dataclass
 class Planner:
-    """Plans the cases of one run: what has come in, and which result names are taken."""
+    """Plans the cases of one run; remembers which inputs have come and which result names are taken."""
 
     task: Task
     options: RunOptions
     check_name: Callable[[Path], None]
-    """Raises OutputError for a name that a line of output cannot hold."""
+    """Raises MedkitError for a name that a line of output cannot hold."""
     known: Callable[[CasePlan], Record | None]
-    """The record of a case that is finished already, or None."""
+    """Returns the record of a case that is finished already, or None."""
     given: set[str] = field(default_factory=set)
-    """The inputs known so far: all where they are arguments, those that have arrived where they are piped in."""
+    """The inputs known so far: all if they are arguments, those that have arrived if they are piped in."""
     claimed: dict[str, str] = field(default_factory=dict)
     """Final name -> the input it was claimed for; strings, which are small: a run may have very many cases."""
     arrived: bool = False
     """Whether there was any line of input."""
     passed_on: set[int] = field(default_factory=set)
-    """`id` of the records that an earlier stage failed on; an executor hands them back as they are."""
+    """`id` of the records that an earlier stage of the pipe failed on; they come back from the work as they are."""
     slices: Counter[Path] = field(default_factory=Counter)
     """Folder -> single DICOM files that came from it."""
 
+    # ---- lines to records to cases
+
     def items(self) -> Iterator[Item]:
-        """The cases in the order of their lines, each ready to be worked on, or the record of one that failed."""
+        """Yield the cases in the order of their lines: ready to be worked on, or the record of one that failed."""
         lines = self._arriving(input_lines(self.options.inputs, self.options.list, self.options.null))
         if self.options.shard:
             lines = iter(take_shard(lines, self.options.shard))
@@ -61,6 +62,7 @@ class Planner:
             yield line
 
     def _parsed(self, line: str) -> Record:
+        """Return the record that a line stands for, a failed one if it stands for none."""
         try:
             record = record_from_line(line)
         except MedkitError as error:
@@ -71,7 +73,7 @@ class Planner:
         return record
 
     def _groups(self, records: list[Record]) -> Iterator[Item]:
-        """All records as one case, or one case per `--group-by` group of BIDS names; failed ones are passed on."""
+        """Yield all records as one case, or one case per `--group-by` group of BIDS names; pass on failed ones."""
         groups: dict[tuple[str, ...], list[Record]] = {}
         for record in records:
             if record.failed:
@@ -89,8 +91,10 @@ class Planner:
         entities = split_bids(record.path)[0] if is_bids(record.path) else {}
         return tuple(entities.get(e, "") for e in self.options.group_by)
 
+    # ---- one case
+
     def _planned(self, record: Record, members: tuple[Record, ...] = (), group: tuple[str, ...] = ()) -> Item:
-        """A case ready to be worked on, or the failed record of one that cannot be."""
+        """Return a case ready to be worked on, or the failed record of one that cannot be."""
         try:
             return self._plan(record, members, group)
         except UsageError:  # true of every case
@@ -120,26 +124,11 @@ class Planner:
         plan = CasePlan(record, inputs, targets, members)
         return self.known(plan) or plan
 
-    def _targets(self, source: Path) -> Targets:
-        """Where the files of a case go. Raises OutputError for a case whose rows are in the table, or will be."""
-        if self.task.table is None:
-            return targets_of(source, self.task.outputs, self.options.output, self.options.keep_tree)
-        if source == self.task.table.path:
-            raise OutputError(f"{source}: is the table that the results go into")
-        if str(source) in self.claimed:
-            raise OutputError(f"{source}: comes a second time; its rows are in {self.task.table.path.name} once")
-        self.claimed[str(source)] = str(source)
-        return Targets({}, self.task.table.path)
-
-    def _member_targets(self, inputs: Mapping[str, Path], members: tuple[Record, ...], folder: Path) -> dict[str, Path]:
-        """Role -> final path of what is made for every line, beside the main output."""
-        return {
-            numbered(output.role, number): folder / output.name(inputs[numbered(self.task.role, number)])
-            for number in range(1, len(members) + 1)
-            for output in self.task.members
-        }
-
     def _inputs(self, record: Record, members: tuple[Record, ...]) -> dict[str, Path]:
+        """Return role -> file of a case, its own input first.
+
+        Raises InputError for an unknown role, and if no source of an input has a kind that the task takes.
+        """
         unknown = set(record.inputs) - {self.task.role, *self.task.accepts}
         if unknown:
             known = ", ".join([self.task.role, *self.task.accepts])
@@ -156,15 +145,44 @@ class Planner:
         named = {role: path for role, path in record.inputs.items() if role != self.task.role}
         return inputs | named | {role: absolute(p) for role, p in self.task.shared.items()}
 
+    def _count_slices(self, path: Path) -> None:
+        """Warn once if many single DICOM files come from one folder."""
+        if suffix_of(path).lower() not in (".dcm", ".ima") or path.is_dir():
+            return
+        self.slices[path.parent] += 1
+        if self.slices[path.parent] == MANY_SLICES:
+            log.warning("many single DICOM slices from %s: give the folder to read them as one volume", path.parent)
+
+    # ---- names of results
+
+    def _targets(self, source: Path) -> Targets:
+        """Return where the files of a case go. Raises OutputError for a case of a table that comes a second time."""
+        if self.task.table is None:
+            return targets_of(source, self.task.outputs, self.options.output, self.options.keep_tree)
+        if source == self.task.table.path:
+            raise OutputError(f"{source}: is the table that the results go into")
+        if str(source) in self.claimed:
+            raise OutputError(f"{source}: comes a second time; its rows are in {self.task.table.path.name} once")
+        self.claimed[str(source)] = str(source)
+        return Targets({}, self.task.table.path)
+
+    def _member_targets(self, inputs: Mapping[str, Path], members: tuple[Record, ...], folder: Path) -> dict[str, Path]:
+        """Return role -> final path of what is made for every line, next to the main output."""
+        return {
+            numbered(output.role, number): folder / output.name(inputs[numbered(self.task.role, number)])
+            for number in range(1, len(members) + 1)
+            for output in self.task.members
+        }
+
     def _group_name(self, first: Path, group: tuple[str, ...]) -> Path:
-        """A name for a case of several files: the grouping entities of BIDS names, else the first file's."""
+        """Return a name for a case of several files: the grouping entities of BIDS names, else the first file's."""
         if not any(group):
             return first
         entities = {k: v for k, v in zip(self.options.group_by, group, strict=True) if v}
         return first.with_name(join_bids(entities, split_bids(first)[1]) + suffix_of(first))
 
     def _spare_inputs(self, names: Iterable[Path], source: Path) -> None:
-        """Raises OutputError where a result would replace another case's input."""
+        """Raise OutputError if a result would replace another case's input."""
         if not self.given:
             self.given.update(str(absolute(line)) for line in self.options.inputs)
         self.given.add(str(source))
@@ -175,7 +193,7 @@ class Planner:
                 )
 
     def _claim(self, names: Iterable[Path], source: Path) -> None:
-        """Raises OutputError for a name that another case of this run has, finished or not."""
+        """Raise OutputError if another case of this run, finished or not, has one of the names."""
         names = list(names)
         for number, path in enumerate(names):
             if path in names[:number]:
@@ -187,10 +205,3 @@ class Planner:
                     f"{source}: its result {path.name} would replace that of {self.claimed[str(path)]}; {advice}"
                 )
         self.claimed.update(dict.fromkeys(map(str, names), str(source)))
-
-    def _count_slices(self, path: Path) -> None:
-        if suffix_of(path).lower() not in (".dcm", ".ima") or path.is_dir():
-            return
-        self.slices[path.parent] += 1
-        if self.slices[path.parent] == MANY_SLICES:
-            log.warning("many single DICOM slices from %s: give the folder to read them as one volume", path.parent)

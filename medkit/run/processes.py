@@ -17,24 +17,32 @@ from typing import Any
 from medkit.errors import MedkitError, OutputError, Stopped
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
-from medkit.run.task import CasePlan, Task
-from medkit.run.worker import CaseWorker, failed_record
+from medkit.run.failures import failed_record
+from medkit.run.task import CasePlan, Item, Task
+from medkit.run.worker import CaseWorker
 
-Item = CasePlan | Record
-"""A case to work on, or one that is already decided (an earlier failure that is only passed on)."""
+_TICK = 0.2
+"""Seconds between two looks at whether to stop."""
+_START_UP = 60.0
+"""Seconds a child may need to import and load everything before its first case."""
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that children ignore: a Ctrl-C reaches all processes of a terminal, a scheduler's signal all of a job, and
+the parent decides what happens."""
 
 
-def serial(items: Iterable[Item], task: Task, options: RunOptions) -> Iterator[Record]:
-    """Works on one case after the other, in this process."""
+def in_this_process(items: Iterable[Item], task: Task, options: RunOptions) -> Iterator[Record]:
+    """Work on the cases one at a time, in this process."""
     work = CaseWorker(task, options)
     for item in items:
         yield item if isinstance(item, Record) else work(item)
 
 
-def in_workers(items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]) -> Iterator[Record]:
-    """Works on cases in `options.workers` child processes; records come as they are finished.
+def in_children(
+    items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]
+) -> Iterator[Record]:
+    """Work on the cases in `options.workers` child processes; yield records as they are finished.
 
-    A child that dies fails its case and is replaced. Once `stopped()`, no new case is begun.
+    A child that dies fails its case and is replaced. Once `stopped()` is true, no new case is started.
     """
     crew = _Crew(items, task, options, stopped)
     try:
@@ -44,7 +52,7 @@ def in_workers(items: Iterable[Item], task: Task, options: RunOptions, stopped: 
 
 
 _Done = Record | BaseException | None
-"""A finished case, an error that ends the run, or the end of one thread."""
+"""A finished case, an error that ends the run, or None for the end of one thread."""
 
 
 class _Crew:
@@ -67,6 +75,7 @@ class _Crew:
         return self._dismissed or self._stopped()
 
     def _guard(self, work: Callable[[], None]) -> None:
+        """Do the work of a thread; pass on its error, and report its end."""
         try:
             work()
         except BaseException as error:
@@ -89,7 +98,7 @@ class _Crew:
                 return
 
     def _serve(self) -> None:
-        """Hands plans to one child process, and to its successor when it dies."""
+        """Hand plans to one child process, and to its successor when it dies."""
         child: _Child | None = None
         while not self._ending():
             try:
@@ -98,24 +107,28 @@ class _Crew:
                 continue
             if item is None:
                 break
-            if isinstance(item, CasePlan) and not (child and child.alive()):
+            if isinstance(item, Record):
+                self._finished.put(item)
+                continue
+            if not (child and child.alive()):
                 child = _Child(self._task, self._options)
                 self._children.append(child)
-                if self._dismissed:  # while it was starting: `dismiss` may not have seen it
+                if self._dismissed:  # while the child was starting, so `dismiss` may have missed it
                     child.dismiss()
                     return
-            self._finished.put(child.work(item) if child and isinstance(item, CasePlan) else item)  # type: ignore[arg-type]
+            self._finished.put(child.work(item))
         if child:
             child.close()
 
     def results(self) -> Iterator[Record]:
+        """Yield records as they are finished; raise the error that ended a thread."""
         running = 1 + len(self._servers)
         while running:
             try:
-                done = self._finished.get(timeout=_TICK)  # short, so that a signal's handler gets to run
+                done = self._finished.get(timeout=_TICK)  # short, so that a signal's handler can run
             except queue.Empty:
                 if self._stopped() and not any(t.is_alive() for t in self._servers) and self._finished.empty():
-                    return  # the feeder may wait for a stdin that says nothing more
+                    return  # the feeder may still wait for a silent stdin
                 continue
             if isinstance(done, BaseException):
                 raise done
@@ -125,17 +138,10 @@ class _Crew:
                 yield done
 
     def dismiss(self) -> None:
-        """Ends all children; those at work drop their case."""
+        """End all children; those at work drop their case."""
         self._dismissed = True
         for child in self._children:
             child.dismiss()
-
-
-_TICK = 0.2
-
-
-_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""A Ctrl-C reaches all processes of a terminal, a scheduler's signal all of a job; the parent decides what is done."""
 
 
 class _Child:
@@ -145,7 +151,7 @@ class _Child:
         context = multiprocessing.get_context("spawn")  # torch's thread pools do not survive a fork
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_child_main, args=(theirs, task, options), daemon=True)
-        # blocked until the child can say what they mean: one that comes while Python starts would end in a traceback
+        # blocked until the child has its handlers: a signal while Python starts would end in a traceback
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         self._process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -153,14 +159,15 @@ class _Child:
         self._task, self._options = task, options
 
     def alive(self) -> bool:
+        """Return whether the process still runs."""
         return self._process.is_alive()
 
     def work(self, plan: CasePlan) -> Record | BaseException:
-        """The record of a case; a failed one where the child died. An exception where the set-up failed."""
+        """Return the record of a case, a failed one if the child died; an exception if the set-up failed."""
         limit = self._options.timeout_per_case
         try:
             self._pipe.send(plan)
-            # the child itself stops at the limit, unless it hangs in native code: then it is stopped from here
+            # the child stops itself at the limit, unless it hangs in native code: then it is killed from here
             if limit is not None and not self._pipe.poll(_START_UP + 2 * limit):
                 self._process.kill()
             answer: Record | BaseException = self._pipe.recv()
@@ -171,24 +178,21 @@ class _Child:
             return failed_record(plan.record, self._task.name, str(error), error)
 
     def close(self) -> None:
-        """Lets the child end: it has no more to do."""
+        """Let the child end, since no case is left."""
         self._pipe.close()
         self._process.join()
 
     def dismiss(self) -> None:
-        """Makes the child drop its case, clean up and end."""
+        """Make the child drop its case, clean up and end."""
         if self._process.is_alive() and self._process.pid:
-            with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
+            with contextlib.suppress(ProcessLookupError):  # it may end by itself in the meantime
                 os.kill(self._process.pid, signal.SIGUSR2)
             self._process.join(5)
             self._process.kill()
 
 
-_START_UP = 60.0
-"""Seconds a child may need to import and load everything before its first case."""
-
-
 def _end(exitcode: int | None) -> str:
+    """Return how a process ended, in words."""
     if exitcode is None or exitcode >= 0:
         return f"exit code {exitcode}"
     return f"{signal.Signals(-exitcode).name}, out of memory?" if exitcode == -9 else signal.Signals(-exitcode).name
@@ -212,6 +216,6 @@ def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions) -> 
 
 
 def _drop_the_case(number: int, frame: FrameType | None) -> None:
-    # it may come between a file's opening and its guard; the process ends at once, and its files with it
+    # a file may be open outside a `with` statement; the process ends at once, and closes it
     warnings.simplefilter("ignore", ResourceWarning)
     raise Stopped

@@ -1,8 +1,8 @@
-"""Cases one after the other in this process, the next one read and the last one written while one is computed.
+"""Cases in this process with overlapping stages: the next one is read and the last one written while one is computed.
 
-Three threads, one case in each and one waiting before each of the last two: the reader asks for the cases, claims
-their names and prepares them, the main thread computes, the writer makes the files and prints the lines. Cases keep
-their order, a failed one included; whichever stage a case fails in, the others go on.
+There are three threads, with one case in each and one waiting in front of each of the last two: the reader asks for the
+cases, claims their names and prepares them, the main thread computes, the writer makes the files and prints the lines.
+Cases keep their order, failed ones too; in whichever stage a case fails, the others continue.
 """
 
 from __future__ import annotations
@@ -19,56 +19,66 @@ from typing import Any
 
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
-from medkit.run.claims import Claim, ResultFingerprint, Unclaimed, claim_of
-from medkit.run.processes import Item
-from medkit.run.task import Case, CasePlan, Result, Stages, Task
-from medkit.run.worker import CaseWorker
+from medkit.run.claims import claim_of
+from medkit.run.task import CasePlan, Item, Result, Stages, Task
+from medkit.run.worker import CaseInWork, CaseWorker
 
 log = logging.getLogger("medkit")
 
+AT_ONCE = 32
+"""Most small cases that are computed together."""
+ROOM = 64 * 2**20
+"""Bytes of images up to which small cases wait for each other."""
+_TICK = 0.2
+"""Seconds between two looks at signals."""
+_PATIENCE = 5.0
+"""Seconds that a stop waits for a thread to end; longer is not needed, since files appear complete or not at all."""
 
-def possible(task: Task, options: RunOptions) -> bool:
-    """Whether cases can overlap: a limit on a case's time needs it alone, and child processes overlap anyhow."""
+
+def runs_staged(task: Task, options: RunOptions) -> bool:
+    """Return whether the stages of a task overlap.
+
+    They do not with a limit on the time of a case, which only the main thread can keep, nor in child processes, which
+    overlap anyway.
+    """
     return task.staged and not options.workers and options.timeout_per_case is None
 
 
-def run(
+def run_staged(
     items: Iterable[Item],
     task: Task,
     options: RunOptions,
     finished: Callable[[Record], bool],
     stopped: Callable[[], bool],
 ) -> bool:
-    """Works on cases until there is none, `finished` says that nobody wants more, or `stopped` after a signal.
+    """Work on cases until none is left, `finished` returns False, or `stopped` returns True after a signal.
 
     `finished` is called with every record, in order, in the writer's thread, as soon as the files are complete; what it
-    raises is raised here. After a signal the case that is computed is finished, and those before it. Gives whether a
-    signal left work undone.
+    raises is raised here. After a signal the case that is computed is finished, and those before it. Returns whether a
+    signal left cases undone.
     """
-    overlap = _Overlap(items, CaseWorker(task, options), finished, stopped)
+    staged = _StagedRun(items, CaseWorker(task, options), finished, stopped)
     try:
-        return overlap.work()
+        return staged.work()
     finally:
-        overlap.close()
+        staged.close()
 
 
 @dataclass
 class _Job:
-    """A case on its way."""
+    """A case on its way through the stages."""
 
-    plan: CasePlan
-    fingerprint: ResultFingerprint
-    case: Case
-    claim: Claim | Unclaimed
+    work: CaseInWork
     held: ExitStack = field(default_factory=ExitStack)
-    """Lets go of the claim."""
+    """Releases the claim when it is closed."""
     value: Any = None
-    """What the last stage gave."""
+    """What the last stage returned."""
     seconds: float = 0.0
-    """Spent in the stages, waiting apart."""
+    """Time spent in the stages, without waiting."""
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
+        """Add the time that the block takes."""
         start = time.perf_counter()
         try:
             yield
@@ -77,15 +87,7 @@ class _Job:
 
 
 class _SetUp:
-    """Asks the main thread to set the task up: the first case that needs work has come."""
-
-
-_TICK = 0.2
-"""Seconds between two looks at signals."""
-AT_ONCE = 32
-"""Small cases that are computed together at most."""
-ROOM = 64 * 2**20
-"""Bytes of images up to which small cases wait for each other."""
+    """Asks the main thread to set up the task: the first case that needs work has come."""
 
 
 class _Prepared(queue.Queue[Any]):
@@ -98,23 +100,23 @@ class _Prepared(queue.Queue[Any]):
         super().__init__(maxsize=2)
 
     def _qsize(self) -> int:
-        """What `put` and `get` go by: nothing, some, or no room for more."""
+        """Return what `put` and `get` go by: 0 if it is empty, 1 if there is room for more, 2 if it is full."""
         count = len(self.queue)
         if not count:
             return 0
         return 1 if self.several and count < AT_ONCE and self._bytes < ROOM else 2
 
     def _put(self, item: Any) -> None:
-        self._bytes += item.case.held if isinstance(item, _Job) else 0
+        self._bytes += item.work.case.held if isinstance(item, _Job) else 0
         super()._put(item)
 
     def _get(self) -> Any:
         item = super()._get()
-        self._bytes -= item.case.held if isinstance(item, _Job) else 0
+        self._bytes -= item.work.case.held if isinstance(item, _Job) else 0
         return item
 
     def next_job(self) -> _Job | None:
-        """The case that waits first; None where none waits, or something else comes before it."""
+        """Take the first case that waits; None if there is none, or something else comes before it."""
         with self.mutex:
             if not (self.queue and isinstance(self.queue[0], _Job)):
                 return None
@@ -123,7 +125,9 @@ class _Prepared(queue.Queue[Any]):
             return item
 
 
-class _Overlap:
+class _StagedRun:
+    """The three threads of a run, and the queues between them."""
+
     def __init__(
         self,
         items: Iterable[Item],
@@ -136,44 +140,51 @@ class _Overlap:
         self._computed: queue.Queue[_Job | Record | None] = queue.Queue(maxsize=1)
         self._stages: Stages | None = None
         self._ready = threading.Event()
+        """The set-up has ended, well or not."""
         self._over = threading.Event()
         """No more cases are wanted."""
-        self._trouble: BaseException | None = None
-        """What ended the writer."""
+        self._writer_error: BaseException | None = None
+        """The error that ended the writer."""
         self._jobs: dict[int, _Job] = {}
-        """Those whose names are claimed, by `id`."""
+        """Cases whose names are claimed, by `id`."""
+        self._waiting_for_line = False
+        """Whether the reader waits for the next line, and so may never come back."""
         self._reader = threading.Thread(target=self._read, name="medkit reader", daemon=True)
         self._writer = threading.Thread(target=self._write, name="medkit writer", daemon=True)
 
     # ---- the main thread
 
     def work(self) -> bool:
-        """Computes what the reader brings, until its end; whether a signal came before it."""
+        """Compute what the reader brings, until its end; return whether a signal came before it."""
         self._reader.start()
         self._writer.start()
-        ended = False
-        while not (ended or self._over.is_set() or self._stopped()):
+        ended = self._compute_all()
+        self._put(self._computed, None)
+        while self._writer.is_alive():
+            self._writer.join(_TICK)
+        if self._writer_error is not None:
+            raise self._writer_error
+        return not ended and self._stopped()
+
+    def _compute_all(self) -> bool:
+        """Pass on what the reader brings, computed; return whether it has come to its end."""
+        while not (self._over.is_set() or self._stopped()):
             try:
                 item = self._prepared.get(timeout=_TICK)
             except queue.Empty:
                 continue
+            if item is None:
+                return True
             if isinstance(item, BaseException):
                 raise item
             if isinstance(item, _SetUp):
                 self._set_up()
-            elif item is None:
-                ended = True
             elif isinstance(item, _Job):
                 for done in self._compute(self._with_others(item)):
                     self._put(self._computed, done)
             else:
                 self._put(self._computed, item)
-        self._put(self._computed, None)
-        while self._writer.is_alive():
-            self._writer.join(_TICK)
-        if self._trouble is not None:
-            raise self._trouble
-        return not ended and self._stopped()
+        return False
 
     def _set_up(self) -> None:
         stages = self._worker.set_up()
@@ -184,7 +195,7 @@ class _Overlap:
         self._ready.set()
 
     def _with_others(self, job: _Job) -> list[_Job]:
-        """A case, and those that wait behind it, where cases are computed together."""
+        """Return a case, and those that wait behind it if cases are computed together."""
         jobs = [job]
         while self._prepared.several and len(jobs) < AT_ONCE and (more := self._prepared.next_job()) is not None:
             jobs.append(more)
@@ -195,31 +206,31 @@ class _Overlap:
         if len(jobs) > 1 and self._stages.together is not None:
             start = time.perf_counter()
             try:
-                values = self._stages.together([job.case for job in jobs], [job.value for job in jobs])
-            except Exception:  # whose fault it is shows when each is alone
+                values = self._stages.together([job.work.case for job in jobs], [job.value for job in jobs])
+            except Exception:  # computed separately, each case gets its own error
                 log.debug("%d cases could not be computed together", len(jobs), exc_info=True)
             else:
                 for job, value in zip(jobs, values, strict=True):
                     job.value, job.seconds = value, job.seconds + (time.perf_counter() - start) / len(jobs)
                     yield job
                 return
-        yield from map(self._compute_alone, jobs)
+        yield from map(self._compute_one, jobs)
 
-    def _compute_alone(self, job: _Job) -> _Job | Record:
+    def _compute_one(self, job: _Job) -> _Job | Record:
         assert self._stages is not None
         try:
             with job.timed():
-                job.value = self._stages.compute(job.case, job.value)
+                job.value = self._stages.compute(job.work.case, job.value)
         except (Exception, SystemExit) as error:
             return self._failed(job, error)
         return job
 
     def close(self) -> None:
-        """Ends the threads, and lets go of the names of cases that come to nothing."""
+        """End the threads, and release the names of cases that were not finished."""
         self._over.set()
         self._ready.set()
         self._writer.join(_PATIENCE)
-        self._reader.join(0 if self._waiting else _PATIENCE)
+        self._reader.join(0 if self._waiting_for_line else _PATIENCE)
         for job in list(self._jobs.values()):
             self._release(job)
 
@@ -236,15 +247,12 @@ class _Overlap:
     def _lines(self) -> Iterator[Item]:
         items = iter(self._items)
         while not (self._over.is_set() or self._stopped()):
-            self._waiting = True
+            self._waiting_for_line = True
             item = next(items, None)
-            self._waiting = False
-            if item is None or self._over.is_set():  # whoever closes does not wait for what was just waiting
+            self._waiting_for_line = False
+            if item is None or self._over.is_set():  # `close` does not wait for a case that comes only now
                 return
             yield item
-
-    _waiting = False
-    """Whether the reader waits for the next line, and so may never come back."""
 
     def _prepare(self, plan: CasePlan) -> _Job | Record | None:
         fingerprint = self._worker.known(plan)
@@ -255,14 +263,13 @@ class _Overlap:
             self._ready.wait()
         if self._stages is None:  # the set-up has failed, or was interrupted
             return None
-        claim = claim_of(plan.targets)
-        job = _Job(plan, fingerprint, Case(plan, self._worker.task, self._worker.options, self._worker.runtime), claim)
+        job = _Job(self._worker.start(plan, claim_of(plan.targets), fingerprint))
         try:
             with job.timed():
-                job.held.enter_context(claim)
+                job.held.enter_context(job.work.claim)
                 self._jobs[id(job)] = job
                 self._worker.check(plan, fingerprint)
-                job.value = self._stages.prepare(job.case)
+                job.value = self._stages.prepare(job.work.case)
         except (Exception, SystemExit) as error:
             return self._failed(job, error)
         return job
@@ -276,12 +283,12 @@ class _Overlap:
                 if not self._finished(record):
                     return
         except BaseException as error:
-            self._trouble = error
+            self._writer_error = error
         finally:
             self._over.set()
 
     def _next_computed(self) -> _Job | Record | None:
-        """What was computed next; None at the end, and where none will come since the run was given up."""
+        """Wait for the next computed case; return None at the end, and if the run was given up."""
         while True:
             try:
                 return self._computed.get(timeout=_TICK)
@@ -293,19 +300,19 @@ class _Overlap:
         assert self._stages is not None
         try:
             with job.timed():
-                result: Result = self._stages.finish(job.case, job.value)
+                result: Result = self._stages.finish(job.work.case, job.value)
                 job.value = None
-                self._worker.write(job.plan, result, job.claim)
-            record = self._worker.commit(job.plan, job.case, result, job.claim, job.fingerprint, job.seconds)
+                self._worker.write(job.work, result)
+            record = self._worker.commit(job.work, result, job.seconds)
         except (Exception, SystemExit) as error:
             return self._failed(job, error)
         self._release(job)
         return record
 
-    # ---- all
+    # ---- in all threads
 
     def _failed(self, job: _Job, error: BaseException) -> Record:
-        record = self._worker.failed(job.plan, error)
+        record = self._worker.failed(job.work.plan, error)
         self._release(job)
         return record
 
@@ -315,12 +322,8 @@ class _Overlap:
         job.held.close()
 
     def _put(self, place: queue.Queue[Any], item: Any) -> None:
-        """Waits for room, unless nobody will make any."""
+        """Wait for room and put an item there, unless the run is over and nobody would make room."""
         while not self._over.is_set():
             with contextlib.suppress(queue.Full):
                 place.put(item, timeout=_TICK)
                 return
-
-
-_PATIENCE = 5.0
-"""Seconds that a stop waits for a thread to end what it is doing; whole files are safe without."""

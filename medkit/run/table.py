@@ -1,8 +1,8 @@
-"""One table for the results of all cases: a row, or several, as each case finishes.
+"""One table for the results of all cases: one or more rows are added as each case finishes.
 
 Rows are appended whole, those of a case in one write, so the file can be read at any moment and holds what was done
-when the run is stopped or killed. Its sidecar says with which settings all rows were made; beside each input's name
-stands its digest, by which a later run knows that a row is still true.
+when the run is stopped or killed. Its sidecar states the settings with which all rows were made; each row holds the
+digest of its input, which shows a later run whether the row is still valid.
 """
 
 from __future__ import annotations
@@ -20,21 +20,34 @@ from typing import Any, BinaryIO
 from medkit.errors import OutputError
 from medkit.options import RunOptions
 from medkit.pipe.records import Record, read_sidecar, sha256_of
-from medkit.run.claims import Claim, settings_of
+from medkit.run.claims import Claim
+from medkit.run.existing import file_digest, settings_of, through_json
 from medkit.run.outputs import Targets
 from medkit.run.task import CasePlan, Table, Task
-from medkit.run.worker import file_digest
 
-NAMED = ("image", "sha256")
-"""The columns that come first: the input's path relative to the table's folder, and its digest; where a case has
-several inputs, the digest of theirs."""
+FIRST_COLUMNS = ("image", "sha256")
+"""The columns that come first: the input's path relative to the table's folder, and its digest; for a case of several
+inputs, the digest of their digests."""
+
+
+@contextlib.contextmanager
+def open_table(task: Task, settings: Mapping[str, Any], options: RunOptions) -> Iterator[ResultTable | None]:
+    """Hold the table of a run open for the block; None if the task has no table. Raises as `ResultTable` does."""
+    if task.table is None or options.dry_run:
+        yield None
+        return
+    table = ResultTable(task, settings, options)
+    try:
+        yield table
+    finally:
+        table.close()
 
 
 class ResultTable:
-    """The table of a run, open for rows; holds its name against other processes until it is closed.
+    """The table of a run, open for rows; claims its name against other processes until it is closed.
 
-    Raises OutputError where the file exists and neither `--overwrite` nor `--skip-existing` says what to do with it, or
-    was made with other settings than those it should go on with.
+    Raises OutputError if the file exists and neither `--overwrite` nor `--skip-existing` is given, or if it was made
+    with other settings than those of this run.
     """
 
     def __init__(self, task: Task, settings: Mapping[str, Any], options: RunOptions) -> None:
@@ -42,7 +55,7 @@ class ResultTable:
         self.table: Table = task.table
         self.path = self.table.path
         self._role = task.role
-        self._columns = (*NAMED, *self.table.columns)
+        self._columns = (*FIRST_COLUMNS, *self.table.columns)
         self._targets = Targets({"table": self.path})
         self._head = Record(
             self.path,
@@ -56,7 +69,7 @@ class ResultTable:
             },
         )
         self._rows: dict[str, list[dict[str, str]]] = {}
-        """Image -> its rows, of an earlier run."""
+        """Image -> its rows from an earlier run."""
         self._held = contextlib.ExitStack()
         self._claim = self._held.enter_context(Claim(self._targets))
         try:
@@ -68,39 +81,41 @@ class ResultTable:
     def _open(self, options: RunOptions) -> None:
         exists = os.path.lexists(self.path)
         if exists and not (options.overwrite or options.skip_existing):
-            raise OutputError(f"{self.path}: exists already; --skip-existing goes on with it, --overwrite replaces it")
+            raise OutputError(f"{self.path}: exists already; --skip-existing adds to it, --overwrite replaces it")
         if exists and not options.overwrite:
-            self._go_on()
+            self._take_over()
         else:
             self._put(self.path, self._text([]))
         self._write_sidecar(self._head)
         self._stream = self._held.enter_context(self._appending())
 
-    def _go_on(self) -> None:
-        """Takes over the rows of an earlier run. Raises OutputError."""
+    def _take_over(self) -> None:
+        """Read the rows of an earlier run. Raises OutputError if the table is not one that this run could add to."""
+        self._check_origin()
+        kept, _, torn = self.path.read_bytes().rpartition(b"\n")
+        lines = io.StringIO(kept.decode(errors="surrogateescape"))
+        rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        if torn and rows:  # the last write was cut short, so all rows of its case go
+            rows = [row for row in rows if row["image"] != rows[-1]["image"]]
+        for row in rows:
+            self._rows.setdefault(row["image"], []).append(row)
+        if torn:
+            self._put(self.path, self._text([row for kept_rows in self._rows.values() for row in kept_rows]))
+
+    def _check_origin(self) -> None:
+        """Raise OutputError unless medkit made the table, with these settings, and nobody changed it since."""
         record = read_sidecar(self._targets.sidecar)
         if record is None:
-            raise OutputError(f"{self.path}: exists already and no sidecar says that medkit made it; --overwrite it")
-        wanted, found = (json.loads(json.dumps(settings_of(r))) for r in (self._head, record))
+            raise OutputError(f"{self.path}: exists already and no sidecar states that medkit made it; --overwrite it")
+        wanted, found = (through_json(settings_of(r)) for r in (self._head, record))
         if other := [key for key in wanted if wanted[key] != found.get(key)]:
             raise OutputError(f"{self.path}: was made with other settings ({', '.join(other)}); --overwrite it")
         stated = record.medkit.get("outputs", {}).get("table", {}).get("sha256")
         if stated and stated != sha256_of(self.path):
             raise OutputError(f"{self.path}: was changed since medkit wrote it; --overwrite it")
-        content = self.path.read_bytes()
-        kept, _, torn = content.rpartition(b"\n")
-        rows = list(
-            csv.DictReader(io.StringIO(kept.decode(errors="surrogateescape")), delimiter="\t", quoting=csv.QUOTE_NONE)
-        )
-        if torn and rows:  # the end of a write that did not end
-            rows = [row for row in rows if row["image"] != rows[-1]["image"]]
-        for row in rows:
-            self._rows.setdefault(row["image"], []).append(row)
-        if torn:
-            self._rewrite()
 
     def known(self, plan: CasePlan) -> Record | None:
-        """The record of a case whose rows are there and still true; None of one that is to be worked on."""
+        """Return the record of a case whose rows are there and still valid; None for one that is to be worked on."""
         rows = self._rows.get(self._name(plan.inputs[self._role]))
         if not rows:
             return None
@@ -111,19 +126,19 @@ class ResultTable:
         return Record(self.path, "table", sources=(plan.record.path,), medkit=block)
 
     def add(self, record: Record) -> None:
-        """Appends the rows of a finished case; those of an earlier run that are outdated go."""
+        """Append the rows of a finished case; outdated rows of an earlier run are removed."""
         inputs = record.medkit["inputs"]
-        named = {
+        first = {
             "image": self._name(Path(inputs[self._role]["path"])),
             "sha256": _one_digest({role: entry["sha256"] for role, entry in inputs.items()}),
         }
-        if self._rows.pop(named["image"], None):
-            self._rewrite(without=named["image"])
-        rows = [named | dict(row) for row in self.table.rows(record)]
+        if self._rows.pop(first["image"], None):
+            self._remove(first["image"])
+        rows = [first | dict(row) for row in self.table.rows(record)]
         self._stream.write(self._lines(rows))
 
     def close(self) -> Record:
-        """Writes the sidecar with the table's digest; the table's record."""
+        """Write the sidecar with the table's digest, release the name, and return the table's record."""
         os.fsync(self._stream.fileno())
         outputs = {"table": {"path": str(self.path), "sha256": sha256_of(self.path)}}
         record = Record(
@@ -149,7 +164,7 @@ class ResultTable:
         self._put(self._targets.sidecar, f"{json.dumps(record.to_json(self.path.parent), indent=1)}\n".encode())
 
     def _put(self, path: Path, content: bytes) -> None:
-        """Writes a file whole or not at all."""
+        """Write a file completely or not at all, by way of the claim's folder."""
         part = self._claim.part / path.name
         with open(part, "wb") as file:
             file.write(content)
@@ -164,22 +179,17 @@ class ResultTable:
         cells = ([_cell(row.get(column) or "n/a") for column in self._columns] for row in rows)
         return "".join("\t".join(line) + "\n" for line in cells).encode(errors="surrogateescape")
 
-    def _rewrite(self, without: str | None = None) -> None:
-        """Writes the file anew, whole or not at all, for the rare rows that have to go."""
+    def _remove(self, image: str) -> None:
+        """Rewrite the file without the rows of an image, which is rarely needed."""
         with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             head, *lines = file.read().splitlines()
-        if without is None:
-            content = self._text([row for rows in self._rows.values() for row in rows])
-        else:
-            kept = [head, *(line for line in lines if line.split("\t", 1)[0] != _cell(without))]
-            content = "".join(f"{line}\n" for line in kept).encode(errors="surrogateescape")
-        self._put(self.path, content)
-        if without is not None:
-            self._stream = self._held.enter_context(self._appending())  # the old file is no longer the one of that name
+        kept = [head, *(line for line in lines if line.split("\t", 1)[0] != _cell(image))]
+        self._put(self.path, "".join(f"{line}\n" for line in kept).encode(errors="surrogateescape"))
+        self._stream = self._held.enter_context(self._appending())  # the former stream writes to the replaced file
 
 
 def _cell(text: str) -> str:
-    """A text without what would break a line or a column."""
+    """Return a text without the characters that would break a line or a column."""
     return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")
 
 
@@ -187,16 +197,3 @@ def _one_digest(digests: Mapping[str, str]) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def opened(task: Task, settings: Mapping[str, Any], options: RunOptions) -> Iterator[ResultTable | None]:
-    """The table of a run for the block, None where the task has none; see `ResultTable`."""
-    if task.table is None or options.dry_run:
-        yield None
-        return
-    rows = ResultTable(task, settings, options)
-    try:
-        yield rows
-    finally:
-        rows.close()

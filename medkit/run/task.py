@@ -1,15 +1,14 @@
-"""One case of a task: what a plugin's function is given, what it gives back, and how that becomes whole files."""
+"""What a task declares, what its function is given for a case, and what it returns."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from medkit.machine.allocator import keep_freed_memory
+from medkit.machine.threads import limit_torch
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
 from medkit.run.outputs import Output, Targets
@@ -20,14 +19,12 @@ if TYPE_CHECKING:
     from medkit.images.image import Image
     from medkit.space import Grid
 
-log = logging.getLogger("medkit")
-
 
 class Writable(Protocol):
-    """What a task may give as an output: an `Image`, a transform, or anything else that can write itself."""
+    """What a task may return as an output: an `Image`, a transform, or anything else that can write itself."""
 
     def write(self, path: Path) -> None:
-        """Writes the whole file; the path's suffix names the format."""
+        """Write the whole file; the path's suffix names the format."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Text:
     content: str
 
     def write(self, path: Path) -> None:
-        """Writes the text as UTF-8; file names in it that are not UTF-8 keep their bytes."""
+        """Write the text as UTF-8; file names in it that are not UTF-8 keep their bytes."""
         path.write_text(self.content, encoding="utf-8", errors="surrogateescape")
 
 
@@ -48,22 +45,19 @@ class Runtime:
     device: str
     """`cpu`, `cuda`, `cuda:N` or `mps`; never `auto`."""
     threads: int
+    """How many threads it may compute with."""
     seed: int
+    """Seed of everything random."""
 
     def limit_torch(self) -> None:
-        """Gives torch these threads, importing it; `run_task` does so itself where a task says `uses_torch`."""
-        # Threads that wait by spinning take the processor from the other stages of a pipe: two registrations
-        # side by side on two cores took 18 s with torch's default and 6 s so. Read when torch is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        """Import torch with these threads; `run_task` has done so already if the task declares `uses_torch`."""
         keep_freed_memory()
-        import torch
-
-        torch.set_num_threads(self.threads)
+        limit_torch(self.threads)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a task's function gives for one case."""
+    """What a task's function returns for one case."""
 
     outputs: Mapping[str, Writable]
     """Role -> value, for exactly the roles that the task declares."""
@@ -76,28 +70,28 @@ class Result:
     spatial_reference: Path | None = None
     """The image whose grid the main output lies on; None: the case's input."""
     kind: str | None = None
-    """What the main output is, where that depends on the input; None: as the task declares."""
+    """What the main output is, if that depends on the input; None: as the task declares."""
     description: str = ""
-    """One sentence for people; none: made from the task's name."""
+    """One sentence for people; if empty, it is made from the task's name."""
     figure: Callable[[], np.ndarray] | None = None
-    """Draws the picture of `--qc`, (H, W, 3) uint8; None: the main output over, or beside, the input."""
+    """Draws the picture of `--qc`, (H, W, 3) uint8; None: the main output over, or next to, the input."""
 
 
 @dataclass(frozen=True)
 class Stages:
     """A task's work on one case in three parts, so that other cases are read and written while one is computed.
 
-    Called like a function it does the three parts in turn.
+    Called like a function, it does the three parts in turn.
     """
 
     prepare: Callable[[Case], Any]
-    """Reads and prepares; called in a thread of its own, one case ahead."""
+    """Reads and prepares a case; called in a thread for reading, one case ahead."""
     compute: Callable[[Case, Any], Any]
-    """The work of the device, on what `prepare` gave; called in the main thread."""
+    """Does the work of the device on the value from `prepare`; called in the main thread."""
     finish: Callable[[Case, Any], Result]
-    """Makes the result from what `compute` gave; called in the thread that writes it."""
+    """Makes the result from the value of `compute`; called in the thread that writes it."""
     together: Callable[[Sequence[Case], Sequence[Any]], Sequence[Any]] | None = None
-    """`compute` for several small cases at once, where that is quicker; an error in it has each computed alone."""
+    """`compute` for several small cases at once, where that is faster; if it raises, each is computed separately."""
 
     def __call__(self, case: Case) -> Result:
         return self.finish(case, self.compute(case, self.prepare(case)))
@@ -110,17 +104,19 @@ class Task:
     name: str
     """As in `medkit run NAME`."""
     outputs: Sequence[Output]
-    """What every case gives, the main output first: its line travels down the pipe and its sidecar is the record."""
+    """The files made for every case, the main output first: its path travels down the pipe, its sidecar is the
+    record."""
     process: Callable[[Case], Result] | None = None
-    """The work on one case; or give `setup`."""
+    """The work on one case; either this or `setup` is needed."""
     setup: Callable[[Runtime], Callable[[Case], Result]] | None = None
-    """Called once per process before the first case that needs work; returns `process`. For models, fixed images."""
+    """Returns `process`, for tasks with models or fixed images; called once per process, before the first case that
+    needs work."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """The task's own options: kept in the sidecar, and a result made with others is outdated."""
+    """The task's own options: they stand in the sidecar, and a result made with others is outdated."""
     takes: Sequence[str] = ("image",)
-    """The kinds of file it works on; handed another kind, the case goes back through its sources."""
+    """The kinds of file it works on; given another kind, it goes back through the file's sources."""
     role: str = "image"
-    """What the case's own input is called among `inputs`."""
+    """The name of the case's own input among `inputs`."""
     accepts: Sequence[str] = ()
     """Further named inputs that a record may bring for its case."""
     shared: Mapping[str, Path] = field(default_factory=dict)
@@ -128,12 +124,12 @@ class Task:
     arity: Literal["each", "all"] = "each"
     """Whether every line is a case, or all lines (of a `--group-by` group) are one."""
     members: Sequence[Output] = ()
-    """With `arity="all"`: what is made for every line beside `outputs`, under its own name; the roles are numbered like
-    the inputs (`transform`, `transform_2`, ...)."""
+    """With `arity="all"`: the files made for every line besides `outputs`, each under the name of its own input; the
+    roles are numbered like the inputs (`transform`, `transform_2`, ...)."""
     whole: bool = False
-    """With `arity="all"`: nothing is made where one of the lines has failed, since the result would lack a part."""
+    """With `arity="all"`: nothing is made if one of the lines has failed, since the result would lack a part."""
     summary: Callable[[Record], str] | None = None
-    """What the progress line says of a finished case beside its seconds."""
+    """Text about a finished case for its progress line, after the seconds."""
     memory: Callable[[Grid], int] | None = None
     """Bytes needed for an input on this grid, for `--dry-run`."""
     devices: Sequence[str] = ("cpu",)
@@ -143,53 +139,64 @@ class Task:
     staged: bool = False
     """Whether `process`, or what `setup` returns, is a `Stages`: cases then overlap (see `medkit.run.stages`)."""
     uses_torch: bool = True
-    """Whether torch is to be given the threads before the first case (importing it takes over a second)."""
+    """Whether torch gets its threads before the first case (importing it takes over a second)."""
     table: Table | None = None
     """A file that takes the results of all cases as rows; `outputs` is empty then, a case has no file of its own."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file with a row, or several, for every case (see `medkit.run.table`)."""
+    """A file with one or more rows for every case (see `medkit.run.table`)."""
 
     path: Path
     """A `.tsv`, absolute."""
     columns: Sequence[str]
-    """Of the task; the input's name and digest come before them."""
+    """The task's columns; the input's name and digest come before them."""
     rows: Callable[[Record], Sequence[Mapping[str, str]]]
-    """Column -> text, for each of a finished case's rows; what is missing is `n/a`."""
+    """Returns column -> text for each row of a finished case; a missing column becomes `n/a`."""
 
 
 @dataclass(frozen=True)
 class CasePlan:
-    """A case that is ready to be worked on: picklable, so that it can be handed to a worker."""
+    """A case that is ready to be worked on: picklable, so that it can be handed to a child process."""
 
     record: Record
-    """What came down the pipe."""
+    """The record that came down the pipe."""
     inputs: Mapping[str, Path]
     """Role -> file, the case's own input first."""
     targets: Targets
+    """Where the files of the case go."""
     members: tuple[Record, ...] = ()
     """All records of the case, for tasks that take several lines as one."""
 
 
+Item = CasePlan | Record
+"""A case to work on, or the record of one that is already decided, such as an earlier failure that is passed on."""
+
+
 class Case:
-    """What a task's function is given: the inputs of one case, read and checked when asked for."""
+    """What a task's function is given: the inputs of one case, read and checked on request."""
 
     def __init__(self, plan: CasePlan, task: Task, options: RunOptions, runtime: Runtime) -> None:
         self.record = plan.record
+        """The record that came down the pipe."""
         self.members = plan.members
+        """All records of the case, for tasks that take several lines as one."""
         self.inputs = plan.inputs
+        """Role -> file, the case's own input first."""
         self.path = plan.inputs[task.role]
+        """The case's own input."""
         self.outputs = plan.targets.outputs
-        """Role -> file that will be made; none where the case is a row of a table."""
+        """Role -> file that will be made; empty if the case is a row of a table."""
         self.runtime = runtime
+        """What the task may use of the machine."""
         self.warnings: list[str] = []
+        """Warnings about the inputs that were read, for the sidecar."""
         self._options = options
         self._read: dict[Path, Image] = {}
 
     def image(self, role: str | None = None, *, labels: bool = False) -> Image:
-        """The image of a role (the case's own input where None), checked; `labels`: whole numbers are expected.
+        """Return the checked image of a role (None: the case's own input); `labels`: whole numbers are expected.
 
         Raises InputError.
         """
@@ -203,7 +210,7 @@ class Case:
         return self._read[path]
 
     def release(self, role: str) -> None:
-        """Forgets the image of a role, for cases of more images than fit into memory."""
+        """Forget the image of a role, for cases of more images than fit into memory."""
         self._read.pop(self.inputs[role], None)
 
     @property
@@ -213,5 +220,9 @@ class Case:
 
 
 def numbered(role: str, number: int) -> str:
-    """The role of a case's line, from 1: `image`, `image_2`, ..."""
+    """Return the role of a case's n-th line, counted from 1.
+
+    >>> numbered("image", 1), numbered("image", 2)
+    ('image', 'image_2')
+    """
     return role if number == 1 else f"{role}_{number}"

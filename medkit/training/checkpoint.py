@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import OutputError, TrainingError
-from medkit.pipe.atomic import whole, write_atomically
+from medkit.pipe.atomic import locked, whole, write_atomically
 from medkit.training.plan import TrainingPlan, differences
 
 FORMAT = 1
@@ -32,9 +31,9 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Lock the folder for this process. Raises OutputError if another training holds it."""
         self.training.mkdir(parents=True, exist_ok=True)
-        with open(self.training / ".lock", "w") as file:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(locked(self.training / ".lock", wait=False, mode=0o666))
             except BlockingIOError:
                 raise OutputError(f"{self.root}: another training is writing to it") from None
             for part in (*self.training.glob(".*.part"), *self.root.glob("*/.*.part")):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from medkit.machine.threads import granted_threads
+from medkit.machine.threads import granted_threads, limit_torch
 from medkit.pipe.signals import StopRequest
 from medkit.training.checkpoint import RunFolder
 from medkit.training.plan import TrainingPlan, TrainingResult, training_identity
@@ -78,13 +77,9 @@ def describe(plan: TrainingPlan) -> list[str]:
 
 def _set_up(plan: TrainingPlan) -> torch.device:
     """Set torch's threads and return the device."""
-    # torch reads it when it is loaded; threads that spin while they wait take the processor from other programs
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
     from medkit.machine.precision import choose_device
 
-    torch.set_num_threads(plan.threads or granted_threads())
+    limit_torch(plan.threads or granted_threads())
     return choose_device(plan.device)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medkit.errors import size_text
 from medkit.space import Grid
 from medkit.transforms.jacobian import Determinants, jacobian_determinant
 from medkit.transforms.transform import AffineTransform, DisplacementField, Transform, grid_of_field, parts_of
@@ -128,7 +129,7 @@ def in_words(facts: dict[str, Any]) -> Iterator[str]:
 def _part_in_words(part: dict[str, Any]) -> Iterator[str]:
     if "grid" in part:
         grid, lengths = part["grid"], part["displacement_mm"]
-        shape, spacing = ((" x ".join(f"{n:g}" for n in grid[key])) for key in ("shape", "spacing_mm"))
+        shape, spacing = (size_text(grid[key], "g") for key in ("shape", "spacing_mm"))
         yield f"grid         {shape} voxels of {spacing} mm, axes {grid['axes']}, digest {grid['digest']}"
         yield "displacement " + ", ".join(f"{name} {value:.3g}" for name, value in lengths.items()) + " mm"
         return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.errors import BundleError, InputError, UsageError
+from medkit.errors import BundleError, InputError, UsageError, size_text
 from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, contract_of
 from medkit.task import Case, Output, Result, Table, Task, Text, Writable
 from medkit_classify import report
@@ -159,7 +159,7 @@ class ClassifyRunner(BundleRunner):
         if is_picture(case.path) and is_coloured(case.path):
             question.refused = "a coloured picture, where grey values are expected"
         elif self.cut and not self.cut.fits(feed.grid):
-            size, own = _by(feed.grid.shape[:2]), _by(self.cut.size)
+            size, own = size_text(feed.grid.shape[:2]), size_text(self.cut.size)
             question.refused = f"a picture of {size} pixels, where patches of {own} are expected"
         return [question]
 
@@ -178,7 +178,7 @@ class ClassifyRunner(BundleRunner):
         flat = grid.shape[2] == 1
         if self.contract.planar and not flat:
             raise InputError(
-                f"{case.path}: expected a plane for bundle {self.bundle.name}, got {_by(grid.shape)} voxels"
+                f"{case.path}: expected a plane for bundle {self.bundle.name}, got {size_text(grid.shape)} voxels"
             )
         if not self.contract.planar and flat:
             raise InputError(f"{case.path}: expected a volume for bundle {self.bundle.name}, got a plane")
@@ -381,7 +381,3 @@ def _logits(prepared: Prepared) -> np.ndarray:
 def _as_item(given: Given | None) -> dict[str, Any]:
     """As a datalist's item says it."""
     return {} if given is None else {"features": dict(given.features), "text": given.text}
-
-
-def _by(sizes: Iterable[int]) -> str:
-    return " x ".join(map(str, sizes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -14,8 +15,9 @@ import pytest
 from medkit.errors import OutputError, Stopped
 from medkit.pipe.atomic import write_atomically
 from medkit.pipe.records import Record, read_sidecar, sha256_of
-from medkit.run import claims as files
-from medkit.run.claims import Claim, ResultFingerprint, is_whole, remove_leftovers
+from medkit.run import claims
+from medkit.run.claims import Claim, remove_leftovers
+from medkit.run.existing import ResultFingerprint, is_whole
 from medkit.run.outputs import Targets, describe_dataset, refuse_inputs
 
 Make = Callable[..., Path]
@@ -189,7 +191,7 @@ def test_a_signal_while_a_claim_is_taken_leaves_nothing(
 
 
 def test_a_signal_while_a_claim_is_given_back_leaves_nothing(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
-    undo, calls = files._undo, []
+    undo, calls = claims._undo, []
 
     def interrupted(*given: Any) -> None:
         calls.append(given)
@@ -198,7 +200,7 @@ def test_a_signal_while_a_claim_is_given_back_leaves_nothing(targets: Targets, m
         undo(*given)
 
     with pytest.raises(Stopped), Claim(targets):
-        monkeypatch.setattr(files, "_undo", interrupted)
+        monkeypatch.setattr(claims, "_undo", interrupted)
     assert len(calls) == 2
     assert list(targets.main.parent.iterdir()) == []
 
@@ -222,7 +224,7 @@ def test_without_locks_a_living_process_keeps_its_folder(targets: Targets, monke
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     with Claim(targets):
         assert own.exists()
     own.rename(part)
@@ -242,7 +244,7 @@ def test_inputs_and_their_sidecars_are_refused_as_targets(tmp_path: Path, blob: 
 
 
 @pytest.mark.parametrize(
-    ("change", "made", "equal"),
+    ("change", "same_source", "equal"),
     [
         ({}, True, True),
         ({"arguments": {"a": 2}}, True, False),
@@ -252,21 +254,21 @@ def test_inputs_and_their_sidecars_are_refused_as_targets(tmp_path: Path, blob: 
         ({"inputs": {"image": {"path": "/i", "sha256": "1"}, "fixed": {"path": "/f", "sha256": "2"}}}, True, False),
     ],
 )
-def test_what_makes_a_result_outdated(change: dict[str, object], made: bool, equal: bool) -> None:
+def test_what_makes_a_result_outdated(change: dict[str, object], same_source: bool, equal: bool) -> None:
     settings = {"arguments": {"a": 1}, "bundle": None, "seed": 0, "programs": [{"Name": "medkit", "Version": "1"}]}
     now = ResultFingerprint(Path("/i"), {"image": "1"}, settings)
     block = {"arguments": {"a": 1}, "bundle": None, "seed": 0, "inputs": {"image": {"path": "/i", "sha256": "1"}}}
     old = Record(
         Path("/o"), sources=(Path("/i"),), generated_by=({"Name": "medkit", "Version": "1"},), medkit=block | change
     )
-    assert (now.made(old), now.equals(old)) == (made, equal)
+    assert (now.has_same_source(old), now.equals(old)) == (same_source, equal)
 
 
 def test_results_of_moved_and_of_other_inputs() -> None:
     block = {"inputs": {"image": {"path": "/moved/i", "sha256": "1"}}}
     record = Record(Path("/o"), sources=(Path("/moved/i"),), medkit=block)
-    assert ResultFingerprint(Path("/i"), {"image": "1"}, {}).made(record)
-    assert not ResultFingerprint(Path("/i"), {"image": "2"}, {}).made(record)
+    assert ResultFingerprint(Path("/i"), {"image": "1"}, {}).has_same_source(record)
+    assert not ResultFingerprint(Path("/i"), {"image": "2"}, {}).has_same_source(record)
 
 
 def test_small_files_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from waiting import leftovers, wait_for
 
-from medkit.run import processes as executor
+from medkit.run import processes
 
 Shell = Callable[..., "Outcome"]  # noqa: F821
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -154,7 +154,7 @@ def test_a_child_that_has_just_ended_is_dismissed_in_peace(monkeypatch: pytest.M
     ended.start()
     ended.join()
     monkeypatch.setattr(ended, "is_alive", lambda: True)  # what was seen a moment before
-    child = executor._Child.__new__(executor._Child)
+    child = processes._Child.__new__(processes._Child)
     child._process = ended
     child.dismiss()
 

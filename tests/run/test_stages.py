@@ -17,7 +17,7 @@ from waiting import leftovers, wait_for
 
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
-from medkit.run import stages as overlap
+from medkit.run import stages
 from medkit.run.outputs import Output, Targets
 from medkit.run.task import Case, CasePlan, Result, Stages, Task, Text
 
@@ -167,7 +167,7 @@ def test_a_line_that_comes_when_all_is_over_is_left_alone() -> None:
         work._over.set()
         yield "a case"
 
-    work = overlap._Overlap(items(), None, lambda record: True, lambda: False)  # type: ignore[arg-type]
+    work = stages._StagedRun(items(), None, lambda record: True, lambda: False)  # type: ignore[arg-type]
     assert list(work._lines()) == []
 
 
@@ -228,27 +228,29 @@ def test_small_cases_are_computed_together_and_blamed_alone(blob: Make, tmp_path
         sizes.append(len(cases))
         return [compute(case, value) for case, value in zip(cases, values, strict=True)]
 
-    stages = Stages(lambda case: case.path.name, compute, lambda case, value: Result({"text": Text(value)}), together)
-    task = Task("t", (Output("text", "table", "t", ".tsv"),), setup=lambda _: stages, staged=True, uses_torch=False)
+    parts = Stages(lambda case: case.path.name, compute, lambda case, value: Result({"text": Text(value)}), together)
+    task = Task("t", (Output("text", "table", "t", ".tsv"),), setup=lambda _: parts, staged=True, uses_torch=False)
     plans = [
         CasePlan(Record(path), {"image": path}, Targets({"text": path.with_name(f"{path.name}.tsv")})) for path in paths
     ]
     records: list[Record] = []
-    overlap.run(one_then_the_others(), task, RunOptions(), lambda record: records.append(record) is None, lambda: False)
+    stages.run_staged(
+        one_then_the_others(), task, RunOptions(), lambda record: records.append(record) is None, lambda: False
+    )
     assert sizes == [4]
     assert [record.failed for record in records] == [False, False, True, False, False]
     assert [record.path.name for record in records if not record.failed] == [f"{n}.nii.gz.tsv" for n in "abcd"]
 
 
 def test_large_cases_do_not_wait_for_each_other() -> None:
-    waiting = overlap._Prepared()
+    waiting = stages._Prepared()
     waiting.several = True
 
-    def job(size: int) -> overlap._Job:
+    def job(size: int) -> stages._Job:
         case = SimpleNamespace(held=size)
-        return overlap._Job(None, None, case, None)  # type: ignore[arg-type]
+        return stages._Job(SimpleNamespace(case=case))  # type: ignore[arg-type]
 
-    for size in (overlap.ROOM // 2, overlap.ROOM // 2):
+    for size in (stages.ROOM // 2, stages.ROOM // 2):
         waiting.put_nowait(job(size))
     with pytest.raises(queue.Full):
         waiting.put_nowait(job(1))

@@ -550,7 +550,7 @@ def test_a_file_without_a_sidecar_is_never_replaced(toy: Run, blob: Make, tmp_pa
     for more in ([], ["--skip-existing"]):
         done = toy("run", "pair", blob("a.nii.gz"), "-o", tmp_path / "o", *more)
         assert done.code == 1
-        assert "no sidecar says that medkit made it" in done.err
+        assert "no sidecar states that medkit made it" in done.err
         assert names(tmp_path / "o") == [name]
         assert mine.read_text() == "mine"
 

@@ -6,21 +6,19 @@ trusted as well; a changed one is not.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medkit.bundles.archive import RECORD, folder_entries, printable
 from medkit.errors import BundleError, UsageError, listed
-from medkit.pipe.atomic import write_atomically
+from medkit.pipe.atomic import locked, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -122,21 +120,11 @@ def remember(root: Path, now: BundleContent | None = None) -> str:
     now = now or fingerprint(root)
     path = trust_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(path.with_name(f".{path.name}.lock")):
+    with locked(path.with_name(f".{path.name}.lock")):
         kept = [b for b in remembered() if b["sha256"] != now.sha256]
         kept.append({"sha256": now.sha256, "root": str(root), "files": dict(now.files)})
         write_atomically(path, json.dumps({"bundles": kept}, indent=1) + "\n")
     return now.sha256
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 # ---- the gate

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.commands.evaluate.lines import say
 from medkit.errors import InputError, MedkitError, UsageError
-from medkit.machine.threads import granted_threads
+from medkit.machine.threads import granted_threads, limit_torch
 
 if TYPE_CHECKING:
     from medkit.evaluation.results import Evaluation, EvaluationSettings, Failure, Scores
@@ -50,12 +49,9 @@ def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given
 
 
 def _share_cores(settings: EvaluationSettings, threads: int | None) -> None:
-    """Before torch is imported: threads that spin while they wait made --resample six times as slow on busy cores."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Limit the threads of torch, where files of this kind are compared with it."""
     if settings.kind == "images" or settings.resample:
-        import torch
-
-        torch.set_num_threads(threads or granted_threads())
+        limit_torch(threads or granted_threads())
 
 
 def _exit_code(done: Evaluation, incomplete: bool) -> int:

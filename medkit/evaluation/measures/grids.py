@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from medkit.errors import InputError
+from medkit.errors import InputError, size_text
 from medkit.images.image import Image
 from medkit.space import Grid, apply_affine
 
@@ -53,7 +53,5 @@ def reoriented(image: Image, grid: Grid) -> np.ndarray | None:
 
 def described(grid: Grid) -> str:
     """Return a text such as `160 x 197 x 164 voxels of 1 x 1 x 1 mm around (-79.5, -217, -173.5)`, RAS+ mm."""
-    sizes = " x ".join(map(str, grid.shape))
-    spacing = " x ".join(f"{size:.4g}" for size in grid.spacing)
     centre = ", ".join(f"{value:.4g}" for value in grid.centre)
-    return f"{sizes} voxels of {spacing} mm around ({centre})"
+    return f"{size_text(grid.shape)} voxels of {size_text(grid.spacing, '.4g')} mm around ({centre})"

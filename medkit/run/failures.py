@@ -1,0 +1,41 @@
+"""Cases that fail: the error as one line for people, and the record that travels on."""
+
+from __future__ import annotations
+
+import logging
+
+from medkit.errors import CaseTimeout, InputError, MedkitError
+from medkit.options import RunOptions
+from medkit.pipe.records import Record
+
+log = logging.getLogger("medkit")
+
+
+def failed_record(record: Record, task: str, message: str, error: BaseException) -> Record:
+    """Return the record of a case that failed; its path is the input, so that it can be given again."""
+    block = {
+        "task": task,
+        "status": "failed",
+        "skipped": False,
+        "error": message,
+        "refused": isinstance(error, InputError),
+    }
+    return Record(record.path, record.kind, record.sources, medkit=block, extra=record.extra)
+
+
+def explain(error: BaseException, options: RunOptions) -> str:
+    """Return an error as one line for people; the traceback of an unexpected error is logged for -v."""
+    if isinstance(error, CaseTimeout):
+        return f"took longer than {options.timeout_per_case:g} s (--timeout-per-case)"
+    if isinstance(error, MedkitError):
+        return str(error)
+    log.debug("unexpected error", exc_info=error)
+    if isinstance(error, MemoryError):
+        return f"not enough memory {error}".strip()
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def with_name(record: Record) -> str:
+    """Return the message of a failed case, with the name of its file in front unless the message contains it."""
+    message = str(record.medkit.get("error"))
+    return message if record.path.name in message else f"{record.path}: {message}"

@@ -1,0 +1,56 @@
+"""The pictures of `--qc`: one for each case, drawn by the task or by default."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medkit.pipe.names import stem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from medkit.run.task import Case, Result, Task
+
+log = logging.getLogger("medkit")
+
+
+def picture_path(folder: Path, main: Path, output: Path | None) -> Path:
+    """Return where the picture of a result goes.
+
+    It lies below `folder` as the result lies below `output`, or below the working directory if that is None: results
+    in different folders may have equal names.
+    """
+    root = output or Path.cwd()
+    below = main.parent.relative_to(root) if main.is_relative_to(root) and main != root else Path()
+    return folder / below / f"{stem(main)}.png"
+
+
+def draw_case(path: Path, task: Task, case: Case, result: Result) -> None:
+    """Write the picture of a case; if it cannot be drawn, that is a warning, not a failure of the case."""
+    from medkit.figures.mosaic import write_png
+
+    try:
+        picture = result.figure() if result.figure else _default_figure(task, case, result)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if picture is not None:
+            write_png(picture, path)
+    except Exception as error:
+        log.warning("%s: no picture: %s", case.record.path.name, error)
+        log.debug("", exc_info=True)
+
+
+def _default_figure(task: Task, case: Case, result: Result) -> np.ndarray | None:
+    """Return the main output drawn over or next to the input, (H, W, 3) uint8; None if it is not an image."""
+    from medkit.figures.mosaic import overlay_mosaic
+    from medkit.images.image import Image
+
+    if not task.outputs:
+        return None
+    value = result.outputs[task.outputs[0].role]
+    if not isinstance(value, Image):
+        return None
+    kind = result.kind or task.outputs[0].kind
+    drawn: Literal["labels", "image"] = "labels" if kind in ("labels", "mask") else "image"
+    return overlay_mosaic(case.image(), value, kind=drawn, title=f"{task.name}  {case.path.name}")

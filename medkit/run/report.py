@@ -1,0 +1,74 @@
+"""What a run reports to people: a line for each finished case, the failures at the end, the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+
+from medkit.errors import InputError, Stopped
+from medkit.options import RunOptions
+from medkit.pipe.atomic import write_atomically
+from medkit.pipe.records import Record
+from medkit.run.failures import with_name
+from medkit.run.task import Task
+
+log = logging.getLogger("medkit")
+
+
+@dataclass
+class RunReport:
+    """The finished cases of a run, counted; everything it prints goes to stderr."""
+
+    task: Task
+    options: RunOptions
+    failures: list[Record] = field(default_factory=list)
+    """The records of failed cases, in the order in which they failed."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Status -> cases: `ok`, `skipped`, `failed`, or `refused` for inputs that the checks before the work rejected."""
+
+    def add(self, record: Record, *, reported_before: bool) -> None:
+        """Count a case and print its line; `reported_before`: an earlier stage of the pipe has reported its failure."""
+        status = "skipped" if record.medkit.get("skipped") else str(record.medkit.get("status"))
+        if record.failed:
+            self.failures.append(record)
+            if not reported_before:
+                status = "refused" if record.medkit.get("refused") else status
+                log.error("%s: %s", self.task.name, with_name(record))
+        self.counts[status] += 1
+        if self.options.progress and self.options.verbosity >= 0 and not record.failed:
+            number = self.counts.total()
+            what = "kept" if status == "skipped" else f"{record.medkit.get('seconds', 0):.1f} s"
+            more = self.task.summary(record) if self.task.summary else ""
+            say(f"{self.task.name} [{number}] {record.path.name}  {what}  {more}".rstrip())
+
+    def exit_code(self) -> int:
+        """Return the code for the cases so far: 0, 1 for a failure, 3 if every input was refused."""
+        if not self.failures:
+            return 0
+        return InputError.exit_code if self.counts["refused"] == self.counts.total() else 1
+
+    def stopped(self, reason: str) -> int:
+        """Report that the run was stopped with work left, and return the exit code for that."""
+        done = self.counts.total()
+        log.error("%s: stopped by %s after %d cases; run again with --skip-existing", self.task.name, reason, done)
+        return Stopped.exit_code
+
+    def close(self) -> None:
+        """Print all failures once more in one place, and write them to the file of `--failed`."""
+        if self.failures and self.counts.total() > 1:
+            say(f"medkit: {self.task.name}: {len(self.failures)} of {self.counts.total()} failed:")
+            for record in self.failures:
+                say(f"  {with_name(record).splitlines()[0]}")
+        if self.options.failed and not self.options.dry_run:
+            end = b"\0" if self.options.null else b"\n"
+            write_atomically(self.options.failed, b"".join(os.fsencode(r.path) + end for r in self.failures))
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, which may be closed: that must not stop the work."""
+    with contextlib.suppress(OSError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
