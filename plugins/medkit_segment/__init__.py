@@ -12,11 +12,11 @@ _BUNDLES = Path(__file__).parent / "bundles"
 
 @hookimpl
 def medkit_tasks() -> list[TaskSpec]:
-    """The task `segment`."""
+    """Return the task `segment`."""
     return [TaskSpec("segment", "Label structures in images.", "medkit_segment.command:segment")]
 
 
 @hookimpl
 def medkit_bundles() -> list[BundleSpec]:
-    """The bundles of the task `segment`."""
+    """Return the bundles of the task `segment`."""
     return [BundleSpec("segment", "brain_mri_segmentation", _BUNDLES / "brain_mri_segmentation", modality="MR")]

@@ -1,4 +1,4 @@
-"""Stray pieces removed from label maps, and masks made whole."""
+"""Remove stray pieces from label maps, and close holes and gaps in masks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 from scipy import ndimage
 
 KEPT_SHARE = 0.2
-"""A piece of a structure is kept that has this share of the largest one's voxels."""
+"""Smallest piece of a structure that is kept, as a share of the voxels of its largest piece."""
 
 
 def cleaned(labels: np.ndarray, *, connected: bool) -> np.ndarray:
-    """(I, J, K) labels without small pieces that lie apart from the rest of their structure.
+    """Return labels (I, J, K) without small pieces that are separate from the rest of their structure.
 
-    Such a piece takes the label of the nearest voxels that stay, or none where it touches nothing. With `connected` all
-    structures are one body, such as a brain, and of that only the largest piece stays.
+    Such a piece takes the label of the nearest voxels that stay; if it touches no other structure, it becomes
+    background. With `connected` all structures form one body, such as a brain, and only its largest piece stays.
     """
     out = np.where(largest(labels > 0), labels, 0).astype(labels.dtype) if connected else labels.copy()
     stray = np.zeros(out.shape, bool)
@@ -22,20 +22,20 @@ def cleaned(labels: np.ndarray, *, connected: bool) -> np.ndarray:
             stray[box] |= _small_pieces(out[box] == number)
     if stray.any():
         bodies, count = ndimage.label(out > 0)
-        stays = np.bincount(bodies[(out > 0) & ~stray], minlength=count + 1) > 0
-        out[~stays[bodies]] = 0
-        out = _taken_over(out, stray & (out > 0))
+        kept = np.bincount(bodies[(out > 0) & ~stray], minlength=count + 1) > 0
+        out[~kept[bodies]] = 0
+        out = _relabelled(out, stray & (out > 0))
     return out
 
 
-def _taken_over(labels: np.ndarray, stray: np.ndarray) -> np.ndarray:
-    """Labels whose `stray` voxels have those of their neighbours, from the outside in."""
+def _relabelled(labels: np.ndarray, stray: np.ndarray) -> np.ndarray:
+    """Return the labels with those of neighbouring voxels in `stray` voxels, filled from the outside inwards."""
     padded = np.pad(np.where(stray, 0, labels), 1).astype(labels.dtype)
     flat, left = padded.reshape(-1), np.flatnonzero(np.pad(stray, 1))
-    reach = [step // padded.itemsize for step in padded.strides]
+    steps = [stride // padded.itemsize for stride in padded.strides]
     while len(left):
         found = np.zeros(len(left), labels.dtype)
-        for step in (*reach, *(-n for n in reach)):
+        for step in (*steps, *(-n for n in steps)):
             found = np.where(found > 0, found, flat[left + step])
         flat[left] = found
         if not found.any():
@@ -45,7 +45,7 @@ def _taken_over(labels: np.ndarray, stray: np.ndarray) -> np.ndarray:
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest piece of a mask whose voxels touch by their faces."""
+    """Return the largest piece of a mask (I, J, K); voxels belong together if they share a face."""
     pieces, count = ndimage.label(mask)
     if count < 2:
         return mask
@@ -53,6 +53,7 @@ def largest(mask: np.ndarray) -> np.ndarray:
 
 
 def _small_pieces(mask: np.ndarray) -> np.ndarray:
+    """Return the voxels in pieces smaller than `KEPT_SHARE`; voxels that touch at a corner belong together."""
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count < 2:
         return np.zeros_like(mask)
@@ -63,7 +64,7 @@ def _small_pieces(mask: np.ndarray) -> np.ndarray:
 
 
 def filled(mask: np.ndarray, spacing: np.ndarray, gap: float) -> np.ndarray:
-    """A mask (I, J, K) without holes and without gaps narrower than `gap` mm; `spacing` in mm."""
+    """Return a mask (I, J, K) without holes and without gaps narrower than `gap` mm; `spacing` (3,) in mm."""
     box = _box_of(mask, margin=int(np.ceil(gap / spacing.min())) + 1)
     width = np.ceil(gap / spacing).astype(int)
     padded = np.pad(mask[box], [(n, n) for n in width])
@@ -76,7 +77,7 @@ def filled(mask: np.ndarray, spacing: np.ndarray, gap: float) -> np.ndarray:
 
 
 def _box_of(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """The box around a mask, `margin` voxels wider; everything where the mask is empty."""
+    """Return the box around a mask, enlarged by `margin` voxels; the whole volume if the mask is empty."""
     box = ndimage.find_objects(mask.astype(np.uint8))
     if not box:
         return tuple(slice(0, size) for size in mask.shape)

@@ -29,15 +29,16 @@ def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     metavar="ROLE,...",
     help=f"What to write, the main output first: {', '.join(ROLES)}. labels come with a table of the structures.",
 )
-@click.option("--tta", is_flag=True, help="Label the image and its mirror image and average: slower, a little better.")
+@click.option("--tta", is_flag=True, help="Average over the image and its mirror image: slower, a little better.")
 @click.option("--clean/--no-clean", default=True, show_default=True, help="Remove stray pieces of structures.")
 @bundle_options()
 @task_options
 def segment(options: RunOptions, chosen: BundleOptions, roles: tuple[str, ...], tta: bool, clean: bool) -> None:
     """Label structures in images.
 
-    Gives a label map on each image's own grid, and a table of its structures: index, name, colour, volume in mm3, how
-    sure the network is, and what to look at. The brain bundle takes any MR contrast, whole heads or skull-stripped.
+    Writes a label map on each image's own grid, and a table of its structures: index, name, colour, volume in mm3,
+    confidence of the network, and what to look at. The brain bundle takes any MR contrast, whole heads or
+    skull-stripped.
 
     \b
     medkit run segment *.nii.gz --outputs labels,mask,brain -o labelled

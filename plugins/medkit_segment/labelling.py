@@ -1,6 +1,6 @@
-"""From the channels of a network to labels, and how sure it is of them.
+"""Turn the channels of a network into labels and their probabilities.
 
-Volumes are (I, J, K) on the network's grid; the channels of an answer, (C, I, J, K), are logits, the background first.
+Volumes are (I, J, K) on the network's grid. The network's output (C, I, J, K) holds logits, the background first.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 _SLAB_VALUES = 1 << 24
-"""Logits that are turned into probabilities at a time: 64 MB."""
+"""Number of logits that are processed at a time: 64 MB."""
 _SAME_VOXEL = 0.01
-"""voxels; grids that are apart by less hold the same voxels."""
+"""voxels; two grids that differ by less count as aligned."""
 
 
 def most_likely(logits: torch.Tensor) -> np.ndarray:
-    """(I, J, K) uint8: the channel that is largest, the first of equal ones."""
+    """Return the channel with the largest logit of each voxel, (I, J, K) uint8; the first one if several are equal."""
     import torch
 
     slabs = [part.max(1).indices.to(torch.uint8) for part in _slabs(logits)]
@@ -30,7 +30,7 @@ def most_likely(logits: torch.Tensor) -> np.ndarray:
 
 
 def certainty(logits: torch.Tensor, channels: np.ndarray) -> np.ndarray:
-    """(I, J, K) float32: the probability of the channel chosen for each voxel; 1 where that is the background."""
+    """Return the probability of the channel chosen for each voxel, (I, J, K) float32; 1 in the background."""
     import torch
 
     out = np.ones(channels.shape, np.float32)
@@ -47,7 +47,7 @@ def certainty(logits: torch.Tensor, channels: np.ndarray) -> np.ndarray:
 
 
 def probabilities(logits: torch.Tensor) -> Iterator[np.ndarray]:
-    """The probability of each channel, (I, J, K) float32, one after the other."""
+    """Yield the probabilities of each channel in turn, (I, J, K) float32."""
     import torch
 
     total = torch.cat([part.float().logsumexp(1) for part in _slabs(logits)])
@@ -56,22 +56,23 @@ def probabilities(logits: torch.Tensor) -> Iterator[np.ndarray]:
 
 
 def _slabs(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Parts (i, C, J, K) along the first axis of space."""
+    """Yield parts (i, C, J, K) of the logits along the first spatial axis."""
     size = max(1, _SLAB_VALUES // max(1, logits[:, :1].numel()))
     yield from logits.movedim(0, 1).split(size)
 
 
 def on_grid(labels: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
-    """Labels (I, J, K), whose voxels `affine` takes to RAS+ mm, on `grid`: the nearest voxel, 0 outside.
+    """Resample labels (I, J, K) to `grid` with the nearest voxel, 0 outside.
 
-    Where the axes of both run along each other, in any order and direction, only axes are looked up: exact and quick.
+    `affine` takes the labels' voxel indices to RAS+ mm. If the axes of both grids are parallel, in any order and
+    direction, voxels are looked up axis by axis, which is exact and fast.
     """
     step = np.linalg.inv(affine) @ grid.affine
     axes = np.abs(step[:3, :3]).argmax(0)
-    turned = np.zeros_like(step[:3, :3])
-    turned[axes, range(3)] = step[axes, range(3)]
-    reach = np.abs(step[:3, :3] - turned) @ np.array(grid.shape)
-    if sorted(axes) != [0, 1, 2] or reach.max() > _SAME_VOXEL:
+    parallel = np.zeros_like(step[:3, :3])
+    parallel[axes, range(3)] = step[axes, range(3)]
+    deviation = np.abs(step[:3, :3] - parallel) @ np.array(grid.shape)
+    if sorted(axes) != [0, 1, 2] or deviation.max() > _SAME_VOXEL:
         from medkit.images import Image
         from medkit.transforms import resample
 
@@ -80,7 +81,7 @@ def on_grid(labels: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
     out = np.transpose(labels, axes)
     for axis, source in enumerate(axes):
         place = step[source, axis] * np.arange(grid.shape[axis]) + step[source, 3]
-        # a place in the middle between two voxels is not left to rounding errors
+        # rounding errors must not decide which voxel a place halfway between two belongs to
         index = np.floor(place + 0.5 + 1e-6).astype(np.int64)
         inside = (index >= 0) & (index < labels.shape[source])
         out = np.take(out, np.where(inside, index, 0), axis)

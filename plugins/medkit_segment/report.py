@@ -1,4 +1,4 @@
-"""The table of a label map's structures, and what in it a person should look at."""
+"""The table of a label map's structures, and what a person should look at."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from medkit.figures import label_colours
 
 UNSURE = 0.75
-"""Mean probability of a structure's voxels below which it is to be looked at, where no Dice can be expected from it."""
+"""Smallest mean probability of a structure's voxels without a request to look; used if no expected Dice is known."""
 POOR = 0.5
-"""Dice to be expected of a structure below which it is to be looked at."""
+"""Smallest expected Dice of a structure without a request to look."""
 CUT_SHARE = 0.02
-"""Share of a body's voxels on the faces of the field of view from which on it is cut off."""
+"""Largest share of a body's surface on the faces of the field of view; above it the body counts as cut off."""
 
 
 @dataclass(frozen=True)
@@ -26,43 +26,49 @@ class Structure:
     name: str
     volume_mm3: float
     confidence: float | None
-    """Mean probability of its label over its voxels, 0 to 1; None where it was not found, or the bundle gives none."""
+    """Mean probability of its label over its voxels, 0 to 1; None if it was not found or nothing is known of it."""
     expected_dice: float | None
-    """Dice that scans drawn for validation had with that confidence; None where the bundle does not know it."""
+    """Dice that synthetic validation scans had with that confidence; None if the bundle does not state it."""
     look: tuple[str, ...]
-    """Why a person should look at it; empty where nothing speaks against it."""
+    """Reasons why a person should look at it; empty if there are none."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a bundle's metadata say of its labels, under `medkit`."""
+    """What a bundle's metadata state about its labels, under `medkit`."""
 
     names: Mapping[int, str]
+    """Label -> name."""
     volumes: Mapping[int, tuple[float, float]]
-    """Label -> smallest and largest plausible volume in mm3; `total` is that of the label 0."""
+    """Label -> smallest and largest plausible volume in mm3; label 0: of all structures together (`total`)."""
     dice: Mapping[int, tuple[float, float]]
-    """Label -> intercept and slope of the Dice to be expected over the confidence."""
+    """Label -> intercept and slope of the expected Dice as a function of the confidence."""
 
     @classmethod
     def of(cls, names: Mapping[int, str], block: Mapping[str, Any]) -> Expected:
-        """From a bundle's metadata."""
+        """Read it from a bundle's metadata: the names of its labels and the block `medkit`."""
         stated = block.get("volumes_mm3") or {}
         volumes = {0 if key == "total" else int(key): (float(low), float(high)) for key, (low, high) in stated.items()}
         lines = block.get("expected_dice") or {}
-        return cls(names, volumes, {int(key): (float(start), float(slope)) for key, (start, slope) in lines.items()})
+        dice = {int(key): (float(intercept), float(slope)) for key, (intercept, slope) in lines.items()}
+        return cls(names, volumes, dice)
 
     def dice_at(self, index: int, confidence: float | None) -> float | None:
-        """The Dice to be expected of a structure; 0 to 1, None where it is not known."""
+        """Return the expected Dice of a structure, 0 to 1; None if it is not known."""
         if confidence is None or index not in self.dice:
             return None
-        start, slope = self.dice[index]
-        return min(max(start + slope * confidence, 0.0), 1.0)
+        intercept, slope = self.dice[index]
+        return min(max(intercept + slope * confidence, 0.0), 1.0)
 
 
 def structures(
     labels: np.ndarray, voxel_mm3: float, confidence: Mapping[int, float] | None, expected: Expected
 ) -> list[Structure]:
-    """The table of a label map (I, J, K): every structure that the bundle knows, found or not."""
+    """Return the table of a label map (I, J, K): every structure that the bundle knows, found or not.
+
+    voxel_mm3: volume of a voxel.
+    confidence: label -> mean probability of its voxels, None if the bundle has no probabilities.
+    """
     counts = np.bincount(labels.ravel(), minlength=max(expected.names, default=0) + 1)
     out = []
     for index, name in sorted(expected.names.items()):
@@ -84,7 +90,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) -> list[str]:
-    """What speaks against the label map as a whole, in sentences that begin with `look at this one`."""
+    """Return what is doubtful about the label map as a whole, in sentences that start with `look at this one`."""
     total = sum(row.volume_mm3 for row in rows)
     found = []
     low, high = expected.volumes.get(0, (0.0, np.inf))
@@ -105,7 +111,7 @@ def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) 
 
 
 def _at_the_faces(labels: np.ndarray) -> float:
-    """Share of a body's surface voxels that lie on the faces of the volume."""
+    """Return the share of a body's surface voxels that lie on the faces of the volume."""
     body = labels > 0
     inner = body.copy()
     for axis in range(3):
@@ -117,7 +123,7 @@ def _at_the_faces(labels: np.ndarray) -> float:
 
 
 def as_tsv(rows: Sequence[Structure]) -> str:
-    """A BIDS table of segmentation labels (`_dseg.tsv`), with what was measured in columns of its own."""
+    """Return a BIDS table of segmentation labels (`_dseg.tsv`), with additional columns for what was measured."""
     lines = ["index\tname\tcolor\tvolume_mm3\tconfidence\texpected_dice\tlook"]
     for row in rows:
         colour = "#" + "".join(f"{int(c):02X}" for c in label_colours(np.array(row.index)))

@@ -1,4 +1,4 @@
-"""The task `segment`: a bundle's network, and the files made of what it says."""
+"""The task `segment`: runs a bundle's network and makes files from its output."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ OUTPUTS: Mapping[str, tuple[Output, ...]] = {
 }
 ROLES = tuple(OUTPUTS)
 MASK_GAP = 4.0
-"""mm: gaps in the mask of a body that are narrower, such as the grooves of a brain, are closed."""
+"""mm; narrower gaps in the mask of a body, such as the sulci of a brain, are closed."""
 
 
 def segmentation(chosen: BundleOptions, roles: Sequence[str], *, tta: bool, clean: bool) -> Task:
-    """The task for one set of options. Raises UsageError for a bundle that has no mirror for `tta`."""
+    """Return the task for one set of options.
+
+    Raises UsageError if `tta` is set and a bundle has no test-time augmentation, and what `bundle_task` raises.
+    """
     bundles = chosen.of_task("segment")
     settings = chosen.settings
     if tta:
         settings = replace(settings, overrides={**_mirror(bundles), **settings.overrides})
-    runner = functools.partial(SegmentRunner, wishes=SegmentChoices(tuple(roles), clean))
+    runner = functools.partial(SegmentRunner, choices=SegmentChoices(tuple(roles), clean))
     task = bundle_task("segment", bundles, settings, runner=runner)
     return replace(
         task,
@@ -46,7 +49,7 @@ def segmentation(chosen: BundleOptions, roles: Sequence[str], *, tta: bool, clea
 
 
 def _mirror(bundles: Iterable[Bundle]) -> dict[str, Any]:
-    """The values of the config that turn a bundle's test-time augmentation on."""
+    """Return the config values that turn on the bundles' test-time augmentation."""
     out: dict[str, Any] = {}
     for bundle in bundles:
         stated = bundle.block.get("tta")
@@ -58,27 +61,29 @@ def _mirror(bundles: Iterable[Bundle]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SegmentChoices:
-    """What is to be made of every case."""
+    """What to make from each case."""
 
     roles: tuple[str, ...]
+    """Outputs, the main one first; some of `ROLES`."""
     clean: bool
+    """Whether stray pieces of structures are removed."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A label map on the scan's grid, and what is known of it."""
+    """A label map on the scan's grid, and how reliable it is."""
 
     labels: np.ndarray
     """(I, J, K) uint8 or uint16."""
     confidence: Mapping[int, float] | None
-    """Label -> mean probability of its voxels; None where the bundle gives labels alone."""
+    """Label -> mean probability of its voxels; None if the bundle returns labels only."""
 
 
 class SegmentRunner(BundleRunner):
     """A loaded bundle that segments.
 
-    Of a bundle whose channels are structures, one for each voxel, the probabilities are used; of others the labels that
-    its postprocessing makes.
+    If the bundle's channels are structures that exclude each other, medkit uses the probabilities of the channels.
+    Otherwise it uses the labels that the bundle's postprocessing makes.
     """
 
     def __init__(
@@ -89,26 +94,26 @@ class SegmentRunner(BundleRunner):
         precision: str,
         limit: int | None,
         *,
-        wishes: SegmentChoices,
+        choices: SegmentChoices,
     ) -> None:
         super().__init__(bundle, parts, device, precision, limit)
         from medkit_segment.report import Expected
 
         if self.contract.kind != "labels":
-            raise BundleError(f"bundle {bundle.name}: gives {self.contract.kind}, no labels")
+            raise BundleError(f"bundle {bundle.name}: expected labels as its output, got {self.contract.kind}")
         names = {int(n): str(name) for n, name in (bundle.block.get("labels") or {}).items()}
         channels = [n for n in sorted(self.contract.classes) if n]
         self.expected = Expected.of(names or {n: self.contract.classes[n] for n in channels}, bundle.block)
-        self.wishes = wishes
+        self.choices = choices
         self.values = np.array([0, *sorted(self.expected.names)])
         """Channel -> label."""
-        self.sees_channels = self.postprocessing.picks_largest and len(channels) == len(self.expected.names)
-        self.network.keeps_half = self.sees_channels
-        if "probabilities" in wishes.roles and not self.sees_channels:
-            raise UsageError(f"--outputs probabilities: bundle {bundle.name} gives none")
+        self.uses_channels = self.postprocessing.picks_largest and len(channels) == len(self.expected.names)
+        self.network.keeps_half = self.uses_channels
+        if "probabilities" in choices.roles and not self.uses_channels:
+            raise UsageError(f"--outputs probabilities: bundle {bundle.name} has none")
 
     def prepare(self, case: Case) -> Prepared:
-        """Reads a case. Raises InputError for a CT where the bundle is for MR, and the other way about."""
+        """Read a case. Raises InputError if a CT comes to a bundle for MR, or an MR image to a bundle for CT."""
         wanted = self.bundle.modality
         if wanted in ("MR", "CT"):
             found, why = modality_of(case)
@@ -117,12 +122,12 @@ class SegmentRunner(BundleRunner):
         return super().prepare(case)
 
     def finish(self, case: Case, computed: Prepared) -> Result:
-        """Labels on the case's grid, and the files asked for."""
+        """Bring the labels to the case's grid and make the requested files."""
         from medkit_segment import report
 
         image = case.image()
         with self.errors_named("postprocessing"):
-            made = self._from_channels(computed) if self.sees_channels else self._from_labels(computed)
+            made = self._from_channels(computed) if self.uses_channels else self._from_labels(computed)
         rows = report.structures(made.labels, float(np.prod(image.grid.spacing)), made.confidence, self.expected)
         found = report.warnings(made.labels, rows, self.expected)
         return Result(
@@ -145,7 +150,7 @@ class SegmentRunner(BundleRunner):
 
         logits, affine = self._logits(computed)
         channels = labelling.most_likely(logits)
-        if self.wishes.clean:
+        if self.choices.clean:
             channels = cleaning.cleaned(channels, connected=bool(self.bundle.block.get("connected")))
         sure = labelling.certainty(logits, channels)
         count = np.bincount(channels.ravel(), minlength=len(self.values))
@@ -156,7 +161,7 @@ class SegmentRunner(BundleRunner):
         return Labelled(labels, confidence)
 
     def _logits(self, computed: Prepared) -> tuple[torch.Tensor, np.ndarray]:
-        """(C, I, J, K), and the affine to RAS+ mm of its voxels."""
+        """Return the logits (C, I, J, K), and the affine that takes their voxel indices to RAS+ mm."""
         value = computed.item["pred"]
         affine = np.asarray(computed.item["image"].affine, np.float64)
         return value.as_tensor() if hasattr(value, "as_tensor") else value, affine
@@ -166,7 +171,7 @@ class SegmentRunner(BundleRunner):
         from medkit_segment import cleaning
 
         labels = to_labels(self.postprocessing(computed)["pred"], computed.grid, f"bundle {self.bundle.name}").data[0]
-        if self.wishes.clean and labels.max() < 256:
+        if self.choices.clean and labels.max() < 256:
             labels = cleaning.cleaned(labels, connected=bool(self.bundle.block.get("connected")))
         return Labelled(labels, None)
 
@@ -175,20 +180,20 @@ class SegmentRunner(BundleRunner):
     ) -> Iterable[tuple[str, Writable]]:
         from medkit_segment import cleaning, report
 
-        if "labels" in self.wishes.roles:
+        if "labels" in self.choices.roles:
             yield "labels", image.with_data(made.labels[None])
             yield "table", Text(report.as_tsv(rows))
-        if {"mask", "brain"} & set(self.wishes.roles):
+        if {"mask", "brain"} & set(self.choices.roles):
             mask = cleaning.filled(made.labels > 0, image.grid.spacing, MASK_GAP)
-            if "mask" in self.wishes.roles:
+            if "mask" in self.choices.roles:
                 yield "mask", image.with_data(mask[None].astype(np.uint8))
-            if "brain" in self.wishes.roles:
+            if "brain" in self.choices.roles:
                 yield "brain", image.with_data(np.where(mask, image.data, image.data.dtype.type(0)))
-        if "probabilities" in self.wishes.roles:
+        if "probabilities" in self.choices.roles:
             yield "probabilities", self._probabilities(image, computed)
 
     def _probabilities(self, image: Image, computed: Prepared) -> Image:
-        """(C, I, J, K) float32 on the scan's grid, the background first."""
+        """Return the probabilities (C, I, J, K) float32 on the scan's grid, the background first."""
         from medkit.images import Image as Made
         from medkit.space import Grid
         from medkit.transforms import resample
