@@ -12,13 +12,13 @@ _BUNDLES = Path(__file__).parent / "bundles"
 
 @hookimpl
 def medkit_tasks() -> list[TaskSpec]:
-    """The task `sr`."""
+    """Return the task `sr`."""
     return [TaskSpec("sr", "Make scans sharper, thick slices thin.", "medkit_sr.command:sr")]
 
 
 @hookimpl
 def medkit_bundles() -> list[BundleSpec]:
-    """The bundles of the task `sr`."""
+    """Return the bundles of the task `sr`."""
     return [
         BundleSpec("sr", "mri_super_resolution", _BUNDLES / "mri_super_resolution", modality="MR"),
         BundleSpec("sr", "ct_xray_super_resolution", _BUNDLES / "ct_xray_super_resolution"),

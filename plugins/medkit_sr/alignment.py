@@ -1,6 +1,6 @@
-"""Scans of one person brought together by `medkit run register`, in a process of its own.
+"""Align scans of one person with `medkit run register`, in a separate process.
 
-Plugins do not know each other: whichever one brings that task does it, as it would for a user.
+Plugins do not import each other: the command runs whichever installed plugin provides that task.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from medkit.images import Image
 
 KEPT = ("MEDKIT_PLUGINS", "MEDKIT_HOME", "MEDKIT_THREADS")
-"""Variables that the call inherits; others, such as an output folder, are for this run."""
+"""Variables of medkit that the registration inherits; others, such as an output folder, are for this run only."""
 
 
 def aligned(fixed: Image, moving: Sequence[Image], threads: int) -> list[np.ndarray]:
-    """(4, 4) for each image: takes points of the fixed image's space to its own, rigid, RAS+ mm.
+    """Return for each moving image a rigid matrix (4, 4) from the fixed image's points to its own, RAS+ mm.
 
-    Raises MedkitError where an image could not be aligned.
+    Raises MedkitError if an image could not be aligned.
     """
     from medkit.transforms import read_transform
 
@@ -47,6 +47,7 @@ def aligned(fixed: Image, moving: Sequence[Image], threads: int) -> list[np.ndar
 
 
 def _medkit(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a medkit command without the variables meant for this run."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MEDKIT_") or name in KEPT}
     return subprocess.run(
         [sys.executable, "-m", "medkit", *arguments], env=kept, capture_output=True, text=True, check=False

@@ -21,7 +21,7 @@ _FILE = click.Path(exists=True, path_type=Path)
     "--spacing",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MM",
-    help="Size of the voxels to make; axes that are as fine already stay.",
+    help="Size of the voxels to make; axes that are already as fine stay as they are.",
 )
 @click.option("--scale", type=click.Choice(SCALES), help="How many times finer to make the voxels.")
 @click.option(
@@ -29,26 +29,26 @@ _FILE = click.Path(exists=True, path_type=Path)
     type=click.Choice(AXES),
     default="all",
     show_default=True,
-    help="Which axes to make finer: all that --spacing or --scale are for; the one across the slices, the coarsest; or "
-    "those of the plane, the first two.",
+    help="Which axes to make finer: all; slices, only the coarsest axis, across the slices; or plane, only the first "
+    "two axes.",
 )
 @click.option(
     "--style",
     type=click.Choice(STYLES),
     default="faithful",
     show_default=True,
-    help="faithful: closest to what is there on average; sharp: detail that looks real, some of it made up.",
+    help="faithful: smallest error on average; sharp: detail that looks real, but is partly invented.",
 )
 @click.option(
     "--method",
     type=click.Choice(METHODS),
-    help="How.  [default: the network where its weights are there, else backprojection]",
+    help="Method.  [default: network if its weights are installed, else backprojection]",
 )
-@click.option("--fuse", is_flag=True, help="Make one image of all scans (of each --group-by group): they are aligned.")
+@click.option("--fuse", is_flag=True, help="Align all scans (of each --group-by group) and make one image of them.")
 @click.option(
     "--sequence",
     is_flag=True,
-    help="The input is planes one after the other (along the third axis, or over time): neighbours help each other.",
+    help="The input is a sequence of planes, along the third axis or over time; each uses its neighbours.",
 )
 @click.option(
     "--guide", type=_FILE, help='Another contrast of the same person, finer along some axis (or "guide" in a record).'
@@ -56,7 +56,7 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option(
     "--reference",
     type=_FILE,
-    help='The image as it should be, on the fine grid: PSNR, SSIM, MSE (or "reference" in a record).',
+    help='The true image on the fine grid, to measure PSNR, SSIM and MSE (or "reference" in a record).',
 )
 @bundle_options()
 @group_by_option
@@ -75,9 +75,9 @@ def sr(
 ) -> None:
     """Make scans sharper: thick slices thin, voxels smaller.
 
-    The result covers the same part of the body, in the input's type and units; scanned again as coarsely as the input,
-    it gives the input but for its noise (the sidecar has how closely). The size of the voxels is taken for the
-    thickness of the slices.
+    The result covers the same part of the body, in the input's type and units. Scanned again as coarsely as the input,
+    it agrees with the input except for noise; the sidecar states how closely. The voxel size is taken as the slice
+    thickness.
 
     \b
     medkit run sr thick_slices.nii.gz --spacing 1
@@ -90,13 +90,13 @@ def sr(
     from medkit_sr.task import superresolution
 
     if fuse and scale is not None:
-        raise UsageError("--fuse: takes --spacing MM, or the finest spacing of the scans")
+        raise UsageError("--fuse: expected --spacing MM or, for the finest spacing of the scans, nothing; got --scale")
     if not fuse and (spacing is None) == (scale is None):
-        raise UsageError("give --spacing MM or --scale 2|4, one of them")
+        raise UsageError("give either --spacing MM or --scale 2|4")
     if fuse and sequence:
         raise UsageError("--fuse and --sequence contradict each other")
-    settings, found = with_style(chosen.settings, style, chosen.of_task("sr"))
-    named = method or ("network" if chosen.name != AUTO or style != "faithful" else None)
+    settings, bundles = with_style(chosen.settings, style, chosen.of_task("sr"))
+    method = method or ("network" if chosen.name != AUTO or style != "faithful" else None)
     shared = {role: absolute(path) for role, path in files.items() if path}
     target = Target(spacing, int(scale) if scale else None, "plane" if sequence else axes)
-    run_task(superresolution(ResolveChoices(target, named, style, shared, fuse, sequence), found, settings), options)
+    run_task(superresolution(ResolveChoices(target, method, style, shared, fuse, sequence), bundles, settings), options)

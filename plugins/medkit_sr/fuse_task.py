@@ -1,8 +1,9 @@
-"""`--fuse`: all scans of a case become one image."""
+"""`--fuse`: the work on a case whose scans become one image."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,66 +24,71 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class FusedScans:
+    """The scans of a case and the image made of them."""
+
+    first: Image
+    """The scan whose space is the common one."""
+    grid: Grid
+    """The common fine grid."""
+    works: Sequence[ResolveWork]
+    """Each scan refined by itself."""
+    views: Sequence[View]
+    """The same scans with equal brightness, and their positions."""
+    values: torch.Tensor
+    """(I, J, K) float32, the image on `grid`."""
+
+    @property
+    def image(self) -> Image:
+        """The image made of all scans."""
+        return self.first.like(self.values.numpy()[None], self.grid)
+
+    def of_first(self, values: torch.Tensor) -> Image:
+        """Return values (I, J, K) on the first scan's fine grid as an image on the common grid."""
+        common = sampled(values, to_common(self.views[0], self.grid), self.grid.shape).nan_to_num()
+        return self.first.like(common.numpy()[None], self.grid)
+
+
+@dataclass(frozen=True)
 class Fuser:
-    """The work on one case after the other."""
+    """The work on cases with several scans each."""
 
     resolver: Resolver
 
     def case(self, case: Case) -> Result:
-        """One image of all scans. Raises InputError for a single one."""
-        import torch
-
-        from medkit.scanner import refined
-
-        roles = [role for role in case.inputs if role == "image" or role.startswith("image_")]
-        if len(roles) < 2:
-            raise InputError(f"{case.path}: --fuse: expected two scans or more, got one")
-        images = [case.image(role) for role in roles]
-        grid = self.resolver.wishes.target.common([image.grid for image in images], case.path)
+        """Make one image of all scans of a case. Raises InputError for a single scan."""
+        images = _scans(case)
+        grid = self.resolver.choices.target.common([image.grid for image in images], case.path)
         if "reference" in case.inputs:
             check_reference(case, grid)
-        finest = [float(grid.spacing.min())] * 3
         matrices = [np.eye(4), *aligned(images[0], images[1:], self.resolver.networks.runtime.threads)]
-        works = [self._alone(case, image, refined(image.grid, finest)) for image in images]
+        works = [self._refined(case, image, float(grid.spacing.min())) for image in images]
         views = of_one_brightness([_view(*pair) for pair in zip(works, matrices, strict=True)], grid)
-        found = fused(views, grid)
-        first = images[0]
-        made = first.like(found.numpy()[None], grid)
-        metrics: dict[str, Any] = {"consistency": [_consistency(view, found, grid) for view in views]}
-        if "reference" in case.inputs:
-            from medkit.evaluation import rounded_scores
-
-            single = first.like(sampled(works[0].fine, to_common(views[0], grid), grid.shape).numpy()[None], grid)
-            reference = case.image("reference")
-            metrics |= {"single": rounded_scores(single, reference), "after": rounded_scores(made, reference)}
-        before = torch.nan_to_num(sampled(works[0].plain, to_common(views[0], grid), grid.shape))
+        scans = FusedScans(images[0], grid, works, views, fused(views, grid))
+        made = scans.image
         return Result(
             {"image": made},
-            metrics=metrics,
-            details={
-                "superresolution": {
-                    "method": "fusion",
-                    "scans": [
-                        {
-                            "method": work.method,
-                            "reason": work.reason,
-                            "steps": [round(s, 4) for s in work.acquisition.steps],
-                        }
-                        for work in works
-                    ],
-                    "spacing": [round(float(mm), 6) for mm in grid.spacing],
-                    "transforms": [np.round(matrix, 6).tolist() for matrix in matrices],
-                }
-            },
+            metrics=_metrics(case, scans, made),
+            details={"superresolution": _details(scans)},
             description=f"{len(images)} scans fused with {case.path.name}",
-            figure=functools.partial(_figure, first.like(before.numpy()[None], grid), made, case.path.name),
+            figure=functools.partial(_figure, scans.of_first(works[0].plain), made, f"sr --fuse  {case.path.name}"),
         )
 
-    def _alone(self, case: Case, image: Image, grid: Grid) -> ResolveWork:
-        """What is known from one scan."""
+    def _refined(self, case: Case, image: Image, spacing: float) -> ResolveWork:
+        """Refine one scan by itself, to isotropic voxels of `spacing` mm."""
+        from medkit.scanner import refined
+
+        grid = refined(image.grid, [spacing] * 3)
         work = self.resolver.compute(case, self.resolver.begin(case, image, grid))
         resolve(work)
         return work
+
+
+def _scans(case: Case) -> list[Image]:
+    roles = [role for role in case.inputs if role == "image" or role.startswith("image_")]
+    if len(roles) < 2:
+        raise InputError(f"{case.path}: --fuse: expected two scans or more, got one")
+    return [case.image(role) for role in roles]
 
 
 def _view(work: ResolveWork, matrix: np.ndarray) -> View:
@@ -90,7 +96,7 @@ def _view(work: ResolveWork, matrix: np.ndarray) -> View:
 
 
 def of_one_brightness(views: list[View], grid: Grid) -> list[View]:
-    """The views as bright as the first one where both show something."""
+    """Return the views scaled to the brightness of the first one, measured where both show something."""
     first = sampled(views[0].fine, to_common(views[0], grid), grid.shape)
     out = [views[0]]
     for view in views[1:]:
@@ -101,7 +107,7 @@ def of_one_brightness(views: list[View], grid: Grid) -> list[View]:
 
 
 def _brightness(first: torch.Tensor, other: torch.Tensor) -> float:
-    """What `other` is to be multiplied with: the median of the quotient over the bright half of what both show."""
+    """Return the factor for `other`: the median quotient over the bright half of the voxels that both show."""
     both = (first > 0) & (other > 0)
     if not bool(both.any()):
         return 1.0
@@ -110,19 +116,42 @@ def _brightness(first: torch.Tensor, other: torch.Tensor) -> float:
     return float((a[bright] / b[bright]).median())
 
 
-def _consistency(view: View, found: torch.Tensor, grid: Grid) -> dict[str, float]:
-    """How far the image, scanned again, is from a scan: shares of the scan's range, five digits."""
+def _metrics(case: Case, scans: FusedScans, made: Image) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"consistency": [_consistency(view, scans) for view in scans.views]}
+    if "reference" in case.inputs:
+        from medkit.evaluation import rounded_scores
+
+        single, reference = scans.of_first(scans.works[0].fine), case.image("reference")
+        metrics |= {"single": rounded_scores(single, reference), "after": rounded_scores(made, reference)}
+    return metrics
+
+
+def _consistency(view: View, scans: FusedScans) -> dict[str, float]:
+    """Return the difference between a scan and the image scanned again, as shares of the scan's range, five digits."""
     from medkit.scanner import span
 
-    back = np.linalg.inv(to_common(view, grid))
-    again = view.acquisition.scanned(sampled(found, back, view.grid.shape))
+    back = np.linalg.inv(to_common(view, scans.grid))
+    again = view.acquisition.scanned(sampled(scans.values, back, view.grid.shape))
     low, high = span(view.scan.numpy())
     unit = (high - low) or 1.0
-    rms = float((again - view.scan)[covered(view, grid)].square().mean().sqrt())
+    rms = float((again - view.scan)[covered(view, scans.grid)].square().mean().sqrt())
     return {"rms": float(f"{rms / unit:.5g}"), "noise": float(f"{view.sigma / unit:.5g}")}
 
 
-def _figure(before: Any, made: Any, name: str) -> np.ndarray:
+def _details(scans: FusedScans) -> dict[str, Any]:
+    """Return how the image was made, for the sidecar."""
+    return {
+        "method": "fusion",
+        "scans": [
+            {"method": work.method, "reason": work.reason, "steps": [round(s, 4) for s in work.acquisition.steps]}
+            for work in scans.works
+        ],
+        "spacing": [round(float(mm), 6) for mm in scans.grid.spacing],
+        "transforms": [np.round(view.matrix, 6).tolist() for view in scans.views],
+    }
+
+
+def _figure(before: Image, made: Image, title: str) -> np.ndarray:
     from medkit.figures import comparison_mosaic
 
-    return comparison_mosaic(before, made, title=f"sr --fuse  {name}")
+    return comparison_mosaic(before, made, title=title)

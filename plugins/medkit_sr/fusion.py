@@ -1,7 +1,8 @@
-"""Several scans of one person as one image: each sees well along other axes.
+"""Fuse several scans of one person into one image; each scan is sharp along different axes.
 
-The image is looked for that, scanned as each of them was, gives that scan: projections onto the scans in turn (POCS;
-Shilling 2009 for MRI), each of which is solved at once and stops at its scan's noise (see `Acquisition.corrected`).
+The result is an image that reproduces each scan when it is scanned again in the same way. It is found by projections
+onto the scans in turn (POCS; Shilling 2009 for MRI). Each projection is solved in one step and stops at its scan's
+noise (see `Acquisition.corrected`).
 """
 
 from __future__ import annotations
@@ -20,45 +21,47 @@ if TYPE_CHECKING:
     from medkit.space import Grid
 
 ROUNDS = 2
-"""Times that every scan has its turn; more change little (see the tests)."""
+"""Number of projections onto each scan; more change little (see the tests)."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One scan, the fine grid of its own that it was made of, and where that lies."""
+    """One scan, its version on a fine grid, and its position."""
 
     scan: torch.Tensor
     """(I, J, K) float32."""
     fine: torch.Tensor
-    """What is known from this scan alone, on `grid`."""
+    """(I, J, K) float32, what this scan shows by itself, on `grid`."""
     grid: Grid
+    """Fine grid in the scan's own space."""
     acquisition: Acquisition
+    """From the fine grid to the scan."""
     sigma: float
-    """Standard deviation of its noise."""
+    """Standard deviation of the scan's noise."""
     matrix: np.ndarray
-    """(4, 4), takes points of the common space to its own, RAS+ mm."""
+    """(4, 4), takes points of the common space to the scan's space, RAS+ mm."""
 
 
 def fused(views: Sequence[View], grid: Grid) -> torch.Tensor:
-    """The image on the common grid, (I, J, K) float32."""
+    """Return one image of all scans on the common grid, (I, J, K) float32."""
     import torch
 
     total = torch.zeros(grid.shape)
-    seen = torch.zeros(grid.shape)
+    weight = torch.zeros(grid.shape)
     for view in views:
         there = to_common(view, grid)
         total += sampled(view.fine, there, grid.shape)
-        seen += sampled(torch.ones_like(view.fine), there, grid.shape)
-    image = total / seen.clamp(min=1e-3)
+        weight += sampled(torch.ones_like(view.fine), there, grid.shape)
+    image = total / weight.clamp(min=1e-3)
     inside = [covered(view, grid) for view in views]
     for _ in range(ROUNDS):
-        for view, own in zip(views, inside, strict=True):
-            image = image + lacking(image, view, grid, own)
+        for view, mask in zip(views, inside, strict=True):
+            image = image + lacking(image, view, grid, mask)
     return image
 
 
 def covered(view: View, grid: Grid) -> torch.Tensor:
-    """Which voxels of a scan, (I, J, K) bool, the common grid covers."""
+    """Return which voxels of a scan the common grid covers, (I, J, K) bool."""
     import torch
 
     back = np.linalg.inv(to_common(view, grid))
@@ -66,7 +69,10 @@ def covered(view: View, grid: Grid) -> torch.Tensor:
 
 
 def lacking(image: torch.Tensor, view: View, grid: Grid, inside: torch.Tensor) -> torch.Tensor:
-    """What a scan has and the image lacks, on the common grid; `inside`: see `covered`."""
+    """Return the detail of a scan that the image lacks, on the common grid.
+
+    inside: the scan's voxels to compare, see `covered`.
+    """
     import torch
 
     there = to_common(view, grid)
@@ -77,17 +83,20 @@ def lacking(image: torch.Tensor, view: View, grid: Grid, inside: torch.Tensor) -
 
 
 def to_common(view: View, grid: Grid) -> np.ndarray:
-    """(4, 4), takes voxels of the common grid to voxels of a scan's own fine grid."""
+    """Return the matrix (4, 4) that takes voxel indices of the common grid to those of a scan's fine grid."""
     out: np.ndarray = np.linalg.inv(view.grid.affine) @ view.matrix @ grid.affine
     return out
 
 
 def sampled(image: torch.Tensor, matrix: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
-    """An image (I, J, K) at other voxels: `matrix`, (4, 4), takes their indices to its own; linear, 0 outside."""
+    """Resample an image (I, J, K) to a grid of the given shape: linear, 0 outside.
+
+    matrix: (4, 4), takes voxel indices of the result to those of the image.
+    """
     import torch
     from torch.nn import functional
 
-    # grid_sample has the axes in the other order and the voxels between -1 and 1
+    # grid_sample takes the axes in reverse order and coordinates from -1 to 1
     size = np.array(image.shape)
     scale = 2 / np.maximum(size - 1, 1)
     rows = np.diag(scale) @ matrix[:3, :3]

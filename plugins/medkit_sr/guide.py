@@ -1,7 +1,7 @@
-"""A scan made finer along the edges of another contrast of the same person that is fine already.
+"""Refine a scan along the edges of another contrast of the same person, which has fine voxels already.
 
-Within a small window one contrast is about a linear function of the other (the guided filter: He 2013). The function
-is found where both are known, at the resolution of the coarse scan, and used where only the guide is.
+Within a small window one contrast is close to a linear function of the other (guided filter, He 2013). The function
+is fitted on the coarse grid, where both are known, and applied on the fine grid, where only the guide is known.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ if TYPE_CHECKING:
     import torch
 
 REACH = 1.0
-"""Half a window, in voxels of the scan along its finest axis; along others as many millimetres, one voxel at least."""
+"""Half width of a window in voxels along the scan's finest axis; along others as many mm, at least one voxel."""
 
 
 def guided(
     scan: torch.Tensor, guide: torch.Tensor, acquisition: Acquisition, sigma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the guide, (I, J, K) on the fine grid, says of the fine image behind a scan with noise of `sigma`.
+    """Return the fine image that the guide predicts, and how reliable that is, both (I, J, K) on the fine grid.
 
-    And how far that is to be believed, 0 to 1: the share of the scan's local variance that it explains.
+    Reliability is the share of the scan's local variance that the prediction explains, 0 to 1.
+
+    scan: on the coarse grid, with noise of standard deviation `sigma`.
+    guide: (I, J, K) on the fine grid.
     """
-    seen = acquisition.scanned(guide)
+    coarse = acquisition.scanned(guide)
     widths = _widths(acquisition)
-    mean_guide, mean_scan = (_smooth(image, widths) for image in (seen, scan))
-    shared = _smooth(seen * scan, widths) - mean_guide * mean_scan
-    power = _smooth(seen.square(), widths) - mean_guide.square()
-    # a slope is worth as much as what it explains stands out of the noise
+    mean_guide, mean_scan = (_smooth(image, widths) for image in (coarse, scan))
+    shared = _smooth(coarse * scan, widths) - mean_guide * mean_scan
+    power = _smooth(coarse.square(), widths) - mean_guide.square()
+    # reduce slopes whose explained variance hardly exceeds the noise
     strength = shared.square() / (power.clamp(min=0) + 1e-12)
     slope = shared / (power + 1e-12) * (strength / (strength + sigma**2 / 4 + 1e-12))
     offset = mean_scan - slope * mean_guide
@@ -41,12 +44,13 @@ def guided(
 
 
 def _widths(acquisition: Acquisition) -> list[int]:
+    """Return the width of a window along each axis, in voxels of the scan."""
     finest = min(acquisition.steps)
     return [2 * max(1, round(REACH * finest / step)) + 1 for step in acquisition.steps]
 
 
 def _smooth(image: torch.Tensor, widths: list[int]) -> torch.Tensor:
-    """Means over windows, which are smaller at the borders."""
+    """Return the means over windows; windows at the borders are smaller."""
     from torch.nn import functional
 
     widths = [1 if size == 1 else width for size, width in zip(image.shape, widths, strict=True)]

@@ -1,4 +1,4 @@
-"""What a command line asks for, and which bundle can do it; imports nothing heavy."""
+"""What the command line asks for, and which bundle can do it. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ STYLES = ("faithful", "sharp")
 
 @dataclass(frozen=True)
 class ResolveChoices:
-    """What is asked for."""
+    """The user's choices."""
 
     target: Target
     method: str | None = None
-    """One of `METHODS`; None: the best that can be done to an image."""
+    """One of `METHODS`; None: the best one available for each image."""
     style: str = "faithful"
     """One of `STYLES`."""
     shared: Mapping[str, Path] = field(default_factory=dict)
-    """Files that all cases use: `reference`, the image as it should be, and `guide`, another contrast."""
+    """Files that all cases use: `reference`, the true fine image, and `guide`, another contrast."""
     fuse: bool = False
     """Whether all scans of a case become one image."""
     sequence: bool = False
-    """Whether a case is planes one after the other."""
+    """Whether a case is a sequence of planes."""
 
 
 def with_style(settings: RunSettings, style: str, bundles: Sequence[Bundle]) -> tuple[RunSettings, tuple[Bundle, ...]]:
-    """The bundles that have a style, and settings with its values for their configs (`styles` of their metadata).
+    """Return the settings with the config values of a style, and the bundles that have it.
 
-    Raises UsageError where no bundle has it.
+    Bundles state the values under `styles` in their metadata. Raises UsageError if no bundle has the style.
     """
     if style == "faithful":
         return settings, tuple(bundles)
-    stated = [(b, found) for b in bundles if isinstance(found := (b.block.get("styles") or {}).get(style), dict)]
+    stated = [(b, values) for b in bundles if isinstance(values := (b.block.get("styles") or {}).get(style), dict)]
     if not stated:
         raise UsageError(f"--style {style}: no bundle has it: {', '.join(b.name for b in bundles)}")
-    values = {name: value for _, found in stated for name, value in found.items()}
-    return replace(settings, overrides={**values, **settings.overrides}), tuple(b for b, _ in stated)
+    overrides = {name: value for _, values in stated for name, value in values.items()}
+    return replace(settings, overrides={**overrides, **settings.overrides}), tuple(b for b, _ in stated)
 
 
 def dims_of(bundle: Bundle) -> int:
-    """Along how many axes a bundle's network works: 2 for planes, 3 for volumes. Raises BundleError."""
+    """Return the number of axes of a bundle's network: 2 for planes, 3 for volumes."""
     shape = bundle.metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
     return len(shape)
 
 
 def fitting(bundles: Sequence[Bundle], dims: int, modality: str) -> tuple[Bundle | None, str]:
-    """The bundle for an image of so many axes and this modality (`MR`, `CT` or what DICOM calls it), and why, or why
-    none."""
+    """Return the first bundle for images with `dims` axes of this modality, or None, and the reason.
+
+    modality: `MR`, `CT` or another of DICOM's modalities.
+    """
     what = "planes" if dims == 2 else f"volumes of {modality}"
-    own = [b for b in bundles if dims_of(b) == dims and (dims == 2 or b.modality in (None, modality))]
-    if not own:
-        return None, f"no network takes {what}"
-    return own[0], f"takes {what}"
+    fit = [b for b in bundles if dims_of(b) == dims and (dims == 2 or b.modality in (None, modality))]
+    return (fit[0], f"takes {what}") if fit else (None, f"no network takes {what}")
 
 
 def has_weights(bundle: Bundle) -> bool:
-    """Whether its faithful weights are there."""
+    """Return whether the bundle's weights for the style `faithful` are installed."""
     return (bundle.root / WEIGHTS).is_file()

@@ -1,4 +1,4 @@
-"""Runs the networks of super-resolution over one image."""
+"""Bring one image to a finer grid: by interpolation, a network, a guide, and agreement with the scan."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.errors import InputError
+from medkit.errors import InputError, size_text
 from medkit.inference import Bundle, BundleRunner, RunSettings, bundle_identity, modality_of, open_bundle
 from medkit.scanner import acquisition_of, estimate
 from medkit.task import Case, Result, Runtime
 from medkit_sr.methods import ResolveChoices, fitting, has_weights
 from medkit_sr.sequence import ACROSS, over_time, stacked, unstacked
-from medkit_sr.work import ResolveWork, consistency, corrected, resolve, told
+from medkit_sr.work import ResolveWork, consistency, corrected, network_inputs, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     from medkit.space import Grid
 
 TRAINED_STEPS = 6.4
-"""Fine voxels to a coarse one beyond which no network here was trained."""
+"""Largest number of fine voxels per coarse voxel, along an axis, that the networks were trained on."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that may be used."""
+    """The networks that may be used; each is loaded when it is first needed."""
 
     runtime: Runtime
     bundles: Sequence[Bundle]
     settings: RunSettings
     loaded: dict[str, tuple[BundleRunner, dict[str, Any]]] = field(default_factory=dict)
+    """Name of a bundle -> its runner and its identity."""
 
     def open(self, bundle: Bundle) -> tuple[BundleRunner, dict[str, Any]]:
-        """A bundle's network, and by what it is known in sidecars. Raises what `open_bundle` does."""
+        """Return a bundle's runner and its identity for sidecars. Raises what `open_bundle` raises."""
         if bundle.name not in self.loaded:
             self.loaded[bundle.name] = open_bundle(self.runtime, bundle, self.settings), bundle_identity(bundle)
         return self.loaded[bundle.name]
@@ -45,15 +46,15 @@ class Networks:
 
 @dataclass(frozen=True)
 class Resolver:
-    """The work on one case after the other."""
+    """The work on a case in three stages: read, compute, write."""
 
-    wishes: ResolveChoices
+    choices: ResolveChoices
     networks: Networks
 
     def prepare(self, case: Case) -> ResolveWork:
-        """Reads an image and interpolates it. Raises InputError where it cannot become finer."""
-        image = stacked(case) if self.wishes.sequence else case.image()
-        grid = self.wishes.target.grid(image.grid, case.path)
+        """Read an image and interpolate it. Raises InputError if no axis becomes finer."""
+        image = stacked(case) if self.choices.sequence else case.image()
+        grid = self.choices.target.grid(image.grid, case.path)
         if "reference" in case.inputs:
             check_reference(case, grid)
         work = self.begin(case, image, grid)
@@ -62,36 +63,39 @@ class Resolver:
         return work
 
     def begin(self, case: Case, image: Image, grid: Grid) -> ResolveWork:
-        """An image of a case interpolated to a grid, corrected, and ready for the network."""
+        """Interpolate an image of a case to a grid, make it agree with the scan, and prepare the network's inputs."""
         import torch
 
         acquisition = acquisition_of(image.grid, grid)
         scan = torch.from_numpy(image.data[0].astype(np.float32))
-        across = ACROSS if self.wishes.sequence else grid.shape.index(1) if grid.is_planar else None
-        whole = image.data[0] if across is None else image.data[0].take(image.grid.shape[across] // 2, across)
+        across = ACROSS if self.choices.sequence else grid.shape.index(1) if grid.is_planar else None
+        sample = image.data[0] if across is None else image.data[0].take(image.grid.shape[across] // 2, across)
         method, reason, bundle = self._method(case, across is not None)
         plain = acquisition.interpolated(scan)
-        noise = estimate(whole)
+        noise = estimate(sample)
         work = ResolveWork(image, grid, acquisition, noise, method, reason, scan, plain, plain, across)
-        if max(acquisition.steps) == 1:  # as fine as it is to be
+        if max(acquisition.steps) == 1:  # already as fine as the result
             return work
         if method != "bspline":
-            # a B-spline goes through the noise, and most of that is still there when it is scanned
+            # the B-spline reproduces the noise, and most of it remains when the result is scanned again
             work.fine = corrected(work, noise.sigma * acquisition.leftover)
         if bundle is not None:
             work.runner, identity = self.networks.open(bundle)
             work.details = {"choice": identity | {"reason": reason}}
-            work.network, work.bright = told(work.fine, acquisition, grid, across)
+            work.network, work.bright = network_inputs(work.fine, acquisition, grid, across)
         return work
 
     def _method(self, case: Case, planes: bool) -> tuple[str, str, Bundle | None]:
-        """How an image is to be made finer, why, and by which bundle. Raises InputError for what cannot be done."""
-        if self.wishes.method not in (None, "network"):
-            return self.wishes.method, "as asked for", None
+        """Return the method for an image, the reason, and the bundle.
+
+        Raises InputError if a network is asked for and none takes the image.
+        """
+        if self.choices.method not in (None, "network"):
+            return self.choices.method, "as asked for", None
         dims = 2 if planes else 3
         modality = "any" if planes else modality_of(case)[0]
         bundle, why = fitting(self.networks.bundles, dims, modality)
-        if self.wishes.method == "network":
+        if self.choices.method == "network":
             if bundle is None:
                 raise InputError(f"{case.path}: {why}; --method backprojection takes any image")
             return "network", why, bundle
@@ -100,47 +104,28 @@ class Resolver:
         return "network", why, bundle
 
     def compute(self, case: Case, work: ResolveWork) -> ResolveWork:
-        """Runs the network."""
+        """Run the network, if the image has one."""
         if work.runner is not None:
             work.network = [work.runner.compute(case, prepared) for prepared in work.network]
         return work
 
     def finish(self, case: Case, work: ResolveWork) -> Result:
-        """Adds what the network and the guide know, corrects that by what was scanned, and makes the result."""
+        """Add the detail from the network and the guide, make it agree with the scan, and return the result."""
         resolve(work)
-        image, made = work.image, work.image.like(work.fine.numpy()[None], work.grid)
-        metrics: dict[str, Any] = {"consistency": consistency(made, work)}
-        if "reference" in case.inputs:
-            from medkit.evaluation import rounded_scores
-
-            reference = case.image("reference")
-            before = image.like(work.plain.numpy()[None], work.grid)
-            metrics |= {
-                "bspline": rounded_scores(before, reference), "after": rounded_scores(made, reference),
-            }  # fmt: skip
-        steps = [round(step, 4) for step in work.acquisition.steps]
-        spacing = [round(float(mm), 6) for mm in work.grid.spacing]
+        made = work.image.like(work.fine.numpy()[None], work.grid)
+        details = _details(work)
         return Result(
-            {"image": unstacked(made) if self.wishes.sequence and over_time(case) else made},
-            metrics=metrics,
+            {"image": unstacked(made) if self.choices.sequence and over_time(case) else made},
+            metrics=_metrics(case, work, made),
             warnings=[*(w for answer in work.network for w in answer.warnings), *_warnings(work)],
-            details={
-                **work.details,
-                "superresolution": {
-                    "method": work.method + (" and guide" if work.guide is not None else ""),
-                    "reason": work.reason,
-                    "steps": steps,
-                    "spacing": spacing,
-                    "noise": work.noise.rounded(),
-                },
-            },
-            description=f"{case.path.name} on {' x '.join(f'{mm:.3g}' for mm in spacing)} mm by {work.method}",
-            figure=functools.partial(_figure, image, work.plain, made, case.path.name),
+            details={**work.details, "superresolution": details},
+            description=f"{case.path.name} on {size_text(details['spacing'], '.3g')} mm by {work.method}",
+            figure=functools.partial(_figure, work.image, work.plain, made, case.path.name),
         )
 
 
 def guide_on(grid: Grid, image: Image, guide: Image, threads: int) -> torch.Tensor:
-    """(I, J, K) the guide, aligned with the image, on the image's fine grid."""
+    """Return the guide, aligned with the image, on the image's fine grid, (I, J, K) float32."""
     import torch
 
     from medkit.transforms import AffineTransform, resample
@@ -149,6 +134,28 @@ def guide_on(grid: Grid, image: Image, guide: Image, threads: int) -> torch.Tens
     (matrix,) = aligned(image, [guide], threads)
     moved = resample(guide, grid, AffineTransform(matrix))
     return torch.from_numpy(moved.data[0].astype(np.float32))
+
+
+def _metrics(case: Case, work: ResolveWork, made: Image) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"consistency": consistency(made, work)}
+    if "reference" in case.inputs:
+        from medkit.evaluation import rounded_scores
+
+        reference = case.image("reference")
+        before = work.image.like(work.plain.numpy()[None], work.grid)
+        metrics |= {"bspline": rounded_scores(before, reference), "after": rounded_scores(made, reference)}
+    return metrics
+
+
+def _details(work: ResolveWork) -> dict[str, Any]:
+    """Return how the image was made, for the sidecar."""
+    return {
+        "method": work.method + (" and guide" if work.guide is not None else ""),
+        "reason": work.reason,
+        "steps": [round(step, 4) for step in work.acquisition.steps],
+        "spacing": [round(float(mm), 6) for mm in work.grid.spacing],
+        "noise": work.noise.rounded(),
+    }
 
 
 def _warnings(work: ResolveWork) -> list[str]:
@@ -163,9 +170,9 @@ def check_reference(case: Case, grid: Grid) -> None:
     path, reference = case.inputs["reference"], case.image("reference")
     same = reference.grid.shape == grid.shape and np.abs(reference.grid.affine - grid.affine).max() < 1e-3
     if not same:
-        wanted, got = (" x ".join(map(str, g.shape)) for g in (grid, reference.grid))
+        wanted, got = (size_text(g.shape) for g in (grid, reference.grid))
         raise InputError(
-            f"{path}: expected the grid that {case.path.name} is brought to ({wanted}), got {got} elsewhere"
+            f"{path}: expected the grid of the result of {case.path.name} ({wanted}), got another one ({got})"
         )
 
 

@@ -1,4 +1,4 @@
-"""`--sequence`: planes one after the other, in time or beside each other; each is made finer with its neighbours."""
+"""`--sequence`: refine planes that follow each other in time or in space, each with the help of its neighbours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medkit.errors import InputError
+from medkit.errors import InputError, size_text
 from medkit.task import Case
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from medkit.images import Image
 
 ACROSS = 2
-"""The axis of the planes of a stack."""
+"""Axis of a stack along which its planes follow each other."""
 
 
 def stacked(case: Case) -> Image:
-    """The frames of a case as the planes of one image: the third axis of a volume, or the fourth of planes over time.
+    """Return the frames of a case as planes of one image: the slices of a volume, or planes over time.
 
     Raises InputError for a single plane, and for volumes over time.
     """
@@ -32,12 +32,12 @@ def stacked(case: Case) -> Image:
     if count == 1:
         image = case.image()
         if image.grid.shape[ACROSS] == 1:
-            raise InputError(f"{case.path}: --sequence: expected planes one after the other, got one")
+            raise InputError(f"{case.path}: --sequence: expected a sequence of planes, got one")
         return image
     frames = [read_image(case.path, frame=number) for number in range(count)]
     first = frames[0]
     if first.grid.shape[ACROSS] != 1:
-        shape = " x ".join(map(str, (*first.grid.shape, count)))
+        shape = size_text((*first.grid.shape, count))
         raise InputError(f"{case.path}: --sequence: expected planes over time, got volumes ({shape})")
     grid = Grid((*first.grid.shape[:2], count), first.grid.affine, 3)
     data = np.concatenate([frame.data for frame in frames], axis=3)
@@ -45,14 +45,14 @@ def stacked(case: Case) -> Image:
 
 
 def over_time(case: Case) -> bool:
-    """Whether the frames of a case are its fourth axis."""
+    """Return whether the frames of a case follow each other along its fourth axis."""
     from medkit.images import count_frames
 
     return count_frames(case.path) > 1
 
 
 def unstacked(image: Image) -> Image:
-    """Planes over time, (1, I, J, T), as frames, (T, I, J, 1)."""
+    """Return planes over time, (1, I, J, T), as frames, (T, I, J, 1)."""
     from medkit.space import Grid
 
     grid = image.grid
@@ -60,10 +60,10 @@ def unstacked(image: Image) -> Image:
 
 
 def with_neighbours(frames: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """(3, I, J) for each of the frames (I, J): it, the one before and the one after, moved to lie as it does.
+    """Return (3, I, J) for each of the frames (I, J): the frame, the previous one and the next one, aligned with it.
 
-    What moves from frame to frame shows its details in another place of the pixels each time: aligned, the frames know
-    more together than each alone. A frame without a neighbour stands in for it.
+    Anatomy that moves between frames is sampled at a different subpixel position in each, so aligned frames together
+    show more detail than one. The first and the last frame replace their missing neighbour.
     """
     import torch
 
@@ -77,9 +77,10 @@ def with_neighbours(frames: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def shift(fixed: torch.Tensor, moving: torch.Tensor, steps: int = 8) -> torch.Tensor:
-    """(2,) the pixels by which what is in `fixed` (I, J) lies further in `moving`; 0 where they have little in common.
+    """Return the translation (2,) in pixels from `fixed` to `moving`, both (I, J); 0 if they have little in common.
 
-    The peak of the cross-correlation, made exact by Gauss-Newton steps (Lucas & Kanade 1981).
+    What lies at a place p in `fixed` lies at p plus the translation in `moving`. It is the peak of the
+    cross-correlation, refined by at most `steps` Gauss-Newton steps (Lucas & Kanade 1981).
     """
     import torch
 
@@ -88,12 +89,12 @@ def shift(fixed: torch.Tensor, moving: torch.Tensor, steps: int = 8) -> torch.Te
     peak = int(torch.fft.irfft2(spectra[0].conj() * spectra[1], s=tuple(fixed.shape)).argmax())
     found = torch.tensor(divmod(peak, fixed.shape[1]))
     found = torch.where(2 * found > size, found - size, found).to(fixed)
-    # what came in over an edge is not what is in `fixed`
+    # compare only what is inside both frames
     i, j = (slice(m, n - m) for m, n in zip((found.abs().int() + 2).tolist(), fixed.shape, strict=True))
     for _ in range(steps):
         here = moved(moving, found)
         slopes = torch.stack([slope[i, j] for slope in torch.gradient(here)]).flatten(1)
-        # least squares, as a frame without any slope would be singular
+        # lstsq, because the matrix of a constant frame is singular
         step = torch.linalg.lstsq(slopes @ slopes.T, slopes @ (fixed - here)[i, j].flatten()).solution
         found = found + step
         if float(step.abs().max()) < 0.01:
@@ -104,7 +105,7 @@ def shift(fixed: torch.Tensor, moving: torch.Tensor, steps: int = 8) -> torch.Te
 
 
 def moved(frame: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """(I, J) what lies `pixels` (2,) further in the frame (I, J); beyond its edge there is what is at it."""
+    """Return the frame (I, J) sampled `pixels` (2,) further along its axes, bicubic; its edge is repeated outside."""
     import torch
     from torch.nn import functional
 

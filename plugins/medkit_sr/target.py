@@ -1,4 +1,4 @@
-"""Which grid a result lies on; imports nothing heavy."""
+"""The grid of a result. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medkit.errors import InputError
+from medkit.errors import InputError, size_text
 
 if TYPE_CHECKING:
     from medkit.space import Grid
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 AXES = ("all", "slices", "plane")
 SCALES = ("2", "4")
 MOST_VOXELS = 2_000_000_000
-"""More than any scanner's field of view has at the finest spacing; a larger number is a slip of the pen."""
+"""Largest number of voxels of a result; no scanner has as many, so a larger number comes from a wrong option."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """How fine a result is to be."""
+    """How fine a result should be."""
 
     spacing: float | None = None
-    """mm; or `scale`."""
+    """mm; None if `scale` is given."""
     scale: int | None = None
+    """How many times finer; None if `spacing` is given."""
     axes: str = "all"
-    """One of `AXES`."""
+    """Axes to make finer, one of `AXES`."""
 
     def common(self, scans: Sequence[Grid], path: Path) -> Grid:
-        """The grid for scans that become one: cubes over the first one's field of view, as fine as any of them sees.
+        """Return the grid for one image of several scans: isotropic, over the first scan's field of view.
 
-        Raises InputError for a plane.
+        Its spacing is `spacing`, or else the finest one of the scans. Raises InputError for a plane.
         """
         from medkit.scanner import refined
 
@@ -41,7 +42,7 @@ class Target:
         return checked(refined(scans[0], [finest] * 3), path)
 
     def grid(self, scan: Grid, path: Path) -> Grid:
-        """The grid for a scan (see `medkit.scanner.acquisition.refined`). Raises InputError where there is nothing to do."""
+        """Return the grid for a scan (see `medkit.scanner.refined`). Raises InputError if no axis becomes finer."""
         from medkit.scanner import refined
 
         own = scan.spacing
@@ -55,16 +56,17 @@ class Target:
             for axis, mm in enumerate(own)
         ]
         if self.axes == "slices" and scan.is_planar:
-            raise InputError(f"{path}: --axes slices: is a plane, which has no slices")
+            raise InputError(f"{path}: --axes slices: expected a volume, but the image is a plane")
         fine = refined(scan, wanted)
         if fine.shape == scan.shape:
-            asked = " x ".join(f"{mm:.3g}" for mm in own)
-            raise InputError(f"{path}: has voxels of {asked} mm already, nothing coarser than {self.spacing:g} mm")
+            raise InputError(
+                f"{path}: has voxels of {size_text(own, '.3g')} mm already, nothing coarser than {self.spacing:g} mm"
+            )
         return checked(fine, path)
 
 
 def checked(fine: Grid, path: Path) -> Grid:
-    """The grid. Raises InputError where it has more voxels than any result can be meant to have."""
+    """Return the grid. Raises InputError if it has more than `MOST_VOXELS` voxels."""
     if fine.shape[0] * fine.shape[1] * fine.shape[2] > MOST_VOXELS:
-        raise InputError(f"{path}: would become {' x '.join(map(str, fine.shape))} voxels; choose a larger --spacing")
+        raise InputError(f"{path}: would become {size_text(fine.shape)} voxels; choose a larger --spacing")
     return fine

@@ -1,4 +1,4 @@
-"""The task `sr`: an image on a finer grid, which scanned again gives the image."""
+"""The task `sr`: brings an image to a finer grid, so that scanning the result again reproduces the image."""
 
 from __future__ import annotations
 
@@ -20,53 +20,60 @@ if TYPE_CHECKING:
 
 OUTPUT = Output("image", "image", "sr", as_picture=True)
 _PROGRAM_BYTES = 500 * 2**20
+"""Memory of the process without images."""
 _BYTES_PER_VOXEL = 24
-"""Of the result: its float32 forms that are in memory at once."""
+"""Memory for each voxel of the result: six float32 volumes at once."""
 
 
-def superresolution(wishes: ResolveChoices, bundles: Sequence[Bundle], settings: RunSettings) -> Task:
-    """The task for one set of options; `bundles` are those whose network may be used. Raises what bundle_task does."""
+def superresolution(choices: ResolveChoices, bundles: Sequence[Bundle], settings: RunSettings) -> Task:
+    """Return the task for one set of options. Raises what `bundle_task` raises.
+
+    bundles: those whose network may be used.
+    """
     base = bundle_task("sr", bundles, settings)
-    target = wishes.target
+    target = choices.target
     return replace(
         base,
         outputs=[OUTPUT],
-        setup=functools.partial(set_up, wishes=wishes, bundles=bundles, settings=settings),
+        setup=functools.partial(set_up, choices=choices, bundles=bundles, settings=settings),
         arguments={
             **base.arguments,
             "spacing": target.spacing,
             "scale": target.scale,
             "axes": target.axes,
-            "method": wishes.method,
-            "style": wishes.style,
-            "fuse": wishes.fuse,
-            "sequence": wishes.sequence,
+            "method": choices.method,
+            "style": choices.style,
+            "fuse": choices.fuse,
+            "sequence": choices.sequence,
         },
         accepts=("reference", "guide"),
-        shared=wishes.shared,
-        arity="all" if wishes.fuse else "each",
-        whole=wishes.fuse,
-        staged=not wishes.fuse,
-        memory=functools.partial(memory_needed, target=wishes.target, fuse=wishes.fuse),
+        shared=choices.shared,
+        arity="all" if choices.fuse else "each",
+        whole=choices.fuse,
+        staged=not choices.fuse,
+        memory=functools.partial(memory_needed, target=choices.target, fuse=choices.fuse),
     )
 
 
 def memory_needed(scan: Grid, *, target: Target, fuse: bool) -> int:
-    """Bytes that an image on this grid takes at its peak, roughly."""
+    """Return roughly the peak memory for a scan on this grid, in bytes."""
     where = Path("the image")
     grid = target.common([scan], where) if fuse else target.grid(scan, where)
     return _PROGRAM_BYTES + _BYTES_PER_VOXEL * math.prod(grid.shape)
 
 
 def set_up(
-    runtime: Runtime, *, wishes: ResolveChoices, bundles: Sequence[Bundle], settings: RunSettings
+    runtime: Runtime, *, choices: ResolveChoices, bundles: Sequence[Bundle], settings: RunSettings
 ) -> Stages | Callable[[Case], Result]:
-    """The work on a case, in three stages where it is one image; networks are loaded when a case first needs them."""
+    """Return the work on a case: three stages for a single image, one function for `fuse`.
+
+    Networks are loaded when a case first needs them.
+    """
     networks = Networks(runtime, bundles, settings)
-    if wishes.method == "network" and len(bundles) == 1:  # what is true of all cases is said once
-        networks.open(bundles[0])
-    resolver = Resolver(wishes, networks)
-    if wishes.fuse:
+    if choices.method == "network" and len(bundles) == 1:
+        networks.open(bundles[0])  # errors that concern all cases are reported once
+    resolver = Resolver(choices, networks)
+    if choices.fuse:
         from medkit_sr.fuse_task import Fuser
 
         return Fuser(resolver).case

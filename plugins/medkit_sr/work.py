@@ -1,4 +1,4 @@
-"""An image on its way to a finer grid, and the steps that take it there."""
+"""The state of an image on its way to a finer grid, and the steps of that way."""
 
 from __future__ import annotations
 
@@ -21,38 +21,43 @@ if TYPE_CHECKING:
 
 @dataclass
 class ResolveWork:
-    """A case on its way."""
+    """The state of the work on one image."""
 
     image: Image
     grid: Grid
-    """Of the result."""
+    """The grid of the result."""
     acquisition: Acquisition
+    """From `grid` to the image's own grid."""
     noise: Noise
+    """Of the image."""
     method: str
+    """One of `methods.METHODS`."""
     reason: str
-    """Why that method."""
+    """Why this method was chosen."""
     scan: torch.Tensor
-    """(I, J, K) float32, the image's voxels."""
+    """(I, J, K) float32, the voxels of the image."""
     plain: torch.Tensor
-    """Its cubic B-spline on `grid`."""
+    """(I, J, K) float32, the image interpolated to `grid` by cubic B-splines."""
     fine: torch.Tensor
-    """The result so far, on `grid`."""
+    """(I, J, K) float32, the result so far, on `grid`."""
     across: int | None = None
-    """The axis that planes follow each other along, each of which is made finer; None: the volume is."""
+    """Axis across the planes if each plane is refined by itself; None if the volume is refined as a whole."""
     clean: bool = False
-    """Whether the result so far is without noise."""
+    """Whether the result so far is free of noise."""
     runner: BundleRunner | None = None
+    """The bundle that `network` is for; None without a network."""
     network: list[Prepared] = field(default_factory=list)
-    """What the network is given, then its answers: of the volume, or of each plane."""
+    """The network's inputs, later its outputs: one for a volume, one for each plane otherwise."""
     bright: float = 1.0
-    """What its answers are multiplied with."""
+    """Factor for the network's outputs, see `network_inputs`."""
     guide: torch.Tensor | None = None
-    """(I, J, K) another contrast on `grid`."""
+    """(I, J, K) float32, another contrast on `grid`."""
     details: dict[str, Any] = field(default_factory=dict)
+    """For the sidecar: which bundle was chosen, and why."""
 
 
 def resolve(work: ResolveWork) -> None:
-    """Adds to the result what the network and the guide know, and corrects it by what was scanned."""
+    """Add the detail from the network and the guide to the result, and make it agree with the scan."""
     import torch
 
     if work.network:
@@ -63,21 +68,22 @@ def resolve(work: ResolveWork) -> None:
     if work.guide is not None:
         from medkit_sr.guide import guided
 
-        alone = work.fine
-        work.fine, belief = guided(work.scan, work.guide, work.acquisition, work.noise.sigma)
-        # squared: half of the variance explained is hardly better than none
-        work.fine = alone + belief.square() * (corrected(work, work.noise.sigma) - alone)
+        unguided = work.fine
+        work.fine, reliability = guided(work.scan, work.guide, work.acquisition, work.noise.sigma)
+        # squared, because a guide that explains half of the variance hardly helps
+        work.fine = unguided + reliability.square() * (corrected(work, work.noise.sigma) - unguided)
 
 
 def corrected(work: ResolveWork, sigma: float) -> torch.Tensor:
-    """The result so far with what it lacks of the scan; `sigma` is the noise of what it lacks."""
+    """Return the result so far with the detail of the scan that it lacks; `sigma` is the noise of that detail."""
     return work.acquisition.corrected(work.fine, missing(work, work.fine), sigma)
 
 
 def missing(work: ResolveWork, fine: torch.Tensor) -> torch.Tensor:
-    """(I, J, K) what was scanned minus what a scan of a fine image would show.
+    """Return the scan minus a simulated scan of a fine image, (I, J, K) on the scan's grid.
 
-    Of an image without noise a magnitude scan shows a floor; what was interpolated has it already.
+    A magnitude scan raises dark voxels to a noise floor. The floor is added to an image without noise; an image that
+    was interpolated from the scan has it already.
     """
     import torch
 
@@ -87,20 +93,23 @@ def missing(work: ResolveWork, fine: torch.Tensor) -> torch.Tensor:
     return work.scan - again
 
 
-def told(fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int | None) -> tuple[list[Prepared], float]:
-    """What a network is given, and what its answer is to be multiplied with.
+def network_inputs(
+    fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int | None
+) -> tuple[list[Prepared], float]:
+    """Return the inputs of a network, and the factor for its outputs.
 
-    Of a volume (4, I, J, K): the image so far, 0 at its darkest and 1 at the 99th percentile of what is above, and the
-    base 2 logarithms of the steps along its axes (as `medkit.synthesis.sampling.with_steps` gives them in training). Of
-    planes along the axis `across`, for each of them (5, I, J): it, the one before and the one after, moved so that they
-    lie as it does, and two logarithms.
+    Intensities are shifted so that the darkest voxel is 0 and divided by `medkit.scanner.intensity_scale`. Steps are
+    the fine voxels per coarse voxel along an axis (`medkit.synthesis.sampling.with_steps` adds them in training).
+
+    - A volume is one input (4, I, J, K): the image and the base 2 logarithm of the step along each axis.
+    - Planes along the axis `across` are one input (5, I, J) each: the plane, the previous and the next one, aligned
+      with it, and the logarithms of the two steps in the plane.
     """
     import torch
 
     from medkit.inference import Prepared
 
-    low = min(0.0, float(fine.min()))
-    lifted = fine - low
+    lifted = fine - min(0.0, float(fine.min()))
     bright = float(intensity_scale(lifted))
     lifted = lifted / bright
     steps = fine.new_tensor([step for axis, step in enumerate(acquisition.steps) if axis != across]).log2()
@@ -114,9 +123,9 @@ def told(fine: torch.Tensor, acquisition: Acquisition, grid: Grid, across: int |
 
 
 def consistency(made: Image, work: ResolveWork) -> Mapping[str, float]:
-    """How far the result, scanned again, is from what was scanned: shares of the scan's range, five digits.
+    """Return the difference between the scan and the result scanned again, as shares of the scan's range, five digits.
 
-    `rms` is the root mean square of the difference, and `noise` the standard deviation of the scan's noise.
+    `rms` is the root mean square of the difference, `noise` the standard deviation of the scan's noise.
     """
     import torch
 
