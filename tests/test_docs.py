@@ -29,6 +29,7 @@ import medkit
 from medkit import errors, hookspecs
 from medkit.cli import cli
 from medkit.options import task_options
+from medkit.plugins import registry
 
 DOCS = REPOSITORY / "docs"
 PAGES = {p.name: p.read_text() for p in [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md"))]}
@@ -282,12 +283,21 @@ def test_every_face_has_an_example() -> None:
 # ---- all that there is, is named
 
 
+FOREIGN = {
+    spec.name
+    for plugin in registry().plugins
+    if plugin.distribution != "medkit"
+    for spec in plugin.tasks + plugin.commands
+}
+"""What other distributions add where these tests run; their own pages describe it."""
+
+
 def all_commands(command: click.Command = cli, words: str = "medkit") -> Iterator[tuple[str, click.Command]]:
-    """Every command and task that is installed, with the words that call it."""
+    """Every command and task of medkit, with the words that call it."""
     yield words, command
     if isinstance(command, click.Group):
         context = click.Context(command)
-        for name in command.list_commands(context):
+        for name in set(command.list_commands(context)) - FOREIGN:
             found = command.get_command(context, name)
             assert found is not None, name
             yield from all_commands(found, f"{words} {name}")
