@@ -1,7 +1,7 @@
 """medkit: small commands for medical imaging that chain through shell pipes and are extended by plugins.
 
-Importing this package imports nothing heavy: numpy, torch, nibabel, itk and monai are loaded by the functions that
-need them, so that `medkit --help` answers at once.
+Importing this package imports nothing heavy: the functions that need numpy, torch, nibabel, itk and monai import them,
+so that `medkit --help` is fast.
 """
 
 from pluggy import HookimplMarker

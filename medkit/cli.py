@@ -1,4 +1,4 @@
-"""The `medkit` command: lazy groups over the core's commands and the plugins' tasks, errors turned into exit codes."""
+"""The `medkit` command: lazy groups of commands and tasks, from the core and from plugins; errors to exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medkit.specs import CommandSpec, TaskSpec
 
 _CORE = Plugin("medkit", "medkit", "medkit", __version__)
 _CORE_COMMANDS = (
-    CommandSpec("plugins", "List the plugins, or begin a new one.", "medkit.commands.plugins:plugins"),
+    CommandSpec("plugins", "List the plugins, or start a new one.", "medkit.commands.plugins:plugins"),
     CommandSpec("show", "Show where a file comes from.", "medkit.commands.show:show"),
     CommandSpec("bundle", "List, check, install and pack bundles.", "medkit.commands.bundle:bundle"),
     CommandSpec("transform", "Apply, compose, invert and convert transforms.", "medkit.commands.transform:transform"),
@@ -31,28 +31,23 @@ _CORE_COMMANDS = (
     CommandSpec("train", "Train a bundle's network on your data, into a new bundle.", "medkit.commands.train:train"),
     CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),
 )
-
-
 _CORE_TASKS = (TaskSpec("bundle", "Run any MONAI bundle on images.", "medkit.commands.run_bundle:bundle"),)
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are known by name and help alone, and imported when they are called."""
+    """A group that knows the names and helps of its commands, and imports a command only when it is called."""
 
     def __init__(self, *args: object, what: str = "command", **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.what = what
+        """What messages call its commands: `command` or `task`."""
 
     def offers(self) -> Mapping[str, tuple[Offer, ...]]:
-        """Command name -> who offers it."""
+        """Return command name -> who offers it."""
         raise NotImplementedError
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self.offers()})
-
-    def _broken(self) -> Sequence[Plugin]:
-        """Plugins that cannot say what they would have offered."""
-        return plugins.registry().broken
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if eager := super().get_command(ctx, cmd_name):
@@ -63,27 +58,32 @@ class LazyGroup(click.Group):
                 command: click.Command = offer.load()
             ctx.meta[PLUGIN_KEY] = offer.plugin
             return command
-        for plugin in self._broken():
-            if cmd_name == plugin.name:
-                raise PluginError(
-                    f"{cmd_name}: plugin {plugin.name} ({plugin.distribution} {plugin.version}) is broken: "
-                    f"{plugin.error} (medkit plugins --verbose shows the traceback)"
-                )
-        if broken := self._broken():
-            # a broken plugin cannot say which names it would have brought; a job script must not take it for a typo
-            names = ", ".join(f"{p.name} of {p.distribution}" for p in broken)
-            raise PluginError(
-                f"no {self.what} {cmd_name} among the plugins that work; broken: {names} (see medkit plugins --verbose)"
-            )
+        self._refuse_if_broken(cmd_name)
         return None
 
+    def _refuse_if_broken(self, name: str) -> None:
+        """Raise PluginError for an unknown name that a broken plugin may have brought."""
+        broken = plugins.registry().broken
+        for plugin in broken:
+            if name == plugin.name:
+                raise PluginError(
+                    f"{name}: plugin {plugin.name} ({plugin.distribution} {plugin.version}) is broken: "
+                    f"{plugin.error} (medkit plugins --verbose shows the traceback)"
+                )
+        if broken:
+            # nobody knows which names a broken plugin would have brought, and a job script must not take it for a typo
+            names = ", ".join(f"{p.name} of {p.distribution}" for p in broken)
+            raise PluginError(
+                f"no {self.what} {name} among the plugins that work; broken: {names} (see medkit plugins --verbose)"
+            )
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands with their one-line helps, without importing any."""
+        """Write the list of commands with their one-line helps, without importing any."""
         offers = self.offers()
-        rows = [(name, self._help(name, offers.get(name, ()))) for name in self.list_commands(ctx)]
-        if rows:
+        lines = [(name, self._help(name, offers.get(name, ()))) for name in self.list_commands(ctx)]
+        if lines:
             with formatter.section("Tasks" if self.what == "task" else "Commands"):
-                formatter.write_dl(rows)
+                formatter.write_dl(lines)
         found = plugins.registry()
         troubles = [(p.name, f"{p.distribution} is broken: {p.error}") for p in found.broken]
         troubles += [("conflict", sentence) for sentence in found.conflicts()]
@@ -93,12 +93,12 @@ class LazyGroup(click.Group):
 
     def _help(self, name: str, offers: tuple[Offer, ...]) -> str:
         if len(offers) > 1:
-            return "(offered by several plugins: none runs)"
+            return "(offered by several plugins, so none of them runs)"
         return offers[0].spec.help if offers else self.commands[name].get_short_help_str(80)
 
 
 class _Commands(LazyGroup):
-    """The core's commands and the plugins'."""
+    """The commands of the core and of the plugins."""
 
     def offers(self) -> Mapping[str, tuple[Offer, ...]]:
         core = {spec.name: (Offer(spec, _CORE),) for spec in _CORE_COMMANDS}
@@ -108,7 +108,7 @@ class _Commands(LazyGroup):
 
 
 class _Tasks(LazyGroup):
-    """The plugins' tasks, and the one that runs a bundle which no task is for."""
+    """The tasks of the plugins, and the core's task that runs any bundle."""
 
     def offers(self) -> Mapping[str, tuple[Offer, ...]]:
         core = {spec.name: (Offer(spec, _CORE),) for spec in _CORE_TASKS}
@@ -127,16 +127,16 @@ def cli() -> None:
 
 @cli.group(cls=_Tasks, what="task")
 def run() -> None:
-    """Run a task on images, named as arguments or piped in, a line per image."""
+    """Run a task on images, given as arguments or piped in, one per line."""
 
 
 def core_command_names() -> frozenset[str]:
-    """The names that plugins cannot take for commands of their own."""
+    """Return the names of commands that plugins cannot use."""
     return frozenset({spec.name for spec in _CORE_COMMANDS} | set(cli.commands))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the `medkit` script: runs a command and exits with the code that PROTOCOL's table names."""
+    """Run a command and exit with the code that docs/options.md lists; entry point of the `medkit` script."""
     logging.basicConfig(format="medkit: %(message)s", level=logging.WARNING, stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
@@ -167,7 +167,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _forget_stdout() -> None:
-    """The reader of our output is gone; without this Python would complain about it once more at exit."""
+    """Point stdout at /dev/null: its reader is gone, and Python would complain about that once more at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 

@@ -1,4 +1,4 @@
-"""The options that every task has, as values: declared once, validated in callbacks, handed over as `RunOptions`."""
+"""The options that all tasks share: declared once, validated in callbacks, handed over as one `RunOptions` value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 
 from medkit import __version__
 from medkit.errors import UsageError
-from medkit.pipe import lines as pipe
+from medkit.pipe.lines import shard_of
 from medkit.pipe.names import is_file_name
 from medkit.pipe.records import absolute
 
@@ -33,13 +33,14 @@ __all__ = [
 ]
 
 PROGRAM = {"Name": "medkit", "Version": __version__}
+"""This program as `GeneratedBy` names it (BIDS)."""
 PLUGIN_KEY = "medkit.plugin"
-"""Where `medkit run` leaves, in click's `ctx.meta`, the plugin that the called task comes from."""
+"""Key in click's `ctx.meta` under which `medkit run` keeps the plugin that brings the called task."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the user asked for with the options that all tasks share; see `medkit run TASK --help`."""
+    """The values of the options that all tasks share, explained by `medkit run TASK --help`."""
 
     inputs: tuple[str, ...] = ()
     list: Path | None = None
@@ -65,11 +66,11 @@ class RunOptions:
     verbosity: int = 0
     progress: bool = True
     programs: tuple[Mapping[str, str], ...] = (PROGRAM,)
-    """The programs that make the results: medkit, and the plugin's distribution where that is another."""
+    """The programs that make the results: medkit, and the distribution of the plugin if that is another one."""
 
 
 def absolute_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
-    """Callback of options that name a file or folder."""
+    """Return the absolute path; callback of options that name a file or folder."""
     return None if value is None else absolute(value)
 
 
@@ -83,13 +84,13 @@ def _output(ctx: click.Context, param: click.Parameter, value: str | None) -> Pa
 
 def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     try:
-        return None if value is None else pipe.shard_of(value)
+        return None if value is None else shard_of(value)
     except UsageError as error:
         raise click.BadParameter(str(error)) from None
 
 
 def valid_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Callback of `--device`: refuses what no command knows."""
+    """Return the device unchanged; callback of `--device` that refuses what no command knows."""
     name, _, number = value.partition(":")
     if name not in ("auto", "cpu", "cuda", "mps") or (number and not (name == "cuda" and number.isdigit())):
         raise click.BadParameter(f"{value}: expected auto, cpu, cuda, cuda:N or mps")
@@ -97,7 +98,7 @@ def valid_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Callback of `--set`: `ID=VALUE` pairs; a value is JSON where it is, else text."""
+    """Return id -> value; callback of `--set`, given as ID=VALUE. A value that is not valid JSON is text."""
     out: dict[str, Any] = {}
     for value in values:
         name, equals, text = value.partition("=")
@@ -111,7 +112,7 @@ def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 
 def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Callback of `--memory`: `6G`, `500M` or bytes."""
+    """Return a number of bytes; callback of `--memory`, given as `6G`, `500M` or bytes."""
     if value is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
@@ -128,7 +129,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def option(*names: str, variable: bool = True, **settings: Any) -> Callable[[_F], _F]:
-    """An option that can also be set by MEDKIT_<OPTION>."""
+    """Return a click option that the variable MEDKIT_<OPTION> can set as well, unless `variable` is False."""
     long = next(n for n in names if n.startswith("--")).split("/")[0]
     if variable:
         settings |= {"envvar": "MEDKIT_" + long[2:].replace("-", "_").upper(), "show_envvar": False}
@@ -145,7 +146,7 @@ _OPTIONS = (
     option("--list", variable=False, callback=absolute_path, type=click.Path(exists=True, dir_okay=False),
            metavar="FILE", help="Read the inputs from FILE, as from stdin."),
     option("--overwrite", is_flag=True, help="Replace existing results."),
-    option("--skip-existing", is_flag=True, help="Keep existing results that are whole and up to date."),
+    option("--skip-existing", is_flag=True, help="Keep existing results that are complete and up to date."),
     option("--keep-tree", callback=absolute_path, metavar="ROOT",
            help="Mirror the inputs' folders below ROOT in the output."),
     option("--failed", callback=absolute_path, type=_FILE, metavar="FILE",
@@ -166,11 +167,11 @@ _OPTIONS = (
     option("--series", metavar="UID|NUMBER", help="The series of a DICOM folder that holds several."),
     option("--qc", callback=absolute_path, type=click.Path(file_okay=False), metavar="DIR",
            help="Write a picture per case into DIR."),
-    option("--dry-run", is_flag=True, help="Say what would run and the memory it needs, and stop."),
-    option("-q", "--quiet", is_flag=True, help="Only errors on stderr."),
-    option("-v", "--verbose", is_flag=True, help="Tracebacks and timings on stderr."),
+    option("--dry-run", is_flag=True, help="Print what would run and the memory it needs, and stop."),
+    option("-q", "--quiet", is_flag=True, help="Print only errors on stderr."),
+    option("-v", "--verbose", is_flag=True, help="Print tracebacks and timings on stderr."),
     option("--progress/--no-progress", default=lambda: not os.environ.get("MEDKIT_NO_PROGRESS"),
-           help="A line per finished case on stderr.  [default: on]"),
+           help="Print a line per finished case on stderr.  [default: on]"),
 )  # fmt: skip
 
 group_by_option = option(
@@ -180,7 +181,7 @@ group_by_option = option(
 
 
 def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that all tasks share; the function gets them as its argument `options` (a `RunOptions`)."""
+    """Add the options that all tasks share; the function gets them as its argument `options` (a `RunOptions`)."""
 
     @functools.wraps(function)
     def with_run_options(*args: Any, **given: Any) -> Any:
@@ -194,7 +195,7 @@ def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
-    """Checks what no single option can. Raises UsageError."""
+    """Return the options as one value. Raises UsageError if they contradict each other."""
     _let_options_outrank_variables(common, ("overwrite", "skip_existing"))
     options = RunOptions(verbosity=verbose - quiet, programs=_programs(), **common)
     if options.overwrite and options.skip_existing:
@@ -205,7 +206,7 @@ def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
 
 
 def _let_options_outrank_variables(common: dict[str, Any], opposites: Sequence[str]) -> None:
-    """Of flags that contradict each other, one given as an option turns off those that come from variables."""
+    """Turn off flags from variables that contradict a flag given as an option."""
     source = click.get_current_context().get_parameter_source
     if any(source(name) is click.core.ParameterSource.COMMANDLINE for name in opposites):
         common |= {n: False for n in opposites if source(n) is not click.core.ParameterSource.COMMANDLINE}

@@ -1,7 +1,7 @@
-"""Finding plugins: what is installed, what it offers, what is broken, and which names collide.
+"""Finding plugins: which are installed, what they offer, which are broken, and which names collide.
 
 pluggy's own `load_setuptools_entrypoints` neither survives an import error nor reports two plugins that offer the same
-name, so the discovery is done here and pluggy keeps what it is good at: hooks and their validation.
+name, so plugins are found here; pluggy calls and validates the hooks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pluggy
 
 from medkit import hookspecs
 from medkit.errors import PluginError, UsageError, listed
-from medkit.pipe import lines as pipe
+from medkit.pipe.lines import guarded_stdout
 from medkit.specs import KINDS, BundleSpec, CommandSpec, TaskSpec
 
 GROUP = "medkit"
@@ -39,7 +39,7 @@ class Plugin:
     module: str
     """The package that the entry point names."""
     distribution: str
-    """The installed distribution that brings it."""
+    """The installed distribution that brings it, such as `medkit-threshold`."""
     version: str
     """The distribution's version."""
     import_ms: float = 0.0
@@ -48,9 +48,9 @@ class Plugin:
     bundles: tuple[BundleSpec, ...] = ()
     commands: tuple[CommandSpec, ...] = ()
     error: str | None = None
-    """Why it is not usable, in one line; None where it is."""
+    """Why it cannot be used, in one line; None if it can."""
     traceback: str | None = None
-    """The whole story of the error, for `medkit plugins --verbose`."""
+    """The traceback of the error, for `medkit plugins --verbose`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Offer:
     plugin: Plugin
 
     def load(self) -> Any:
-        """The object that the spec's target names. Raises PluginError."""
+        """Import and return the click command that the spec's target names. Raises PluginError."""
         module, _, attribute = self.spec.target.partition(":")
         try:
             loaded = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
@@ -77,7 +77,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Registry:
-    """All plugins, and what can be called."""
+    """All plugins, and the tasks and commands that they offer."""
 
     plugins: tuple[Plugin, ...]
     tasks: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
@@ -90,13 +90,13 @@ class Registry:
         return tuple(p for p in self.plugins if p.error)
 
     def conflicts(self) -> list[str]:
-        """One sentence for each name that several plugins offer."""
+        """Return one sentence for each name that several plugins offer."""
         groups = (("task", self.tasks), ("command", self.commands))
         return [conflict(what, offers) for what, names in groups for offers in names.values() if len(offers) > 1]
 
 
 def conflict(what: str, offers: Iterable[Offer]) -> str:
-    """The sentence about a name that several distributions offer."""
+    """Return the sentence about a name that several plugins offer."""
     offers = tuple(offers)
     sources = listed([f"{o.plugin.distribution} (plugin {o.plugin.name})" for o in offers])
     return (
@@ -106,7 +106,7 @@ def conflict(what: str, offers: Iterable[Offer]) -> str:
 
 
 def choose_offer(what: str, name: str, offers: tuple[Offer, ...]) -> Offer:
-    """The one offer of a name. Raises PluginError where several plugins make it."""
+    """Return the only offer of a name. Raises PluginError if several plugins offer it."""
     if len(offers) > 1:
         raise PluginError(conflict(what, offers))
     return offers[0]
@@ -114,22 +114,22 @@ def choose_offer(what: str, name: str, offers: tuple[Offer, ...]) -> Offer:
 
 @functools.lru_cache(maxsize=1)
 def registry() -> Registry:
-    """What is installed here, restricted by MEDKIT_PLUGINS; found once per process."""
+    """Return what is installed here, restricted by MEDKIT_PLUGINS; found once per process."""
     return discover(entry_points(group=GROUP), os.environ.get("MEDKIT_PLUGINS"))
 
 
 def discover(found: Iterable[EntryPoint], wanted: str | None = None) -> Registry:
-    """Loads the plugins of `found` whose names `wanted` lists (all where None, none where empty).
+    """Load the plugins of `found` whose names `wanted` lists: all if it is None, none if it is empty.
 
-    `wanted` holds entry-point or distribution names, separated by commas. Raises UsageError for one that is not
-    installed.
+    `wanted` holds names of entry points or distributions, separated by commas. Raises UsageError for a name that is
+    not installed.
     """
     found = sorted(found, key=lambda e: (e.name, _distribution(e)[0]))
     if wanted is not None:
         names = {n.strip() for n in wanted.split(",") if n.strip()}
         _refuse_unknown(names, found)
         found = [e for e in found if e.name in names or _distribution(e)[0] in names]
-    with pipe.guarded_stdout():  # a plugin that prints while it is imported must not spoil the pipe
+    with guarded_stdout():  # what a plugin prints while it is imported must not go down the pipe
         plugins = tuple(_load(entry) for entry in found)
     return Registry(
         plugins,
@@ -142,7 +142,7 @@ def _refuse_unknown(names: set[str], found: Iterable[EntryPoint]) -> None:
     installed = {e.name for e in found} | {_distribution(e)[0] for e in found}
     if unknown := sorted(names - installed):
         raise UsageError(
-            f"MEDKIT_PLUGINS names {listed(unknown)}, which is not installed; there is "
+            f"MEDKIT_PLUGINS names {listed(unknown)}, which is not installed; installed: "
             f"{', '.join(sorted({e.name for e in found})) or 'no plugin'}"
         )
 
@@ -159,7 +159,7 @@ def _distribution(entry: EntryPoint) -> tuple[str, str]:
 
 
 def _load(entry: EntryPoint) -> Plugin:
-    """Imports one plugin and asks its hooks; whatever goes wrong is written down, never raised."""
+    """Import a plugin and ask its hooks; an error is kept in the returned value, never raised."""
     plugin = Plugin(entry.name, entry.value, *_distribution(entry))
     start = time.perf_counter()
     try:
@@ -171,14 +171,14 @@ def _load(entry: EntryPoint) -> Plugin:
 
 
 def _ask(plugin: Plugin, module: Any) -> Plugin:
-    """The plugin with its hooks' answers. Raises PluginError and whatever the plugin raises."""
+    """Return the plugin with the answers of its hooks. Raises PluginError and whatever the plugin raises."""
     version = getattr(module, "HOOK_API", hookspecs.HOOK_API)
     if version != hookspecs.HOOK_API:
         raise PluginError(f"written for hook API {version}, this medkit speaks {hookspecs.HOOK_API}")
     manager = pluggy.PluginManager("medkit")
     manager.add_hookspecs(hookspecs)
     manager.register(module, name=plugin.name)
-    manager.check_pending()  # a misspelt hook would otherwise be silently ignored
+    manager.check_pending()  # a misspelt hook would be ignored without a word
     if not any(manager.get_hookcallers(module) or ()):
         raise PluginError("implements no hook of medkit (is @medkit.hookimpl missing?)")
     return replace(
@@ -193,7 +193,7 @@ _Spec = TypeVar("_Spec")
 
 
 def _answers(hook: pluggy.HookCaller, kind: type[_Spec]) -> tuple[_Spec, ...]:
-    """What one hook of one plugin returned, checked. Raises PluginError."""
+    """Return what a hook of the plugin returned, checked. Raises PluginError."""
     answers: list[Any] = []
     for returned in hook():
         if not isinstance(returned, Iterable):
@@ -212,7 +212,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def _check(spec: Any) -> None:
-    """Raises PluginError for a spec with a field that would make the command line fall over later."""
+    """Raise PluginError for a spec with a field that would break the command line later."""
     expected = {
         "name": ("a word of letters, digits, '-', '_' and '.'", lambda v: isinstance(v, str) and _NAME.fullmatch(v)),
         "help": ("one line of text", lambda v: isinstance(v, str)),

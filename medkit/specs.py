@@ -13,7 +13,7 @@ __all__ = [
 ]
 
 KINDS = ("image", "labels", "mask", "points", "transform", "table")
-"""What a file can be, as records and sidecars name it."""
+"""The kinds of file, as records and sidecars name them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """A command beside the tasks: adds `medkit <name>`."""
+    """A command that is not a task: adds `medkit <name>`."""
 
     name: str
     """The word after `medkit`."""
@@ -42,17 +42,17 @@ class CommandSpec:
 
 @dataclass(frozen=True)
 class BundleSpec:
-    """A MONAI bundle for a task: the plugin's own task or another plugin's."""
+    """A MONAI bundle for a task of this or another plugin."""
 
     task: str
     """The task that can run it, such as `segment`."""
     name: str
     """Its name for `--bundle`, such as `brain_mri_segmentation`."""
     root: Path
-    """Its folder, with `configs/metadata.json` in it."""
+    """Its folder, which contains `configs/metadata.json`."""
     kinds: tuple[str, ...] = ("image",)
     """The kinds of file it takes (see `KINDS`)."""
     modality: str | None = None
-    """`MR`, `CT`, `CR` and so on as in DICOM's Modality; None where it takes any."""
+    """`MR`, `CT`, `CR` and so on as in DICOM's Modality; None if it takes any."""
     auto: bool = True
-    """Whether `--bundle auto`, the tasks' default, may choose it; else it must be named."""
+    """Whether `--bundle auto`, the default of the tasks, may choose it; otherwise it must be named."""

@@ -1,7 +1,7 @@
 """`run_task`: everything between a plugin's one function and the shell.
 
-Records in -> cases -> executor -> files -> records out. A plugin says what a case gives (`Task`); naming, claiming,
-resuming, provenance, isolation of failures, sharding, signals and exit codes are the same for all tasks.
+Records in -> cases -> work -> files -> records out. A plugin declares what is made for a case (`Task`); names, claims,
+resuming, provenance, isolation of failures, shards, signals and exit codes are the same for all tasks.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import logging
 from medkit.errors import UsageError, listed
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
-from medkit.pipe import lines as pipe
 from medkit.pipe.atomic import whole, write_atomically
+from medkit.pipe.lines import Emitter, guarded_stdout
 from medkit.pipe.names import TABLE_SUFFIXES, is_bids, split_bids, stem
 from medkit.pipe.records import Record, absolute, lineage, record_of, sha256_of
 from medkit.pipe.signals import StopRequest
@@ -52,15 +52,16 @@ log = logging.getLogger("medkit")
 
 
 def run_task(task: Task, options: RunOptions) -> None:
-    """Runs a task over its inputs and prints a line per finished case.
+    """Run a task over its inputs and print a line per finished case.
 
-    Ends the process with PROTOCOL's exit code (by SystemExit) unless all went well.
+    Raises SystemExit with the exit code that docs/options.md lists, unless all cases went well, and UsageError for
+    options that the task cannot follow.
     """
     if options.device != "auto" and options.device.partition(":")[0] not in task.devices:
         raise UsageError(f"--device {options.device}: {task.name} computes on {listed(task.devices)} only")
     log.setLevel({1: logging.DEBUG, -1: logging.ERROR}.get(options.verbosity, logging.WARNING))
-    with pipe.guarded_stdout() as stdout, StopRequest() as stop:
-        emitter = pipe.Emitter(stdout, json=options.json, null=options.null)
+    with guarded_stdout() as stdout, StopRequest() as stop:
+        emitter = Emitter(stdout, json=options.json, null=options.null)
         code = TaskRun(task, options, emitter, stop).all()
     if code:
         raise SystemExit(code)

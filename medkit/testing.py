@@ -1,6 +1,6 @@
 """Contract tests and helpers for the authors of plugins.
 
-A plugin's test is three lines, and pytest does the rest:
+A plugin needs three lines to run all tests of the contract with pytest:
 
     from medkit.testing import PluginContract
 
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 HEAVY = ("torch", "monai", "numpy", "nibabel", "itk", "SimpleITK")
-"""What importing a plugin package must not import: `medkit --help` asks every plugin."""
+"""Packages that importing a plugin must not import, since `medkit --help` imports every plugin."""
 
 Arguments = Sequence[str | os.PathLike[str]]
 
@@ -63,9 +63,9 @@ class Geometry:
     spacing: tuple[float, ...]
     """mm, along the same axes."""
     orientation: str = "RAS"
-    """Where each axis of the file points to: `LIA` is left, inferior, anterior."""
+    """Where each axis of the file points: `LIA` is left, inferior, anterior."""
     oblique_degrees: float = 0.0
-    """Turn of the whole grid about the world's z and then x axis."""
+    """Rotation of the whole grid, about the world's z and then x axis."""
 
 
 GEOMETRIES = (
@@ -74,22 +74,22 @@ GEOMETRIES = (
     Geometry("flipped", (38, 32, 46), (4.0, 4.5, 3.2), "LIA"),
     Geometry("planar", (64, 72), (2.2, 2.0)),
 )
-"""What the contract runs every task on; each holds the same anatomy."""
+"""The images on which the contract runs every task; all show the same anatomy."""
 
 
 # ---- helpers
 
 
 def assert_same_grid(a: Path, b: Path) -> None:
-    """Raises AssertionError unless two image files have the same shape, axes, affine (1e-4 mm) and NIfTI form codes."""
+    """Raise AssertionError unless two images have the same shape, axes, affine (to 1e-4 mm) and NIfTI form codes."""
     import numpy as np
 
     from medkit.images.image import read_grid
 
     first, second = read_grid(Path(a)), read_grid(Path(b))
     for what in ("shape", "dims"):
-        one, other = getattr(first, what), getattr(second, what)
-        assert one == other, f"{a} has the {what} {one}, {b} has {other}"
+        values = getattr(first, what), getattr(second, what)
+        assert values[0] == values[1], f"{a} has the {what} {values[0]}, {b} has {values[1]}"
     off = float(np.abs(first.affine - second.affine).max())
     assert off <= 1e-4, f"the affines of {a} and {b} differ by up to {off:g} mm:\n{first.affine}\n{second.affine}"
     if first.header and second.header:
@@ -100,7 +100,7 @@ def assert_same_grid(a: Path, b: Path) -> None:
 def run_medkit(
     arguments: Arguments, stdin: str | None = None, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `medkit` in a process of its own, `stdin` piped in; `env` adds variables.
+    """Run `medkit` in a new process, with `stdin` piped in; `env` adds variables.
 
     MEDKIT_* variables of this process do not reach it.
     """
@@ -109,7 +109,7 @@ def run_medkit(
 
 
 def pipe_medkit(paths: Iterable[Path], arguments: Arguments) -> subprocess.CompletedProcess[str]:
-    """Runs `printf ... | medkit ... | cat` in `bash -o pipefail`: the exit code is medkit's, stdout what it printed."""
+    """Run `printf ... | medkit ... | cat` in `bash -o pipefail`; exit code and stdout are those of medkit."""
     medkit = shlex.join([sys.executable, "-m", "medkit", *map(str, arguments)])
     script = f"""printf '%s\\n' "$@" | {medkit} | cat"""
     command = ["bash", "-o", "pipefail", "-c", script, "bash", *map(str, paths)]
@@ -125,15 +125,15 @@ def _environment(added: Mapping[str, str]) -> dict[str, str]:
 
 
 def records(stdout: str) -> list[dict[str, Any]]:
-    """The records that `--json` printed. Raises ValueError for a line that is none."""
+    """Return the records that `--json` printed. Raises ValueError for a line that is not valid JSON."""
     return [json.loads(line) for line in stdout.splitlines()]
 
 
-# ---- what the contract asks of records and options: each gives the problems it finds, in sentences
+# ---- what the contract asks of records and options
 
 
 def record_problems(record: Mapping[str, Any], task: str) -> Iterator[str]:
-    """What keeps a record from being the whole story of a case that went well."""
+    """Yield, in sentences, what is wrong or missing in the record of a case that should have gone well."""
     parsed = record_from_json(record)
     block = parsed.medkit
     if (block.get("status"), block.get("task")) != ("ok", task):
@@ -149,14 +149,14 @@ def record_problems(record: Mapping[str, Any], task: str) -> Iterator[str]:
         if not path.is_file():
             yield f"output {role}: {path} does not exist"
         elif sha256_of(path) != block["outputs"][role]["sha256"]:
-            yield f"output {role}: {path} has not the sha256 that the record says"
+            yield f"output {role}: {path} does not have the sha256 that the record states"
     sidecar = read_sidecar(sidecar_path(parsed.path))
     if sidecar is None or sidecar.to_json() != parsed.to_json():
         yield f"the sidecar of {parsed.path} is not the record"
 
 
 def options_without_help(command: click.Command) -> list[str]:
-    """The options of a click command, and of the commands of a group, that `--help` says nothing about."""
+    """Return the options of a click command, and of the commands of a group, that have no text in `--help`."""
     options = [p for p in command.params if p.param_type_name == "option" and not getattr(p, "hidden", False)]
     bare = [p.opts[0] for p in options if not getattr(p, "help", None)]
     for name, sub in getattr(command, "commands", {}).items():
@@ -169,7 +169,7 @@ def options_without_help(command: click.Command) -> list[str]:
 
 @dataclass(frozen=True)
 class _Runs:
-    """What two runs of a task gave: the tests look at these rather than each running it again."""
+    """The results of two runs of a task, which all tests of the task look at."""
 
     inputs: list[Path]
     """One image per geometry."""
@@ -181,7 +181,7 @@ class _Runs:
     """The run over `inputs` and `added` with `--json --skip-existing`."""
 
     def record_of(self, source: Path) -> dict[str, Any]:
-        """The record that the second run gave for an input."""
+        """Return the record that the second run printed for an input."""
         for record in records(self.again.stdout):
             if str(source) in (record["path"], *record.get("Sources", [])[:1]):
                 return record
@@ -192,35 +192,35 @@ _RUNS: dict[tuple[type, str], _Runs] = {}
 
 
 class PluginContract:
-    """What medkit asks of every plugin; subclass it as `TestContract` and name the distribution."""
+    """The tests that every plugin should pass; subclass it as `TestContract` and name the distribution."""
 
     distribution: str = ""
     """The installed distribution, such as `medkit-threshold`."""
     plugin: str = ""
-    """One of its entry points, where it has several; empty: all of them."""
+    """One of its entry points, if it has several; empty: all of them."""
     tasks: Sequence[str] = ()
     """The tasks to run; empty: all that it offers."""
     dims: Sequence[int] = (3,)
     """The images its tasks take: 3 for volumes, 2 for planar images."""
     grid: Literal["input", "reference", "free"] = "input"
-    """Where a task's output lies: on its input's grid, on that of the sidecar's SpatialReference (for tasks such as
-    registration), or anywhere, for tasks whose purpose is to change the grid."""
+    """The grid of a task's output: that of its input, that of the sidecar's SpatialReference (for tasks such as
+    registration), or any, for tasks whose purpose is to change the grid."""
     arity: Literal["each", "all"] = "each"
     """As the task declares: whether every line is a case, or all lines are one."""
 
     def arguments(self, task: str, folder: Path) -> Arguments:
-        """Arguments that a task cannot do without, such as `--fixed FILE`; files for them go into `folder`."""
+        """Return arguments that a task needs, such as `--fixed FILE`; files for them go into `folder`."""
         return ()
 
     def make_input(self, task: str, folder: Path, geometry: Geometry) -> Path:
-        """Writes an input for a task; override it for tasks that take labels or need other images."""
-        g = geometry
-        return make_image(folder / f"{g.name}.nii.gz", g.shape, g.spacing, g.orientation, g.oblique_degrees)
+        """Write an input for a task and return its path; override it for tasks that need labels or other images."""
+        path = folder / f"{geometry.name}.nii.gz"
+        return make_image(path, geometry.shape, geometry.spacing, geometry.orientation, geometry.oblique_degrees)
 
     # ---- machinery
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Gives pytest one test per task."""
+        """Make pytest run each test of a task once per task."""
         if "task" in metafunc.fixturenames:
             metafunc.parametrize("task", self.tasks or [o.spec.name for o in self._offers("tasks")])
 
@@ -255,7 +255,7 @@ class PluginContract:
         """Its distribution is found, nothing about it is broken, and no other plugin takes its names."""
         found = self._plugins()
         names = [p.distribution for p in registry().plugins]
-        assert found, f"no plugin {self.plugin} of {self.distribution!r} is installed; there is {names}"
+        assert found, f"no plugin {self.plugin} of {self.distribution!r} is installed; installed: {names}"
         for plugin in found:
             assert plugin.error is None, f"{plugin.name}: {plugin.error}\n{plugin.traceback}"
             assert plugin.tasks or plugin.commands or plugin.bundles, f"{plugin.name} offers nothing"
@@ -277,14 +277,14 @@ class PluginContract:
         assert not heavy, f"importing the plugin imports {heavy}: move that into the functions that need it"
 
     def test_targets_load(self) -> None:
-        """What its specs name can be imported and is a click command."""
+        """The targets of its specs can be imported and are click commands."""
         import click
 
         for offer in self._offers("tasks", "commands"):
-            assert isinstance(offer.load(), click.Command), f"{offer.spec.target} is no click command"
+            assert isinstance(offer.load(), click.Command), f"{offer.spec.target} is not a click command"
 
     def test_help_is_whole(self) -> None:
-        """`--help` works for every task and command, and says something about every option."""
+        """`--help` works for every task and command, and has a text for every option."""
         for kind, words in (("tasks", ["run"]), ("commands", [])):
             for offer in self._offers(kind):
                 done = run_medkit([*words, offer.spec.name, "--help"])
@@ -294,7 +294,7 @@ class PluginContract:
                 assert not bare, f"{offer.spec.name}: options without help: {bare}"
 
     def test_bundles_are_whole(self) -> None:
-        """Its bundles have a licence, whole metadata, configs that parse, and no path of one machine."""
+        """Its bundles have a licence, complete metadata, configs that parse, and no path of one machine."""
         bundles = [b for plugin in self._plugins() for b in plugin.bundles]
         problems = [problem for b in bundles for problem in bundle_problems(b.root)]
         assert not problems, "\n".join(problems)
@@ -302,17 +302,17 @@ class PluginContract:
     # ---- tests of each task
 
     def test_prints_only_paths(self, task: str, tmp_path_factory: Any) -> None:
-        """In a shell pipe it exits 0 and prints one absolute path of an existing file per case, and nothing else."""
+        """In a shell pipe it exits with 0 and prints only one absolute path of an existing file per case."""
         runs = self._runs(task, tmp_path_factory)
         assert runs.first.returncode == 0, runs.first.stderr
         lines = runs.first.stdout.splitlines()
         wrong = [line for line in lines if not (os.path.isabs(line) and Path(line).is_file())]  # noqa: PTH117
-        assert not wrong, f"lines on stdout that are no paths of results: {wrong}"
+        assert not wrong, f"lines on stdout that are not paths of results: {wrong}"
         expected = len(runs.inputs) if self.arity == "each" else 1
         assert len(lines) == expected, f"{expected} lines expected, got {lines}"
 
     def test_records_are_whole(self, task: str, tmp_path_factory: Any) -> None:
-        """`--json` gives a record per case whose outputs exist with their digests, equal to the sidecar."""
+        """`--json` prints a record per case: its outputs exist with their digests, and it equals the sidecar."""
         runs = self._runs(task, tmp_path_factory)
         found = [r for r in records(runs.again.stdout) if r["medkit"].get("status") != "failed"]
         assert found, runs.again.stderr
@@ -320,7 +320,7 @@ class PluginContract:
         assert not problems, "\n".join(problems)
 
     def test_lies_on_its_grid(self, task: str, tmp_path_factory: Any) -> None:
-        """An image or label output lies on the grid that `grid` says."""
+        """An image or label output lies on the grid that `grid` names."""
         runs = self._runs(task, tmp_path_factory)
         for source in runs.inputs[: None if self.arity == "each" else 1]:
             record = runs.record_of(source)
@@ -336,7 +336,7 @@ class PluginContract:
             assert record["medkit"].get("skipped") is True, f"{source} was worked on again: {record}"
 
     def test_broken_input_fails_alone(self, task: str, tmp_path_factory: Any) -> None:
-        """A truncated image among good ones fails with a reason and exit 1; the good one after it is worked on."""
+        """A truncated image among good ones fails with a reason and exit code 1; the good one after it is worked on."""
         if self.arity == "all":
             import pytest
 
@@ -352,10 +352,10 @@ class PluginContract:
 
 
 def _normal(name: str) -> str:
-    """A distribution's name as PEP 503 compares it."""
+    """Return a distribution's name in the form in which PEP 503 compares names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _as_made(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as it was when the case was made, which is what the sidecar keeps."""
+    """Return the record as it was when the case was made, which is what the sidecar holds."""
     return {**record, "medkit": {**record["medkit"], "skipped": False}}

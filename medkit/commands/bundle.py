@@ -1,4 +1,4 @@
-"""`medkit bundle`: what bundles there are, what is in them, whether they are sound, and how they come and go."""
+"""`medkit bundle`: list, describe, check, audit, install and pack bundles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medkit.errors import UsageError
 from medkit.pipe.records import absolute
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-# no variable: trust is said about one bundle at a time
+# no variable: trust is given to one bundle at a time
 trust_option = click.option(
     "--trust", is_flag=True, allow_from_autoenv=False,
     help="Let its code run, now and until it changes; see medkit bundle audit.",
@@ -28,7 +28,7 @@ trust_option = click.option(
 
 @click.group()
 def bundle() -> None:
-    """List, look at, check, install and pack bundles: networks with their configs, weights and texts.
+    """List, describe, check, install and pack bundles: networks with their configs, weights and texts.
 
     \b
     medkit bundle audit stranger.zip && medkit bundle install stranger.zip --trust
@@ -51,7 +51,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name", metavar="NAME|PATH")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show what a bundle is for, what it takes and gives, and what is known about its quality."""
+    """Show what a bundle is for, its inputs and outputs, and what is known about its quality."""
     about = describe(find_bundle(name, plugins.registry()))
     if as_json:
         click.echo(json.dumps(about, indent=1))
@@ -65,7 +65,7 @@ def show(name: str, as_json: bool) -> None:
 @trust_option
 @json_option
 def verify(name: str, trust: bool, as_json: bool) -> int:
-    """Check a bundle as MONAI and its model zoo do, and one scan from file to file; list everything that fails."""
+    """Check a bundle as MONAI and its model zoo do, and run it on one scan; list everything that fails."""
     from medkit.bundles.verify import FAILED, Check, verify_bundle
 
     found = find_bundle(name, plugins.registry())
@@ -104,22 +104,22 @@ def audit(name: str, as_json: bool) -> None:
 
 
 def _root(name: str) -> Path:
-    """The folder of a bundle, or a folder that is not even one: whoever audits wants to see what is wrong."""
+    """Return the folder of a bundle, also if it is not a valid bundle: an audit should show what is wrong."""
     path = Path(name)
     return path.resolve() if path.is_dir() else find_bundle(name, plugins.registry()).root
 
 
 @bundle.command()
 @click.argument("source", metavar="ZIP|DIR")
-@click.option("--name", metavar="NAME", help="What to call it.  [default: the name of its folder]")
-@click.option("--task", metavar="TASK", help="What it is for.  [default: what its metadata say]")
+@click.option("--name", metavar="NAME", help="Its name in medkit.  [default: the name of its folder]")
+@click.option("--task", metavar="TASK", help="The task it is for.  [default: as its metadata state]")
 @click.option("--overwrite", is_flag=True, help="Replace another version of it.")
 @trust_option
 def install(source: str, name: str | None, task: str | None, overwrite: bool, trust: bool) -> None:
-    """Install a bundle from a zip or folder, for `--bundle NAME`; without --trust it can be looked at, not run."""
+    """Install a bundle from a zip or folder, for `--bundle NAME`; without --trust it can be inspected, not run."""
     path = absolute(source)
     if not path.exists():
-        raise UsageError(f"{path}: no such file or folder; medkit installs from what is here, not from a network")
+        raise UsageError(f"{path}: no such file or folder; medkit installs from local files, not from a network")
     taken = [spec.name for plugin in plugins.registry().plugins for spec in plugin.bundles]
     done = store.install(path, name=name, task=task, overwrite=overwrite, trust=trust, taken=taken)
     for line in _install_notes(done, trust):
@@ -132,11 +132,11 @@ def _install_notes(done: store.Installed, trust: bool) -> list[str]:
     if done.left_out:
         notes.append(f"left out {len(done.left_out)} hidden files, caches or files of a training")
     if done.task is None:
-        notes.append("its metadata do not say which task it is for; --task does")
+        notes.append("its metadata do not state which task it is for; use --task")
     if missing := missing_files(done.root):
         notes.append(f"it has no {', no '.join(missing)}")
     if not trust and not is_trusted(done.root):
-        notes.append(f"it runs with --trust alone; look at it first with medkit bundle audit {done.name}")
+        notes.append(f"it runs only with --trust; inspect it first with medkit bundle audit {done.name}")
     return notes
 
 
@@ -145,7 +145,7 @@ def _install_notes(done: store.Installed, trust: bool) -> list[str]:
 @click.option("-o", "--output", required=True, allow_from_autoenv=False, metavar="FILE.zip", help="The zip to write.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE.zip.")
 def pack(name: str, output: str, overwrite: bool) -> None:
-    """Write a bundle into a zip; the same bundle gives the same bytes anywhere."""
+    """Write a bundle into a zip; the same bundle makes the same bytes on every machine."""
     found = find_bundle(name, plugins.registry())
     target = absolute(output)
     if target.suffix != ".zip":

@@ -1,4 +1,4 @@
-"""`medkit demo`: brains with a known transform, aligned in a real shell pipe, and the error that is left."""
+"""`medkit demo`: brains with a known transform are aligned in a real shell pipe, and the error is printed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoHead:
-    """A made-up scan of the template's brain: how the head lies, and how the scanner stores it."""
+    """A simulated scan of the template's brain: how the head lies, and how the scanner stores it."""
 
     name: str
     angles: tuple[float, float, float]
@@ -33,13 +33,13 @@ class DemoHead:
     shift: tuple[float, float, float]
     """Translation, mm."""
     scale: tuple[float, float, float]
-    """How much larger the head is along x, y and z."""
+    """Size of the head relative to the template, along x, y and z."""
     axes: str
     """The order and direction in which voxels are stored, such as `PIR`."""
     spacing: tuple[float, float, float]
     """Voxel size along the stored axes, mm."""
     gamma: float
-    """Contrast: intensities to this power."""
+    """Contrast: intensities are raised to this power."""
 
 
 _SUBJECTS = (
@@ -50,12 +50,12 @@ _SUBJECTS = (
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("medkit-demo"), show_default=True,
-              help="A new folder for everything the demo makes.")  # fmt: skip
+              help="A new folder for all files of the demo.")  # fmt: skip
 def demo(output: Path) -> None:
     """See medkit work, on brains with a known transform.
 
-    Makes two scans from the MNI152 template, each turned, shifted, scaled, noisy and stored in an order of its own,
-    aligns them with the template in a shell pipe, and prints how far that is from the truth.
+    Makes two scans from the MNI152 template, each rotated, shifted, scaled, noisy and with another order of axes,
+    aligns them with the template in a shell pipe, and prints the distance from the true transform.
     """
     folder = absolute(output)
     if folder.exists() and any(folder.iterdir()):
@@ -75,9 +75,9 @@ def demo(output: Path) -> None:
 
 
 def _shell(command: str, folder: Path) -> str:
-    """Runs a command in `folder` as a user would, and gives what it printed. Raises MedkitError where it fails."""
+    """Run a command in `folder` as a user would, and return what it printed. Raises MedkitError if it fails."""
     click.echo(f"$ {command}")
-    here = Path(sys.executable).parent  # where the medkit of this environment lies, be it activated or not
+    here = Path(sys.executable).parent  # where medkit is installed, whether this environment is active or not
     environment = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
     shell = ["bash", "-o", "pipefail", "-c", command]
     done = subprocess.run(shell, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
@@ -87,7 +87,7 @@ def _shell(command: str, folder: Path) -> str:
 
 
 def make_subjects(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Writes the template and the scans below `folder`.
+    """Write the template and the scans below `folder`.
 
     Returns the template's path, and for each subject the true matrix (4, 4): template points -> scan points, RAS+ mm.
     """
@@ -103,7 +103,7 @@ def make_subjects(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 
 def _template() -> Image:
-    """The MNI152 T1 template, skull-stripped, 1 mm, as 0..1000."""
+    """Return the MNI152 T1 template, skull-stripped, 1 mm, with values 0..1000."""
     import numpy as np
 
     from medkit.images.image import Image
@@ -120,7 +120,10 @@ def _template() -> Image:
 
 
 def make_scan(template: Image, subject: DemoHead, seed: int) -> tuple[Image, np.ndarray]:
-    """A scan of the template's brain as `subject` describes it, and the true matrix, template -> scan points."""
+    """Return a scan of the template's brain as `subject` describes it, and the true matrix (4, 4).
+
+    The matrix maps template points -> scan points, RAS+ mm.
+    """
     import numpy as np
 
     from medkit.transforms.resampling import resample
@@ -134,21 +137,21 @@ def make_scan(template: Image, subject: DemoHead, seed: int) -> tuple[Image, np.
 
 
 def pose(subject: DemoHead, centre: np.ndarray) -> np.ndarray:
-    """The subject's matrix (4, 4), RAS+ mm: scaled and turned about `centre`, then shifted."""
+    """Return the matrix (4, 4), template -> scan points, RAS+ mm: scale and rotate about `centre`, then shift."""
     import numpy as np
 
     matrix = np.diag([*subject.scale, 1.0])
     for axis, angle in enumerate(np.deg2rad(subject.angles)):
-        turn = np.eye(4)
+        rotation = np.eye(4)
         i, j = [k for k in range(3) if k != axis]
-        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        matrix = turn @ matrix
+        rotation[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        matrix = rotation @ matrix
     matrix[:3, 3] = centre - matrix[:3, :3] @ centre + subject.shift
     return matrix
 
 
 def _scanner_grid(template: Grid, subject: DemoHead) -> Grid:
-    """A grid about the shifted head, stored in the subject's axes."""
+    """Return a grid around the shifted head, with the subject's order of axes and spacing."""
     import numpy as np
 
     from medkit.space import Grid
@@ -167,7 +170,7 @@ def _scanner_grid(template: Grid, subject: DemoHead) -> Grid:
 
 
 def _errors(fixed: Path, transform: Path, truth: np.ndarray) -> tuple[float, float]:
-    """Mean distance from the truth over the brain, mm: of doing nothing, and of the transform found."""
+    """Return the mean distance from the true points over the brain, mm: without a transform, and with the one found."""
     import numpy as np
 
     from medkit.images.image import read_image

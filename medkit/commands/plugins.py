@@ -1,4 +1,4 @@
-"""`medkit plugins`: what is installed, what is broken, and the beginning of a new one."""
+"""`medkit plugins`: list the installed plugins, and which are broken; start a new one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from medkit.specs import CommandSpec, TaskSpec
 
 @click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Also import times, targets and tracebacks.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print import times, targets and tracebacks.")
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool, verbose: bool) -> None:
-    """List the plugins and what they bring; `medkit plugins new NAME` begins a new one."""
+    """List the plugins and what they offer; `medkit plugins new NAME` starts a new one."""
     if ctx.invoked_subcommand:
         return
     found = registry()
@@ -34,7 +34,7 @@ plugins.add_command(new)
 
 
 def as_data(found: Registry) -> dict[str, Any]:
-    """The registry as JSON data."""
+    """Return the registry as JSON data."""
     return {
         "plugins": [
             asdict(p) | {"bundles": [asdict(b) | {"root": str(b.root)} for b in p.bundles]} for p in found.plugins
@@ -44,7 +44,7 @@ def as_data(found: Registry) -> dict[str, Any]:
 
 
 def conflicts(found: Registry) -> list[str]:
-    """One sentence per name that more than one party offers, core commands included."""
+    """Return one sentence for each name that several plugins, or a plugin and medkit, offer."""
     from medkit.cli import core_command_names
 
     taken = [

@@ -1,4 +1,4 @@
-"""`medkit plugins new`: the beginning of a plugin, a folder that installs and passes its tests as it is."""
+"""`medkit plugins new`: write a new plugin, which can be installed and passes its tests as it is."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from medkit.pipe.records import absolute
 from medkit.plugins import GROUP, Registry, discover
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "plugin"
-"""Files named `*.tmpl`; `{{word}}` in them, and `__word__` in their names, is replaced."""
+"""Folder of files named `*.tmpl`; `{{word}}` in them, and `__word__` in their names, is replaced."""
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 def _name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A name that is good for a distribution, an entry point and a word of the shell."""
+    """Return a name that can be a distribution, an entry point and a word of the shell; callback of options."""
     if value is None or _NAME.fullmatch(value):
         return value
     if better := _NAME.search(value.lower().replace("_", "-").replace(" ", "-")):
-        raise click.BadParameter(f"{value!r}: expected small letters, digits and single dashes, such as {better[0]!r}")
-    raise click.BadParameter(f"{value!r}: expected small letters, digits and single dashes, beginning with a letter")
+        raise click.BadParameter(f"{value!r}: expected lower-case letters, digits and dashes, such as {better[0]!r}")
+    raise click.BadParameter(f"{value!r}: expected lower-case letters, digits and dashes, with a letter first")
 
 
 @click.command()
 @click.argument("name", callback=_name)
-@click.option("-o", "--output", metavar="DIR", help="The folder to make.  [default: medkit-NAME here]")
-@click.option("--task", callback=_name, help="What follows `medkit run`.  [default: NAME]")
+@click.option("-o", "--output", metavar="DIR", help="The new folder.  [default: medkit-NAME in the working directory]")
+@click.option("--task", callback=_name, help="The name of its task, as in `medkit run TASK`.  [default: NAME]")
 def new(name: str, output: str | None, task: str | None) -> None:
-    """Begin a plugin: write a package medkit-NAME that installs and passes its tests as it is.
+    """Start a plugin: write a package medkit-NAME, which can be installed and passes its tests as it is.
 
     \b
     medkit plugins new threshold && cd medkit-threshold
@@ -49,9 +49,9 @@ def new(name: str, output: str | None, task: str | None) -> None:
 
 
 def words_for(name: str, task: str) -> dict[str, str]:
-    """The words of the template for a plugin and its task. Raises UsageError for a name medkit cannot use."""
+    """Return word -> value for the template of a plugin with a task. Raises UsageError for a name medkit cannot use."""
     if name == "medkit" or name.startswith("medkit-"):
-        raise UsageError(f"NAME {name}: leave out medkit-, which the distribution's name gets anyway")
+        raise UsageError(f"NAME {name}: leave out medkit-, which is added to the name of the distribution")
     return {
         "name": name,
         "task": task,
@@ -62,7 +62,7 @@ def words_for(name: str, task: str) -> dict[str, str]:
 
 
 def refuse_taken(words: Mapping[str, str], found: Registry) -> None:
-    """Raises UsageError for a name that an installed plugin has: of two that share one, none would run."""
+    """Raise UsageError for a name that an installed plugin has: of two with one name, neither would run."""
     for plugin in found.plugins:
         who = f"plugin {plugin.name} of {plugin.distribution}"
         if words["name"] == plugin.name or words["package"] == plugin.module.partition(":")[0]:
@@ -72,12 +72,12 @@ def refuse_taken(words: Mapping[str, str], found: Registry) -> None:
 
 
 def write_package(folder: Path, words: Mapping[str, str]) -> None:
-    """Writes the template's files with `words` in them; the folder appears whole or not at all.
+    """Write the template's files with `words` in them; the folder appears complete or not at all.
 
-    Raises OutputError where there is something already.
+    Raises OutputError if the folder exists or cannot be written.
     """
     if os.path.lexists(folder):
-        raise OutputError(f"{folder}: exists already; name a folder that does not with -o")
+        raise OutputError(f"{folder}: exists already; name a new folder with -o")
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         for source in sorted(TEMPLATE.rglob("*.tmpl")):
@@ -94,7 +94,11 @@ def write_package(folder: Path, words: Mapping[str, str]) -> None:
 
 
 def filled(text: str, words: Mapping[str, str], mark: str) -> str:
-    """`text` with every word that is marked as in `mark` replaced."""
+    """Return `text` with every word replaced that is marked as `mark` shows, such as `__{}__`.
+
+    >>> filled("a/__name__.py", {"name": "x"}, "__{}__")
+    'a/x.py'
+    """
     for word, value in words.items():
         text = text.replace(mark.format(word), value)
     return text

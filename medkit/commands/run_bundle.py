@@ -1,4 +1,4 @@
-"""`medkit run bundle`: any MONAI bundle on images."""
+"""`medkit run bundle`: run any MONAI bundle on images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from medkit.task import run_task
 def bundle(options: RunOptions, chosen: BundleOptions) -> None:
     """Run any MONAI bundle on images.
 
-    A bundle that segments gives label maps on the images' grids, one that classifies a table of probabilities, others
-    images. Where it takes several images for a case, a record names them.
+    A bundle for segmentation makes label maps on the images' grids, one for classification a table of probabilities,
+    others images. If it takes several images for a case, a record names them.
 
     \b
     medkit run bundle --bundle ./spleen_ct_segmentation --trust *.nii.gz -o spleens

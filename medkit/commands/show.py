@@ -1,4 +1,4 @@
-"""`medkit show`: where a file comes from, as a tree."""
+"""`medkit show`: print where a file comes from, as a tree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medkit.specs import KINDS
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the tree as JSON.")
 def show(file: Path, as_json: bool) -> None:
-    """Show where FILE comes from: the commands, versions and warnings that led to it, back to the first scans."""
+    """Show where FILE comes from: the commands, versions and warnings of all steps, back to the first scans."""
     path = absolute(file)
     if not path.exists():
         raise InputError(f"{path}: no such file")
@@ -33,14 +33,15 @@ def show(file: Path, as_json: bool) -> None:
 
 
 def tree(record: Record, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The record's JSON object, its sources replaced by theirs."""
+    """Return the record's JSON object with its sources replaced by theirs; `above`: the files made from it."""
     out = record.to_json()
     out["Sources"] = [tree(record_of(p), (*above, record.path)) for p in record.sources if p not in above]
     return out
 
 
 def _lines(record: Record, above: tuple[Path, ...], lead: str, indent: str) -> Iterator[str]:
-    yield f"{lead}{record.path if not above else _beside(record.path, above[-1])}  ({record.kind}{_state(record)})"
+    name = _short(record.path, above[-1]) if above else record.path
+    yield f"{lead}{name}  ({record.kind}{_state(record)})"
     sources = [p for p in record.sources if p not in above]
     bar = "│ " if sources else "  "
     for fact in _facts(record):
@@ -55,9 +56,9 @@ def _lines(record: Record, above: tuple[Path, ...], lead: str, indent: str) -> I
         )
 
 
-def _beside(path: Path, child: Path) -> str:
-    """A source's name alone where it lies in its result's folder."""
-    return path.name if path.parent == child.parent else str(path)
+def _short(path: Path, result: Path) -> str:
+    """Return the path of a source; only its name if it lies in the folder of its result."""
+    return path.name if path.parent == result.parent else str(path)
 
 
 def _state(record: Record) -> str:
@@ -65,7 +66,7 @@ def _state(record: Record) -> str:
 
 
 def _facts(record: Record) -> Iterator[str]:
-    """What is known about how a file was made."""
+    """Yield what is known about how a file was made."""
     if not record.medkit:
         return
     yield command_line(record)
@@ -75,7 +76,7 @@ def _facts(record: Record) -> Iterator[str]:
 
 
 def command_line(record: Record) -> str:
-    """The command that makes such a result again, from what the sidecar keeps."""
+    """Return the command that makes this result again, as far as the sidecar holds it."""
     task = str(record.medkit.get("task", "?"))
     own = str(record.sources[0]) if record.sources else ""
     inputs = {role: str(entry.get("path")) for role, entry in record.medkit.get("inputs", {}).items()}
@@ -88,7 +89,7 @@ def command_line(record: Record) -> str:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """`["--name", "value"]`; numbered roles (`transform_2`) are one option given several times."""
+    """Return `["--name", "value"]`; numbered roles (`transform_2`) are one option given several times."""
     option = "--" + re.sub(r"_\d+$", "", name).replace("_", "-")
     if value is True:
         return [option]

@@ -1,4 +1,4 @@
-"""`medkit train`: a bundle's network trained on the user's data, into a new bundle."""
+"""`medkit train`: train a bundle's network on the user's data, into a new bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medkit import plugins
 from medkit.bundles.bundle import bundle_for_task, find_bundle
 from medkit.errors import MedkitError, Stopped, UsageError
 from medkit.options import absolute_path, option, settings, valid_device
-from medkit.pipe import lines as pipe
+from medkit.pipe.lines import guarded_stdout
 from medkit.pipe.records import absolute
 from medkit.pipe.signals import StopRequest
 
@@ -47,7 +47,7 @@ def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     "bundle_name",
     metavar="NAME|PATH",
     allow_from_autoenv=False,
-    help="What to train.  [default: the task's, where it has one]",
+    help="The bundle to train.  [default: the task's bundle, if it has only one]",
 )
 @click.option(
     "--trust",
@@ -68,25 +68,25 @@ def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     callback=absolute_path,
     metavar="PATH",
     help="A datalist's .json, a Medical Decathlon, nnU-Net or BIDS folder, or a folder of images; "
-    "for configs that learn from images that do not belong together two folders, --data A/ B/.",
+    "two folders, --data A/ B/, for configs that learn from unpaired images.",
 )
-@click.option("--init-from", metavar="BUNDLE|FILE", help="Begin with the parameters of a bundle, .pt or .ts file.")
+@click.option("--init-from", metavar="BUNDLE|FILE", help="Start with the parameters of a bundle, .pt or .ts file.")
 @click.option(
-    "--freeze", multiple=True, metavar="ID", help="Leave parameters alone whose names begin with ID; repeatable."
+    "--freeze", multiple=True, metavar="ID", help="Do not change parameters whose names start with ID; repeatable."
 )
 @click.option(
-    "--steps", type=click.IntRange(min=1), metavar="N", help="Optimiser steps in all.  [default: the config's]"
+    "--steps", type=click.IntRange(min=1), metavar="N", help="Optimiser steps in total.  [default: the config's]"
 )
 @click.option(
     "--hours",
     type=click.FloatRange(min=0, min_open=True),
     metavar="H",
-    help="Hours in all, those before a stop included.",
+    help="Hours in total, with those before a stop.",
 )
 @click.option(
     "--resume/--no-resume",
     default=None,
-    help="Insist on a checkpoint, or on none.  [default: go on from one of the same training]",
+    help="Require a checkpoint, or refuse one.  [default: continue from one of the same training]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace another training in FOLDER.")
 @click.option(
@@ -102,7 +102,7 @@ def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     type=click.Choice(["auto", "bf16", "fp16", "float32"]),
     default="auto",
     show_default=True,
-    help="What to compute in; auto: what is fast on the device.",
+    help="Numbers to compute with; auto: what is fast on the device.",
 )
 @click.option(
     "--set",
@@ -120,25 +120,25 @@ def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     help="Threads.  [default: what the scheduler or the CPU affinity grants]",
 )
 @option("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]")
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, and stop.")
-@option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")
-@option("-v", "--verbose", is_flag=True, help="Tracebacks on stderr.")
-@click.option("--progress/--no-progress", default=True, help="A line on stderr now and then.  [default: on]")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained, and stop.")
+@option("-q", "--quiet", is_flag=True, help="Print only errors on stderr.")
+@option("-v", "--verbose", is_flag=True, help="Print tracebacks on stderr.")
+@click.option("--progress/--no-progress", default=True, help="Print a line on stderr now and then.  [default: on]")
 def train(
-    bundle_name: str | None, trust: bool, quiet: bool, verbose: bool, progress: bool, dry_run: bool, **wishes: Any
+    bundle_name: str | None, trust: bool, quiet: bool, verbose: bool, progress: bool, dry_run: bool, **given: Any
 ) -> int:  # fmt: skip
     """Train a bundle's network on your data, into a new bundle.
 
     \b
     medkit train segment --data scans/ -o my_bundle --hours 2
-    medkit train segment --data scans/ -o my_bundle --hours 2   # again: goes on where it was stopped
+    medkit train segment --data scans/ -o my_bundle --hours 2   # again: continues where it stopped
     """
     _set_levels(quiet, progress)
-    with pipe.guarded_stdout() as stdout, StopRequest(_SIGNALS) as stop:
+    with guarded_stdout() as stdout, StopRequest(_SIGNALS) as stop:
         try:
-            plan = _plan(bundle_name, trust, wishes)
+            plan = _plan(bundle_name, trust, given)
             if dry_run:
-                return _say_plan(plan)
+                return _print_plan(plan)
             result = _train(plan, stop)
         except Stopped:
             return Stopped.exit_code
@@ -158,25 +158,27 @@ def _set_levels(quiet: bool, progress: bool) -> None:
     logging.getLogger("medkit.training.progress").setLevel(logging.NOTSET if progress else logging.WARNING)
 
 
-def _plan(bundle_name: str | None, trust: bool, wishes: dict[str, Any]) -> TrainingPlan:
+def _plan(bundle_name: str | None, trust: bool, given: dict[str, Any]) -> TrainingPlan:
+    """Return the plan for the options given. Raises UsageError and BundleError."""
     from medkit.training.plan import TrainingPlan
 
     registry = plugins.registry()
-    if wishes["more_data"] and wishes["data"] is None:
-        raise UsageError(f"{wishes['more_data'][0]}: unexpected; data are given by --data")
-    configs = wishes["config_name"].split(",")
-    chosen = bundle_for_task(bundle_name, wishes["task"], registry, trust=trust, configs=configs)
-    begin = wishes.pop("init_from")
+    if given["more_data"] and given["data"] is None:
+        raise UsageError(f"{given['more_data'][0]}: unexpected; data are given by --data")
+    configs = given["config_name"].split(",")
+    chosen = bundle_for_task(bundle_name, given["task"], registry, trust=trust, configs=configs)
+    weights = given.pop("init_from")
     return TrainingPlan(
         bundle=chosen,
-        config=wishes.pop("config_name"),
-        init_from=_weights_file(begin, registry) if begin else None,
+        config=given.pop("config_name"),
+        init_from=_weights_file(weights, registry) if weights else None,
         command=shlex.join(["medkit", *sys.argv[1:]]),
-        **wishes,
+        **given,
     )
 
 
 def _weights_file(text: str, registry: plugins.Registry) -> Path:
+    """Return the file with the initial parameters that a path or the name of a bundle stands for."""
     path = absolute(text)
     if path.is_file():
         return path
@@ -185,7 +187,7 @@ def _weights_file(text: str, registry: plugins.Registry) -> Path:
     return find_bundle(text, registry).weights
 
 
-def _say_plan(plan: TrainingPlan) -> int:
+def _print_plan(plan: TrainingPlan) -> int:
     from medkit.training.engine import describe
 
     for line in describe(plan):

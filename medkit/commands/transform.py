@@ -26,14 +26,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def transform() -> None:
     """Apply, compose, invert, measure, convert and describe spatial transforms.
 
-    A transform takes points of the fixed image (the reference) to the moving one: ITK's convention, with which the
+    A transform maps points of the fixed image (the reference) to points of the moving one, as in ITK; with it the
     moving image is resampled onto the fixed one. Files: ITK's and ANTs' .tfm, .txt, .mat and .h5, displacement fields
     (.nii.gz, .mha, .nrrd), FreeSurfer's .lta, MINC's linear .xfm; FSL's and register.dat through `convert`.
     """
 
 
 class _InOrder(click.Command):
-    """A command that keeps in `ctx.meta` the names of its options in the order in which they were given."""
+    """A command that keeps the names of its options in `ctx.meta`, in the order in which they were given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         _, _, order = self.make_parser(ctx).parse_args(list(args))
@@ -45,15 +45,15 @@ _ORDER = "medkit.order"
 
 
 @transform.command(cls=_InOrder)
-@click.option("--reference", type=_FILE, help="The image whose grid the result lies on; points can do without.")
+@click.option("--reference", type=_FILE, help="The image whose grid the result lies on; not needed for points.")
 @click.option(
     "--transform",
     "forward",
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="A transform from the reference to the input, several in the order in which they move the input: the "
-    "first one first. ANTs lists them the other way round.",
+    help="A transform from the reference to the input; several in the order in which they move the input, the "
+    "first one first. ANTs lists them in reverse.",
 )
 @click.option(
     "--inverse-transform",
@@ -61,15 +61,15 @@ _ORDER = "medkit.order"
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="As --transform, in the same order with them, but its inverse: ANTs' [FILE,1]. Exact for affine ones, "
-    "by iteration for displacement fields.",
+    help="Like --transform, in one order with them, but the inverse is applied: ANTs' [FILE,1]. Exact for affine "
+    "transforms, by iteration for displacement fields.",
 )
 @click.option(
     "--interpolation",
     type=click.Choice(["auto", "linear", "nearest", "label"]),
     default="auto",
     show_default=True,
-    help="Done once for the whole chain. label: the label with the largest weight around; auto: label for label "
+    help="Applied once for the whole chain. label: the label with the largest weight nearby; auto: label for label "
     "images, else linear.",
 )
 @click.option(
@@ -77,7 +77,7 @@ _ORDER = "medkit.order"
     type=click.Choice(["input", "reference"]),
     default="input",
     show_default=True,
-    help="input: points of the input image, which go where it goes. reference: points of the reference, taken to the "
+    help="input: points of the input image, which move with it. reference: points of the reference, mapped to the "
     "input image, as antsApplyTransformsToPoints and ITK's TransformPoint do with the same files.",
 )
 @click.option(
@@ -85,7 +85,7 @@ _ORDER = "medkit.order"
     type=click.Choice(["RAS", "LPS"]),
     default="RAS",
     show_default=True,
-    help="Frame of points in tables, in and out (ANTs and ITK: LPS). Slicer's files name theirs.",
+    help="Frame of points in tables, read and written (ANTs and ITK: LPS). Slicer's files name their frame.",
 )
 @task_options
 @click.pass_context
@@ -97,11 +97,11 @@ def apply(
     inverse: tuple[Path, ...],
     **settings: Any,
 ) -> None:
-    """Take images, label images and points (.csv, .tsv, .fcsv, .mrk.json) through one or more transforms.
+    """Move images, label images and points (.csv, .tsv, .fcsv, .mrk.json) by one or more transforms.
 
-    Images are resampled onto the reference's grid. Mind that points go the other way through a transform than images:
-    it takes points of the reference to the input. The points of the input image, say landmarks drawn on it, therefore
-    go through its inverse, and so land where the image does; --points-from reference does the opposite.
+    Images are resampled onto the reference's grid. A transform maps points of the reference to the input. Points of the
+    input image, such as landmarks drawn on it, are therefore mapped by its inverse, and so move with the image;
+    --points-from reference does the opposite.
 
     \b
     medkit transform apply scan.nii.gz scan_dseg.nii.gz drawn.fcsv --reference mni.nii.gz --transform x.tfm -o in_mni
@@ -117,14 +117,14 @@ def apply(
 
 
 @transform.command()
-@click.option("--reference", type=_FILE, help="The fixed image: where a displacement field is to lie.")
+@click.option("--reference", type=_FILE, help="The fixed image, on whose grid a displacement field is written.")
 @task_options
 def compose(options: RunOptions, reference: Path | None) -> None:
-    """Make one transform of several, in the order in which they move an image: the first one first.
+    """Combine several transforms into one, in the order in which they move an image: the first one first.
 
-    Affine ones give an affine one; with a displacement field among them the result is one displacement field on the
-    reference's grid (a .h5 file keeps them apart, as ANTs does). Transforms whose grids are known and do not meet are
-    refused.
+    Affine transforms make an affine one; with a displacement field among them the result is one displacement field on
+    the reference's grid (a .h5 file keeps them separate, as ANTs does). Transforms are refused if their grids are known
+    and do not match.
 
     \b
     medkit transform compose to_template.tfm warp.nii.gz --reference mni.nii.gz -o both.nii.gz
@@ -138,12 +138,12 @@ def compose(options: RunOptions, reference: Path | None) -> None:
 
 
 @transform.command()
-@click.option("--reference", type=_FILE, help="The moving image: where the inverse of a displacement field is to lie.")
+@click.option("--reference", type=_FILE, help="The moving image, on whose grid the inverse of a field is written.")
 @task_options
 def invert(options: RunOptions, reference: Path | None) -> None:
     """Invert transforms: affine ones exactly, displacement fields by iteration on the grid of the moving image.
 
-    What is left, |forward(inverse(p)) - p| in mm, is on stderr and in the sidecar, with a warning where the field
+    The remaining error, |forward(inverse(p)) - p| in mm, is on stderr and in the sidecar, with a warning if the field
     folds.
 
     \b
@@ -156,11 +156,11 @@ def invert(options: RunOptions, reference: Path | None) -> None:
 
 @transform.command()
 @click.option("--reference", type=_FILE, help="Where to measure.  [default: the grid of the displacement field]")
-@click.option("--mask", type=_FILE, help="Where minimum, maximum and folding are counted.")
+@click.option("--mask", type=_FILE, help="The region in which minimum, maximum and folding are counted.")
 @click.option("--log", is_flag=True, help="Write the natural logarithm: below 0 where the moving anatomy grows.")
 @task_options
 def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, log: bool) -> None:
-    """Draw the Jacobian determinant of transforms: of the whole map, affine parts included.
+    """Write the Jacobian determinant of transforms: of the whole map, affine parts included.
 
     Minimum, maximum, mean and the fraction of voxels that fold (0 or less) are on stderr and in the sidecar.
 
@@ -173,14 +173,14 @@ def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, log
 
 
 @transform.command()
-@click.option("--to", "form", type=click.Choice(_FORMS), help="The form.  [default: what --output's name says]")
+@click.option("--to", "form", type=click.Choice(_FORMS), help="The format.  [default: from the name of --output]")
 @click.option("--fixed", type=_FILE, help="The image the transform leads from: FSL's -ref, FreeSurfer's dst.")
 @click.option("--moving", type=_FILE, help="The image the transform leads to: FSL's -in, FreeSurfer's src.")
 @task_options
 def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: Path | None) -> None:
     """Convert transforms between ITK and ANTs, FSL (FLIRT matrix, warp) and FreeSurfer (LTA, register.dat).
 
-    FSL's files and register.dat have a meaning for their two images alone, so these have to be named.
+    FSL's files and register.dat have a meaning only with their two images, which must be named.
 
     \b
     medkit transform convert flirt.mat --fixed mni.nii.gz --moving scan.nii.gz -o x.tfm
@@ -194,7 +194,7 @@ def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: P
 @transform.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--fixed", type=_FILE, help="The fixed image, for files of FSL and register.dat.")
-@click.option("--moving", type=_FILE, help="The moving image, for the same.")
+@click.option("--moving", type=_FILE, help="The moving image, for files of FSL and register.dat.")
 @option("--json", "as_json", is_flag=True, help="Print a JSON object per file.")
 @option("-0", "--null", is_flag=True, help="Lines in end in NUL instead of newline.")
 def show(files: tuple[str, ...], fixed: Path | None, moving: Path | None, as_json: bool, null: bool) -> int:
@@ -208,7 +208,7 @@ def show(files: tuple[str, ...], fixed: Path | None, moving: Path | None, as_jso
         for line in input_lines(files, None, null):
             count += 1
             try:
-                text = _described(line, fixed, moving, as_json)
+                text = _description(line, fixed, moving, as_json)
             except MedkitError as error:
                 refused += 1
                 click.echo(f"medkit: {error}", err=True)
@@ -220,7 +220,7 @@ def show(files: tuple[str, ...], fixed: Path | None, moving: Path | None, as_jso
     return InputError.exit_code if refused == count else int(refused > 0)
 
 
-def _described(line: str, fixed: Path | None, moving: Path | None, as_json: bool) -> str:
+def _description(line: str, fixed: Path | None, moving: Path | None, as_json: bool) -> str:
     from medkit.images.image import read_grid
     from medkit.transform_tasks.convert import read_any
     from medkit.transform_tasks.describe import describe, in_words

@@ -1,1 +1,1 @@
-"""What the machine offers: threads, memory, numeric precision."""
+"""The machine: threads, memory, devices and numeric precision."""

@@ -1,6 +1,6 @@
-"""Freed memory is kept for the next tensor, in one place for all threads.
+"""Settings of the C library's allocator: freed memory is kept for the next tensor, in one place for all threads.
 
-To ask the system for it again costs a tenth of a network's run; each thread's own store of it a half more memory.
+Asking the system for it again takes 10 % of a network's run; a store for each thread takes half as much memory again.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-"""Of glibc's malloc.h."""
+"""Numbers of settings in glibc's malloc.h."""
 LARGEST = 256 * 2**20
-"""Bytes of the largest piece that is kept; larger ones go back to the system at once."""
+"""Bytes of the largest piece that is kept; larger ones return to the system immediately."""
 KEPT = 512 * 2**20
-"""Bytes at the end of the heap beyond which they do as well."""
+"""Bytes of free memory at the end of the heap that are kept; more returns to the system."""
 
 
 def keep_freed_memory() -> bool:
-    """Tells the C library's allocator to keep what is freed; False where it is not glibc's, which has no such switch.
+    """Make the C library's allocator keep freed memory; return False if it is not glibc's, which has such settings.
 
-    By default each tensor of more than 32 MiB is new memory, which the system clears page by page: of 17 s that the
-    segmentation of three scans took on two cores 1.5 s. To be called before there are threads and before torch: what
-    one thread freed is of use to the others then (four registrations, one after the other: 1.4 GB instead of 2.5).
+    By default each tensor of more than 32 MiB is new memory, which the system clears page by page; that was 1.5 s of
+    the 17 s in which three scans were segmented on two cores. Call this before threads start and before torch is
+    imported: then one thread can use what another freed, and four registrations in sequence take 1.4 GB, not 2.5 GB.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def available(limit: int | None, device: torch.device) -> int:
-    """Bytes that the work on a case may still take: of the GPU's memory, or of this machine's.
+    """Return how many bytes the work on a case may still take, of the GPU's memory or of this machine's.
 
-    `limit` is what this process may take in all; None: what is free, within the limits of its job (cgroup, ulimit).
+    `limit` is what this process may take in total; None: what is free, within the limits of its job (cgroup, ulimit).
     """
     if device.type == "cuda":
         import torch
@@ -32,18 +32,20 @@ def available(limit: int | None, device: torch.device) -> int:
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds now."""
+    """Return how many bytes of memory this process holds now."""
     return _statm(1)
 
 
 def _statm(column: int) -> int:
+    """Return bytes from Linux's record of this process: 0 is the address space, 1 the resident memory."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[column]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no Linux: the largest it has been
+    except OSError:  # not Linux: the most that it has held so far
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _machine_left() -> int:
+    """Return how many bytes of memory this machine can still give; if unknown, half of what it has."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -52,6 +54,7 @@ def _machine_left() -> int:
 
 
 def _group_left() -> int | None:
+    """Return how many bytes the control group (v2) of the job leaves; None without a limit."""
     try:
         most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         held = Path("/sys/fs/cgroup/memory.current").read_text()
@@ -61,7 +64,7 @@ def _group_left() -> int | None:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory."""
+    """Return whether an error means that there was not enough memory."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""The numbers a network computes with: bfloat16 or half where the device is faster with them, else float32."""
+"""The device and the numbers that networks compute with: bfloat16 or float16 where these are faster, else float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def choose_device(asked: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises UsageError for one that is not there."""
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises UsageError for one that is not available."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -29,7 +29,7 @@ def choose_device(asked: str) -> torch.device:
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """`bf16`, `fp16` or `float32`. Raises UsageError for fp16 on a CPU."""
+    """Return `bf16`, `fp16` or `float32`; `auto` is what is fast on the device. Raises UsageError for fp16 on a CPU."""
     import torch
 
     if asked == "fp16" and device.type == "cpu":
@@ -43,10 +43,10 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 
 def prepare(network: torch.nn.Module, precision: str) -> None:
-    """Makes a network compute in `precision`, in place; parameters, their names and its outputs stay float32.
+    """Make a network compute in `precision`, in place; its parameters and outputs stay float32.
 
-    Weights of convolutions are laid out channels last, which the libraries below are faster with. fp16 is left to the
-    trainer (MONAI's `amp`), which scales the loss for it.
+    The weights of convolutions are laid out channels last, for speed. fp16 is left to the trainer (MONAI's `amp`),
+    which scales the loss for it.
     """
     lay_channels_last(network)
     if precision == "bf16":
@@ -54,7 +54,7 @@ def prepare(network: torch.nn.Module, precision: str) -> None:
 
 
 def lay_channels_last(network: torch.nn.Module) -> None:
-    """Lays the weights of convolutions out channels last, in place: what the libraries below are faster with."""
+    """Lay out the weights of convolutions channels last, in place: oneDNN and cuDNN are faster with that."""
     import torch
 
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -65,7 +65,7 @@ def lay_channels_last(network: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside, networks compute in `precision` and keep nothing for gradients."""
+    """Make networks compute in `precision` within the block, and keep nothing for gradients."""
     import torch
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -81,7 +81,7 @@ def _in_bf16(forward: Any, device: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def as_float(value: Any) -> Any:
-    """Tensors of half precision as float32, wherever they are in lists and dicts."""
+    """Return tensors of half precision as float32, also inside lists, tuples and dicts."""
     import torch
 
     if isinstance(value, torch.Tensor):

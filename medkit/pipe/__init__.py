@@ -1,1 +1,1 @@
-"""What travels through a shell pipe: lines, records, names of files; signals, and files written whole."""
+"""Shell pipes: lines, records and names of files that travel through them; signals; files written completely."""

@@ -1,7 +1,7 @@
 """Lines in, lines out: the pipe between two commands.
 
-Names travel, never voxels. Everything else that a library prints is kept away from stdout at the level of file
-descriptors, so that not even C++ code can break a pipe.
+Names travel, never voxels. What libraries print is kept away from stdout at the level of file descriptors, so that not
+even C++ code can break a pipe.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from medkit.pipe.records import Record
 
 
 class ReaderGoneError(Exception):
-    """The next command of the pipe has ended; nobody reads what we would print."""
+    """The next command of the pipe has ended, so nobody reads what would be printed."""
 
 
 def input_lines(arguments: Sequence[str], list_file: Path | None, null: bool) -> Iterator[str]:
-    """The lines to work on: the arguments, `--list`'s file, or standard input where there are none or one is `-`.
+    """Yield the lines to work on: the arguments, or the lines of `list_file`, or of stdin.
 
-    Lines of stdin are yielded as they arrive. Raises UsageError for a terminal on stdin: it would wait for ever.
+    Stdin is read if there are no arguments, or in place of an argument `-`; its lines are yielded as they arrive.
+    `null`: lines end in NUL instead of newline. Raises UsageError if stdin is a terminal, which would wait forever.
     """
     if list_file is not None:
         if arguments:
@@ -51,7 +52,7 @@ def _stdin_lines(null: bool) -> Iterator[str]:
 
 
 def _split(stream: BinaryIO, null: bool) -> Iterator[str]:
-    """Non-blank lines without their final newline (or NUL), decoded as the file system's names are."""
+    """Yield non-blank lines without their final newline (or NUL), decoded like names of the file system."""
     for raw in _null_separated(stream) if null else stream:
         line = os.fsdecode(raw if null else raw.removesuffix(b"\n"))
         if line.strip():
@@ -60,16 +61,16 @@ def _split(stream: BinaryIO, null: bool) -> Iterator[str]:
 
 def _null_separated(stream: BinaryIO) -> Iterator[bytes]:
     pending = b""
-    # read1 hands over what has arrived; read would wait for a full block while the stage before us still works
+    # read1 returns what has arrived; read would wait for a full block while the previous stage still works
     while block := stream.read1(65536):  # type: ignore[attr-defined]
-        *whole, pending = (pending + block).split(b"\0")
-        yield from whole
+        *complete, pending = (pending + block).split(b"\0")
+        yield from complete
     if pending:
         yield pending
 
 
 def shard_of(text: str, environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """`K/N` or `auto` as (K, N), 1-based. Raises UsageError."""
+    """Return `K/N` or `auto` as (K, N), 1-based. Raises UsageError."""
     if text == "auto":
         return _scheduler_shard(environ)
     try:
@@ -82,14 +83,14 @@ def shard_of(text: str, environ: Mapping[str, str] = os.environ) -> tuple[int, i
 
 
 def _scheduler_shard(environ: Mapping[str, str]) -> tuple[int, int]:
-    """The rank of this process in its scheduler's job array. Raises UsageError where it is not known for certain."""
+    """Return the rank of this process in its job array, and the array's size. Raises UsageError if either is unsure."""
     arrays = (  # task, first, last, count or step
         ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT"),
         ("SGE_TASK_ID", "SGE_TASK_FIRST", "SGE_TASK_LAST", None),
         ("LSB_JOBINDEX", None, "LSB_JOBINDEX_END", None),
     )
     for task, first, last, count in arrays:
-        # outside an array SGE says "undefined" and LSF 0, which is an ordinary rank for SLURM
+        # outside an array SGE sets "undefined" and LSF 0, which is an ordinary rank for SLURM
         if not environ.get(task, "").isdigit() or (task == "LSB_JOBINDEX" and environ[task] == "0"):
             continue
         lowest = _number(environ, first) if first else 1
@@ -115,13 +116,13 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
 
 
 def take_shard(lines: Iterable[str], shard: tuple[int, int]) -> list[str]:
-    """Every N-th of the sorted, distinct lines, from the K-th on: the shards 1..N cover all and share none."""
+    """Return every N-th of the sorted, distinct lines from the K-th on: each line is in exactly one of N shards."""
     k, n = shard
     return sorted(set(lines), key=os.fsencode)[k - 1 :: n]
 
 
 class Emitter:
-    """Writes the lines of finished cases, each flushed at once."""
+    """Writes the lines of finished cases, each flushed immediately."""
 
     def __init__(self, stream: BinaryIO, *, json: bool, null: bool) -> None:
         self._stream = stream
@@ -129,12 +130,12 @@ class Emitter:
         self._end = b"\0" if null else b"\n"
 
     def check_name(self, path: Path) -> None:
-        """Raises MedkitError for a name that would fall apart into two lines."""
+        """Raise MedkitError for a name that the next stage would read as two lines."""
         if self._end == b"\n" and not self._json and "\n" in str(path):
             raise MedkitError(f"{str(path)!r}: the name holds a newline; use -0 on both sides of the pipe, or --json")
 
     def emit(self, record: Record) -> None:
-        """Prints a record's line; a failed case has one only as JSON. Raises ReaderGoneError."""
+        """Print a record's line; a failed case has one only with `--json`. Raises ReaderGoneError."""
         if record.failed and not self._json:
             return
         line = record.line().encode() if self._json else os.fsencode(record.path)
@@ -147,7 +148,7 @@ class Emitter:
             raise ReaderGoneError from None
 
     def reader_gone(self) -> bool:
-        """Whether the reader of the pipe has already left, so that more work would be in vain."""
+        """Return whether the reader of the pipe has ended, so that more work would be useless."""
         try:
             descriptor = self._stream.fileno()
         except (OSError, ValueError, AttributeError):
@@ -159,7 +160,7 @@ class Emitter:
 
 @contextlib.contextmanager
 def guarded_stdout() -> Iterator[BinaryIO]:
-    """Gives the real stdout, and sends all else that is printed meanwhile, by Python or C++, to stderr.
+    """Yield the real stdout; within the block, all else that Python or C++ prints to stdout goes to stderr.
 
     MONAI logs to stdout, and so do some readers and plugins; in a pipe that would be taken for a case.
     """
@@ -173,7 +174,7 @@ def guarded_stdout() -> Iterator[BinaryIO]:
     real = _duplicate(1)
     _point_at_stderr(1)
     try:
-        # unbuffered: a broken pipe must be seen at the write, not again when the stream is closed
+        # unbuffered: a broken pipe must raise at the write, and not once more when the stream is closed
         with contextlib.redirect_stdout(fallback), os.fdopen(real, "wb", buffering=0, closefd=False) as output:
             yield output
     finally:
@@ -193,7 +194,7 @@ def _duplicate(descriptor: int) -> int:
         return os.dup(descriptor)
     except OSError:  # started with a closed stdout (`>&-`): the lines go nowhere
         nowhere = os.open(os.devnull, os.O_RDWR)
-        while nowhere <= 2:  # fills the standard descriptors, so that no file of ours is taken for one of them
+        while nowhere <= 2:  # occupies the standard descriptors, so that no file opened later gets one of them
             nowhere = os.dup(nowhere)
         return nowhere
 

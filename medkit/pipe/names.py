@@ -1,6 +1,6 @@
-"""Names of files: stems, output names beside plain and BIDS-named inputs, folders that are mirrored.
+"""Names of files: suffixes, stems, sidecars, BIDS names, and the kind of file that a name suggests.
 
-Only strings and paths: nothing here touches a disk except to ask whether a folder is one.
+Only `is_file_name` looks at the disk, to see whether a path is a folder.
 """
 
 from __future__ import annotations
@@ -10,30 +10,32 @@ from collections.abc import Mapping
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
-"""Image files that medkit reads, next to `GREY_PICTURES`; longest first where one ends in another."""
+"""Image files that medkit reads, besides `GREY_PICTURES`; longest first if one ends in another."""
 ANALYZE_SUFFIXES = (".hdr", ".img")
-"""Pairs of files that medkit does not read: known by name, so that an error can say so."""
+"""Pairs of files that medkit does not read; their names are known so that an error can explain it."""
 WRITABLE_IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".png", ".jpg", ".jpeg")
-"""The image files medkit writes: one file each, so that it can be put in place by one rename."""
+"""Image files that medkit writes: single files, so that one rename puts an image in place."""
 TRANSFORM_SUFFIXES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm", ".lta")
-"""Files that hold transforms and nothing else."""
+"""Files that can only hold transforms."""
 FIELD_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 """Image files that may hold a displacement field."""
 H5_SUFFIXES = (".h5", ".hdf5")
 """ITK's form for any transform, ANTs' for composite ones."""
 REGISTER_DAT = ".dat"
-"""FreeSurfer's `register.dat`, which says something only together with its two images (`medkit transform convert`)."""
+"""FreeSurfer's `register.dat`, which has a meaning only together with its two images (`medkit transform convert`)."""
 MARKUP_SUFFIXES = (".mrk.json", ".fcsv")
 """3D Slicer's files of points; tables may hold points as well."""
 TABLE_SUFFIXES = (".tsv", ".csv")
+"""Tables, separated by tabs or commas."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-"""Pictures: medkit reads the grey ones of `GREY_PICTURES`; bundles for pictures read their own."""
+"""Pictures; medkit reads those of `GREY_PICTURES`, bundles for pictures may read others."""
 GREY_PICTURES = (".png", ".jpg", ".jpeg")
 """Pictures that medkit reads and writes as images of one plane, 8 or 16 bits of grey."""
 KNOWN_SUFFIXES = (
     *(*IMAGE_SUFFIXES, *ANALYZE_SUFFIXES, *TRANSFORM_SUFFIXES, REGISTER_DAT),
     *(*MARKUP_SUFFIXES, *TABLE_SUFFIXES, *PICTURE_SUFFIXES),
 )
+"""Everything that counts as a file's suffix; the rest of a name is its stem."""
 
 _BIDS_ORDER = (
     "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi from to "
@@ -43,7 +45,7 @@ _ENTITY = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+")
 
 
 def suffix_of(path: Path) -> str:
-    """The known suffix of a file's name (`.nii.gz`, `.tfm`, ...), or an empty string.
+    """Return the known suffix of a file's name (`.nii.gz`, `.tfm`, ...), or an empty string.
 
     >>> suffix_of(Path("a/sub.01.NII.gz"))
     '.NII.gz'
@@ -53,7 +55,7 @@ def suffix_of(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
-    """A name without its known suffix; anything else is kept, so that different names rarely become equal.
+    """Return a name without its known suffix; all else is kept, so that different names rarely become equal.
 
     >>> stem(Path("a/sub.01.nii.gz")), stem(Path("b/series_3"))
     ('sub.01', 'series_3')
@@ -63,12 +65,16 @@ def stem(path: Path) -> str:
 
 
 def sidecar_path(path: Path) -> Path:
-    """`x.nii.gz` -> `x.json`: where the main output's record lies."""
+    """Return where the record of a main output lies.
+
+    >>> sidecar_path(Path("x.nii.gz")).name
+    'x.json'
+    """
     return path.with_name(stem(path) + ".json")
 
 
 def is_bids(path: Path) -> bool:
-    """Whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
+    """Return whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
     *entities, suffix = stem(path).split("_")
     return (
         bool(entities) and entities[0].startswith("sub-") and suffix.isalnum() and all(map(_ENTITY.fullmatch, entities))
@@ -76,7 +82,7 @@ def is_bids(path: Path) -> bool:
 
 
 def split_bids(path: Path) -> tuple[dict[str, str], str]:
-    """The entities and the suffix of a BIDS name.
+    """Return the entities and the suffix of a BIDS name.
 
     >>> split_bids(Path("sub-01_ses-2_T1w.nii.gz"))
     ({'sub': '01', 'ses': '2'}, 'T1w')
@@ -87,7 +93,7 @@ def split_bids(path: Path) -> tuple[dict[str, str], str]:
 
 
 def join_bids(entities: Mapping[str, str], suffix: str) -> str:
-    """A BIDS stem, its entities in the order of the specification (BIDS 1.10, appendix Entity table)."""
+    """Return a BIDS stem with its entities in the order of the specification (BIDS 1.10, appendix Entity table)."""
     order = _BIDS_ORDER.split()
     known = [k for k in order if k in entities]
     unknown = [k for k in entities if k not in order]
@@ -95,10 +101,10 @@ def join_bids(entities: Mapping[str, str], suffix: str) -> str:
 
 
 def space_label(reference: Path, moving: Path | None = None) -> str:
-    """The `space-` or `to-` label for a reference image.
+    """Return the `space-` or `to-` label for a reference image.
 
-    The template's name for `tpl-X`, the image type (`T1w`) for another type of scan of the moving image's own subject,
-    else the letters and digits of the reference's stem: two runs of one type must not both be `T1w`.
+    It is the template's name for `tpl-X`, the image type (`T1w`) for another type of scan of the moving image's own
+    subject, else the letters and digits of the reference's stem: two runs of one type must not both be `T1w`.
     """
     if moving and is_bids(moving) and is_bids(reference) and _subject(moving) == _subject(reference):
         label = split_bids(reference)[1]
@@ -116,13 +122,13 @@ def _subject(path: Path) -> tuple[str | None, str | None]:
 
 
 def bids_root(path: Path) -> Path | None:
-    """The dataset's folder of a BIDS file that lies below its `sub-<label>` folder; None for a file that does not."""
+    """Return the dataset's folder of a BIDS file; None if the file does not lie below its `sub-<label>` folder."""
     subject = f"sub-{split_bids(path)[0]['sub']}"
     return next((folder.parent for folder in path.parents if folder.name == subject), None)
 
 
 def kind_of_name(path: Path) -> str:
-    """The kind of file that a name alone speaks for, for files without a sidecar."""
+    """Return the kind of file that a name suggests, for files without a sidecar."""
     suffix = suffix_of(path).lower()
     if suffix in (*TRANSFORM_SUFFIXES, REGISTER_DAT):
         return "transform"
@@ -137,5 +143,5 @@ def kind_of_name(path: Path) -> str:
 
 
 def is_file_name(output: Path) -> bool:
-    """Whether -o names one file: it ends in a known suffix and is not a folder."""
+    """Return whether -o names one file: it ends in a known suffix and is not a folder."""
     return bool(suffix_of(output)) and not output.is_dir()

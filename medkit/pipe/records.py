@@ -1,7 +1,7 @@
-"""Records: what one case is, in a pipe and in the sidecar beside its main output.
+"""Records: the description of a case, in a pipe and in the sidecar next to its main output.
 
-A record and a sidecar are the same JSON object (see docs/pipes-and-records.md); paths are absolute in the
-record and relative to the sidecar's folder in the sidecar, so that a moved folder still works.
+A record and a sidecar are the same JSON object (see docs/pipes-and-records.md). Paths are absolute in the record, and
+relative to the sidecar's folder in the sidecar, so that a moved folder still works.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Record:
     """One case: a file, what it is, and where it came from."""
 
     path: Path
-    """The file, absolute: a task's main output, or an input that nothing was done to yet."""
+    """The file, absolute: a task's main output, or an input that no task has worked on."""
     kind: str = "image"
     """What the file is: one of `medkit.specs.KINDS`."""
     sources: tuple[Path, ...] = ()
@@ -41,17 +41,17 @@ class Record:
     medkit: Mapping[str, Any] = field(default_factory=dict)
     """Status, outputs with digests, arguments, metrics, warnings and so on."""
     inputs: Mapping[str, Path] = field(default_factory=dict)
-    """Named inputs that the sender gave this case, such as `moving_labels`."""
+    """Role -> file: named inputs that the sender of the record adds, such as `moving_labels`."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of others, passed on untouched."""
+    """Keys that medkit does not know, passed on unchanged."""
 
     @property
     def failed(self) -> bool:
-        """Whether an earlier stage already failed on this case."""
+        """Whether this or an earlier stage failed on this case."""
         return self.medkit.get("status") == "failed"
 
     def to_json(self, relative_to: Path | None = None) -> dict[str, Any]:
-        """The JSON object; with `relative_to`, its paths are relative to that folder."""
+        """Return the JSON object; with `relative_to`, its paths are relative to that folder."""
 
         def shown(path: Path) -> str:
             return str(path) if relative_to is None else os.path.relpath(path, relative_to)
@@ -72,12 +72,12 @@ class Record:
         return out | dict(self.extra)
 
     def line(self) -> str:
-        """The record as one line of JSON."""
+        """Return the record as one line of JSON."""
         return json.dumps(self.to_json(), ensure_ascii=True)
 
 
 def _map_paths(block: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """The `medkit` block with `change` applied to the paths in its outputs and inputs."""
+    """Return the `medkit` block with `change` applied to the paths in its outputs and inputs."""
     out = dict(block)
     for key in ("outputs", "inputs"):
         if key in out:
@@ -86,7 +86,7 @@ def _map_paths(block: Mapping[str, Any], change: Callable[[str], str]) -> dict[s
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON knows it: numpy's numbers as Python's, and null for the numbers that JSON has no word for."""
+    """Return a value that JSON can hold: numpy's numbers as Python's, and None for NaN and infinite numbers."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -97,14 +97,14 @@ def _plain(value: Any) -> Any:
 
 
 def absolute(path: str | Path, base: Path | None = None) -> Path:
-    """An absolute path without `..`, symbolic links kept as they are."""
+    """Return an absolute path without `..`; symbolic links are not followed."""
     return Path(os.path.abspath(os.path.join(base or Path.cwd(), path)))  # noqa: PTH100, PTH118 - resolve() would follow links
 
 
 def record_from_json(data: Any, base: Path | None = None) -> Record:
-    """A record from its JSON object, paths taken against `base` (the working directory where None).
+    """Return the record that a JSON object describes; its paths are relative to `base`, None: the working directory.
 
-    Raises MedkitError where a key that medkit relies on has the wrong type.
+    Raises MedkitError if a key that medkit relies on has the wrong type.
     """
     if not isinstance(data, Mapping):
         raise MedkitError("expected a JSON object")
@@ -141,7 +141,7 @@ def _strings(value: Any) -> bool:
 
 
 def _block(value: Any) -> bool:
-    """Whether a `medkit` block has what medkit relies on."""
+    """Return whether a `medkit` block has what medkit relies on: paths in its outputs and inputs."""
     if not isinstance(value, Mapping):
         return False
     files = [value.get(key, {}) for key in ("outputs", "inputs")]
@@ -152,7 +152,7 @@ def _block(value: Any) -> bool:
 
 
 def read_sidecar(path: Path) -> Record | None:
-    """The sidecar at `path`, or None where there is none, where it is torn, or where it is not medkit's."""
+    """Return the record in a sidecar; None if the file is missing, damaged, or not from medkit."""
     try:
         data = json.loads(path.read_bytes())
         record = record_from_json(data, path.parent)
@@ -162,7 +162,7 @@ def read_sidecar(path: Path) -> Record | None:
 
 
 def record_of(path: Path) -> Record:
-    """The record of a file: its sidecar's where that describes this very file, else what its name says."""
+    """Return the record of a file: its sidecar's if that describes this file, else one made from its name."""
     sidecar = read_sidecar(sidecar_path(path))
     if sidecar is not None and sidecar.path == path:
         return sidecar
@@ -170,9 +170,9 @@ def record_of(path: Path) -> Record:
 
 
 def record_from_line(line: str) -> Record:
-    """The record that a line of a pipe stands for: a JSON object, or the path of a file or DICOM folder.
+    """Return the record that a line of a pipe stands for: a JSON object, or the path of a file or DICOM folder.
 
-    A JSON object that says no more than a path is completed from the file's sidecar. Raises MedkitError.
+    A JSON object without a `medkit` block is completed from the file's sidecar. Raises MedkitError.
     """
     if "\0" in line:
         raise MedkitError("expected one name per line, got names separated by NUL: use -0")
@@ -192,21 +192,21 @@ def record_from_line(line: str) -> Record:
 
 
 def lineage(record: Record) -> Iterator[Record]:
-    """The record and all it was made from, depth first, the case's own input before the others; each file once."""
-    seen: set[Path] = set()
+    """Yield the record and all it was made from, each file once, depth first, the case's own input before others."""
+    visited: set[Path] = set()
     waiting = [record]
     while waiting:
         current = waiting.pop()
-        if current.path not in seen:
-            seen.add(current.path)
+        if current.path not in visited:
+            visited.add(current.path)
             yield current
             waiting.extend(record_of(p) for p in reversed(current.sources))
 
 
 def find_kind(record: Record, kinds: Sequence[str]) -> Record:
-    """The first artefact of one of `kinds` among the record and its sources.
+    """Return the first file of one of `kinds` among the record and its sources.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     for candidate in lineage(record):
         if candidate.kind in kinds:
@@ -217,10 +217,7 @@ def find_kind(record: Record, kinds: Sequence[str]) -> Record:
 
 
 def sha256_of(path: Path) -> str:
-    """Digest of a file; of a folder, the digest of its files' sorted digests.
-
-    Raises OSError.
-    """
+    """Return the digest of a file; of a folder, the digest of its files' sorted digests. Raises OSError."""
     if path.is_dir():
         digests = sorted(sha256_of(p) for p in path.iterdir() if p.is_file())
         return hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -229,6 +226,6 @@ def sha256_of(path: Path) -> str:
 
 
 def describe_programs(generated_by: Sequence[Mapping[str, str]]) -> str:
-    """`medkit 0.1.0 and medkit-threshold 2.0`, for people."""
+    """Return programs in words, such as `medkit 0.1.0 and medkit-threshold 2.0`."""
     names = [f"{g.get('Name', '?')} {g.get('Version', '')}".strip() for g in generated_by]
     return listed(names) if names else "an unnamed program"

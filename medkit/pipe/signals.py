@@ -1,7 +1,7 @@
-"""Stopping politely: what SIGTERM, SIGUSR1 and a case's time limit do to a run.
+"""Stopping in an orderly way: what SIGTERM, SIGUSR1 and a case's time limit do to a run.
 
-Schedulers send SIGTERM or SIGUSR1 some time before they kill. The first one lets the case at hand finish; a second one
-drops it. A run that waits for input has nothing to finish and stops at once.
+Schedulers send SIGTERM or SIGUSR1 some time before they kill. The first signal lets the current case finish; a second
+one drops it. A run that waits for input has nothing to finish and stops immediately.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from medkit.errors import CaseTimeout, Stopped
 
 
 class StopRequest:
-    """Whether the scheduler asked this run to stop; install it with `with StopRequest() as stop:`."""
+    """Whether the scheduler asked this run to stop; its handlers hold within `with StopRequest() as stop:`."""
 
     def __init__(self, numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1)) -> None:
         self.received = False
+        """Whether a signal has come."""
         self.number: signal.Signals | None = None
         """The signal that came first."""
         self._numbers = numbers
@@ -27,7 +28,7 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in self._numbers:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -44,7 +45,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """While a case is worked on, the first signal only sets `received`."""
+        """Within the block, a case is worked on, and the first signal only sets `received`."""
         self._working = True
         try:
             yield
@@ -54,7 +55,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises CaseTimeout inside the block once `seconds` have passed (None: never). Main thread only."""
+    """Raise CaseTimeout inside the block once `seconds` have passed (None: never). Works in the main thread only."""
     if seconds is None:
         yield
         return

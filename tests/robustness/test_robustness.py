@@ -297,7 +297,7 @@ def test_a_signal_leaves_nothing(
     [
         (["--shifts", "fgsm"], 2, "--shifts fgsm: expected some of noise, blur"),
         (["--shifts", "fog"], 2, "--shifts fog"),
-        (["--kind", "images"], 2, "the bundle gives labels"),
+        (["--kind", "images"], 2, "the results of the bundle are labels"),
         (["--data-range", "2"], 2, "--data-range"),
         (["--mask", "x"], 2, "--mask"),
     ],

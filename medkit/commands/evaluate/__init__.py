@@ -1,1 +1,1 @@
-"""`medkit evaluate`: one module for each kind of comparison."""
+"""`medkit evaluate`: one file for each kind of comparison."""

@@ -1,4 +1,4 @@
-"""`medkit evaluate` on classes: what was said of cases, and what is true."""
+"""`medkit evaluate` on classes: predicted classes against true ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from medkit.pipe.atomic import write_atomically
 _OTHERS = ("labels", "label_map", "mask", "data_range", "transform")
 
 
-def judge_classes(
+def compare_classes(
     results: Sequence[Path], bad: Sequence[str], reference: str, given: Mapping[str, Any]
 ) -> tuple[str, int]:
-    """What to print, and the exit code; `bad`: sentences about lines that stand for no result."""
+    """Return what to print, and the exit code; `bad`: sentences about lines that do not name a result."""
     from medkit.evaluation.classes.plots import pictures
     from medkit.evaluation.classes.report import as_data, csv_text, table
     from medkit.evaluation.classes.run import judge, predictions_in
 
     for name in _OTHERS:
         if given[name] is not None:
-            raise UsageError(f"--{name.replace('_', '-')} says nothing about classes, which these files are taken for")
+            raise UsageError(f"--{name.replace('_', '-')} is not for classes, which these files are taken for")
     predictions, unread = predictions_in(results, given["aspect"])
     bad = [*bad, *unread]
     say(*bad)
@@ -41,7 +41,7 @@ def judge_classes(
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, bytes], overwrite: bool) -> None:
-    """Writes PNGs into a folder, which is made where it is missing. Raises OutputError."""
+    """Write PNGs into a folder, which is made if it is missing. Raises OutputError."""
     files = {new_file(folder / name, overwrite): png for name, png in pictures.items()}
     for path, png in files.items():
         write_atomically(path, png)

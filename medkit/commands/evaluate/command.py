@@ -24,7 +24,7 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
     "--reference",
     metavar="FILE|FOLDER|PATTERN",
     help="What to compare with. All arguments are results then; without any, their names are read from stdin. "
-    "A pattern such as labels/oasis_{id}_labels.nii.gz holds {id} where the case stands. Of classes also a table of "
+    "In a pattern such as labels/oasis_{id}_labels.nii.gz, {id} stands for the case. For classes also a table of "
     "cases and classes, or a datalist.",
 )
 @click.option(
@@ -32,17 +32,17 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(["auto", "labels", "images", "points", "classes"]),
     default="auto",
     show_default=True,
-    help="What the files hold; auto: what their names, folders and sidecars say.",
+    help="What the files contain; auto: known from their names, folders and sidecars.",
 )
-@click.option("--labels", metavar="N,N-N,...", help="Labels to compare, in the results' numbers.")
+@click.option("--labels", metavar="N,N-N,...", help="Labels to compare, as numbered in the results.")
 @click.option(
     "--label-map",
     type=_FILE,
     metavar="FILE",
     help="Table with a header, separated by tabs: number in the references, number in the results (0: ignore), "
-    "and perhaps name.",
+    "and optionally a name.",
 )
-@click.option("--mask", metavar="FILE|FOLDER|PATTERN", help="Images: where to compare.")
+@click.option("--mask", metavar="FILE|FOLDER|PATTERN", help="Images: the region to compare.")
 @click.option(
     "--data-range",
     type=click.FloatRange(min=0, min_open=True),
@@ -57,21 +57,21 @@ _NEW = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--resample",
     is_flag=True,
-    help="Put results on another grid onto the reference's: labels by nearest neighbour, images linearly.",
+    help="Resample results on another grid onto the reference's: labels by nearest neighbour, images linearly.",
 )
-@click.option("--allow-missing", is_flag=True, help="Exit 0 although files have no partner.")
-@click.option("--per-label", is_flag=True, help="Also a table of the labels, or points.")
+@click.option("--allow-missing", is_flag=True, help="Exit with 0 although files have no partner.")
+@click.option("--per-label", is_flag=True, help="Print a table of the labels, or points, as well.")
 @click.option("--csv", "csv_file", type=_NEW, metavar="FILE", help="Write a row per case and label (or point).")
 @click.option(
     "--plots",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Classes: write the ROC curve and the reliability as pictures; with --robustness the falls.",
+    help="Classes: draw the ROC curve and the reliability; with --robustness: how the metric falls.",
 )
 @click.option(
     "--aspect",
     metavar="NAME",
-    help="Classes: where several things are said of an image, such as contrast and usability, the one to judge.",
+    help="Classes: the one to compare, if results hold several of an image, such as contrast and usability.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the --csv file and the --plots.")
 @click.option(
@@ -119,10 +119,10 @@ def evaluate(files: tuple[str, ...], **given: Any) -> int:
 
 
 def _work(files: tuple[str, ...], given: dict[str, Any]) -> tuple[str, int]:
-    """What to print, and the exit code."""
+    """Return what to print, and the exit code."""
     chosen: BundleOptions = given.pop("chosen")
     if given["robustness"] != (chosen.name is not None):
-        raise UsageError("--robustness and --bundle belong together: which bundle to run on corrupted images")
+        raise UsageError("--robustness and --bundle need each other: the bundle is run on corrupted images")
     named, reference = inputs(files, given["reference"], given["list_file"] is not None)
     if given["csv_file"]:
         new_file(given["csv_file"], given["overwrite"])
@@ -136,9 +136,9 @@ def _work(files: tuple[str, ...], given: dict[str, Any]) -> tuple[str, int]:
     from medkit.evaluation.classes.predictions import hold_classes
 
     if given["kind"] == "classes" or (given["kind"] == "auto" and hold_classes(results)):
-        from medkit.commands.evaluate.classes import judge_classes
+        from medkit.commands.evaluate.classes import compare_classes
 
-        return judge_classes(results, bad, reference, given)
+        return compare_classes(results, bad, reference, given)
     _refuse(given, "classes", "plots", "aspect")
     from medkit.commands.evaluate.pairs import compare_pairs
 
@@ -146,7 +146,7 @@ def _work(files: tuple[str, ...], given: dict[str, Any]) -> tuple[str, int]:
 
 
 def _refuse(given: dict[str, Any], what: str, *names: str) -> None:
-    """Raises UsageError for options that are for something else."""
+    """Raise UsageError if options are given that belong to `what`."""
     for name in names:
         if given[name] is not None:
             raise UsageError(f"--{name} is for {what}, which these files are not")

@@ -1,4 +1,4 @@
-"""What the forms of `medkit evaluate` share: results from lines, new files, sentences for people."""
+"""Helpers of all kinds of `medkit evaluate`: results from lines, new files, sentences for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medkit.pipe.records import Record, record_from_line
 
 
 def inputs(files: tuple[str, ...], reference: str | None, listed: bool) -> tuple[tuple[str, ...], str]:
-    """The results (none: those of stdin) apart from the reference. Raises UsageError."""
+    """Return the arguments that name results (none: stdin names them), and the reference. Raises UsageError."""
     if reference is not None:
         return files, reference
     if len(files) < 2 or listed:
@@ -21,7 +21,10 @@ def inputs(files: tuple[str, ...], reference: str | None, listed: bool) -> tuple
 
 
 def records(lines: Iterable[str]) -> tuple[list[Record], list[str]]:
-    """What lines stand for, each file once, and a sentence for each line that stands for none or a failed case."""
+    """Return the records that lines stand for, each file once, and a sentence for each line without a usable record.
+
+    Raises MedkitError if there are no lines.
+    """
     found: dict[Path, Record] = {}
     bad = []
     for line in lines:
@@ -40,7 +43,7 @@ def records(lines: Iterable[str]) -> tuple[list[Record], list[str]]:
 
 
 def new_file(path: Path, overwrite: bool) -> Path:
-    """A file that can be written when the scores are there. Raises OutputError."""
+    """Return the path, checked before the work: it can be written afterwards. Raises OutputError."""
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already: use --overwrite, or choose another name")
     try:
@@ -51,6 +54,6 @@ def new_file(path: Path, overwrite: bool) -> Path:
 
 
 def say(*sentences: str) -> None:
-    """Sentences for people, a line each."""
+    """Print sentences for people on stderr, one per line."""
     for sentence in sentences:
         click.echo(f"medkit: {sentence}", err=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given: dict[str, Any]) -> tuple[str, int]:
-    """What to print, and the exit code; `bad`: sentences about lines that stand for no result."""
+    """Return what to print, and the exit code; `bad`: sentences about lines that do not name a result."""
     from medkit.evaluation.measures.label_maps import LabelMap, parse_labels
     from medkit.evaluation.planning import plan_pairs
     from medkit.evaluation.report import as_data, csv_text, table
@@ -49,7 +49,7 @@ def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given
 
 
 def _share_cores(settings: EvaluationSettings, threads: int | None) -> None:
-    """Limit the threads of torch, where files of this kind are compared with it."""
+    """Limit the threads of torch, if it compares files of this kind; the others do not import it."""
     if settings.kind == "images" or settings.resample:
         limit_torch(threads or granted_threads())
 
@@ -61,7 +61,7 @@ def _exit_code(done: Evaluation, incomplete: bool) -> int:
 
 
 def _tell(outcome: Scores | Failure) -> None:
-    """Failures and warnings go to stderr at once."""
+    """Print failures and warnings on stderr immediately."""
     from medkit.evaluation.results import Failure
 
     lines = [outcome.error] if isinstance(outcome, Failure) else outcome.warnings
@@ -69,7 +69,7 @@ def _tell(outcome: Scores | Failure) -> None:
 
 
 def _check_options(kind: str, given: dict[str, Any]) -> None:
-    """Raises UsageError for options that say nothing about this kind of files."""
+    """Raise UsageError for options that are for another kind of files."""
     belongs = {"labels": "labels", "label_map": "labels", "mask": "images", "data_range": "images",
                "transform": "points"}  # fmt: skip
     for name, of in belongs.items():

@@ -1,4 +1,4 @@
-"""`medkit evaluate --robustness`: how a bundle's metric falls on corrupted images."""
+"""`medkit evaluate --robustness`: how much a bundle's metric falls on corrupted images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from medkit.robustness.run import Item
 
 _FOR = {"labels": "labels", "label_map": "labels", "data_range": "images", "mask": "", "transform": ""}
-"""Option -> what it is for here."""
+"""Option -> the only kind of results that it is for; empty: none."""
 
 
 def measure_robustness(
     found: Sequence[Record], bad: Sequence[str], reference: str, chosen: BundleOptions, given: Mapping[str, Any]
 ) -> tuple[str, int]:
-    """What to print, and the exit code; `bad`: sentences about lines that stand for no image."""
+    """Return what to print, and the exit code; `bad`: sentences about lines that do not name an image."""
     from medkit.robustness.report import as_data, csv_text, picture, table
     from medkit.robustness.run import classes_of, corruptions_for, kind_of, measure
 
@@ -48,7 +48,7 @@ def measure_robustness(
         with StopRequest():
             done = measure(items, bundle, _settings(kind, given), chosen.settings, corruptions, options, _tell, classes)
     except Stopped as stopped:
-        say(f"stopped by {stopped}: nothing is written")
+        say(f"stopped by {stopped}: nothing was written")
         return "", Stopped.exit_code
     say(*done.failures)
     if given["csv_file"]:
@@ -78,7 +78,7 @@ def _settings(kind: str, given: Mapping[str, Any]) -> Any:
 
 
 def _items(records: Sequence[Record], reference: str, kind: str, aspect: str | None) -> tuple[list[Item], list[str]]:
-    """The images with their references, and a sentence for each that has none."""
+    """Return the images with their references, and a sentence for each image without one."""
     from medkit.evaluation.classes.truth import find_truth
     from medkit.evaluation.matching import match
     from medkit.robustness.run import Item
@@ -95,8 +95,10 @@ def _items(records: Sequence[Record], reference: str, kind: str, aspect: str | N
 
 
 def _in_folder(record: Record, takes: str) -> list[Record]:
-    """What a bundle takes (images, or labels and masks) of a folder (other than a DICOM series), and pictures; or the
-    record itself."""
+    """Return the files of a folder that a bundle takes (images, or labels and masks), and pictures.
+
+    For a file or a DICOM series that is the record itself.
+    """
     from medkit.evaluation.matching import files_of, of_kind
     from medkit.inference.inputs import is_picture
 
@@ -111,9 +113,9 @@ def _in_folder(record: Record, takes: str) -> list[Record]:
 
 
 def _check_options(kind: str, given: Mapping[str, Any]) -> None:
-    """Raises UsageError for options that say nothing about what a bundle gives."""
+    """Raise UsageError for options that do not fit the results of the bundle."""
     if given["kind"] not in ("auto", kind):
-        raise UsageError(f"--kind {given['kind']}: the bundle gives {kind}")
+        raise UsageError(f"--kind {given['kind']}: the results of the bundle are {kind}")
     for name, of in _FOR.items():
         if given[name] is not None and kind != of:
-            raise UsageError(f"--{name.replace('_', '-')} says nothing about the robustness of {kind}")
+            raise UsageError(f"--{name.replace('_', '-')} does not apply to the robustness of {kind}")

@@ -4,9 +4,7 @@ import click
 import numpy as np
 
 from medkit.options import task_options
-from medkit.run.outputs import Output
-from medkit.run.task import Result, Task
-from medkit.task import run_task
+from medkit.task import Output, Result, Task, run_task
 
 
 def work(case):
