@@ -212,3 +212,11 @@ def test_digests_of_files_and_folders(blob: Callable[..., Path], tmp_path: Path)
     assert sha256_of(tmp_path / "d") == hashlib.sha256("".join(sorted([one, two])).encode()).hexdigest()
     (tmp_path / "d/1").rename(tmp_path / "d/3")
     assert sha256_of(tmp_path / "d") == hashlib.sha256("".join(sorted([one, two])).encode()).hexdigest()
+
+
+def test_no_number_that_json_does_not_know() -> None:
+    line = Record(Path("/a.nii.gz"), medkit={"metrics": {"ncc": float("nan"), "n": float("inf")}}).line()
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(name))["medkit"]["metrics"] == {
+        "ncc": None,
+        "n": None,
+    }

@@ -1,10 +1,11 @@
-"""Whole files: claims, commits that are cut short, what may be replaced."""
+"""Claims: who may write the files of a case, commits that are cut short, what a killed run leaves."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 import pytest
 
 from medkit.errors import OutputError, Stopped
-from medkit.pipe.atomic import write_atomically
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.run import claims
 from medkit.run.claims import Claim, remove_leftovers
-from medkit.run.existing import ResultFingerprint, is_whole
-from medkit.run.outputs import Targets, describe_dataset, refuse_inputs
+from medkit.run.existing import is_whole
+from medkit.run.outputs import Targets
 
+Run = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
 
 
@@ -233,59 +234,9 @@ def test_without_locks_a_living_process_keeps_its_folder(targets: Targets, monke
         assert not part.exists()
 
 
-def test_inputs_and_their_sidecars_are_refused_as_targets(tmp_path: Path, blob: Make) -> None:
-    source, beside = blob("x.nii.gz"), Targets({"image": tmp_path / "x.mha"})
-    refuse_inputs(beside, [source])
-    blob("x.json", "{}")
-    with pytest.raises(OutputError, match="is the sidecar of"):
-        refuse_inputs(beside, [source])
-    with pytest.raises(OutputError, match="is an input"):
-        refuse_inputs(Targets({"image": source}), [source])
-
-
-@pytest.mark.parametrize(
-    ("change", "same_source", "equal"),
-    [
-        ({}, True, True),
-        ({"arguments": {"a": 2}}, True, False),
-        ({"seed": 1}, True, False),
-        ({"bundle": {"name": "b"}}, True, False),
-        ({"inputs": {"image": {"path": "/i", "sha256": "0"}}}, True, False),
-        ({"inputs": {"image": {"path": "/i", "sha256": "1"}, "fixed": {"path": "/f", "sha256": "2"}}}, True, False),
-    ],
-)
-def test_what_makes_a_result_outdated(change: dict[str, object], same_source: bool, equal: bool) -> None:
-    settings = {"arguments": {"a": 1}, "bundle": None, "seed": 0, "programs": [{"Name": "medkit", "Version": "1"}]}
-    now = ResultFingerprint(Path("/i"), {"image": "1"}, settings)
-    block = {"arguments": {"a": 1}, "bundle": None, "seed": 0, "inputs": {"image": {"path": "/i", "sha256": "1"}}}
-    old = Record(
-        Path("/o"), sources=(Path("/i"),), generated_by=({"Name": "medkit", "Version": "1"},), medkit=block | change
-    )
-    assert (now.has_same_source(old), now.equals(old)) == (same_source, equal)
-
-
-def test_results_of_moved_and_of_other_inputs() -> None:
-    block = {"inputs": {"image": {"path": "/moved/i", "sha256": "1"}}}
-    record = Record(Path("/o"), sources=(Path("/moved/i"),), medkit=block)
-    assert ResultFingerprint(Path("/i"), {"image": "1"}, {}).has_same_source(record)
-    assert not ResultFingerprint(Path("/i"), {"image": "2"}, {}).has_same_source(record)
-
-
-def test_small_files_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomically(tmp_path / "a", "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(tmp_path / "a", "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_text() == "old"
-
-
-def test_dataset_description(tmp_path: Path) -> None:
-    describe_dataset(tmp_path / "new")
-    text = (tmp_path / "new/dataset_description.json").read_text()
-    assert json.loads(text)["DatasetType"] == "derivative"
-    assert {"Name", "BIDSVersion", "GeneratedBy"} <= set(json.loads(text))
+def test_leftovers_of_other_names_stay(toy: Run, blob: Make, tmp_path: Path) -> None:
+    (tmp_path / ".other_copy.nii.gz.host.1.part").mkdir()
+    blob(".other_copy.nii.gz.claim", ".other_copy.nii.gz.host.1.part")
+    assert toy("run", "pair", blob("a.nii.gz")).code == 0
+    assert {".other_copy.nii.gz.claim", ".other_copy.nii.gz.host.1.part"} <= {p.name for p in tmp_path.iterdir()}
+    shutil.rmtree(tmp_path / ".other_copy.nii.gz.host.1.part")

@@ -1,0 +1,79 @@
+"""Files that are written completely or not at all, and locks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medkit.pipe.atomic import locked, write_atomically
+
+Run = Callable[..., "Outcome"]  # noqa: F821
+Make = Callable[..., Path]
+
+
+def test_small_files_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(tmp_path / "a", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "a", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_one_process_holds_a_lock(tmp_path: Path) -> None:
+    """A lock belongs to an open file, so two descriptors of one process exclude each other as two processes do."""
+    path = tmp_path / "lock"
+    with locked(path):
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
+            pytest.fail("it is held")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with locked(path, wait=False):
+        pass
+    assert path.exists()
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(path):
+            order.append("second")
+
+    with locked(path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
+
+
+def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="not supported"), locked(tmp_path / "lock"):
+        pytest.fail("there is no lock")
+
+
+def test_refused_access_to_a_lock_counts_as_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some systems answer EACCES where others answer EWOULDBLOCK."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(BlockingIOError), locked(tmp_path / "lock", wait=False):
+        pytest.fail("it is held")
