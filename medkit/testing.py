@@ -345,7 +345,7 @@ class PluginContract:
         broken, fresh = (runs.record_of(path)["medkit"] for path in runs.added)
         assert runs.again.returncode == 1, f"exit {runs.again.returncode}\n{runs.again.stderr}"
         assert broken["status"] == "failed", broken
-        assert broken["error"], "the record of the broken input gives no reason"
+        assert broken["error"], "the record of the broken input has no reason"
         assert "Traceback" not in runs.again.stderr, runs.again.stderr
         assert fresh["status"] == "ok", runs.again.stderr
         assert not fresh["skipped"], "the good image after the broken one was not worked on"

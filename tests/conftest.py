@@ -18,7 +18,7 @@ from places import HELPERS, PLUGINS, REPOSITORY, SHARED
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What a test printed as UTF-8: pytest-xdist cannot hand over file names that are something else."""
+    """Re-encode what a test printed as UTF-8: pytest-xdist cannot pass on file names in another encoding."""
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
@@ -26,7 +26,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real scans beside the checkout; tests that need it are skipped where it is absent."""
+    """The folder of real scans next to the checkout; tests that need it are skipped if it is absent."""
     folder = SHARED / "data"
     if not folder.is_dir():
         pytest.skip(f"real scans are not at {folder}")
@@ -35,14 +35,14 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def home_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Nothing that a test installs or trusts reaches the home of whoever runs it, subprocesses included."""
+    """A new home for the session, also for subprocesses: nothing reaches the home of the person who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         yield _new_home(tmp_path_factory, patch)
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of the test's own: no bundle is installed there and none trusted."""
+    """A new home for each test, where no bundle is installed or trusted."""
     return _new_home(tmp_path_factory, monkeypatch)
 
 
@@ -60,7 +60,7 @@ def _new_home(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of medkit or of a scheduler, whatever runs the tests."""
+    """Remove the variables of medkit and of schedulers."""
     for name in list(os.environ):
         if name.startswith(("MEDKIT_", "SLURM_", "SGE_", "LSB_", "PBS_", "OMP_NUM", "TOY_")):
             monkeypatch.delenv(name)
@@ -78,7 +78,7 @@ def clean_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def toy(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Runs `medkit` with the plugin of `toy.py` in this process: toy("run", "double", path, input="...", env={})."""
+    """Run `medkit` with the plugin of `toy.py` in this process: toy("run", "double", path, input="...", env={})."""
     import toy as plugin
 
     from medkit import plugins
@@ -92,7 +92,7 @@ def toy(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 @pytest.fixture
 def medkit(clean_environment: None) -> Callable[..., Outcome]:
-    """Runs `medkit` with the plugins that are installed in this process: medkit("run", "segment", path)."""
+    """Run `medkit` in this process, with the installed plugins: medkit("run", "segment", path)."""
     from medkit import cli
 
     return in_this_process(cli.main)
@@ -123,7 +123,7 @@ def shell_environment(clean_environment: None, toy_path: Path) -> dict[str, str]
 
 @pytest.fixture
 def shell(shell_environment: dict[str, str], tmp_path: Path) -> Callable[..., Outcome]:
-    """Runs a line of bash with pipefail in `tmp_path`: shell("ls *.nii.gz | medkit run double")."""
+    """Run a line of bash with pipefail in `tmp_path`: shell("ls *.nii.gz | medkit run double")."""
 
     def run(line: str, *, env: dict[str, str] | None = None, **settings: Any) -> Outcome:
         done = subprocess.run(
@@ -142,7 +142,7 @@ def shell(shell_environment: dict[str, str], tmp_path: Path) -> Callable[..., Ou
 
 @pytest.fixture
 def start(shell_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `medkit ARGUMENTS` in `tmp_path` and leaves it running, its three streams piped."""
+    """Start `medkit ARGUMENTS` in `tmp_path` and leave it running, its three streams piped."""
     running: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: object) -> subprocess.Popen[str]:
@@ -174,7 +174,7 @@ def start(shell_environment: dict[str, str], tmp_path: Path) -> Iterator[Callabl
 
 @pytest.fixture
 def scan(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a small image: scan("a/T1.nii.gz", seed=1)."""
+    """Write a small image: scan("a/T1.nii.gz", seed=1)."""
     from medkit.images.phantom import make_image
 
     def write(name: str, *, seed: int = 0, **settings: Any) -> Path:
@@ -187,7 +187,7 @@ def scan(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def blob(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file for tasks that only copy bytes: blob("a.nii.gz"); its content depends on its name."""
+    """Write a file for tasks that only copy bytes: blob("a.nii.gz"); its content depends on its name."""
 
     def write(name: str, content: str | None = None) -> Path:
         path = tmp_path / name

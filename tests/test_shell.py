@@ -1,4 +1,4 @@
-"""Pipes in a real bash: what a user types. `medkit` is toy.py's, in processes of its own."""
+"""Pipes in a real bash, as a user types them; `medkit` is that of toy.py, in new processes."""
 
 from __future__ import annotations
 

@@ -196,10 +196,10 @@ def test_missing_structures_count_as_nothing_found(toy: Run, folders: Path) -> N
 def test_images_and_masks(toy: Run, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(100, 20, (12, 10, 8)).astype(np.float32)
-    spoilt = truth.copy()
-    spoilt[:6] += 10
+    changed = truth.copy()
+    changed[:6] += 10
     save(tmp_path / "truth/a.nii.gz", truth)
-    save(tmp_path / "out/a_registered.nii.gz", spoilt)
+    save(tmp_path / "out/a_registered.nii.gz", changed)
     save(tmp_path / "masks/a_mask.nii.gz", (np.indices(truth.shape)[0] < 6).astype(np.uint8))
     done = toy("evaluate", tmp_path / "out", tmp_path / "truth")
     assert done.code == 0, done.err

@@ -14,16 +14,13 @@ from medkit.space import Grid
 
 SHAPE = (56, 64, 52)
 
-
 RADII = np.array([42.0, 50.0, 38.0])
 AFFINE = np.array([[-2.0, 0, 0, 60], [0, 2.0, 0, -70], [0, 0, 2.0, -40], [0, 0, 0, 1]])
-
-
 CENTRE = (AFFINE @ [*((np.array(SHAPE) - 1) / 2), 1])[:3]
 
 
 def bend(points: np.ndarray, size: float = 1.0) -> np.ndarray:
-    """Where the truth takes fixed points (N, 3) RAS+ mm: up to some 5 mm away, smooth, one to one."""
+    """Return where the true warp maps fixed points (N, 3), RAS+ mm: up to about 5 mm away, smooth, one to one."""
     x, y, z = ((points - CENTRE) / RADII).T
     fade = np.exp(-1.5 * (x**2 + y**2 + z**2))[:, None]
     waves = np.stack([np.sin(2.5 * y) + 0.6 * z, np.cos(2.2 * z) - np.sin(2 * x), np.sin(2.4 * x + 1) * np.cos(y)], 1)
@@ -31,7 +28,7 @@ def bend(points: np.ndarray, size: float = 1.0) -> np.ndarray:
 
 
 def organ(points: np.ndarray, *, inverted: bool = False) -> np.ndarray:
-    """Intensity (N,) of a made-up organ at points (N, 3)."""
+    """Return the intensity (N,) of a simulated organ at points (N, 3)."""
     draw = np.random.default_rng(4)
     points = points.astype(np.float32)
     value = np.full(len(points), 70, np.float32)
@@ -63,12 +60,12 @@ def scan(points: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray, **
 
 @functools.cache
 def bent(**looks: bool) -> ScanVolume:
-    """The moving scan: the organ where `bend` puts it."""
+    """Return the moving scan: the organ where `bend` moves it."""
     return scan(inverse_of_bend(voxel_points(SHAPE, AFFINE)), SHAPE, AFFINE, **looks)
 
 
 def inner_points(count: int = 2000) -> np.ndarray:
-    """Points (N, 3) well inside the fixed organ."""
+    """Return points (N, 3) well inside the fixed organ."""
     draw = np.random.default_rng(0).normal(size=(count, 3))
     draw *= (
         0.75
@@ -79,7 +76,7 @@ def inner_points(count: int = 2000) -> np.ndarray:
 
 
 def errors(warp: Warp) -> np.ndarray:
-    """(N,) mm between where the warp and the truth take inner points."""
+    """Return the distances (N,) in mm between inner points as mapped by a warp and by the true one."""
     points = inner_points()
     field = forward_field(warp, Grid(SHAPE, AFFINE), Grid(SHAPE, AFFINE))
     return np.linalg.norm(field.map_points(points) - bend(points), axis=1)

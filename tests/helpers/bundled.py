@@ -1,4 +1,4 @@
-"""What the tests of the bundles of this distribution share: configs read, and MONAI called as its users call it."""
+"""Helpers for the tests of this distribution's bundles: read configs, call MONAI as its users call it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, verify_net_in_out
 
 
 def built(root: Path, *names: str, **changes: object) -> ConfigParser:
-    """A config of a bundle, and what is laid over it."""
+    """Return a parser of a bundle's configs, with ids replaced by `changes`."""
     parser = ConfigParser()
     parser.read_config([str(root / "configs" / f"{name}.json") for name in names])
     for key, value in changes.items():
@@ -23,7 +23,7 @@ def built(root: Path, *names: str, **changes: object) -> ConfigParser:
 
 
 def monai_bundle(root: Path, *arguments: str) -> None:
-    """`python -m monai.bundle` in a process of its own, in the bundle's folder."""
+    """Run `python -m monai.bundle` in a new process, in the bundle's folder."""
     done = subprocess.run(
         [sys.executable, "-m", "monai.bundle", *arguments], cwd=root, capture_output=True, text=True, check=False
     )
@@ -31,12 +31,12 @@ def monai_bundle(root: Path, *arguments: str) -> None:
 
 
 def as_arguments(values: Mapping[str, object]) -> Sequence[str]:
-    """`--key value` for each."""
+    """Return `--key value` for each."""
     return [part for key, value in values.items() for part in (f"--{key}", str(value))]
 
 
 def verify_network(root: Path) -> None:
-    """The network takes and gives what the metadata says."""
+    """Check that the network's inputs and outputs are as the metadata states."""
     verify_net_in_out(
         "network_def",
         meta_file=str(root / "configs" / "metadata.json"),
@@ -47,22 +47,22 @@ def verify_network(root: Path) -> None:
 
 
 def configs_agree(root: Path, *ids: str) -> None:
-    """Training and inference say the same under `ids`, and the network's half-precision weights are under 5 MB."""
-    one, other = built(root, "train"), built(root, "inference")
+    """Check that training and inference agree under `ids`, and that the half-precision weights are under 5 MB."""
+    train, inference = built(root, "train"), built(root, "inference")
     for name in ids:
-        assert one.get(name) == other.get(name), name
-    network = other.get_parsed_content("network_def")
+        assert train.get(name) == inference.get(name), name
+    network = inference.get_parsed_content("network_def")
     count = sum(p.numel() for p in {id(p): p for p in network.parameters()}.values())
     assert 2 * count < 4_900_000
 
 
 def as_sets(values: Mapping[str, object]) -> list[str]:
-    """`--set key=value` for each."""
+    """Return `--set key=value` for each."""
     return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
 
 def write_sources(folder: Path) -> Path:
-    """Two label maps of a head, the tables of the labels, and datalists: of these and a `scan.nii.gz`, and of these."""
+    """Write two label maps of a head, tables of their labels, and datalists: with and without a `scan.nii.gz`."""
     folder.mkdir()
     rows = ["0\t0\t0\tbackground", "2\t1\t2\tleft brain", "41\t1\t41\tright brain", "502\t2\t0\tbackground"]
     (folder / "labels.tsv").write_text("\n".join(["index\tintensity_class\ttarget\ttarget_name", *rows]) + "\n")

@@ -1,8 +1,8 @@
-"""A pretended device: tensors on it compute on the CPU, but do not mix with those that lie there.
+"""A pretended device: tensors on it compute on the CPU, but cannot be mixed with tensors on the CPU.
 
-There is no GPU where the tests run. What code for one most often gets wrong can be found without: a tensor made on the
-CPU that meets others on the GPU, or a result that is read there without being fetched. PyTorch lets tensors say that
-they are on its `meta` device, and have their operations run by a `TorchDispatchMode`.
+There is no GPU where the tests run. The most frequent errors of code for GPUs can be found without one: a tensor made
+on the CPU that is mixed with others on the GPU, or a result that is read there without being copied. PyTorch lets
+tensors claim to be on its `meta` device, and have their operations run by a `TorchDispatchMode`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = "meta"
-"""What is given as the device's name."""
+"""The name of the device."""
 
 
 class Far(torch.Tensor):
@@ -39,7 +39,7 @@ class Far(torch.Tensor):
 
 
 class Elsewhere(TorchDispatchMode):
-    """While it is entered, `device="meta"` is the pretended device. Raises RuntimeError where devices mix."""
+    """Within this context `device="meta"` is the pretended device. Raises RuntimeError if devices are mixed."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -55,7 +55,7 @@ class Elsewhere(TorchDispatchMode):
         out = func(*tree_map(_near, args), **tree_map(_near, kwargs))
         if torch.device(asked or (DEVICE if far else "cpu")).type != DEVICE:
             return out
-        known = {id(value.near): value for value in far}  # what is changed in place stays the same tensor
+        known = {id(value.near): value for value in far}  # a tensor that is changed in place stays the same object
 
         def there(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):

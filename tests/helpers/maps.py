@@ -1,4 +1,4 @@
-"""Maps of space that tests of registration know."""
+"""Known transforms for the tests of registration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def turned(degrees: float, shift: tuple[float, float, float]) -> np.ndarray:
-    """(4, 4) RAS+ mm: a rotation about z, then a shift."""
+    """Return a matrix (4, 4), RAS+ mm: a rotation about z, then a shift."""
     matrix = np.eye(4)
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix[:2, :2] = [[cosine, -sine], [sine, cosine]]

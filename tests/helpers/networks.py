@@ -1,4 +1,4 @@
-"""Networks that bundles of tests name."""
+"""Networks for the bundles of tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class Unscriptable(torch.nn.Module):
-    """Two channels of the one it gets, in a way that TorchScript does not know."""
+    """Returns its channel twice, in a way that TorchScript cannot compile."""
 
     def forward(self, *images: Any, **_: Any) -> Any:
         return torch.cat([*images, *images], 1)

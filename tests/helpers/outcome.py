@@ -1,4 +1,4 @@
-"""Running commands in this process, and what they did: exit code and output."""
+"""Run commands in this process; their exit code and output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of a command gave."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def in_this_process(main: Callable[..., Any]) -> Callable[..., Outcome]:
-    """A function that calls `main` with arguments, as if from a shell."""
+    """Return a function that calls `main` with arguments, as a shell would."""
 
     def run(*arguments: object, input: str | bytes = "", env: dict[str, str] | None = None, **extra: Any) -> Outcome:
         with CliRunner().isolation(input=input, env=env) as (out, err, _), _LoggingTo(sys.stderr):
@@ -54,7 +54,7 @@ def in_this_process(main: Callable[..., Any]) -> Callable[..., Outcome]:
 
 
 class _LoggingTo:
-    """Log lines go to `stream`, as outside pytest, which has its own handlers."""
+    """Sends log lines to `stream`, as outside pytest, which has its own handlers."""
 
     def __init__(self, stream: Any) -> None:
         self._handler = logging.StreamHandler(stream)

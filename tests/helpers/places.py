@@ -10,4 +10,4 @@ REPOSITORY = TESTS.parent
 BUNDLES = REPOSITORY / "bundles"
 PLUGINS = REPOSITORY / "plugins"
 SHARED = REPOSITORY.parent / "shared"
-"""Real scans and checks beside the checkout; may be absent."""
+"""Real scans and checks next to the checkout; may be absent."""

@@ -1,4 +1,4 @@
-"""Bundles of strangers that would like to run code: every way in that there is, each leaving a canary."""
+"""Bundles that try to run code in every known way; each way leaves a file, the canary."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ INFERENCE: dict[str, Any] = {
     },
     "run": ["$@evaluator.run()"],
 }
-"""A whole inference config for the tiny network."""
+"""A complete inference config for the tiny network."""
 
 
 def write_sound(root: Path, task: str = "halves", *, weights: bool = True, **changes: Any) -> Path:
-    """Writes a bundle that has all that a bundle must have; `changes` as in `write_bundle`."""
+    """Write a bundle with all that a bundle must have; `changes` as in `write_bundle`."""
     write_bundle(root, task, network=NETWORK, **changes)
     write_json(root / "configs" / "inference.json", INFERENCE)
     tensors = json.loads(json.dumps(METADATA["network_data_format"]))
@@ -84,7 +84,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def change_json(path: Path, **changes: Any) -> None:
-    """Sets keys of a JSON file; `None` removes one."""
+    """Set keys of a JSON file; `None` removes one."""
     content = json.loads(path.read_bytes()) | changes
     write_json(path, {k: v for k, v in content.items() if v is not None})
 
@@ -100,7 +100,7 @@ class Evil:
 
 
 def write_hostile(root: Path, canary: Path) -> Path:
-    """Writes a bundle that leaves `canary` as soon as any of its code runs, whichever way."""
+    """Write a bundle that makes the file `canary` as soon as any of its code runs."""
     touch = f"open({str(canary)!r}, 'w')"
     write_sound(root, weights=False)
     three = f"$__import__('pathlib').Path({str(canary)!r}).touch() or 3"
@@ -121,7 +121,7 @@ def write_hostile(root: Path, canary: Path) -> Path:
 
 
 def write_zip(path: Path, root: Path, top: str | None = None, **more: str) -> Path:
-    """Zips a folder below `top` (its name), with `more` members by name (`__` is a slash)."""
+    """Zip a folder below `top` (None: its name); `more`: further members, name -> content."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(p for p in root.rglob("*") if p.is_file()):
             archive.write(file, f"{root.name if top is None else top}/{file.relative_to(root)}".lstrip("/"))

@@ -1,4 +1,4 @@
-"""A tiny bundle to train: a convolution that tells the bright half of small label maps' images from the dark one."""
+"""A tiny bundle to train: a network that tells the bright half of small images from the dark one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ TRAIN: dict[str, Any] = {
     },
     "run": ["$@train::trainer.run()"],
 }  # fmt: skip
-"""A whole train config; tests change copies of it."""
+"""A complete train config; tests change copies of it."""
 
 _TENSOR = {
     "type": "image", "format": "magnitude", "num_channels": 1, "spatial_shape": [16, 16, 16], "dtype": "float32",
@@ -123,10 +123,10 @@ METADATA: dict[str, Any] = {
 
 
 class Trouble:
-    """A handler that does what TINY_TROUBLE asks for, such as `SIGKILL@7` or `nan@3,4`, in the middle of those steps.
+    """A handler that causes what the variable TINY_TROUBLE names, such as `SIGKILL@7` or `nan@3,4`, in those steps.
 
-    From outside the config, because a config with another handler in it would be that of another training. In the
-    evaluator it listens to `validation SIGTERM@1`, the validation of the first epoch.
+    It is a variable, because a config with another handler would be the config of another training. The handler of the
+    evaluator obeys `validation SIGTERM@1`, in the validation of the first epoch.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -156,7 +156,7 @@ class Trouble:
 
 
 def write_bundle(root: Path, task: str = "halves", **changes: Any) -> Path:
-    """Writes the bundle; `changes` are ids of its train config, such as `steps=4`, with `::` written as `__`."""
+    """Write the bundle; `changes` are ids of its train config, such as `steps=4`, with `::` written as `__`."""
     train = json.loads(json.dumps(TRAIN))
     for name, value in changes.items():
         *parents, last = name.split("__")
@@ -179,7 +179,7 @@ def write_bundle(root: Path, task: str = "halves", **changes: Any) -> Path:
 
 
 def write_labels(folder: Path, count: int = 4) -> Path:
-    """Writes maps `case_00.nii.gz` and so on of 16^3 voxels, 0 and 1, split at another plane each."""
+    """Write maps `case_00.nii.gz` and so on of 16^3 voxels, 0 and 1, each divided at another plane."""
     import nibabel
     import numpy as np
 

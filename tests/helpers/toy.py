@@ -33,7 +33,7 @@ VERSION = "1.5"
 
 @hookimpl
 def medkit_tasks() -> list[TaskSpec]:
-    """All commands of this module."""
+    """Return the tasks of this module."""
     return [TaskSpec(name, f"Toy task {name}.", f"toy:{name}") for name in TASKS]
 
 
@@ -120,15 +120,15 @@ class Copy:
     path: Path
 
     def write(self, path: Path) -> None:
-        """Copies."""
+        """Copy the bytes."""
         shutil.copyfile(min(self.path.iterdir()) if self.path.is_dir() else self.path, path)
 
 
 @click.command()
-@click.option("--marks", type=click.Path(path_type=Path), required=True, help="Folder to say `started`, find `go` in.")
+@click.option("--marks", type=click.Path(path_type=Path), required=True, help="Folder for files `started` and `go`.")
 @task_options
 def wait(options: RunOptions, marks: Path) -> None:
-    """Copy a file once `<stem>.go` (or `go`) lies in a folder; says there that it has begun."""
+    """Copy a file once `<stem>.go` (or `go`) lies in a folder; write there that the work has started."""
     process = functools.partial(_wait, marks=marks.absolute())
     run_task(Task("wait", [Output("image", "image", "waited")], process=process, uses_torch=False), options)
 
@@ -139,7 +139,7 @@ def _wait(case: Case, marks: Path) -> Result:
     deadline = time.monotonic() + 60
     while not ((marks / "go").exists() or (marks / f"{name}.go").exists()):
         if time.monotonic() > deadline:
-            raise TimeoutError("the test forgot to say go")
+            raise TimeoutError("the test did not write go")
         time.sleep(0.01)
     return Result({"image": Copy(case.path)})
 
@@ -148,7 +148,7 @@ def _wait(case: Case, marks: Path) -> Result:
 @click.option("--noise", is_flag=True, help="Write to stdout in every way there is.")
 @task_options
 def fragile(options: RunOptions, noise: bool) -> None:
-    """Copy a file; names that begin with fail, exit, die, hang or nothing do what they say."""
+    """Copy a file; for names that start with fail, exit, die, hang or nothing do that instead."""
     process = functools.partial(_fragile, noise=noise)
     run_task(Task("fragile", [Output("image", "image", "copy")], process=process, uses_torch=False), options)
 
@@ -206,7 +206,7 @@ def _pair(case: Case, value: str) -> Result:
 @click.option("--reference", type=click.Path(path_type=Path), required=True, help="The image to pretend to align with.")
 @task_options
 def align(options: RunOptions, reference: Path) -> None:
-    """Names as a registration gives them; copies."""
+    """Copy a file under the names that a registration uses."""
     output = functools.partial(Output, reference=reference.absolute())
     outputs = [
         output("image", "image", "registered", entities={"space": "{space}", "desc": "registered"}),
@@ -241,10 +241,10 @@ def _unready(runtime: Runtime) -> Callable[[Case], Result]:
 
 
 @click.command()
-@click.option("--marks", type=click.Path(path_type=Path), required=True, help="Folder to say `a.compute` in.")
-@click.option("--hold", default="", metavar="STEM.STAGE", help="Waits there for a file `go`.")
-@click.option("--fail", default="", metavar="STEM.STAGE", help="Fails there.")
-@click.option("--no-set-up", is_flag=True, help="Has no weights.")
+@click.option("--marks", type=click.Path(path_type=Path), required=True, help="Folder for files such as `a.compute`.")
+@click.option("--hold", default="", metavar="STEM.STAGE", help="Wait there for a file `go`.")
+@click.option("--fail", default="", metavar="STEM.STAGE", help="Fail there.")
+@click.option("--no-set-up", is_flag=True, help="Have no weights.")
 @task_options
 def staged(options: RunOptions, marks: Path, hold: str, fail: str, no_set_up: bool) -> None:
     """Copy a file in three stages."""
@@ -262,7 +262,7 @@ def _stages(runtime: Runtime, marks: Path, hold: str, fail: str) -> Stages:
         deadline = time.monotonic() + 60
         while what == hold and not (marks / "go").exists():
             if time.monotonic() > deadline:
-                raise TimeoutError("the test forgot to say go")
+                raise TimeoutError("the test did not write go")
             time.sleep(0.01)
         if what == fail:
             raise ValueError(f"told to fail in {name}")
@@ -281,14 +281,14 @@ TASKS = ("staged", "double", "halves", "measure", "merge", "wait", "fragile", "p
 
 
 def entry(name: str, module: str, distribution: str = "medkit-toy", version: str = VERSION) -> EntryPoint:
-    """An entry point as an installed distribution would bring it."""
+    """Return an entry point as an installed distribution would bring it."""
     point = EntryPoint(name, module, "medkit")
     vars(point)["dist"] = SimpleNamespace(name=distribution, version=version)
     return point
 
 
 def main(arguments: Sequence[str] | None = None, extra: Sequence[EntryPoint] = ()) -> None:
-    """`medkit` with this plugin, and those of TOY_PLUGINS (module names), as the only ones."""
+    """Run `medkit` with no plugins but this one and those of TOY_PLUGINS (module names)."""
     from medkit import cli, plugins
 
     named = [entry(m, m, f"dist-{m}") for m in os.environ.get("TOY_PLUGINS", "").split(",") if m]

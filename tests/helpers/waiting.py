@@ -1,4 +1,4 @@
-"""Waiting for other processes, and what they leave behind."""
+"""Wait for other processes; list the temporary files that they leave."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Returns once `condition()` holds; fails the test after `seconds`."""
+    """Return once `condition()` is true; fail the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -16,5 +16,5 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files and claims below a folder."""
+    """Return the names of temporary files and claims below a folder."""
     return [p.name for p in folder.rglob(".*.*") if p.name.endswith((".part", ".claim"))]

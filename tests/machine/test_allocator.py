@@ -1,4 +1,4 @@
-"""Freed memory is used again instead of being asked for anew."""
+"""Freed memory is used again instead of being requested from the system."""
 
 from __future__ import annotations
 

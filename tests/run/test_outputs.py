@@ -79,8 +79,8 @@ def test_two_runs_of_one_subject_keep_transform_and_inverse_apart() -> None:
 def test_output_is_a_file_a_folder_or_the_inputs_folder(tmp_path: Path) -> None:
     source = tmp_path / "in" / "x.nii.gz"
     outputs = (IMAGE, Output("transform", "transform", "transform", ".tfm"))
-    beside = targets_of(source, outputs, None, None)
-    assert beside.names == tuple(
+    targets = targets_of(source, outputs, None, None)
+    assert targets.names == tuple(
         source.with_name(n) for n in ("x_registered.nii.gz", "x_transform.tfm", "x_registered.json")
     )
     into = targets_of(source, outputs, tmp_path / "out", None)
@@ -141,11 +141,11 @@ def test_a_dataset_description_is_never_replaced(toy: Run, blob: Make, tmp_path:
 
 
 def test_inputs_and_their_sidecars_are_refused_as_targets(tmp_path: Path, blob: Make) -> None:
-    source, beside = blob("x.nii.gz"), Targets({"image": tmp_path / "x.mha"})
-    refuse_inputs(beside, [source])
+    source, targets = blob("x.nii.gz"), Targets({"image": tmp_path / "x.mha"})
+    refuse_inputs(targets, [source])
     blob("x.json", "{}")
     with pytest.raises(OutputError, match="is the sidecar of"):
-        refuse_inputs(beside, [source])
+        refuse_inputs(targets, [source])
     with pytest.raises(OutputError, match="is an input"):
         refuse_inputs(Targets({"image": source}), [source])
 

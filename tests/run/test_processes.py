@@ -113,14 +113,14 @@ def test_a_polite_stop_lets_all_children_finish_their_cases(
 def test_a_second_signal_drops_the_childrens_cases(start: Start, blob: Make, tmp_path: Path) -> None:
     process = start("run", "wait", "--marks", tmp_path, *[blob(f"{n}.nii.gz") for n in "abc"], "--workers", 2)
     wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2)
-    begun = working(process.pid)
+    started = working(process.pid)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (75, "")
     assert leftovers(tmp_path) == []
-    wait_for(lambda: not any(Path(f"/proc/{c}").exists() for c in begun))
+    wait_for(lambda: not any(Path(f"/proc/{c}").exists() for c in started))
 
 
 def test_fail_fast_ends_the_children(shell: Shell, blob: Make, tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_threads_are_shared_among_workers(shell: Shell, blob: Make) -> None:
 def test_a_killed_parent_takes_its_children_with_it(start: Start, blob: Make, tmp_path: Path) -> None:
     process = start("run", "wait", "--marks", tmp_path, *[blob(f"{n}.nii.gz") for n in "abc"], "--workers", 2)
     wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2)
-    begun = working(process.pid)
+    started = working(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     (tmp_path / "go").touch()
-    wait_for(lambda: not any(Path(f"/proc/{c}").exists() for c in begun))
+    wait_for(lambda: not any(Path(f"/proc/{c}").exists() for c in started))
     assert len(list(tmp_path.glob("*.started"))) == 2

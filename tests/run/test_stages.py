@@ -221,7 +221,7 @@ def test_small_cases_are_computed_together_and_blamed_alone(blob: Make, tmp_path
             computing.set()
             assert waiting.wait(timeout=30)
         if value == "bad.nii.gz":
-            raise ValueError("spoilt")
+            raise ValueError("bad")
         return value
 
     def together(cases: Sequence[Case], values: Sequence[str]) -> Sequence[str]:
