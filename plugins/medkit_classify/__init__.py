@@ -1,4 +1,4 @@
-"""Classification: networks that say what an image shows, and `medkit run classify`, which runs them."""
+"""Classification: networks that name what an image shows, and `medkit run classify`, which runs them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _BUNDLES = Path(__file__).parent / "bundles"
 
 @hookimpl
 def medkit_tasks() -> list[TaskSpec]:
-    """The task `classify`."""
-    return [TaskSpec("classify", "Say what images show, and how sure that is.", "medkit_classify.command:classify")]
+    """Return the task `classify`."""
+    return [TaskSpec("classify", "Name what images show, with confidence.", "medkit_classify.command:classify")]
 
 
 @hookimpl
 def medkit_bundles() -> list[BundleSpec]:
-    """The bundles of the task `classify`."""
+    """Return the bundles of the task `classify`."""
     return [
         BundleSpec("classify", "chest_xray_classification", _BUNDLES / "chest_xray_classification", modality="CR"),
         BundleSpec("classify", "lung_nodule_ct_classification", _BUNDLES / "lung_nodule_ct_classification",

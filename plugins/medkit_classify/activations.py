@@ -1,4 +1,4 @@
-"""What a classifier's layers say while it runs: its pooled features, and statistics of layers by their names."""
+"""Record what a classifier computes while it runs: its pooled features, and statistics of named layers."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ if TYPE_CHECKING:
 
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+"""Quantiles of an image's intensities."""
 LAGS = (1, 2, 4, 8, 16)
-"""Voxels between those that are compared."""
+"""Distances, in voxels along an axis, at which voxels are compared."""
 SMALL = 1e-3
-"""A difference that does not count, on a scale of 0 to 1."""
+"""Added to differences before the logarithm; small for intensities from 0 to 1."""
 
 
 class ActivationRecorder:
-    """Listens to a network. One that is a script (`models/model.ts`) shows nothing.
+    """Record the activations of a network by hooks; a TorchScript network (`models/model.ts`) has no features.
 
-    The features are what the last linear layer is given; where the network runs several times for one answer, as for
-    mirror images, the mean over the runs. Statistics are those of the first run. Raises KeyError for a layer that is
-    not there.
+    Features are the input of the last linear layer. If the network runs several times for one result, such as for
+    mirror images, they are the mean over the runs, while statistics are those of the first run. Raises KeyError for a
+    layer that the network does not have.
     """
 
     def __init__(self, network: torch.nn.Module, layers: Sequence[str] = ()) -> None:
         import torch
 
         self._features: list[torch.Tensor] = []
-        self._levels: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+        self._layers: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
         modules = {} if isinstance(network, torch.jit.ScriptModule) else dict(network.named_modules())
         linear = [module for module in modules.values() if isinstance(module, torch.nn.Linear)]
-        self.sees_features = bool(linear)
+        self.has_features = bool(linear)
+        """Whether the network has a linear layer."""
         if linear:
             linear[-1].register_forward_pre_hook(self._keep_features)
         if missing := [name for name in layers if name not in modules]:
             raise KeyError(missing[0])
         self._images: list[torch.Tensor] = []
         self._channels = getattr(network, "image_channels", None)
-        """Those of the image, where others hold facts beside it (see `medkit_classify.multimodal`)."""
+        """Number of the image's channels; further ones hold facts (see `medkit_classify.multimodal`). None: all."""
         if layers:
             network.register_forward_pre_hook(self._keep_image)
         for name in layers:
@@ -50,40 +52,44 @@ class ActivationRecorder:
 
     def _keep_image(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if not (inputs[0].is_meta or self._images):
-            self._images.append(of_images(inputs[0][:, : self._channels].detach().float()).cpu())
+            self._images.append(image_statistics(inputs[0][:, : self._channels].detach().float()).cpu())
 
     def _keeper(self, name: str) -> Any:
         def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
-            # a run on meta tensors only foresees the memory
-            if not (output.is_meta or self._levels[name]):
-                self._levels[name].append(_as_rows(output.detach()).cpu())
+            # a run on meta tensors only estimates the memory
+            if not (output.is_meta or self._layers[name]):
+                self._layers[name].append(_channel_statistics(output.detach()).cpu())
 
         return keep
 
-    def forget(self) -> None:
-        """Before a run whose features are wanted."""
+    def clear(self) -> None:
+        """Forget earlier runs; call it before each run to record."""
         self._features.clear()
         self._images.clear()
-        for kept in self._levels.values():
-            kept.clear()
+        for recorded in self._layers.values():
+            recorded.clear()
 
     def features(self) -> torch.Tensor | None:
-        """(N, F) of the images of the last run."""
+        """Return the features of the recorded images, (N, F); None without a linear layer."""
         return _mean(self._features) if self._features else None
 
-    def levels(self) -> torch.Tensor | None:
-        """(N, L): statistics of the images, then mean and standard deviation of each channel of the named layers."""
+    def statistics(self) -> torch.Tensor | None:
+        """Return (N, S): statistics of the images, then mean and standard deviation of each channel of the layers.
+
+        None without layers.
+        """
         import torch
 
-        if not self._levels or not all(self._levels.values()):
+        if not self._layers or not all(self._layers.values()):
             return None
-        return torch.cat([kept[0] for kept in (self._images, *self._levels.values())], 1)
+        return torch.cat([recorded[0] for recorded in (self._images, *self._layers.values())], 1)
 
 
-def of_images(images: torch.Tensor) -> torch.Tensor:
-    """(N, S) statistics of (N, C, I, J[, K]) images: quantiles, spread, and how much voxels differ that lie apart.
+def image_statistics(images: torch.Tensor) -> torch.Tensor:
+    """Return (N, S) statistics of (N, C, I, J[, K]) images: quantiles, spread, and differences between voxels.
 
-    A network forgets what it does not need; these tell noise and smooth pictures from what it was trained with.
+    A network discards what its task does not need, so its layers may look normal for noise or very smooth images. These
+    statistics tell such images from those of the training.
     """
     import torch
 
@@ -92,14 +98,14 @@ def of_images(images: torch.Tensor) -> torch.Tensor:
     out = [flat.sort(1).values[:, ranks], flat.std(1, keepdim=True)]
     for axis, size in enumerate(images.shape[2:], start=2):
         for lag in (lag for lag in LAGS if lag < size):
-            apart = images.narrow(axis, lag, size - lag) - images.narrow(axis, 0, size - lag)
-            mean, root = apart.flatten(1).abs().mean(1), apart.flatten(1).square().mean(1).sqrt()
+            differences = (images.narrow(axis, lag, size - lag) - images.narrow(axis, 0, size - lag)).flatten(1)
+            mean, root = differences.abs().mean(1), differences.square().mean(1).sqrt()
             out.append(torch.stack([(root + SMALL).log(), mean / (root + SMALL)], 1))
     return torch.cat(out, 1)
 
 
-def _as_rows(values: torch.Tensor) -> torch.Tensor:
-    """(N, C, I, J[, K]) -> (N, 2 C)."""
+def _channel_statistics(values: torch.Tensor) -> torch.Tensor:
+    """Return mean and standard deviation of each channel: (N, C, I, J[, K]) -> (N, 2 C)."""
     import torch
 
     variance, mean = torch.var_mean(values.float(), dim=tuple(range(2, values.dim())), correction=0)
@@ -107,6 +113,7 @@ def _as_rows(values: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(runs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of arrays of equal shape, on the CPU."""
     import torch
 
     return torch.stack(list(runs)).mean(0).cpu()

@@ -1,12 +1,12 @@
-"""Measures how sure a bundle's classifier may be, and where the features of its training images lie.
+"""Measure the confidence of a bundle's classifier, and the distribution of its training images' features.
 
     python -m medkit_classify.calibrate BUNDLE DATALIST [--write]
 
-BUNDLE is a folder, DATALIST what `medkit train` was given. The temperature is the one with which the classes of the
-validation images are most probable (Guo et al. 2017), with an offset for each class where that is not enough; the
-distance beyond which no class is given is the one that a share of `--quantile` of them does not reach (Lee et al. 2018,
-here one Gaussian on the statistics of several layers). `--write` puts both into the bundle (`medkit.calibration` in its
-metadata, `models/calibration.pt`); test images are never looked at.
+BUNDLE is a folder, DATALIST the file that `medkit train` was given. The temperature maximizes the likelihood of the
+validation images' classes (Guo et al. 2017). If that is not enough, an offset is added for each class. No class is
+given beyond the distance that a share of `--quantile` of the validation images does not exceed (Lee et al. 2018, here
+one Gaussian on the statistics of several layers). `--write` writes both to the bundle: `medkit.calibration` in its
+metadata, and `models/calibration.pt`. Test images are not used.
 """
 
 from __future__ import annotations
@@ -38,27 +38,31 @@ from medkit.task import (
 )
 from medkit_classify.calibration import Calibration, FeatureDistance
 from medkit_classify.facts import Given, described, facts_of, given_of
-from medkit_classify.question import Question
-from medkit_classify.task import ClassifyChoices, ClassifyRunner
+from medkit_classify.runner import BATCH_SIZE, ClassifyChoices, ClassifyRunner
 
 if TYPE_CHECKING:
     from medkit.inference import InferenceParts
 
 FILE = "models/calibration.pt"
+"""File of the feature distance, in a bundle."""
 QUANTILE = 0.96
-"""Share of the validation images that are answered about."""
+"""Share of the validation images that are given a class."""
 GOOD = 0.05
-"""Calibration error on the validation images above which a temperature alone is not enough."""
-PULL = 1.0
-"""Weight of the squared offsets, in images: few images change them little."""
+"""Largest calibration error on the validation images for which the temperature is enough."""
+OFFSET_PENALTY = 1.0
+"""Weight of the squared offsets, as a number of images; it keeps offsets small if there are few images."""
 BINS = 15
-"""Of the expected calibration error."""
+"""Number of bins of the expected calibration error."""
 
 
 def load(
     bundle: Bundle, layers: Sequence[str], known: Mapping[Path, Given] | None = None
 ) -> tuple[ClassifyRunner, Runtime]:
-    """The bundle's runner, which watches the layers, on the CPU; `known` is what is known of images beside them."""
+    """Return the bundle's runner, which records the layers, on the CPU.
+
+    layers: names of modules; empty: `default_layers`.
+    known: path of an image -> its features and text.
+    """
     import torch
 
     from medkit.inference import InferenceConfig, choose_precision
@@ -67,60 +71,52 @@ def load(
     runtime.limit_torch()
     device = torch.device("cpu")
     parts = InferenceConfig(bundle, device).open()
-    judge = Calibration(layers=tuple(layers) or default_layers(parts))
+    calibration = Calibration(layers=tuple(layers) or default_layers(parts))
     precision = choose_precision("auto", device)
-    return ClassifyRunner(
-        bundle, parts, device, precision, None, wishes=ClassifyChoices(known=known or {}), judge=judge
-    ), runtime
+    choices = ClassifyChoices(known=known or {})
+    return ClassifyRunner(bundle, parts, device, precision, None, choices=choices, calibration=calibration), runtime
 
 
 def default_layers(parts: InferenceParts) -> tuple[str, ...]:
-    """The parts of the network's `encoder`, or all of the network where nothing is called so."""
-    own = dict(parts.network.named_children())
-    names = tuple(own)[:-1]
-    if encoder := own.get("encoder"):
+    """Return the names of the parts of the network's `encoder`, or of the whole network if it has no such module."""
+    children = dict(parts.network.named_children())
+    names = tuple(children)[:-1]
+    if encoder := children.get("encoder"):
         names = tuple(f"encoder.{name}" for name, _ in encoder.named_children()) or ("encoder",)
-    return names[::2] if len(names) > 4 else names  # neighbours say much the same
+    return names[::2] if len(names) > 4 else names  # neighbours hold similar features
 
 
 def answers(
     runner: ClassifyRunner, runtime: Runtime, items: Sequence[Mapping[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The logits (N, C) and layers' statistics (N, L) of items, which name the files that the bundle reads."""
+    """Return the logits (N, C) and the statistics (N, S) of items, which name the files that the bundle reads."""
     task = Task("calibrate", ())
     inputs = [{key: Path(item[key]) for key in runner.contract.keys if key in item} for item in items]
-    logits, levels = [], []
-    for first in range(0, len(items), 64):
+    logits, statistics = [], []
+    for first in range(0, len(items), BATCH_SIZE):
         cases = [
-            Case(CasePlan(Record(given["image"]), given, Targets({})), task, RunOptions(), runtime)
-            for given in inputs[first : first + 64]
+            Case(CasePlan(Record(files["image"]), files, Targets({})), task, RunOptions(), runtime)
+            for files in inputs[first : first + BATCH_SIZE]
         ]
-        asked: list[Question] = [
-            q for found in runner.together(cases, [runner.prepare(c) for c in cases]) for q in found
-        ]
-        for question in asked:
+        answered = runner.together(cases, [runner.prepare(case) for case in cases])
+        for question in (question for questions in answered for question in questions):
             assert question.prepared is not None
-            if question.levels is None:
-                raise InputError(f"bundle {runner.bundle.name}: its network shows nothing of its layers")
+            if question.statistics is None:
+                raise InputError(f"bundle {runner.bundle.name}: expected a network with layers, got a TorchScript one")
             logits.append(question.prepared.item["pred"].float().numpy().reshape(-1))
-            levels.append(question.levels)
-    return np.array(logits, np.float64), np.array(levels, np.float64)
+            statistics.append(question.statistics)
+    return np.array(logits, np.float64), np.array(statistics, np.float64)
 
 
 def log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    """The mean logarithm of the probabilities (N, C) logits give to (N,) labels."""
-    return float(np.log(softmax(logits / temperature)[np.arange(len(labels)), labels].clip(min=1e-12)).mean())
+    """Return the mean logarithm of the probabilities of (N,) labels, from (N, C) logits."""
+    from scipy.special import softmax
 
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, C) probabilities."""
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    out: np.ndarray = powers / powers.sum(1, keepdims=True)
-    return out
+    return float(np.log(softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].clip(min=1e-12)).mean())
 
 
 def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature with which labels are most probable."""
+    """Return the temperature with which (N,) labels are most probable, from (N, C) logits."""
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
@@ -130,23 +126,23 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def best_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, tuple[float, ...]]:
-    """The temperature and the offsets of the classes, which add up to 0, with which labels are most probable."""
+    """Return the temperature and the classes' offsets with which labels are most probable; the offsets sum to 0."""
     from scipy.optimize import minimize
 
     def cost(values: np.ndarray) -> float:
         temperature, offsets = float(np.exp(values[0])), np.append(values[1:], -values[1:].sum())
-        pull = PULL / len(labels) * float((offsets**2).sum())
-        return pull - log_likelihood(logits + temperature * offsets, labels, temperature)
+        penalty = OFFSET_PENALTY / len(labels) * float((offsets**2).sum())
+        return penalty - log_likelihood(logits + temperature * offsets, labels, temperature)
 
     found = minimize(cost, np.zeros(logits.shape[1]), method="Nelder-Mead")
     return float(np.exp(found.x[0])), (*map(float, found.x[1:]), -float(found.x[1:].sum()))
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """The expected calibration error of (N, C) probabilities: confidence minus accuracy, over bins of equal width."""
-    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    return sum(abs(float((sure - right)[place == b].sum())) for b in range(bins)) / len(labels)
+    """Return the expected calibration error of (N, C) probabilities, over bins of confidence of equal width."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    return sum(abs(float((confidence - right)[place == b].sum())) for b in range(bins)) / len(labels)
 
 
 def calibrated(
@@ -157,87 +153,98 @@ def calibrated(
     features: str | None = None,
     text: str | None = None,
 ) -> tuple[dict[str, Any], FeatureDistance]:
-    """The block for the metadata, and where the features of the training images lie. Raises InputError.
+    """Return the block for the metadata, and the distance from the training images. Raises InputError.
 
-    `features` and `text` are what a bundle that reads more than images was trained with.
+    features, text: what a bundle that reads more than images was trained with, as for `medkit run classify`.
     """
     from medkit.training import find_items
 
     items = find_items(datalist, ["image", "label"])
-    known = {}
-    if facts := facts_of(bundle):
-        found = described((*items.training, *items.validation), features, text)
-        known = {Path(item["image"]): given_of(item) for item in found}
-        texts = [given.text for given in known.values() if given.text is not None]
-        everything = {name: value for given in known.values() for name, value in given.features.items()}
-        facts.want(Given(everything, texts[0] if texts else None), datalist)
+    known = facts_of_items(bundle, (*items.training, *items.validation), datalist, features, text)
     runner, runtime = load(bundle, layers, known)
-    _, seen = answers(runner, runtime, items.training)
-    logits, levels = answers(runner, runtime, items.validation)
+    _, training = answers(runner, runtime, items.training)
+    logits, validation = answers(runner, runtime, items.validation)
     labels = np.array([item["label"] for item in items.validation], int).reshape(len(logits), -1)
     aspects = runner.contract.aspects or {"": tuple(range(logits.shape[1]))}
     if labels.shape[1] != len(aspects):
         raise InputError(f"{datalist}: expected {len(aspects)} classes of each image, got {labels.shape[1]}")
-    scalings = {
-        aspect: scaling(logits[:, numbers], labels[:, n]) for n, (aspect, numbers) in enumerate(aspects.items())
-    }
-    familiarity = FeatureDistance.fitted(seen)
-    distances = familiarity.distances(levels)
+    scalings = {name: scaling(logits[:, own], labels[:, n]) for n, (name, own) in enumerate(aspects.items())}
+    feature_distance = FeatureDistance.fitted(training)
+    distances = feature_distance.distances(validation)
     return {
         **(scalings.get("") or {"aspects": scalings}),
         "threshold": round(float(np.quantile(distances, quantile)), 4),
-        "layers": list(runner.judge.layers),
+        "layers": list(runner.calibration.layers),
         "file": FILE,
         "weights_sha256": sha256_of(bundle.weights),
         "quantile": quantile,
         "validation_images": len(labels),
-    }, familiarity
+    }, feature_distance
+
+
+def facts_of_items(
+    bundle: Bundle, items: Sequence[Mapping[str, Any]], datalist: Path, features: str | None, text: str | None
+) -> dict[Path, Given]:
+    """Return path of an image -> its facts; empty if the bundle reads only images. Raises InputError."""
+    if (facts := facts_of(bundle)) is None:
+        return {}
+    known = {Path(item["image"]): given_of(item) for item in described(items, features, text)}
+    texts = [given.text for given in known.values() if given.text is not None]
+    everything = {name: value for given in known.values() for name, value in given.features.items()}
+    facts.require(Given(everything, texts[0] if texts else None), datalist)
+    return known
 
 
 def scaling(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How (N, C) logits become the confidence, and the calibration error on the (N,) labels before and after."""
+    """Return how (N, C) logits become the confidence, and the calibration error on the (N,) labels before and after."""
+    from scipy.special import softmax
+
     temperature, offsets = best_temperature(logits, labels), (0.0,) * logits.shape[1]
-    if calibration_error(softmax(logits / temperature), labels) > GOOD:
+    if calibration_error(softmax(logits / temperature, axis=1), labels) > GOOD:
         temperature, offsets = best_scaling(logits, labels)
     return {
         "temperature": round(temperature, 4),
         "offsets": [round(value, 4) for value in offsets],
         "calibration_error": {
-            "before": round(calibration_error(softmax(logits), labels), 4),
-            "after": round(calibration_error(softmax(logits / temperature + offsets), labels), 4),
+            "before": round(calibration_error(softmax(logits, axis=1), labels), 4),
+            "after": round(calibration_error(softmax(logits / temperature + offsets, axis=1), labels), 4),
         },
     }
 
 
-def write(bundle: Bundle, block: dict[str, Any], familiarity: FeatureDistance) -> None:
-    """Puts both into the bundle."""
+def write(bundle: Bundle, block: dict[str, Any], feature_distance: FeatureDistance) -> None:
+    """Write both to the bundle."""
     import torch
 
     with whole(bundle.root / FILE) as file:
-        torch.save(familiarity.state(), file)
+        torch.save(feature_distance.state(), file)
     metadata = json.loads(json.dumps(bundle.metadata))
     metadata.setdefault("medkit", {})["calibration"] = block
     write_atomically(bundle.root / "configs" / "metadata.json", json.dumps(metadata, indent=4) + "\n")
 
 
 def main() -> None:
-    """Calibrate what the command line names."""
+    """Calibrate the bundle that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=absolute, metavar="BUNDLE")
     parser.add_argument("datalist", type=absolute, metavar="DATALIST")
     parser.add_argument("--layers", nargs="*", default=(), help="Names of modules.  [default: the parts of `encoder`]")
     parser.add_argument("--quantile", type=float, default=QUANTILE)
-    parser.add_argument("--features", metavar="TABLE", help="As in `medkit run classify`, where a bundle reads them.")
-    parser.add_argument("--text", metavar="FILE|FOLDER|COLUMN", help="The same.")
+    parser.add_argument(
+        "--features", metavar="TABLE", help="For a bundle that reads them, as in `medkit run classify`."
+    )
+    parser.add_argument(
+        "--text", metavar="FILE|FOLDER|COLUMN", help="As for `medkit run classify`, for a bundle that reads texts."
+    )
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     try:
         bundle = Bundle(given.bundle, given.bundle.name, "classify")
-        block, familiarity = calibrated(
+        block, feature_distance = calibrated(
             bundle, given.datalist, given.layers, given.quantile, given.features, given.text
         )
         if given.write:
-            write(bundle, block, familiarity)
+            write(bundle, block, feature_distance)
     except MedkitError as error:
         sys.exit(f"calibrate: {error}")
     print(json.dumps(block, indent=1))

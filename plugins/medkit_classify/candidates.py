@@ -1,4 +1,4 @@
-"""Candidates: places in a volume that a classifier of patches is asked about, and the patches cut out around them."""
+"""Candidates: places in a volume for a classifier of patches, and the patches cut out around them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ if TYPE_CHECKING:
     from medkit.images import Image
 
 TOLERANCE = 0.1
-"""Share by which a picture's size may differ from that of a patch for it to be one."""
+"""Largest difference in size, as a share, for a picture to count as a patch."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A place to look at."""
+    """A place in a volume to classify."""
 
     name: str
+    """From a table of points, or the number of a label."""
     position: np.ndarray
     """(3,) RAS+ mm."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a bundle's patches are cut: axial planes, as its metadata say under `medkit.candidates`."""
+    """How a bundle's patches, axial planes, are cut out, as its metadata state under `medkit.candidates`."""
 
     size: tuple[int, int]
-    """Pixels from right to left and from front to back."""
+    """Number of pixels from right to left and from front to back."""
     spacing: float
-    """mm from pixel to pixel."""
+    """mm, distance between pixels."""
     window: tuple[float, float]
-    """The values that become 0 and 255; others beyond them are cut off."""
+    """Intensities that become 0 and 255; values outside are clipped."""
 
     @classmethod
     def of(cls, block: Mapping[str, Any]) -> Cut | None:
-        """From a bundle's metadata; None of a bundle that takes images whole."""
+        """Read it from a bundle's metadata; None if the bundle takes whole images."""
         stated = block.get("candidates")
         if not isinstance(stated, Mapping):
             return None
@@ -48,13 +49,16 @@ class Cut:
         return cls((int(width), int(height)), float(stated["spacing_mm"]), (float(low), float(high)))
 
     def fits(self, grid: Grid) -> bool:
-        """Whether a picture has the size of a patch."""
+        """Return whether a picture has about the size of a patch."""
         return all(abs(n - own) <= TOLERANCE * own for n, own in zip(grid.shape, self.size, strict=False))
 
     def patch(self, volume: Image, position: np.ndarray) -> Image | None:
-        """The plane around a position, (1, width, height, 1) float32 from 0 to 255; None outside the volume.
+        """Return the plane around a position, (1, width, height, 1) float32 from 0 to 255; None outside the volume.
 
-        Through the middle of the nearest slice, linear within it; what lies outside the volume has the lowest value.
+        The plane lies in the middle of the nearest slice and is interpolated linearly. Pixels outside the volume get
+        the lowest value.
+
+        position: (3,) RAS+ mm.
         """
         from scipy.ndimage import map_coordinates
 
@@ -71,6 +75,7 @@ class Cut:
         return Made(scaled.reshape(1, *grid.shape), grid)
 
     def _grid(self, centre: np.ndarray) -> Grid:
+        """Return the grid of a patch around a centre (3,) RAS+ mm."""
         affine = np.eye(4)
         # a picture's columns run to the patient's left and its rows to the back: against both axes of RAS+
         affine[0, 0] = affine[1, 1] = -self.spacing
@@ -80,7 +85,7 @@ class Cut:
 
 
 def _in_nearest_slice(grid: Grid, position: np.ndarray) -> np.ndarray:
-    """A position moved along the axis of the slices into the middle of one; patches were never cut between two."""
+    """Return a position moved to the middle of its slice: patches of the training do not lie between slices."""
     axis = int(np.abs(grid.affine[2, :3] / grid.spacing).argmax())
     index = apply_affine(np.linalg.inv(grid.affine), position[None])[0]
     index[axis] = np.rint(index[axis])
@@ -89,17 +94,18 @@ def _in_nearest_slice(grid: Grid, position: np.ndarray) -> np.ndarray:
 
 
 def _inside(grid: Grid, position: np.ndarray) -> bool:
+    """Return whether a position (3,) RAS+ mm lies in a voxel of the grid."""
     index = apply_affine(np.linalg.inv(grid.affine), position[None])[0]
     return bool((index >= -0.5).all() and (index <= np.array(grid.shape) - 0.5).all())
 
 
 def of_points(positions: np.ndarray, names: Sequence[str]) -> list[Candidate]:
-    """Candidates at (N, 3) RAS+ mm."""
+    """Return candidates at positions (N, 3) RAS+ mm."""
     return [Candidate(name, position) for name, position in zip(names, positions, strict=True)]
 
 
 def of_labels(labels: Image) -> list[Candidate]:
-    """A candidate in the middle of every piece of a label map: the piece's voxel that is nearest to its centroid."""
+    """Return a candidate for each connected piece of a label map, at its voxel nearest to the centroid."""
     from scipy import ndimage
 
     found = []

@@ -1,4 +1,4 @@
-"""The files that a case may have beside its table: where the reasons lie, and the network's features."""
+"""Files of a case besides its table: the map that explains the class, and the network's features."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from medkit.errors import BundleError
 from medkit.inference import is_picture
 from medkit.task import Case, Writable
-from medkit_classify.calibration import Finding
 from medkit_classify.explanation import Overlay
+from medkit_classify.finding import Finding
 
 if TYPE_CHECKING:
     from medkit.images import Image
     from medkit_classify.question import Question
 
 
-def on_own_grid(question: Question) -> Image | None:
-    """What speaks for the class, brought from the network's grid to that of the image or patch; None without."""
+def on_image_grid(question: Question) -> Image | None:
+    """Return the map that explains the class on the grid of the image or patch; None without an explanation."""
     from monai.data import MetaTensor
 
     from medkit.inference import to_image
@@ -32,12 +32,16 @@ def on_own_grid(question: Question) -> Image | None:
     return to_image(question.heat if affine is None else MetaTensor(question.heat, affine), question.prepared.grid)
 
 
-def explanation(case: Case, questions: Sequence[Question]) -> Writable:
-    """The map of a case on the grid of its image: NIfTI, or over a picture; of candidates the largest value wins."""
-    maps = [heat for question in questions if (heat := on_own_grid(question)) is not None]
+def explanation_map(case: Case, questions: Sequence[Question]) -> Writable:
+    """Return the map that explains the classes, on the grid of the case's image; drawn over the image for a picture.
+
+    Where the patches of several candidates overlap, the largest value counts. Raises BundleError for a picture without
+    an explanation.
+    """
+    maps = [heat for question in questions if (heat := on_image_grid(question)) is not None]
     if is_picture(case.path):
         if not maps:
-            raise BundleError(f"{case.path.name}: nothing to explain")
+            raise BundleError(f"{case.path.name}: there is no class to explain")
         return Overlay(case.path, maps[0].data[0, :, :, 0])
     image = case.image()
     if len(maps) == 1 and maps[0].grid.shape == image.grid.shape:
@@ -49,7 +53,7 @@ def explanation(case: Case, questions: Sequence[Question]) -> Writable:
 
 
 def _paste(out: np.ndarray, image: Image, heat: Image) -> None:
-    """Writes a patch's map into the slices of the volume that it was cut from."""
+    """Write a patch's map into the slices of the volume (I, J, K) that it was cut from."""
     from scipy.ndimage import map_coordinates
 
     from medkit.space import apply_affine
@@ -64,24 +68,24 @@ def _paste(out: np.ndarray, image: Image, heat: Image) -> None:
     index = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1)
     places = apply_affine(np.linalg.inv(patch.affine) @ image.grid.affine, index.reshape(-1, 3))
     values = map_coordinates(heat.data[0, :, :, 0], places[:, :2].T, order=1, mode="constant", cval=0.0)
-    # half a slice to either side belongs to the plane
-    thick = 0.5 * np.abs(image.grid.affine[2, :3]).max() + 1e-3
-    values = np.where(np.abs(places[:, 2]) <= thick, values, 0.0).reshape(index.shape[:3])
+    # the plane covers half a slice to either side
+    half_slice = 0.5 * np.abs(image.grid.affine[2, :3]).max() + 1e-3
+    values = np.where(np.abs(places[:, 2]) <= half_slice, values, 0.0).reshape(index.shape[:3])
     out[box] = np.maximum(out[box], values)
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The features of a case's images and what was found, as .npz."""
+    """The features of a case's images and the findings, as a file .npz."""
 
     answers: Sequence[tuple[np.ndarray | None, Sequence[Finding]]]
-    """Of each image its features, (F,), and what was found: one thing, or one for each aspect."""
+    """For each image its features, (F,) or None, and its findings: one, or one for each aspect."""
 
     def write(self, path: Path) -> None:
-        """Writes `features` (N, F), `candidates` (N,), `classes` (C,) and `probabilities` (N, C)."""
+        """Write the arrays `features` (N, F), `candidates` (N,), `classes` (C,) and `probabilities` (N, C)."""
         length = next((len(f) for f, _ in self.answers if f is not None), 0)
         rows = [np.full(length, np.nan) if f is None else f for f, _ in self.answers]
-        tables = [{n: p for found in own for n, p in found.probabilities.items()} for _, own in self.answers]
+        tables = [{n: p for finding in own for n, p in finding.probabilities.items()} for _, own in self.answers]
         with open(path, "wb") as file:
             np.savez(
                 file,

@@ -11,7 +11,8 @@ from medkit.inference import BundleOptions, bundle_options
 from medkit.options import RunOptions, absolute_path, task_options
 from medkit.task import absolute, run_task
 from medkit_classify.fact_tables import Sources
-from medkit_classify.task import ClassifyChoices, classification
+from medkit_classify.runner import ClassifyChoices
+from medkit_classify.task import classification
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -28,23 +29,23 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
     callback=_table,
     metavar="FILE.tsv",
     allow_from_autoenv=False,
-    help="Write a row for each case into FILE, and no file for a case; --skip-existing goes on with it.",
+    help="Write a row for each case to FILE, and no separate files; --skip-existing continues it.",
 )
 @click.option(
     "--explain",
     type=click.Choice(["gradcam", "occlusion"]),
-    help="Also write which part of the image speaks for the class.",
+    help="Also write a map of the image that shows what speaks for the class.",
 )
-@click.option("--report", is_flag=True, help="Also write the findings in words.")
+@click.option("--report", is_flag=True, help="Also write the findings as a text.")
 @click.option("--save-features", is_flag=True, help="Also write the network's features (.npz).")
-@click.option("--points", type=_FILE, help='Look at these places of a volume, mm (or "points" in a record).')
-@click.option("--labels", type=_FILE, help='Look at the pieces of this label map (or "labels" in a record).')
+@click.option("--points", type=_FILE, help='Classify these places of a volume, mm (or "points" in a record).')
+@click.option("--labels", type=_FILE, help='Classify the pieces of this label map (or "labels" in a record).')
 @click.option(
     "--coordinates",
     type=click.Choice(["RAS", "LPS"]),
     default="RAS",
     show_default=True,
-    help="Frame of points in tables; Slicer's files name theirs.",
+    help="Frame of points in tables; Slicer's files state their own.",
 )
 @click.option(
     "--features",
@@ -72,10 +73,10 @@ def classify(
     features: Path | None,
     text: str | None,
 ) -> None:
-    """Say what images show, and how sure that is.
+    """Name what images show, with confidence.
 
-    Gives a table for each image: class, probabilities, calibrated confidence, and whether no class is given because the
-    image is unlike those that the bundle was trained with. A volume may be asked about at places in it.
+    Writes a table for each image: class, probabilities, calibrated confidence, and whether no class is given because
+    the image is unlike the bundle's training images. Some bundles classify places in a volume.
 
     \b
     medkit run classify xrays/*.png --table results.tsv
@@ -83,9 +84,9 @@ def classify(
     medkit run classify xrays/*.png --bundle ./mine --features blood.csv --text reports/
     """
     if points and labels:
-        raise UsageError("--points and --labels: give one of them")
+        raise UsageError("--points and --labels: give only one of them")
     sources = Sources.of(absolute(features) if features else None, text)
-    wishes = ClassifyChoices(
+    choices = ClassifyChoices(
         explain,  # type: ignore[arg-type]
         report,
         save_features,
@@ -96,4 +97,4 @@ def classify(
         sources.texts,
         sources.column,
     )
-    run_task(classification(chosen, wishes, table), options)
+    run_task(classification(chosen, choices, table), options)

@@ -1,4 +1,4 @@
-"""What came down the pipe with a case beside its image: labels, volumes, flags, from the sidecars of its sources."""
+"""What earlier stages of a pipe found out about a case: labels, volumes and warnings, from its sources' sidecars."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from medkit.task import Case, Record, lineage
 
 @dataclass(frozen=True)
 class Context:
-    """What earlier stages say about a case."""
+    """What earlier stages found out about a case."""
 
     labels: Path | None = None
-    """A label map of the image, for which a record or an earlier stage gave it."""
+    """A label map of the image, from a record or an earlier stage."""
     volumes_mm3: Mapping[str, float] = field(default_factory=dict)
-    """Structure -> its volume."""
+    """Name of a structure -> its volume."""
     warnings: tuple[str, ...] = ()
-    """What earlier stages ask to look at."""
+    """Warnings of earlier stages."""
     tasks: tuple[str, ...] = ()
-    """The tasks that came before, the last one first."""
+    """Names of the earlier tasks, the last one first."""
 
     @classmethod
     def of(cls, case: Case) -> Context:
-        """From a case's record and the sidecars of what it was made from."""
+        """Read it from a case's record and the sidecars of its sources."""
         return replace(cls.of_record(case.record), labels=case.inputs.get("labels"))
 
     @classmethod
     def of_record(cls, record: Record) -> Context:
-        """From a record and the sidecars of what it was made from."""
+        """Read it from a record and the sidecars of its sources, without the label map."""
         volumes: dict[str, float] = {}
         warnings: list[str] = []
         tasks: list[str] = []
@@ -44,21 +44,24 @@ class Context:
         return cls(None, volumes, tuple(warnings), tuple(tasks))
 
     def features(self) -> dict[str, float | None]:
-        """Numbers that a bundle may learn from: volumes in mm3, and how many warnings there are. None without stages.
+        """Return numbers that a bundle may learn from: volumes in mm3, and the number of warnings.
 
-        Warnings count only where volumes came with them, as `segment` gives both.
+        Empty without volumes: warnings count only together with them, because `segment` returns both.
         """
         if not self.volumes_mm3:
             return {}
         volumes = {f"volume_{name}": float(value) for name, value in self.volumes_mm3.items()}
         return {**volumes, "warnings": float(len(self.warnings))}
 
-    def facts(self) -> dict[str, Any]:
-        """For the sidecar; empty where nothing came but the image."""
+    def details(self) -> dict[str, Any]:
+        """Return what is known, for the sidecar; empty if there were no earlier stages."""
         if not (self.labels or self.tasks):
             return {}
-        out: dict[str, Any] = {"after": list(self.tasks), "warnings": list(self.warnings)}
         return {
-            "context": out
-            | {"labels": self.labels.name if self.labels else None, "volumes_mm3": dict(self.volumes_mm3)}
+            "context": {
+                "after": list(self.tasks),
+                "warnings": list(self.warnings),
+                "labels": self.labels.name if self.labels else None,
+                "volumes_mm3": dict(self.volumes_mm3),
+            }
         }

@@ -1,4 +1,4 @@
-"""Which part of an image speaks for a class: GradCAM (Selvaraju et al. 2017) and occlusion, by monai.visualize."""
+"""Find which part of an image speaks for a class: GradCAM (Selvaraju et al. 2017) and occlusion, by monai.visualize."""
 
 from __future__ import annotations
 
@@ -22,48 +22,55 @@ if TYPE_CHECKING:
 Method = Literal["gradcam", "occlusion"]
 METHODS: tuple[Method, ...] = ("gradcam", "occlusion")
 PARTS = 6
-"""Boxes along an axis of a plane that are covered one after the other; of a volume half as many."""
-AT_ONCE = 16
-"""Images with covered boxes in a batch."""
+"""Number of boxes, along an axis of a plane, that are covered in turn; half as many for a volume."""
+BATCH_SIZE = 16
+"""Number of images with covered boxes in a batch."""
 STRONG = 0.5
-"""From the smallest to the largest value: what speaks for a class so strongly counts when its place is told."""
+"""Smallest value that counts when the place of a map is named in words, as a share of the map's range."""
 
 
 class Explainer:
-    """Explains the answers of a network, on a copy of it, so that nothing of what it does for others changes.
+    """Explain the output of a network, on a copy of it, so that hooks do not change the original.
 
-    Raises UsageError for a network that is a script, which cannot be looked into.
+    Raises UsageError for a TorchScript network, which accepts no hooks.
     """
 
     def __init__(self, network: torch.nn.Module, method: Method) -> None:
         import torch
 
         if isinstance(network, torch.jit.ScriptModule):
-            raise UsageError(f"--explain {method}: the bundle's network is a script, which cannot be looked into")
+            raise UsageError(
+                f"--explain {method}: the bundle's network is a TorchScript file, which cannot be explained"
+            )
         self.method = method
         self.network = copy.deepcopy(network).eval()
         self.channels: int | None = getattr(network, "image_channels", None)
-        """Those of the image, where others hold facts beside it, which stay as they are."""
-        self._made: Any = None
+        """Number of the image's channels; further ones hold facts, which stay as they are. None: all."""
+        self._visualizer: Any = None
+        """GradCAM or OcclusionSensitivity, made for the first image."""
 
     def __call__(self, image: torch.Tensor, chosen: int) -> np.ndarray:
-        """(1, I, J[, K]) float32 from 0 to 1: how much each voxel of a network's input (C, I, J[, K]) speaks for it."""
+        """Return how much each voxel of a network's input speaks for a class, (1, I, J[, K]) float32 from 0 to 1.
+
+        image: (C, I, J[, K]).
+        chosen: channel of the class.
+        """
         batch = (image.as_tensor() if hasattr(image, "as_tensor") else image)[None].float()
         heat = self._gradcam(batch, chosen) if self.method == "gradcam" else self._occlusion(batch, chosen)
         heat = heat.clip(min=0)
-        most = float(heat.max())
-        return (heat / most if most > 0 else heat).astype(np.float32)
+        largest = float(heat.max())
+        return (heat / largest if largest > 0 else heat).astype(np.float32)
 
     def _gradcam(self, batch: torch.Tensor, chosen: int) -> np.ndarray:
         import torch
         from monai.visualize import GradCAM
 
         with torch.enable_grad():
-            if self._made is None:
+            if self._visualizer is None:
                 layer = last_spatial_layer(self.network, batch)
-                self._made = GradCAM(self.network, layer, postprocessing=lambda x: x)
-            found = self._made(batch, class_idx=chosen)
-        heat: np.ndarray = found[0].detach().cpu().numpy()
+                self._visualizer = GradCAM(self.network, layer, postprocessing=lambda x: x)
+            maps = self._visualizer(batch, class_idx=chosen)
+        heat: np.ndarray = maps[0].detach().cpu().numpy()
         return heat
 
     def _occlusion(self, batch: torch.Tensor, chosen: int) -> np.ndarray:
@@ -72,55 +79,59 @@ class Explainer:
 
         parts = PARTS if batch.dim() == 4 else PARTS // 2
         sizes = [max(1, size // parts) for size in batch.shape[2:]]
-        image, beside = (
-            batch[:, : self.channels],
-            batch[:, batch.shape[1] if self.channels is None else self.channels :],
-        )
-        if self._made is None:
-            self._made = OcclusionSensitivity(_beside(self.network), sizes, AT_ONCE, False, "mean_img", 0.5)
-        self._made.nn_module.beside = beside
+        channels = batch.shape[1] if self.channels is None else self.channels
+        image, facts = batch[:, :channels], batch[:, channels:]
+        if self._visualizer is None:
+            self._visualizer = OcclusionSensitivity(
+                _of_image_only(self.network), sizes, BATCH_SIZE, False, "mean_img", 0.5
+            )
+        self._visualizer.nn_module.facts = facts
         with torch.no_grad():
             whole = self.network(batch).softmax(1)[0, chosen]
-            covered, _ = self._made(image)
+            covered, _ = self._visualizer(image)
         heat: np.ndarray = (whole - covered[0, chosen][None]).cpu().numpy()
         return heat
 
 
-def _beside(network: torch.nn.Module) -> torch.nn.Module:
-    """The network as one of the image's channels alone, with those beside them as they are in `beside`, (1, B, ...)."""
+def _of_image_only(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the network as a function of the image's channels; its attribute `facts`, (1, B, ...), holds the rest."""
     import torch
 
-    class Beside(torch.nn.Module):
+    class OfImageOnly(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = network
-            self.beside = torch.empty(0)
+            self.facts = torch.empty(0)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            beside = self.beside.expand(len(images), *self.beside.shape[1:])
-            answer: torch.Tensor = self.network(torch.cat([images, beside], 1))
-            return answer
+            facts = self.facts.expand(len(images), *self.facts.shape[1:])
+            logits: torch.Tensor = self.network(torch.cat([images, facts], 1))
+            return logits
 
-    return Beside()
+    return OfImageOnly()
 
 
 def last_spatial_layer(network: torch.nn.Module, batch: torch.Tensor) -> str:
-    """The name of the last layer whose output still has places. Raises UsageError where there is none."""
+    """Return the name of the last layer whose output has several voxels. Raises UsageError if there is none."""
     import torch
 
     found: list[str] = []
-    with contextlib.ExitStack() as listening, torch.no_grad():
+    with contextlib.ExitStack() as hooks, torch.no_grad():
         for name, module in network.named_modules():
             if name:
-                listening.enter_context(_listening(module, name, found))
+                hooks.enter_context(_noting_spatial_output(module, name, found))
         network(batch)
     if not found:
-        raise UsageError("--explain gradcam: the bundle's network has no layer with places; --explain occlusion")
+        raise UsageError(
+            "--explain gradcam: the bundle's network has no layer with spatial axes; use --explain occlusion"
+        )
     return found[-1]
 
 
 @contextlib.contextmanager
-def _listening(module: torch.nn.Module, name: str, found: list[str]) -> Iterator[None]:
+def _noting_spatial_output(module: torch.nn.Module, name: str, found: list[str]) -> Iterator[None]:
+    """Add the name to `found` whenever the module's output has several voxels."""
+
     def note(module: Any, inputs: Any, output: Any) -> None:
         if hasattr(output, "dim") and output.dim() > 3 and output.shape[2:].numel() > 1:
             found.append(name)
@@ -133,7 +144,7 @@ def _listening(module: torch.nn.Module, name: str, found: list[str]) -> Iterator
 
 
 def in_words(heat: Image, picture: bool) -> str:
-    """Where in an image the map (1, I, J, K) on its grid is strong."""
+    """Return in words where a map (1, I, J, K) on an image's grid is strong; empty for a constant map."""
     values = heat.data[0]
     low, high = float(values.min()), float(values.max())
     if low == high:
@@ -152,14 +163,15 @@ def in_words(heat: Image, picture: bool) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A picture with a map over it in red, as PNG."""
+    """A picture with a map drawn over it in red, as PNG."""
 
     source: Path
+    """File of the picture."""
     heat: np.ndarray
     """(columns, rows) from 0 to 1, of the picture's size."""
 
     def write(self, path: Path) -> None:
-        """Writes the file."""
+        """Write the PNG."""
         from PIL import Image as Picture
 
         from medkit.figures import write_png

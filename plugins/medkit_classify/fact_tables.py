@@ -1,4 +1,4 @@
-"""Tables with a row for each case, and texts of cases: `--features` and `--text`."""
+"""Tables with a row for each case, and texts of cases: the options `--features` and `--text`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from medkit.errors import InputError, UsageError, listed
 from medkit.task import TABLE_SUFFIXES, absolute, is_bids, split_bids, stem
 
 NAMED = ("image", "path", "file", "filename", "case", "participant_id", "subject", "id")
-"""Columns that say which case a row is of; without one of them the first column does."""
+"""Names of columns that identify the case of a row; without one of them the first column does."""
 SESSION = "session_id"
+"""Column of the BIDS session, which identifies the case together with the participant."""
 TEXTS = ("text", "report")
-"""Columns that a table given as `--text` has the texts in."""
+"""Names of the column with the texts, in a table given as `--text`."""
 MISSING = {"", "n/a", "na", "nan", "none", "null"}
+"""Cells without a value, in small letters."""
 
 
 @dataclass(frozen=True)
 class FactTable:
-    """A table of cases."""
+    """A table with a row for each case."""
 
     path: Path
     rows: Mapping[str, Mapping[str, str]]
-    """Case -> column -> text; cases are absolute paths, names of files or BIDS ids."""
+    """Case -> column -> cell; a case is named by an absolute path, a file name or a BIDS id."""
     columns: tuple[str, ...]
-    """Those that do not say which case a row is of."""
+    """Names of the columns that do not identify the case."""
 
     def row(self, image: Path) -> Mapping[str, str]:
-        """Of an image. Raises InputError where there is none."""
+        """Return the row of an image. Raises InputError if there is none."""
         for name in _names(image):
             if name in self.rows:
                 return self.rows[name]
@@ -42,17 +44,17 @@ class FactTable:
 
     @functools.cached_property
     def numeric(self) -> tuple[str, ...]:
-        """Columns that hold numbers, and gaps, alone."""
+        """Names of the columns that hold only numbers and empty cells."""
         return tuple(c for c in self.columns if all(_is_number(row[c]) for row in self.rows.values()))
 
     def features(self, image: Path) -> dict[str, float | None]:
-        """The numbers in the row of an image. Raises InputError."""
+        """Return the numbers in the row of an image; None for an empty cell. Raises InputError if there is no row."""
         row = self.row(image)
         return {name: number(row[name], f"{self.path}: {image.name}: {name}") for name in self.numeric}
 
 
 def read_table(path: Path) -> FactTable:
-    """Reads a `.csv` or `.tsv`; kept while the file stays as it is. Raises InputError."""
+    """Read a `.csv` or `.tsv`; it is kept in memory until the file changes. Raises InputError."""
     try:
         return _read_table(path, path.stat().st_mtime_ns)
     except OSError as error:
@@ -61,6 +63,7 @@ def read_table(path: Path) -> FactTable:
 
 @functools.lru_cache(maxsize=8)
 def _read_table(path: Path, changed: int) -> FactTable:
+    """Read a table; `changed`, the time of its last change, is for the cache only."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restval="")
@@ -68,8 +71,8 @@ def _read_table(path: Path, changed: int) -> FactTable:
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a table: {error}") from None
     if len(header) < 2 or not lines:
-        raise InputError(f"{path}: expected a column that names cases and others, and rows, got {len(lines)} rows of "
-                         f"{listed(header or ['none'])}")  # fmt: skip
+        raise InputError(f"{path}: expected a column that names cases, other columns, and rows; got {len(lines)} rows "
+                         f"with the columns {listed(header or ['none'])}")  # fmt: skip
     key = next((name for name in header if name.lower() in NAMED), header[0])
     rows: dict[str, Mapping[str, str]] = {}
     for line in lines:
@@ -84,7 +87,7 @@ def _read_table(path: Path, changed: int) -> FactTable:
 
 
 def _names(image: Path) -> Iterator[str]:
-    """By what a row may name an image, the most exact first."""
+    """Yield the names by which a row may identify an image, the most exact one first."""
     yield from (str(image), image.name, stem(image), image.stem)
     if is_bids(image):
         entities = split_bids(image)[0]
@@ -95,7 +98,7 @@ def _names(image: Path) -> Iterator[str]:
 
 
 def number(value: Any, where: str) -> float | None:
-    """A value as a number; None for what is missing. Raises InputError."""
+    """Return a value as a number; None if it is missing. Raises InputError, which starts with `where`."""
     if value is None or str(value).strip().lower() in MISSING:
         return None
     try:
@@ -117,31 +120,32 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the facts of cases are looked up."""
+    """The files that hold the facts of cases."""
 
     table: Path | None = None
+    """A table of features."""
     texts: Path | None = None
-    """A text of all cases, a folder with `<stem>.txt` for each, or a table with a column of texts."""
+    """A text for all cases, a folder with `<stem>.txt` for each, or a table with a column of texts."""
     column: str | None = None
     """The column of `table` that holds the texts."""
 
     @classmethod
     def of(cls, features: Path | None, text: str | Path | None) -> Sources:
-        """From what was asked for; `text` is a file or folder, else a column. Raises UsageError."""
+        """Make it from the options; `text` is a file, a folder, or else a column. Raises UsageError."""
         if text is None:
             return cls(features)
         if (path := absolute(str(text))).exists():
             return cls(features, path)
         if features is None:
-            raise UsageError(f"--text {text}: no such file or folder; a column needs a --features table to be in")
+            raise UsageError(f"--text {text}: no such file or folder; a column needs a table, --features")
         return cls(features, None, str(text))
 
     def features(self, image: Path) -> dict[str, float | None]:
-        """What the table says of an image. Raises InputError."""
+        """Return the features of an image from the table; empty without a table. Raises InputError."""
         return read_table(self.table).features(image) if self.table else {}
 
     def text(self, image: Path) -> str | None:
-        """The text of an image; None where no texts were given. Raises InputError where its own is missing."""
+        """Return the text of an image; None without texts. Raises InputError if the text of this image is missing."""
         if self.column is not None and self.table is not None:
             return _cell(read_table(self.table), image, self.column)
         if self.texts is None:
@@ -160,6 +164,7 @@ class Sources:
 
 
 def _cell(table: FactTable, image: Path, column: str) -> str:
+    """Return a cell in the row of an image. Raises InputError if there is no such column or row."""
     if column not in table.columns:
-        raise InputError(f"{table.path}: no column {column} with texts; there is {listed(list(table.columns))}")
+        raise InputError(f"{table.path}: no column {column} with texts; there is {listed(table.columns)}")
     return table.row(image)[column]

@@ -1,7 +1,7 @@
-"""What is known of a case beside its image: numbers and a text, as the row of values that a network is given.
+"""Facts about a case besides its image: numbers and a text, as the row of values that a network takes.
 
-A bundle that learnt from them keeps their names, means and spreads and its vocabulary in `models/context.json`, so that
-the same numbers and words mean the same to it later.
+A bundle that was trained with facts stores their names, means and spreads and its vocabulary in
+`models/context.json`, so that inference encodes them in the same way.
 """
 
 from __future__ import annotations
@@ -24,45 +24,47 @@ from medkit_classify.context import Context
 from medkit_classify.fact_tables import Sources, number
 
 FAR = 5.0
-"""Standard scores are cut off there: further out a network has seen nothing."""
+"""Largest standard score; larger ones are clipped, because a network has not been trained on them."""
 UNKNOWN, FIRST_WORD = 1, 2
-"""Numbers of a word that is not in the vocabulary, and of the first one that is; 0 is no word."""
+"""Number of a word outside the vocabulary, and of the first word in it; 0 means no word."""
 _WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of one case."""
+    """The facts about one case."""
 
     features: Mapping[str, float | None] = field(default_factory=dict)
-    """Name -> value; None: missing."""
+    """Name -> value; None if it is missing."""
     text: str | None = None
-    """None: there is none."""
+    """None if there is no text."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A number that a bundle reads, and how it lies among the training cases."""
+    """A number that a bundle reads, and its distribution in the training cases."""
 
     name: str
     mean: float
+    """Mean over the training cases."""
     spread: float
-    """Standard deviation; 1 where all cases have one value."""
+    """Standard deviation over the training cases; 1 if all have the same value."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a bundle reads beside an image."""
+    """What a bundle reads besides an image, and how it becomes a row of numbers."""
 
     features: tuple[Feature, ...] = ()
+    """The numbers that it reads."""
     words: tuple[str, ...] = ()
-    """Its vocabulary, the most frequent word first."""
+    """The vocabulary, the most frequent word first."""
     length: int = 0
-    """Words of a text that are read, from its beginning."""
+    """Number of words that are read from the start of a text."""
 
     @property
     def numbers(self) -> int:
-        """Length of the part of a row that holds features: a standard score and whether it is missing for each."""
+        """Length of the features' part of a row: for each feature a standard score, and whether it is missing."""
         return max(2 * len(self.features), 1)
 
     @property
@@ -75,46 +77,46 @@ class Facts:
         return {word: n for n, word in enumerate(self.words, start=FIRST_WORD)}
 
     def row(self, given: Given) -> np.ndarray:
-        """(size,) float32: standard scores, 0 where missing; 1 for each that is missing; the numbers of the words."""
+        """Return (size,) float32: standard scores, 0 if missing; 1 for each missing feature; numbers of the words."""
         out = np.zeros(self.size, np.float32)
-        for place, feature in enumerate(self.features):
+        for n, feature in enumerate(self.features):
             value = given.features.get(feature.name)
             if value is None:
-                out[len(self.features) + place] = 1
+                out[len(self.features) + n] = 1
             else:
-                out[place] = np.clip((value - feature.mean) / feature.spread, -FAR, FAR)
-        found = [self._vocabulary.get(word, UNKNOWN) for word in words_of(given.text)[: self.length]]
-        out[self.numbers : self.numbers + len(found)] = found
+                out[n] = np.clip((value - feature.mean) / feature.spread, -FAR, FAR)
+        words = [self._vocabulary.get(word, UNKNOWN) for word in words_of(given.text)[: self.length]]
+        out[self.numbers : self.numbers + len(words)] = words
         return out
 
-    def told(self, given: Given) -> dict[str, Any]:
-        """What of a case is read, for its sidecar."""
+    def summary(self, given: Given) -> dict[str, Any]:
+        """Return which of a case's facts are read, for its sidecar."""
         known = {f.name: given.features[f.name] for f in self.features if given.features.get(f.name) is not None}
-        found = words_of(given.text)[: self.length]
+        words = words_of(given.text)[: self.length]
         return {
             "features": known,
             "missing": [f.name for f in self.features if f.name not in known],
-            "words": len(found),
-            "unknown_words": sum(word not in self._vocabulary for word in found),
+            "words": len(words),
+            "unknown_words": sum(word not in self._vocabulary for word in words),
         }
 
-    def want(self, given: Given, name: object) -> None:
-        """Raises InputError where nothing is said about features or a text that are read."""
+    def require(self, given: Given, name: object) -> None:
+        """Raise InputError, which starts with `name`, if a feature or the text is not given at all."""
         absent = [f.name for f in self.features if f.name not in given.features]
         if absent:
             raise InputError(
                 f"{name}: the bundle also reads {listed(absent[:6])}{' ...' if len(absent) > 6 else ''}: "
-                f"--features TABLE has a column for each, with empty cells for what is missing"
+                f"--features TABLE needs a column for each, with empty cells for missing values"
             )
         if self.words and given.text is None:
             raise InputError(f"{name}: the bundle also reads a text: --text FILE, a folder or a column of --features")
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
-        """Items of a datalist, each with its row under `context`."""
+        """Return the items of a datalist, each with its row under `context`."""
         return tuple({**item, "context": self.row(given_of(item))} for item in items)
 
     def write(self, path: Path) -> None:
-        """Writes the file."""
+        """Write it as JSON, which `read` takes."""
         content = {
             "features": [{"name": f.name, "mean": f.mean, "spread": f.spread} for f in self.features],
             "length": self.length,
@@ -125,22 +127,22 @@ class Facts:
 
 
 def read(file: str | Path) -> Facts:
-    """From a file. Raises BundleError."""
+    """Read what a bundle reads from a file of `Facts.write`. Raises BundleError."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         features = tuple(Feature(str(f["name"]), float(f["mean"]), float(f["spread"])) for f in content["features"])
         return Facts(features, tuple(map(str, content["words"])), int(content["length"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{file}: expected what the bundle reads beside images: {error}") from None
+        raise BundleError(f"{file}: expected what the bundle reads besides images: {error}") from None
 
 
 def facts_of(bundle: Bundle) -> Facts | None:
-    """What a bundle reads beside images; None of one that reads images alone. Raises BundleError."""
+    """Return what a bundle reads besides images; None if it reads only images. Raises BundleError."""
     return read(bundle.root / str(bundle.block["context"])) if "context" in bundle.block else None
 
 
 def words_of(text: str | None) -> list[str]:
-    """The words of a text, in small letters.
+    """Return the words of a text, in small letters.
 
     >>> words_of("No effusion; 2.5 cm")
     ['no', 'effusion', '2', '5', 'cm']
@@ -148,7 +150,7 @@ def words_of(text: str | None) -> list[str]:
     return _WORD.findall(text.lower()) if text else []
 
 
-# ---- learning
+# ---- training
 
 
 def described(
@@ -157,32 +159,40 @@ def described(
     text: str | None = None,
     columns: str | Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], ...]:
-    """Items of a datalist with `features` (name -> value or None) and `text`, as far as they are known.
+    """Return the items of a datalist with `features` (name -> value or None) and, if known, `text`.
 
-    They come from the items themselves, else from a table and from texts (as `--features` and `--text` of
-    `medkit run classify`), else from the sidecar of the label map that an item names as `labels`, or of the image.
-    `columns`, a list or a text with commas, are the features to learn from where not all are: a table may hold the
-    answer, too. Raises InputError.
+    They come from the items themselves, else from a table and texts, else from the sidecar of the label map that an
+    item names as `labels`, or of the image.
+
+    Args:
+        items: those of a datalist.
+        features: a table, as `--features` of `medkit run classify`.
+        text: a file, a folder or a column, as `--text` of `medkit run classify`.
+        columns: the features to train with, a list or a text with commas; None: all. Needed if the table also holds
+            the class.
+
+    Raises InputError.
     """
     sources = Sources.of(absolute(features) if features else None, text)
     picked = columns.split(",") if isinstance(columns, str) else columns
     out = []
     for item in items:
         path = image_of(item)
-        own = dict(item.get("features") or {})
+        stated = dict(item.get("features") or {})
         known = {
             **Context.of_record(record_of(Path(item.get("labels", path)))).features(),
             **sources.features(path),
-            **own,
+            **stated,
         }
         if picked is not None:
             known = _picked(known, picked, path)
-        told = item.get("text") or sources.text(path)
-        out.append({**item, "features": known, **({} if told is None else {"text": told})})
+        words = item.get("text") or sources.text(path)
+        out.append({**item, "features": known, **({} if words is None else {"text": words})})
     return tuple(out)
 
 
 def _picked(known: Mapping[str, Any], columns: Sequence[str], path: Path) -> dict[str, Any]:
+    """Return the features with these names. Raises InputError if one of them is not known."""
     if absent := [name for name in columns if name not in known]:
         raise InputError(f"{path}: no feature {listed(absent)}; there is {listed(list(known) or ['none'])}")
     return {name: known[name] for name in columns}
@@ -191,25 +201,25 @@ def _picked(known: Mapping[str, Any], columns: Sequence[str], path: Path) -> dic
 def learnt(
     items: Sequence[Mapping[str, Any]], most_words: int = 1000, least_often: int = 2, longest: int = 128
 ) -> Facts:
-    """What training items say beside their images: their features, and the words of their texts.
+    """Return what training items hold besides their images: their features, and the words of their texts.
 
     Args:
         items: those of a datalist, with `features` and `text`.
-        most_words: words of the vocabulary at most.
-        least_often: how many texts a word of it is in at least.
-        longest: words of a text that are read at most.
+        most_words: largest size of the vocabulary.
+        least_often: smallest number of texts that hold a word of the vocabulary.
+        longest: largest number of words that are read from a text.
 
-    Raises InputError where the items say nothing.
+    Raises InputError if the items have neither features nor words.
     """
     given = [given_of(item) for item in items]
-    columns = {name: _present(given, name) for name in dict.fromkeys(n for one in given for n in one.features)}
-    texts = [words_of(one.text) for one in given]
+    columns = {name: _present(given, name) for name in dict.fromkeys(n for case in given for n in case.features)}
+    texts = [words_of(case.text) for case in given]
     counts = Counter(word for text in texts for word in set(text))
     frequent = sorted((w for w, n in counts.items() if n >= least_often), key=lambda w: (-counts[w], w))[:most_words]
     features = [Feature(n, float(np.mean(v)), float(np.std(v)) or 1.0) for n, v in columns.items() if v]
     if not features and not frequent:
         raise InputError(
-            "the training's items say nothing beside their images: expected `features` or `text` in the datalist, "
+            "the training's items hold nothing besides their images: expected `features` or `text` in the datalist, "
             "--set features=TABLE or --set text=FOLDER"
         )
     length = min(longest, max(map(len, texts))) if frequent else 0
@@ -217,11 +227,15 @@ def learnt(
 
 
 def _present(given: Sequence[Given], name: str) -> list[float]:
-    return [value for one in given if (value := one.features.get(name)) is not None]
+    """Return the values of a feature, without missing ones."""
+    return [value for case in given if (value := case.features.get(name)) is not None]
 
 
 def given_of(item: Mapping[str, Any]) -> Given:
-    """From an item of a datalist: its `features`, and its `text` or the `.txt` that this names. Raises InputError."""
+    """Return the facts of a datalist's item: its `features`, and its `text` or the file `.txt` named there.
+
+    Raises InputError for a value that is not a number, and for a text that cannot be read.
+    """
     name = image_of(item)
     features = {str(key): number(value, f"{name}: {key}") for key, value in dict(item.get("features") or {}).items()}
     text = item.get("text")
@@ -238,19 +252,19 @@ def _content(path: Path) -> str:
 
 
 def image_of(item: Mapping[str, Any]) -> Path:
-    """The file of an item's image, the first one of several."""
+    """Return the file of an item's image, the first one if there are several."""
     value = item.get("image", "")
     return Path(str(value[0] if isinstance(value, list | tuple) else value))
 
 
 class KeepFacts:
-    """A handler for train configs: writes what the bundle reads into its folder when the training starts."""
+    """A handler for train configs: writes what the bundle reads to its folder when the training starts."""
 
     def __init__(self, facts: Facts, file: str) -> None:
         self.facts, self.file = facts, Path(file)
 
     def attach(self, engine: Any) -> None:
-        """Writes before the first step of a trainer."""
+        """Write the file before the first step of a trainer."""
         from ignite.engine import Events
 
         engine.add_event_handler(Events.STARTED, lambda _: self.facts.write(self.file))

@@ -1,8 +1,8 @@
-"""A classifier of images with facts beside them, for train and inference configs.
+"""A classifier of images together with facts, for train and inference configs.
 
-MONAI's evaluators, and all that looks at bundles, hand a network one tensor. So the row of facts of a case
-(`medkit_classify.facts`) travels as a further channel of its image, filled from its first voxel on, and the network
-takes the two apart again.
+MONAI's evaluators, like all code that runs bundles, pass one tensor to a network. Therefore the row of facts of a case
+(`medkit_classify.facts`) is stored in an additional channel of its image, from the first voxel on, and the network
+separates the two again.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from medkit_classify.facts import Facts, given_of
 
 
 def packed(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """(N, C, I, J[, K]) images and (N, L) rows as (N, C + 1, I, J[, K]). Raises ValueError where a row does not fit."""
+    """Join (N, C, I, J[, K]) images and (N, L) rows to (N, C + 1, I, J[, K]).
+
+    Raises ValueError if a row does not fit into a channel.
+    """
     voxels = math.prod(images.shape[2:])
     if rows.shape[1] > voxels:
-        raise ValueError(f"{rows.shape[1]} numbers of features and words do not fit beside {voxels} voxels")
+        raise ValueError(f"{rows.shape[1]} numbers of features and words do not fit into a channel of {voxels} voxels")
     plane = torch.zeros(len(images), voxels, dtype=images.dtype, device=images.device)
     plane[:, : rows.shape[1]] = rows.to(images)
     return torch.cat([images, plane.reshape(len(images), 1, *images.shape[2:])], 1)
 
 
 class AddContext:
-    """The last step of a preprocessing: packs the facts of an item's `features` and `text` onto its image.
+    """The last step of a preprocessing: adds an item's `features` and `text` to its image as a channel.
 
-    What an item does not say is missing.
+    Facts that the item does not hold count as missing.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -38,8 +41,8 @@ class AddContext:
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         item = dict(data)
-        told: dict[str, Any] = {key: item.pop(key) for key in ("features", "text") if key in item}
-        row = torch.from_numpy(self.facts.row(given_of(told)))
+        facts: dict[str, Any] = {key: item.pop(key) for key in ("features", "text") if key in item}
+        row = torch.from_numpy(self.facts.row(given_of(facts)))
         item["image"] = packed(item["image"][None], row[None])[0]
         return item
 
@@ -49,10 +52,12 @@ class ContextBatch:
 
     Args:
         facts: what the rows hold.
-        images: the `prepare_batch` of the images, such as `medkit.training.parts.augmentation.AugmentedBatch`; None changes nothing.
-        absent: share of the features, and of the texts, that are taken away, so that the network learns to do without.
+        images: the `prepare_batch` of the images, such as `medkit.training.AugmentedBatch`; None changes nothing.
+        absent: share of the features, and of the texts, that are removed at random, so that the network learns to do
+            without them.
 
-    Called, it gives images with their facts, (N, C + 1, I, J[, K]), and targets.
+    Returns images with their facts, (N, C + 1, I, J[, K]), and targets. Raises ValueError if `images` mixes images
+    (mixup), because words cannot be mixed.
     """
 
     def __init__(self, facts: Facts, images: Callable[..., Any] | None = None, absent: float = 0.0) -> None:
@@ -71,19 +76,20 @@ class ContextBatch:
         return packed(images, self._thinned(rows) if self.absent else rows), targets
 
     def _thinned(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows without a random share of features and texts."""
         rows, count = rows.clone(), len(self.facts.features)
-        gone = torch.rand(len(rows), count, device=rows.device) < self.absent
-        rows[:, :count] = rows[:, :count].masked_fill(gone, 0)
-        rows[:, count : 2 * count] = rows[:, count : 2 * count].masked_fill(gone, 1)
-        silent = torch.rand(len(rows), 1, device=rows.device) < self.absent
-        rows[:, self.facts.numbers :] = rows[:, self.facts.numbers :].masked_fill(silent, 0)
+        missing = torch.rand(len(rows), count, device=rows.device) < self.absent
+        rows[:, :count] = rows[:, :count].masked_fill(missing, 0)
+        rows[:, count : 2 * count] = rows[:, count : 2 * count].masked_fill(missing, 1)
+        wordless = torch.rand(len(rows), 1, device=rows.device) < self.absent
+        rows[:, self.facts.numbers :] = rows[:, self.facts.numbers :].masked_fill(wordless, 0)
         return rows
 
 
-class Reader(nn.Module):
+class TextEncoder(nn.Module):
     """Word embeddings and a recurrent network (GRU, Cho et al. 2014) over them.
 
-    Takes (N, L) numbers of words, 0 for none, and gives the (N, hidden) state after the last word; 0 without words.
+    Takes (N, L) numbers of words, 0 for no word. Returns the state after the last word, (N, hidden); 0 without words.
     """
 
     def __init__(self, words: int, width: int, hidden: int) -> None:
@@ -92,7 +98,7 @@ class Reader(nn.Module):
         self.recurrent = nn.GRU(width, hidden, batch_first=True)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """(N, L) numbers of words -> (N, hidden)."""
         states = self.recurrent(self.embedding(words))[0]
         count = (words > 0).sum(1)
         last = (count - 1).clamp(min=0).reshape(-1, 1, 1).expand(-1, 1, states.shape[2])
@@ -100,17 +106,17 @@ class Reader(nn.Module):
 
 
 class Fused(nn.Module):
-    """Image, features and text, each made a vector, and joined in front of the classes.
+    """A classifier that encodes image, features and text as vectors and joins them before the classes.
 
     Args:
-        encoder, pool: of the image, (N, C, I, J[, K]) to (N, channels, 1, 1[, 1]).
-        channels: what they give.
-        classes: how many there are.
-        facts: what stands beside the image.
-        width: numbers that the features, and a word, become.
-        hidden: numbers that a text becomes, and that are made of everything.
-        dropout: share of the joined numbers that is left out in training.
-        image_channels: those of the image; one more is the facts'.
+        encoder, pool: together from the image, (N, C, I, J[, K]), to (N, channels, 1, 1[, 1]).
+        channels: length of the image's vector.
+        classes: number of classes.
+        facts: what the bundle reads besides the image.
+        width: length of the features' vector, and of a word's.
+        hidden: length of the text's vector, and of the joint one.
+        dropout: share of the joint values that are dropped in training.
+        image_channels: number of the image's channels; one more holds the facts.
     """
 
     def __init__(
@@ -127,10 +133,10 @@ class Fused(nn.Module):
     ) -> None:
         super().__init__()
         self.image_channels, self.numbers, self.size = image_channels, facts.numbers, facts.size
-        self.words = len(facts.words) + 2  # no word and unknown ones
+        self.words = len(facts.words) + 2  # no word, and an unknown one
         self.encoder, self.pool = encoder, pool
         self.values = nn.Sequential(nn.Linear(facts.numbers, width), nn.ReLU())
-        self.reader = Reader(self.words, width, hidden)
+        self.reader = TextEncoder(self.words, width, hidden)
         self.joint = nn.Sequential(
             nn.Linear(channels + width + hidden, 2 * hidden), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(2 * hidden, hidden), nn.ReLU(),
@@ -139,8 +145,8 @@ class Fused(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, image_channels + 1, I, J[, K]) -> (N, classes) logits."""
-        seen = self.pool(self.encoder(x[:, : self.image_channels])).flatten(1)
+        image = self.pool(self.encoder(x[:, : self.image_channels])).flatten(1)
         row = x[:, self.image_channels :].flatten(1)[:, : self.size]
         words = row[:, self.numbers :].round().long().clamp(0, self.words - 1)
-        told = torch.cat([seen, self.values(row[:, : self.numbers]).to(seen), self.reader(words).to(seen)], 1)
-        return self.head(self.joint(told))
+        vectors = [image, self.values(row[:, : self.numbers]).to(image), self.reader(words).to(image)]
+        return self.head(self.joint(torch.cat(vectors, 1)))

@@ -1,4 +1,4 @@
-"""What a classifier is asked about one case."""
+"""What a classifier is asked about one image of a case."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Question:
-    """An image to be classified, and the answer as it comes to be."""
+    """An image to classify; the network's output is added to it while the case is worked on."""
 
     prepared: Prepared | None
-    """None where there is no image: the candidate lies outside."""
+    """The input of the network, later with its output under `pred`; None if the candidate lies outside the image."""
     candidate: str = ""
+    """Name of the candidate; empty for an image as a whole."""
     refused: str = ""
-    """Why no answer can count, known before the network runs."""
+    """Why no class is given whatever the network's output is; empty if one may be given."""
     features: np.ndarray | None = None
-    """(F,)"""
-    levels: np.ndarray | None = None
-    """(L,)"""
+    """(F,) input of the network's last linear layer."""
+    statistics: np.ndarray | None = None
+    """(S,) statistics of the image and of layers, see `ActivationRecorder.statistics`."""
     heat: np.ndarray | None = None
-    """(1, I, J[, K]) on the network's grid."""
+    """(1, I, J[, K]) on the network's grid, how much each voxel speaks for the class; None if not asked for."""
     given: Given | None = None
-    """What is known of the case beside the image."""
+    """Features and text of the case; None if the bundle reads only images."""

@@ -1,4 +1,4 @@
-"""Findings as rows of a table, as numbers of a sidecar, and in words."""
+"""Findings as rows of a table, as metrics of a sidecar, and in words."""
 
 from __future__ import annotations
 
@@ -8,46 +8,53 @@ from typing import Any
 
 from medkit.inference import Bundle
 from medkit.task import Record
-from medkit_classify.calibration import Finding, rounded
 from medkit_classify.context import Context
+from medkit_classify.finding import Finding
 
 FIRST = ("candidate", "class", "probability", "confidence", "abstained", "reason", "distance")
+"""The first columns of a table, before the probabilities of the classes."""
 LAST = ("bundle", "version")
+"""The last columns of a table, after the probabilities of the classes."""
 NOT_A_DEVICE = "Research only. Not a medical device: no decision about a person may rest on this."
 
 
 def columns(classes: Iterable[str]) -> tuple[str, ...]:
-    """Those of a table for bundles with these classes: the network's probability of each has a column of its own."""
+    """Return the columns of a table for these classes; the network's probability of each class is a column."""
     return (*FIRST, *(f"probability_{name}" for name in dict.fromkeys(classes)), *LAST)
 
 
 def as_numbers(findings: Sequence[Finding]) -> dict[str, Any]:
-    """For the sidecar; what is said of an image as a whole stands at the top as well."""
+    """Return the findings for the sidecar; that about an image as a whole is at the top level as well."""
     rows = [
         {
-            "candidate": found.candidate or None,
-            "class": None if found.abstained else found.name,
-            "probability": None if found.abstained else rounded(found.probabilities[found.name]),
-            "confidence": None if found.abstained else rounded(found.confidence),
-            "abstained": found.abstained,
-            "reason": found.reason or None,
-            "distance": rounded(found.distance),
-            "probabilities": {name: rounded(p) for name, p in found.probabilities.items()},
+            "candidate": finding.candidate or None,
+            "class": None if finding.abstained else finding.name,
+            "probability": None if finding.abstained else _rounded(finding.probabilities[finding.name]),
+            "confidence": None if finding.abstained else _rounded(finding.confidence),
+            "abstained": finding.abstained,
+            "reason": finding.reason or None,
+            "distance": _rounded(finding.distance),
+            "probabilities": {name: _rounded(p) for name, p in finding.probabilities.items()},
         }
-        for found in findings
+        for finding in findings
     ]
     whole = {k: v for k, v in rows[0].items() if k != "candidate"} if [r["candidate"] for r in rows] == [None] else {}
     return {**whole, "findings": rows}
 
 
+def _rounded(value: float | None) -> float | None:
+    """Return a number with six digits after the point."""
+    return None if value is None else round(float(value), 6)
+
+
 def rows_of(record: Record) -> list[dict[str, str]]:
-    """The rows of a finished case, from its record."""
+    """Return the rows of a finished case, from its record."""
     block = record.medkit
     return _rows(block["metrics"]["findings"], block.get("choice") or block["bundle"])
 
 
 def as_tsv(numbers: Mapping[str, Any], bundle: Bundle) -> str:
-    """The table of one case."""
+    """Return the table of one case."""
     names = columns(name for found in numbers["findings"] for name in found["probabilities"])
     lines = _rows(numbers["findings"], {"name": bundle.name, "version": bundle.version})
     return "\n".join(["\t".join(names), *("\t".join(line.get(n, "n/a") for n in names) for line in lines), ""])
@@ -74,19 +81,21 @@ def _shown(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Told:
-    """One finding and what is known about where it comes from."""
+class LocatedFinding:
+    """A finding, and the part of the image that speaks for it."""
 
     finding: Finding
     where: str = ""
-    """Which part of the image speaks for it, in words; empty where nothing was asked."""
+    """The part of the image that speaks for the class, in words; empty if not known."""
 
 
-def in_words(name: str, told: Sequence[Told], bundle: Bundle, context: Context, notes: Sequence[str]) -> str:
-    """What was found in a case, how sure that is, what speaks for it and what comes next; lines of text."""
+def in_words(
+    name: str, findings: Sequence[LocatedFinding], bundle: Bundle, context: Context, notes: Sequence[str]
+) -> str:
+    """Return the findings of a case as lines of text: class, confidence, what speaks for it, and the next step."""
     lines = [f"{name}: {bundle.name} {bundle.version}", ""]
-    for one in told:
-        lines += [*_finding(one, bundle), ""]
+    for finding in findings:
+        lines += [*_finding_in_words(finding, bundle), ""]
     if context.volumes_mm3:
         largest = sorted(context.volumes_mm3.items(), key=lambda pair: -pair[1])[:3]
         lines.append("Volumes from the stage before: " + ", ".join(f"{n} {v / 1000:.1f} ml" for n, v in largest) + ".")
@@ -95,18 +104,18 @@ def in_words(name: str, told: Sequence[Told], bundle: Bundle, context: Context, 
     return "\n".join([*lines, NOT_A_DEVICE, ""])
 
 
-def beside(read: Mapping[str, Any]) -> str:
-    """What was read beside the image (`Facts.told`), in words."""
+def facts_in_words(read: Mapping[str, Any]) -> str:
+    """Return in words what was read besides the image, from `Facts.summary`."""
     parts = [f"{name} {value:g}" for name, value in read["features"].items()]
     parts += [f"{name} (missing)" for name in read["missing"]]
     if read["words"]:
         unknown = f", {read['unknown_words']} of them unknown to the bundle" if read["unknown_words"] else ""
         parts.append(f"a text of {read['words']} words{unknown}")
-    return f"read beside the image: {', '.join(parts) or 'nothing'}"
+    return f"read besides the image: {', '.join(parts) or 'nothing'}"
 
 
-def _finding(told: Told, bundle: Bundle) -> Iterable[str]:
-    found = told.finding
+def _finding_in_words(located: LocatedFinding, bundle: Bundle) -> Iterable[str]:
+    found = located.finding
     subject = f"Candidate {found.candidate}: " if found.candidate else ""
     if found.candidate in bundle.block.get("aspects", ()):
         subject = f"{found.candidate.capitalize()}: "
@@ -119,7 +128,7 @@ def _finding(told: Told, bundle: Bundle) -> Iterable[str]:
     yield f"{subject}{found.name}."
     sure = "not known" if found.confidence is None else f"{found.confidence:.0%}, calibrated on validation images"
     yield f"  How sure: {sure} (the network says {says})."
-    reasons = [told.where] if told.where else []
+    reasons = [located.where] if located.where else []
     if found.distance is not None:
         reasons.append(f"the image is like those of the training ({found.distance:.2f} of the distance allowed)")
     if reasons:

@@ -248,10 +248,10 @@ def test_the_weights_are_of_this_network_small_and_calibrated() -> None:
     assert sum(path.stat().st_size for path in (ROOT / "models").iterdir()) < 5_000_000
     network = built("inference").get_parsed_content("network_def")
     network.load_state_dict(torch.load(ROOT / "models" / "model.pt", weights_only=True), strict=True)
-    judge = Calibration.of(Bundle(ROOT, NAME, "classify"))
-    assert not judge.note
-    assert set(judge.scalings) == {"contrast", "usability"}
-    assert judge.familiarity is not None
+    calibration = Calibration.of(Bundle(ROOT, NAME, "classify"))
+    assert not calibration.note
+    assert set(calibration.scalings) == {"contrast", "usability"}
+    assert calibration.feature_distance is not None
 
 
 def scan(path: Path) -> Path:

@@ -68,10 +68,10 @@ def test_the_weights_are_of_this_network_small_and_calibrated(name: str) -> None
     weights = torch.load(root / "models" / "model.pt", weights_only=True)
     network = bundled.built(root, "inference").get_parsed_content("network_def")
     network.load_state_dict(weights, strict=True)
-    judge = Calibration.of(Bundle(root, name, "classify"))
-    assert not judge.note
-    assert judge.familiarity is not None
-    assert set(judge.layers) <= set(dict(network.named_modules()))
+    calibration = Calibration.of(Bundle(root, name, "classify"))
+    assert not calibration.note
+    assert calibration.feature_distance is not None
+    assert set(calibration.layers) <= set(dict(network.named_modules()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,8 +95,8 @@ def test_training_from_a_bundle_with_its_encoder_as_it_is(medkit: Run, tmp_path:
     kept = [k for k in before if k.startswith("encoder") and not k.endswith("num_batches_tracked")]
     assert all(torch.equal(before[k], after[k]) for k in kept)
     assert not torch.equal(before["head.weight"], after["head.weight"])
-    judge = Calibration.of(Bundle(tmp_path / "new", "new", "classify"))
-    assert "other weights" in judge.note, "the old calibration says nothing about new weights"
+    calibration = Calibration.of(Bundle(tmp_path / "new", "new", "classify"))
+    assert "other weights" in calibration.note, "the old calibration says nothing about new weights"
 
 
 @pytest.mark.parametrize("name", NAMES)

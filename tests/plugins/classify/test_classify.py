@@ -12,13 +12,13 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from medkit_classify import calibrate, candidates
-from medkit_classify import explanation as explaining
+from medkit_classify import calibrate, candidates, explanation
 from medkit_classify.calibration import Calibration, FeatureDistance, Scaling
 from medkit_classify.candidates import Cut
 from medkit_classify.report import columns
 from outcome import Outcome
 from PIL import Image as Picture
+from scipy.special import softmax
 
 from medkit.bundles.bundle import Bundle
 from medkit.images.image import Image
@@ -88,14 +88,14 @@ def _learn(root: Path, dims: int) -> None:
     runner, _ = calibrate.load(bundle, ["encoder"])
     images = torch.tensor(np.stack([smooth(rng.uniform(0.2, 0.8), rng, dims) for _ in range(200)]) / 255)
     with torch.no_grad():
-        runner.watcher.forget()
+        runner.recorder.clear()
         runner.network.network(images[:, None].float())
-    levels = runner.watcher.levels()
-    assert levels is not None
-    found = FeatureDistance.fitted(levels.double().numpy())
+    statistics = runner.recorder.statistics()
+    assert statistics is not None
+    found = FeatureDistance.fitted(statistics.double().numpy())
     torch.save(found.state(), root / "models" / "calibration.pt")
     metadata = json.loads((root / "configs" / "metadata.json").read_text())
-    limit = float(found.distances(levels.double().numpy()).max())
+    limit = float(found.distances(statistics.double().numpy()).max())
     metadata["medkit"]["calibration"]["threshold"] = 1.2 * limit
     (root / "configs" / "metadata.json").write_text(json.dumps(metadata))
 
@@ -171,9 +171,9 @@ def test_a_calibration_of_other_weights_does_not_count(tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "other")
     weights = torch.load(root / "models" / "model.pt", weights_only=True)
     torch.save({**weights, "head.bias": torch.zeros(2)}, root / "models" / "model.pt")
-    judge = Calibration.of(Bundle(root, "other", "classify"))
-    assert not judge.scalings
-    assert "other weights" in judge.note
+    calibration = Calibration.of(Bundle(root, "other", "classify"))
+    assert not calibration.scalings
+    assert "other weights" in calibration.note
 
 
 def test_no_class_for_what_is_unlike_the_training(classify: Run, tmp_path: Path) -> None:
@@ -502,24 +502,24 @@ def test_pieces_of_a_label_map() -> None:
 def test_a_temperature_is_found_again() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(0, 2, (20000, 2))
-    labels = (rng.uniform(size=20000) < calibrate.softmax(true)[:, 1]).astype(int)
+    labels = (rng.uniform(size=20000) < softmax(true, axis=1)[:, 1]).astype(int)
     assert calibrate.best_temperature(true * 3, labels) == pytest.approx(3, rel=0.05)
-    assert calibrate.calibration_error(calibrate.softmax(true * 3), labels) > 0.05
-    assert calibrate.calibration_error(calibrate.softmax(true), labels) < 0.02
+    assert calibrate.calibration_error(softmax(true * 3, axis=1), labels) > 0.05
+    assert calibrate.calibration_error(softmax(true, axis=1), labels) < 0.02
 
 
 def test_classes_that_are_rare_are_told_so() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(0, 2, (20000, 2))
-    labels = (rng.uniform(size=20000) < calibrate.softmax(true)[:, 1]).astype(int)
+    labels = (rng.uniform(size=20000) < softmax(true, axis=1)[:, 1]).astype(int)
     biased = (true + np.array([-1.0, 1.0])) * 2
     temperature, offsets = calibrate.best_scaling(biased, labels)
     assert temperature == pytest.approx(2, rel=0.05)
     assert offsets == pytest.approx((1, -1), abs=0.05)
-    judge = Calibration({"": Scaling(temperature, offsets)})
-    np.testing.assert_allclose(judge.calibrated(biased[0]), calibrate.softmax(true[:1])[0], atol=0.02)
+    calibration = Calibration({"": Scaling(temperature, offsets)})
+    np.testing.assert_allclose(calibration.calibrated(biased[0]), softmax(true[:1], axis=1)[0], atol=0.02)
     np.testing.assert_allclose(
-        Calibration({"": Scaling(1.0)}).calibrated(np.array([1.0])), calibrate.softmax(np.array([[0, 1.0]]))[0]
+        Calibration({"": Scaling(1.0)}).calibrated(np.array([1.0])), softmax(np.array([[0, 1.0]]), axis=1)[0]
     )
     assert Calibration().calibrated(biased[0]) is None
 
@@ -534,16 +534,16 @@ def test_the_distance_of_features() -> None:
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(3, 8))
     seen, same, other = (rng.normal(size=(500, 3)) @ mixing / 10 for _ in range(3))
-    familiar = FeatureDistance.fitted(seen)
+    distance = FeatureDistance.fitted(seen)
     other = other + rng.normal(size=(500, 8)) / 5  # off the plane that the seen ones lie in
-    assert np.quantile(familiar.distances(same), 0.95) < np.quantile(familiar.distances(other), 0.05)
+    assert np.quantile(distance.distances(same), 0.95) < np.quantile(distance.distances(other), 0.05)
 
 
 def test_the_last_layer_with_places() -> None:
     network = torch.nn.Sequential(
         torch.nn.Conv2d(1, 2, 3), torch.nn.MaxPool2d(2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
-    assert explaining.last_spatial_layer(network, torch.zeros(1, 1, 8, 8)) == "1"
+    assert explanation.last_spatial_layer(network, torch.zeros(1, 1, 8, 8)) == "1"
 
 
 def test_a_bundle_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -563,6 +563,6 @@ def test_a_bundle_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert stated == block
     assert 0.1 < block["temperature"] < 10
     assert block["validation_images"] == 20
-    judge = Calibration.of(Bundle(root, "toy", "classify"))
-    assert judge.familiarity is not None
-    assert not judge.note
+    calibration = Calibration.of(Bundle(root, "toy", "classify"))
+    assert calibration.feature_distance is not None
+    assert not calibration.note

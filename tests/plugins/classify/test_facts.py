@@ -56,8 +56,8 @@ def test_what_is_missing_and_what_is_no_number(tmp_path: Path) -> None:
     [
         (["case,age", "a,1", "a,2"], "two rows for a"),
         (["case,age"], "got 0 rows"),
-        (["case", "a"], "expected a column that names cases and others"),
-        ([], "got 0 rows of none"),
+        (["case", "a"], "expected a column that names cases, other columns, and rows"),
+        ([], "got 0 rows with the columns none"),
     ],
 )
 def test_what_is_no_table(tmp_path: Path, lines: list[str], message: str) -> None:
@@ -158,7 +158,7 @@ def test_facts_that_are_no_facts(tmp_path: Path) -> None:
         given_of({"image": "a.png", "features": {"age": float("inf")}})
     with pytest.raises(InputError, match=r"none\.txt: cannot be read as a text"):
         given_of({"image": "a.png", "text": str(tmp_path / "none.txt")})
-    with pytest.raises(InputError, match="say nothing beside their images"):
+    with pytest.raises(InputError, match="hold nothing besides their images"):
         learnt([{"image": "a.png"}])
 
 

@@ -146,7 +146,7 @@ def test_a_network_of_facts_takes_apart_what_was_packed() -> None:
     network.reader.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     network(x)
     assert [part.tolist() for part in seen] == [[[1.5, 0.0]], [[3, 2, 1]]]
-    with pytest.raises(ValueError, match="do not fit beside 4 voxels"):
+    with pytest.raises(ValueError, match="do not fit into a channel of 4 voxels"):
         packed(torch.rand(1, 1, 2, 2), torch.from_numpy(row)[None])
 
 
@@ -396,7 +396,7 @@ def test_a_training_without_facts_says_so(medkit: Run, tmp_path: Path) -> None:
     done = medkit("train", "classify", "--bundle", "chest_xray_classification", "--config", "train,multimodal",
                   "--data", tmp_path / "data" / "dataset.json", "-o", tmp_path / "b", "--steps", 1)  # fmt: skip
     assert done.code != 0
-    assert "say nothing beside their images" in done.err
+    assert "hold nothing besides their images" in done.err
 
 
 def test_a_bundle_that_reads_facts_is_calibrated_with_them(
@@ -411,9 +411,9 @@ def test_a_bundle_that_reads_facts_is_calibrated_with_them(
         calibrate.main()
     monkeypatch.setattr("sys.argv", [*given, "--features", str(data / "facts.csv"), "--text", str(data)])
     calibrate.main()
-    judge = Calibration.of(Bundle(root, "b", "classify"))
-    assert not judge.note
-    assert judge.layers == ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
+    calibration = Calibration.of(Bundle(root, "b", "classify"))
+    assert not calibration.note
+    assert calibration.layers == ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
 
 
 @pytest.mark.slow

@@ -1,0 +1,348 @@
+"""A loaded bundle that classifies: reads the images of a case, runs the network, and makes findings and files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medkit.errors import BundleError, InputError, UsageError, size_text
+from medkit.inference import Bundle, BundleRunner
+from medkit.task import Case, Result, Text, Writable
+from medkit_classify import report
+from medkit_classify.activations import ActivationRecorder
+from medkit_classify.calibration import Calibration, is_out_of_distribution
+from medkit_classify.candidates import Candidate, Cut, of_labels, of_points
+from medkit_classify.context import Context
+from medkit_classify.fact_tables import Sources
+from medkit_classify.facts import Given, facts_of
+from medkit_classify.finding import Finding
+from medkit_classify.question import Question
+
+if TYPE_CHECKING:
+    import torch
+
+    from medkit.inference import InferenceParts, Prepared
+    from medkit.space import Grid
+    from medkit_classify.explanation import Method
+
+BATCH_SIZE = 64
+"""Largest number of images in a batch."""
+
+
+@dataclass(frozen=True)
+class ClassifyChoices:
+    """What to make from each case in addition to its table, and which files all cases use."""
+
+    explain: Method | None = None
+    """How to find the part of an image that speaks for the class; None: not asked for."""
+    report: bool = False
+    """Whether to write the findings in words."""
+    features: bool = False
+    """Whether to write the network's features."""
+    points: Path | None = None
+    """Candidates of all cases."""
+    labels: Path | None = None
+    """A label map whose pieces are the candidates of all cases."""
+    frame: str = "RAS"
+    """Frame of points in tables, RAS or LPS."""
+    table: Path | None = None
+    """Features of all cases, a row for each."""
+    text: Path | None = None
+    """Texts of all cases: a file, a folder or a table."""
+    column: str | None = None
+    """The column of `table` that holds the texts."""
+    known: Mapping[Path, Given] = field(default_factory=dict)
+    """Path of an image -> its facts, if they do not have to be looked up."""
+
+
+class ClassifyRunner(BundleRunner):
+    """A loaded bundle that classifies."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        parts: InferenceParts,
+        device: torch.device,
+        precision: str,
+        limit: int | None,
+        *,
+        choices: ClassifyChoices,
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(bundle, parts, device, precision, limit)
+        from medkit_classify.explanation import Explainer
+
+        if self.contract.kind != "table":
+            raise BundleError(f"bundle {bundle.name}: expected classes as its output, got {self.contract.kind}")
+        self.choices, self.cut = choices, Cut.of(bundle.block)
+        self.calibration = calibration or Calibration.of(bundle)
+        self.facts = facts_of(bundle)
+        if self.facts is None and (unused := choices.table or choices.text or choices.column):
+            raise UsageError(f"{unused}: bundle {bundle.name} reads only images, neither features nor texts")
+        try:
+            self.recorder = ActivationRecorder(parts.network, self.calibration.layers)
+        except KeyError as error:
+            raise BundleError(f"bundle {bundle.name}: its metadata name a layer that is not there: {error}") from None
+        if choices.features and not self.recorder.has_features:
+            raise UsageError(f"--save-features: the network of bundle {bundle.name} has no layer with features")
+        method = choices.explain or ("gradcam" if choices.report and self.recorder.has_features else None)
+        self.explainer = Explainer(parts.network, method) if method else None
+        self.device = device
+
+    # ---- reading
+
+    def prepare(self, case: Case) -> list[Question]:  # type: ignore[override]
+        """Read the images to classify. Raises InputError for an image that the bundle does not take."""
+        from medkit.images import is_coloured
+        from medkit.inference import feed_of, is_picture
+
+        feed = feed_of(case, self.contract)
+        given = self.given(case)
+        if self.cut and feed.grid.shape[2] > 1:
+            return [self._patch(case, candidate, self.cut, given) for candidate in self._candidates(case)]
+        self._check_axes(case, feed.grid)
+        with self.errors_named("preprocessing"):
+            feed = replace(feed, item={**feed.item, **_as_item(given)})
+            question = Question(self.preprocessing.prepare(feed, case), given=given)
+        if is_picture(case.path) and is_coloured(case.path):
+            question.refused = "a coloured picture, where grey values are expected"
+        elif self.cut and not self.cut.fits(feed.grid):
+            size, expected = size_text(feed.grid.shape[:2]), size_text(self.cut.size)
+            question.refused = f"a picture of {size} pixels, where patches of {expected} are expected"
+        return [question]
+
+    def given(self, case: Case) -> Given | None:
+        """Return the features and the text of a case; None if the bundle reads only images. Raises InputError."""
+        if self.facts is None:
+            return None
+        if case.path in self.choices.known:
+            return self.choices.known[case.path]
+        sources = Sources(case.inputs.get("features"), case.inputs.get("text"), self.choices.column)
+        given = Given({**Context.of(case).features(), **sources.features(case.path)}, sources.text(case.path))
+        self.facts.require(given, case.path)
+        return given
+
+    def _check_axes(self, case: Case, grid: Grid) -> None:
+        planar = grid.shape[2] == 1
+        if self.contract.planar and not planar:
+            raise InputError(
+                f"{case.path}: expected a plane for bundle {self.bundle.name}, got {size_text(grid.shape)} voxels"
+            )
+        if not self.contract.planar and planar:
+            raise InputError(f"{case.path}: expected a volume for bundle {self.bundle.name}, got a plane")
+
+    def _candidates(self, case: Case) -> list[Candidate]:
+        from medkit.transforms import read_points
+
+        if "points" in case.inputs:
+            points = read_points(case.inputs["points"], self.choices.frame)
+            return of_points(points.positions, points.names)
+        if "labels" not in case.inputs:
+            raise InputError(
+                f"{case.path}: a volume: bundle {self.bundle.name} looks at candidates, which --points, --labels or a "
+                f'record name: {{"path": ..., "inputs": {{"points": ...}}}}'
+            )
+        if not (found := of_labels(case.image("labels", labels=True))):
+            raise InputError(f"{case.inputs['labels']}: expected labels of candidates, got none")
+        return found
+
+    def _patch(self, case: Case, candidate: Candidate, cut: Cut, given: Given | None) -> Question:
+        from medkit.inference import Feed
+
+        patch = cut.patch(case.image(), candidate.position)
+        if patch is None:
+            return Question(None, candidate.name, "the candidate lies outside the image", given=given)
+        name = str(case.path)
+        with self.errors_named("preprocessing"):
+            feed = Feed({self.contract.keys[0]: name, **_as_item(given)}, {name: patch}, patch.grid)
+            return Question(self.preprocessing.prepare(feed, case), candidate.name, given=given)
+
+    # ---- computing
+
+    def compute(self, case: Case, prepared: list[Question]) -> list[Question]:  # type: ignore[override]
+        """Run the network on all images of a case."""
+        with self.errors_named("network"):
+            self._answer(prepared)
+            if self.explainer:
+                self._explain(prepared)
+        return prepared
+
+    def together(self, cases: Sequence[Case], values: Sequence[list[Question]]) -> Sequence[list[Question]]:
+        """Run the network on the images of several cases at once."""
+        self._answer([question for questions in values for question in questions])
+        if self.explainer:
+            for questions in values:
+                self._explain(questions)
+        return values
+
+    def _answer(self, questions: Sequence[Question]) -> None:
+        pairs = [(question, question.prepared) for question in questions if question.prepared is not None]
+        for first in range(0, len(pairs), BATCH_SIZE):
+            part = pairs[first : first + BATCH_SIZE]
+            one_batch = self.network.one_batch([prepared for _, prepared in part])
+            for batch in [part] if one_batch else [[pair] for pair in part]:
+                self._answer_batch(batch)
+
+    def _answer_batch(self, pairs: Sequence[tuple[Question, Prepared]]) -> None:
+        self.recorder.clear()
+        prepared = [image for _, image in pairs]
+        answers = self.network.together(prepared) if len(prepared) > 1 else [self.network(prepared[0])]
+        features, statistics = self.recorder.features(), self.recorder.statistics()
+        for number, ((question, _), answer) in enumerate(zip(pairs, answers, strict=True)):
+            question.prepared = answer
+            question.features = None if features is None else features[number].numpy()
+            question.statistics = None if statistics is None else statistics[number].numpy()
+
+    def _explain(self, questions: Iterable[Question]) -> None:
+        assert self.explainer is not None
+        for question in questions:
+            if question.prepared is not None:
+                image = question.prepared.item["image"].to(self.device)
+                question.heat = self.explainer(image, self._explained_class(question.prepared))
+
+    def _explained_class(self, prepared: Prepared) -> int:
+        """Return the channel of the most probable class, which is explained; of several aspects the last one counts."""
+        logits = _logits(prepared)
+        channels = list(self.contract.aspects.values())[-1] if self.contract.aspects else range(len(logits))
+        return max(channels, key=lambda n: float(logits[n]))
+
+    # ---- writing
+
+    def finish(self, case: Case, computed: list[Question]) -> Result:  # type: ignore[override]
+        """Make the findings of a case and the requested files."""
+        with self.errors_named("postprocessing"):
+            answers = [(question, self._findings(question)) for question in computed]
+        context = Context.of(case)
+        metrics = report.as_numbers([finding for _, findings in answers for finding in findings])
+        if self.contract.aspects:
+            metrics["classes"] = {row["candidate"]: row["class"] for row in metrics["findings"]}
+        note = {"note": self.calibration.note} if self.calibration.note else {}
+        given = computed[0].given
+        read = {"read": self.facts.summary(given)} if self.facts and given else {}
+        return Result(
+            dict(self._files(case, answers, metrics, context)) if case.outputs else {},
+            metrics=metrics,
+            warnings=self._warnings(answers),
+            details={"precision": self.precision, **note, **context.details(), **read},
+            description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
+        )
+
+    def _warnings(self, answers: Sequence[tuple[Question, Sequence[Finding]]]) -> tuple[str, ...]:
+        """Return each warning about a case once: from the network, without a class, and classes to look at."""
+        warnings = [text for question, _ in answers if question.prepared for text in question.prepared.warnings]
+        abstained = [findings[0] for _, findings in answers if findings[0].abstained]
+        if abstained and len(answers) == 1:
+            warnings.append(f"look at this one: {abstained[0].reason}")
+        elif abstained:
+            warnings.append(f"look at this one: no class for {len(abstained)} of {len(answers)} candidates")
+        flagged = self.bundle.block.get("flagged", ())
+        found = [finding for _, findings in answers for finding in findings if not finding.abstained]
+        warnings += [f"look at this one: {finding.name}" for finding in found if finding.name in flagged]
+        return tuple(dict.fromkeys(warnings))
+
+    def _findings(self, question: Question) -> list[Finding]:
+        """Return one finding for an image, or one for each of the bundle's aspects."""
+        if not self.contract.aspects or question.prepared is None:
+            return [self._finding(question)]
+        classes, logits = self.contract.classes, _logits(question.prepared)
+        probabilities = np.squeeze(np.asarray(self.postprocessing(question.prepared)["pred"]))
+        return [
+            self._calibrated(
+                question,
+                aspect,
+                {classes[n]: round(float(probabilities[n]), 6) for n in channels},
+                self.calibration.calibrated(logits[list(channels)], aspect),
+            )
+            for aspect, channels in self.contract.aspects.items()
+        ]
+
+    def _finding(self, question: Question) -> Finding:
+        from medkit.inference import to_table
+
+        classes = self.contract.classes
+        if question.prepared is None:
+            return Finding(
+                question.candidate, "", dict.fromkeys(classes.values(), float("nan")), reason=question.refused
+            )
+        logits = _logits(question.prepared)
+        if self.postprocessing.is_only_softmax:  # MONAI's transforms take ten times as long for a softmax
+            _, table = to_table(logits, classes, activated=False)
+        else:
+            value = self.postprocessing(question.prepared)["pred"]
+            _, table = to_table(value, classes, activated=self.postprocessing.activated)
+        if len(table) == 1:  # one output: the probability of the second of two classes
+            ((name, p),) = table.items()
+            table = {f"not {name}": 1 - p, name: p}
+        return self._calibrated(question, question.candidate, table, self.calibration.calibrated(logits))
+
+    def _calibrated(
+        self, question: Question, subject: str, table: dict[str, float], calibrated: np.ndarray | None
+    ) -> Finding:
+        """Return the finding about a candidate or an aspect.
+
+        table: class -> probability according to the network.
+        calibrated: (C,) calibrated probabilities in the same order; None if the bundle is not calibrated.
+        """
+        names = list(table)
+        chosen = int(np.argmax(list(table.values()) if calibrated is None else calibrated))
+        distance = self.calibration.distance(question.statistics)
+        reason = question.refused
+        if not reason and is_out_of_distribution(distance):
+            reason = f"unlike the training images: {distance:.2g} times the largest distance allowed"
+        confidence = None if calibrated is None else float(calibrated[chosen])
+        return Finding(subject, names[chosen], table, confidence, distance, reason)
+
+    def _files(
+        self,
+        case: Case,
+        answers: Sequence[tuple[Question, Sequence[Finding]]],
+        metrics: dict[str, Any],
+        context: Context,
+    ) -> Iterable[tuple[str, Writable]]:
+        from medkit_classify.case_files import Features, explanation_map
+
+        questions = [question for question, _ in answers]
+        yield "classes", Text(report.as_tsv(metrics, self.bundle))
+        if self.choices.explain:
+            yield "explanation", explanation_map(case, questions)
+        if self.choices.report:
+            located = [
+                report.LocatedFinding(finding, self._where(case, question) if finding is findings[-1] else "")
+                for question, findings in answers
+                for finding in findings
+            ]
+            text = report.in_words(case.path.name, located, self.bundle, context, self._notes(questions))
+            yield "report", Text(text)
+        if self.choices.features:
+            yield "features", Features([(question.features, findings) for question, findings in answers])
+
+    def _notes(self, questions: Sequence[Question]) -> list[str]:
+        given = questions[0].given
+        read = [report.facts_in_words(self.facts.summary(given))] if self.facts and given else []
+        return read + ([self.calibration.note] if self.calibration.note else [])
+
+    def _where(self, case: Case, question: Question) -> str:
+        """Return in words which part of the image speaks for the class; empty without an explanation."""
+        from medkit.inference import is_picture
+        from medkit_classify.case_files import on_image_grid
+        from medkit_classify.explanation import in_words
+
+        heat = on_image_grid(question)
+        return "" if heat is None else in_words(heat, is_picture(case.path))
+
+
+def _logits(prepared: Prepared) -> np.ndarray:
+    """Return the network's output of one image, (C,)."""
+    value = prepared.item["pred"]
+    plain = value.as_tensor() if hasattr(value, "as_tensor") else value
+    out: np.ndarray = np.atleast_1d(np.squeeze(plain.detach().cpu().numpy()))
+    return out
+
+
+def _as_item(given: Given | None) -> dict[str, Any]:
+    """Return the facts of a case under the keys of a datalist's item."""
+    return {} if given is None else {"features": dict(given.features), "text": given.text}
