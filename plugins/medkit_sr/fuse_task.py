@@ -79,7 +79,7 @@ class Fuser:
         from medkit.scanner import refined
 
         grid = refined(image.grid, [spacing] * 3)
-        work = self.resolver.compute(case, self.resolver.begin(case, image, grid))
+        work = self.resolver.compute(case, self.resolver.start(case, image, grid))
         resolve(work)
         return work
 

@@ -57,12 +57,12 @@ class Resolver:
         grid = self.choices.target.grid(image.grid, case.path)
         if "reference" in case.inputs:
             check_reference(case, grid)
-        work = self.begin(case, image, grid)
+        work = self.start(case, image, grid)
         if "guide" in case.inputs:
             work.guide = guide_on(grid, image, case.image("guide"), self.networks.runtime.threads)
         return work
 
-    def begin(self, case: Case, image: Image, grid: Grid) -> ResolveWork:
+    def start(self, case: Case, image: Image, grid: Grid) -> ResolveWork:
         """Interpolate an image of a case to a grid, make it agree with the scan, and prepare the network's inputs."""
         import torch
 

@@ -1,4 +1,4 @@
-"""The state of an image on its way to a finer grid, and the steps of that way."""
+"""The state of an image while it is brought to a finer grid, and the steps that change it."""
 
 from __future__ import annotations
 
