@@ -10,6 +10,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -151,6 +152,7 @@ class _Child:
         context = multiprocessing.get_context("spawn")  # torch's thread pools do not survive a fork
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_child_main, args=(theirs, task, options), daemon=True)
+        resource_tracker.ensure_running()  # starting it unblocks signals in this thread, so it comes first
         # blocked until the child has its handlers: a signal while Python starts would end in a traceback
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         self._process.start()

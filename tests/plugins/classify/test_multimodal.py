@@ -346,7 +346,7 @@ def test_commands_without_facts_run_no_bundle_that_reads_them(
     reference = ("--reference", made / "data" / "facts.csv") if "evaluate" in command else ()
     done = medkit(*command, "--bundle", made / "bundle", "--trust", made / "data" / "0.png", *reference)
     assert done.code == 2
-    assert "also reads facts beside images" in done.err
+    assert "also reads facts besides images" in done.err
     assert "medkit run classify takes both" in done.err
 
 
