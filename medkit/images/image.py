@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from medkit.errors import InputError, OutputError
-from medkit.images import dicom, itk, mgh, nifti, pictures
-from medkit.images.dicom_headers import is_dicom
+from medkit.images import itk, mgh, nifti, pictures
+from medkit.images.dicom import reader as dicom
 from medkit.images.stored import Stored
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, WRITABLE_IMAGES
 from medkit.space import Grid, check_grid
@@ -132,7 +132,7 @@ def _reader_of(path: Path) -> ImageReader:
     found = None if path.is_dir() else _format_of_name(path)
     if found is not None:
         return found
-    if path.suffix.lower() == ".dcm" or is_dicom(path):
+    if path.suffix.lower() == ".dcm" or dicom.is_dicom(path):
         return dicom
     known = ", ".join((*IMAGE_SUFFIXES, *GREY_PICTURES))
     raise InputError(f"{path}: expected a DICOM folder or a file that ends in {known}")

@@ -12,7 +12,7 @@ from medkit import plugins
 from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle, bundle_for_task, installed
 from medkit.bundles.contract import Contract, contract_of
 from medkit.errors import InputError, UsageError, listed
-from medkit.images.dicom_headers import is_dicom
+from medkit.images.dicom.reader import is_dicom
 from medkit.pipe.names import GREY_PICTURES, stem
 from medkit.pipe.records import record_of
 from medkit.run.task import Case

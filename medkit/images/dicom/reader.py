@@ -1,0 +1,129 @@
+"""DICOM: a folder with one series, or one file, as one volume.
+
+pydicom reads the headers (`header`); the order of the slices and the place of the volume come from their positions
+(`volumes`), since file names and slice thickness tell neither; compressed pixels go through itk's GDCM (`pixels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkit.errors import InputError
+from medkit.images.dicom.header import looks_like_dicom, read_header
+from medkit.images.dicom.pixels import real_values, stored_values
+from medkit.images.dicom.segments import label_grid, label_values
+from medkit.images.dicom.types import DicomFile
+from medkit.images.dicom.volumes import Stack, at_even_steps, grid_of, stacks_of
+from medkit.images.stored import Stored, checked_frame
+from medkit.space import Grid
+
+SEGMENTATIONS = ("segments", "labels")
+
+
+def is_dicom(path: Path) -> bool:
+    """A folder, or a file that starts as DICOM does."""
+    return path.is_dir() or looks_like_dicom(path)
+
+
+def read_grid(path: Path, series: str | None) -> Grid:
+    """Read the grid from the headers alone. Raises InputError."""
+    files, _ = _series(path, series)
+    if files[0].kind in SEGMENTATIONS:
+        return label_grid(path, files)[0]
+    return grid_of(path, stacks_of(path, files)[0], files[0].slice_step)[0]
+
+
+def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
+    """Read one volume of a series, in real values: Hounsfield units, Gy, labels.
+
+    Integers where slopes and intercepts are whole numbers, else float32. Raises InputError.
+    """
+    files, warnings = _series(path, series)
+    if files[0].kind in SEGMENTATIONS:
+        voxels, grid, found = label_values(path, files)
+        return Stored(voxels[None], grid, tuple(warnings + found))
+    stacks = stacks_of(path, files)
+    stack = stacks[checked_frame(path, len(stacks), frame)]
+    grid, found = grid_of(path, stack, files[0].slice_step)
+    voxels = at_even_steps(_voxels(files, stack), stack.heights, grid.shape[2])
+    return Stored(voxels[None], grid, tuple(warnings + found + _doubts(files[0], stack)))
+
+
+def _voxels(files: Sequence[DicomFile], stack: Stack) -> np.ndarray:
+    """(I, J, K) real values of a stack's slices, each file read once."""
+    by_path = {file.path: file for file in files}
+    read: tuple[Path | None, np.ndarray] = (None, np.empty(0))
+    planes = []
+    for one in stack.slices:
+        if read[0] != one.path:
+            read = (one.path, stored_values(by_path[one.path]))
+        planes.append(read[1][:, :, one.index])
+    stored = np.empty((*stack.shape, len(planes)), np.result_type(*planes), order="F")
+    for k, plane in enumerate(planes):
+        stored[:, :, k] = plane
+    return real_values(stored, stack.slices)
+
+
+def _doubts(file: DicomFile, stack: Stack) -> list[str]:
+    """What a person should know of how the values and the spacing were read."""
+    found = [file.spacing_note] if file.spacing_note else []
+    if file.pixels.inverted:
+        found.append("MONOCHROME1: stored with low values bright; turned round, so that high values are bright")
+    if file.kind == "mosaic":
+        found.append(f"a Siemens mosaic: its {len(stack.slices)} tiles are the slices of one volume")
+    if file.kind == "plane of a mosaic":
+        found.append("a Siemens mosaic that does not say how many tiles it has: it is read as one plane")
+    return found
+
+
+def _series(path: Path, series: str | None) -> tuple[list[DicomFile], list[str]]:
+    """The files of the one series, or of the one asked for, and warnings about others."""
+    names = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+    names = [entry for entry in names if not entry.name.startswith(".") and entry.name != "DICOMDIR"]
+    _check_no_empty_file(path, names)
+    dicom = [entry for entry in names if looks_like_dicom(entry)]
+    if not path.is_dir() and not dicom:
+        raise InputError(f"{path}: expected a DICOM image, got something else")
+    files = [file for file in map(read_header, dicom) if file is not None]
+    if not files:
+        if not path.is_dir():
+            raise InputError(f"{path}: expected a DICOM image, got a DICOM object without pixels")
+        raise InputError(f"{path}: expected a folder with DICOM images, found none among its {len(names)} files")
+    known = sorted({file.series for file in files}, key=lambda name: (_as_number(name[1]), name))
+    if series is not None:
+        known = [name for name in known if series in name[:2]]
+    if len(known) != 1:
+        raise InputError(_choice(path, files, series, known))
+    skipped = len(dicom) - len(files)
+    warnings = [f"{skipped} DICOM files hold no image that can be read; they were left out"] if skipped else []
+    return [file for file in files if file.series == known[0]], warnings
+
+
+def _check_no_empty_file(path: Path, names: Sequence[Path]) -> None:
+    """Raises InputError for a file without a byte that is named as its neighbours are: a slice that was not copied."""
+    suffixes = {entry.suffix.lower() for entry in names if entry.stat().st_size and looks_like_dicom(entry)}
+    for entry in names:
+        if not entry.stat().st_size and (entry.suffix.lower() in suffixes or not path.is_dir()):
+            raise InputError(f"{entry}: expected a DICOM image, got a file of 0 bytes")
+
+
+def _as_number(text: str) -> float:
+    return float(text) if text.isdigit() else float("inf")
+
+
+def _choice(path: Path, files: Sequence[DicomFile], series: str | None, names: Sequence[Any]) -> str:
+    names = names or sorted({file.series for file in files})
+    counts = {name: sum(len(file.slices) for file in files if file.series == name) for name in names}
+    lines = [
+        f"  {uid}  number {number}  {text or '-'}  {counts[uid, number, text]} slices" for uid, number, text in names
+    ]
+    wanted = (
+        f"has no series {series}, but"
+        if series is not None and series not in {n for m in names for n in m[:2]}
+        else "holds"
+    )
+    return "\n".join([f"{path}: {wanted} {len(names)} series; pick one with --series UID|NUMBER:", *lines])
