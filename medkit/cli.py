@@ -15,7 +15,7 @@ import click
 from medkit import __version__, plugins
 from medkit.errors import MedkitError, PluginError
 from medkit.options import PLUGIN_KEY
-from medkit.pipe.lines import guarded_stdout
+from medkit.pipe.lines import guarded_stdout, private_stdin
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec, TaskSpec
 
@@ -140,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="medkit: %(message)s", level=logging.WARNING, stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
-    sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments)))
+    with private_stdin():
+        code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:

@@ -75,6 +75,58 @@ def test_a_plugin_that_prints_on_import(shell: Shell, blob: Make, tmp_path: Path
     assert done.err.count("loud") == 3
 
 
+HUNGRY = """
+import os, subprocess, sys
+import click
+from medkit import hookimpl
+from medkit.options import task_options
+from medkit.run.outputs import Output
+from medkit.run.task import Result, Task, Text
+from medkit.specs import TaskSpec
+from medkit.task import run_task
+
+try:
+    input("Licence accepted? ")
+except EOFError:
+    pass
+
+
+@hookimpl
+def medkit_tasks():
+    return [TaskSpec("hungry", "Reads stdin.", "hungry:command")]
+
+
+def work(case):
+    found = subprocess.run("cat", stdout=subprocess.PIPE).stdout + os.read(0, 99)
+    return Result({"table": Text(f"{sys.stdin.read()}{found}")})
+
+
+@click.command()
+@task_options
+def command(options):
+    run_task(Task("hungry", [Output("table", "table", "found", ".tsv")], process=work, uses_torch=False), options)
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_plugin_that_reads_stdin_gets_nothing(shell: Shell, blob: Make, tmp_path: Path, workers: str) -> None:
+    """Neither when it is imported, nor by a child process, nor by Python: the lines are medkit's."""
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    for n in "abc":
+        blob(f"{n}.nii.gz")
+    line = f"for n in a b c; do echo $n.nii.gz; sleep 0.3; done | medkit run hungry --workers {workers} -o o"
+    done = shell(line, env={"TOY_PLUGINS": "hungry"})
+    assert done.code == 0, done.err
+    assert [p.name for p in done.paths] == [f"{n}_found.tsv" for n in "abc"]
+    assert [p.read_text() for p in done.paths] == ["b''"] * 3
+
+
+def test_a_closed_stdin_is_a_usage_error(shell: Shell) -> None:
+    done = shell("medkit run pair <&-")
+    assert (done.code, done.out) == (2, "")
+    assert "no inputs" in done.err
+
+
 def test_the_reader_going_away_ends_quietly(shell: Shell, blob: Make, tmp_path: Path) -> None:
     for number in range(30):
         blob(f"{number:02}.nii.gz")

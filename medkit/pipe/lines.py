@@ -1,7 +1,7 @@
 """Lines in, lines out: the pipe between two commands.
 
-Names travel, never voxels. What libraries print is kept away from stdout at the level of file descriptors, so that not
-even C++ code can break a pipe.
+Names travel, never voxels. Both ends are kept from libraries and child processes at the level of file descriptors, so
+that not even C++ code can break a pipe: what they print goes to stderr, and what they read from stdin is empty.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import BinaryIO, TextIO
 
 from medkit.errors import MedkitError, UsageError
 from medkit.pipe.records import Record
+
+_private_stdin: list[BinaryIO | None] = []
+"""The real stdin within `private_stdin`, None if it is closed; empty outside."""
 
 
 class ReaderGoneError(Exception):
@@ -43,12 +46,14 @@ def input_lines(arguments: Sequence[str], list_file: Path | None, null: bool) ->
 
 
 def _stdin_lines(null: bool) -> Iterator[str]:
-    stream = sys.stdin
-    if stream is None:
-        raise UsageError("no inputs: name files as arguments, or pipe their names into this command")
-    if stream.isatty():
+    stream = _private_stdin[-1] if _private_stdin else _bytes_of(sys.stdin)
+    if stream is None or stream.isatty():
         raise UsageError("no inputs: name files as arguments, or pipe their names into this command (see --help)")
-    yield from _split(stream.buffer, null)
+    yield from _split(stream, null)
+
+
+def _bytes_of(stream: TextIO | None) -> BinaryIO | None:
+    return None if stream is None else getattr(stream, "buffer", stream)  # type: ignore[arg-type]
 
 
 def _split(stream: BinaryIO, null: bool) -> Iterator[str]:
@@ -159,13 +164,51 @@ class Emitter:
 
 
 @contextlib.contextmanager
+def private_stdin() -> Iterator[None]:
+    """Within the block, only `input_lines` reads the real stdin; for all else, child processes included, it is empty.
+
+    A plugin that starts a program which reads stdin (ffmpeg, ssh) would otherwise swallow the cases piped in.
+    """
+    stream = sys.stdin
+    if stream is not None and not _is_descriptor(stream, 0):  # click's test runner, an embedding program
+        sys.stdin = io.StringIO()
+        try:
+            with _as_private_stdin(_bytes_of(stream)):
+                yield
+        finally:
+            sys.stdin = stream
+        return
+    real = _duplicate(0)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.close(nowhere)
+    # closefd: a thread may still wait in this stream for a line when the run is over
+    lines = None if stream is None else open(real, "rb", closefd=False)  # noqa: SIM115
+    try:
+        with _as_private_stdin(lines):
+            yield
+    finally:
+        os.dup2(real, 0)
+        os.close(real)
+
+
+@contextlib.contextmanager
+def _as_private_stdin(stream: BinaryIO | None) -> Iterator[None]:
+    _private_stdin.append(stream)
+    try:
+        yield
+    finally:
+        _private_stdin.pop()
+
+
+@contextlib.contextmanager
 def guarded_stdout() -> Iterator[BinaryIO]:
     """Yield the real stdout; within the block, all else that Python or C++ prints to stdout goes to stderr.
 
     MONAI logs to stdout, and so do some readers and plugins; in a pipe that would be taken for a case.
     """
     stream, fallback = sys.stdout, sys.stderr or io.StringIO()
-    if stream is not None and not _is_descriptor_one(stream):  # click's test runner, an embedding program
+    if stream is not None and not _is_descriptor(stream, 1):  # click's test runner, an embedding program
         with contextlib.redirect_stdout(fallback):
             yield stream.buffer
         return
@@ -182,9 +225,9 @@ def guarded_stdout() -> Iterator[BinaryIO]:
         os.close(real)
 
 
-def _is_descriptor_one(stream: TextIO) -> bool:
+def _is_descriptor(stream: TextIO, number: int) -> bool:
     try:
-        return stream.fileno() == 1
+        return stream.fileno() == number
     except (OSError, ValueError):
         return False
 
@@ -192,7 +235,7 @@ def _is_descriptor_one(stream: TextIO) -> bool:
 def _duplicate(descriptor: int) -> int:
     try:
         return os.dup(descriptor)
-    except OSError:  # started with a closed stdout (`>&-`): the lines go nowhere
+    except OSError:  # started with a closed stdin or stdout (`>&-`): lines come from and go nowhere
         nowhere = os.open(os.devnull, os.O_RDWR)
         while nowhere <= 2:  # occupies the standard descriptors, so that no file opened later gets one of them
             nowhere = os.dup(nowhere)

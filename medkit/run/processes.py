@@ -29,6 +29,9 @@ _START_UP = 60.0
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that children ignore: a Ctrl-C reaches all processes of a terminal, a scheduler's signal all of a job, and
 the parent decides what happens."""
+_SAFE_PATH = "PYTHONSAFEPATH"
+_starting = threading.Lock()
+"""Held while a child is started with a changed environment."""
 
 
 def in_this_process(items: Iterable[Item], task: Task, options: RunOptions) -> Iterator[Record]:
@@ -151,12 +154,13 @@ class _Child:
     def __init__(self, task: Task, options: RunOptions) -> None:
         context = multiprocessing.get_context("spawn")  # torch's thread pools do not survive a fork
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_child_main, args=(theirs, task, options), daemon=True)
-        resource_tracker.ensure_running()  # starting it unblocks signals in this thread, so it comes first
-        # blocked until the child has its handlers: a signal while Python starts would end in a traceback
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
-        self._process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _safe_path() as given:
+            self._process = context.Process(target=_child_main, args=(theirs, task, options, given), daemon=True)
+            resource_tracker.ensure_running()  # starting it unblocks signals in this thread, so it comes first
+            # blocked until the child has its handlers: a signal while Python starts would end in a traceback
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+            self._process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._task, self._options = task, options
 
@@ -193,6 +197,29 @@ class _Child:
             self._process.kill()
 
 
+@contextlib.contextmanager
+def _safe_path() -> Iterator[str | None]:
+    """Within the block, Python is started as with `-P`: it does not run a `types.py` of the working directory.
+
+    Yields the variable's value outside the block. multiprocessing starts its processes with `python -c`, which looks
+    for modules there first.
+    """
+    with _starting:
+        given = os.environ.get(_SAFE_PATH)
+        _set_safe_path("1")
+        try:
+            yield given
+        finally:
+            _set_safe_path(given)
+
+
+def _set_safe_path(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(_SAFE_PATH, None)
+    else:
+        os.environ[_SAFE_PATH] = value
+
+
 def _end(exitcode: int | None) -> str:
     """Return how a process ended, in words."""
     if exitcode is None or exitcode >= 0:
@@ -200,7 +227,8 @@ def _end(exitcode: int | None) -> str:
     return f"{signal.Signals(-exitcode).name}, out of memory?" if exitcode == -9 else signal.Signals(-exitcode).name
 
 
-def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions) -> None:
+def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions, safe_path: str | None) -> None:
+    _set_safe_path(safe_path)  # programs that a plugin starts have the environment that they have without --workers
     for number in _PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, _drop_the_case)

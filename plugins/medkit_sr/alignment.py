@@ -39,7 +39,7 @@ def aligned(fixed: Image, moving: Sequence[Image], threads: int) -> list[np.ndar
             image.write(paths[-1])
         command = ["run", "register", "--type", "rigid", "--fixed", str(paths[0]), "--json", "--threads", str(threads)]
         done = _medkit([*command, "-o", str(Path(folder) / "out"), *map(str, paths[1:])])
-        records = [json.loads(line) for line in done.stdout.splitlines()]
+        records = [json.loads(line) for line in done.stdout.split("\n") if line]
         if done.returncode or len(records) != len(moving):
             raise MedkitError(f"the scans could not be aligned: {done.stderr.strip()[-500:]}")
         files = [record["medkit"]["outputs"]["transform"]["path"] for record in records]
@@ -47,8 +47,13 @@ def aligned(fixed: Image, moving: Sequence[Image], threads: int) -> list[np.ndar
 
 
 def _medkit(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a medkit command without the variables meant for this run."""
+    """Run a medkit command without the variables meant for this run, and without modules of the working directory."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MEDKIT_") or name in KEPT}
     return subprocess.run(
-        [sys.executable, "-m", "medkit", *arguments], env=kept, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "medkit", *arguments],
+        env=kept,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,18 @@ def test_a_death_fails_its_own_case_alone(shell: Shell, blob: Make, tmp_path: Pa
         assert reason in by_name[f"{name}{number}.nii.gz"]["error"]
     assert all(by_name[f"{n}_copy.nii.gz"]["status"] == "ok" for n in "abcd")
     assert shell(f"medkit run pair {name}1.nii.gz").code == 0
+
+
+def test_children_do_not_run_modules_of_the_working_directory(shell: Shell, blob: Make, tmp_path: Path) -> None:
+    blob("a.nii.gz")
+    (tmp_path / "program").mkdir()
+    # run by its path, as the installed script is: `python -m` itself looks in the working directory
+    (tmp_path / "program" / "run.py").write_text("import toy\nif __name__ == '__main__':\n    toy.main()\n")
+    for module in ("copyreg", "types", "signal"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    done = shell(f"{sys.executable} program/run.py run fragile a.nii.gz --workers 1")
+    assert done.code == 0, done.err
+    assert not (tmp_path / "ran").exists()
 
 
 def test_no_child_without_workers(start: Start, blob: Make, tmp_path: Path) -> None:
