@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 from medkit.bundles.bundle import WEIGHTS, Bundle
 from medkit.bundles.config import BundleConfig, class_name, one_line, walk
 from medkit.errors import BundleError, WeightsMissingError
+from medkit.inference.weights import LoadStep, load, weights_plan
 
 if TYPE_CHECKING:
     import torch
 
 TORCHSCRIPT = "models/model.ts"
+_CUDA_CALL = re.compile(r"\.cuda\(\s*\d*\s*\)")
+"""In an expression that moves something to a CUDA device."""
+_CUDA_NAME = re.compile(r"""(?<![=!]=)(?<![=!]=\s)(?<!startswith\()(['"])cuda(:\d+)?\1(?!\s*([=!]=|in\b))""")
+"""A CUDA device in an expression that does not compare it with another."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class InferenceConfig(BundleConfig):
             warnings.filterwarnings("ignore", module=rf"{library}\.")
         super().__init__(bundle, [config], "infer")
         self.device = device
-        self.put(dict.fromkeys(("device", *_cuda_devices(self.parser.config)), device))
+        self.put({"device": device, **dict(_on_device(self.parser.config, device))})
         self.put({"bundle_root": str(bundle.root)})
         self.override(overrides or {})
         self._refuse_own_evaluator()
@@ -110,29 +115,43 @@ class InferenceConfig(BundleConfig):
     def _network(self) -> torch.nn.Module:
         import torch
 
-        loader, path = self._weights()
-        script = self.bundle.root / TORCHSCRIPT
-        if not path.is_file() and script.is_file():
-            return torch.jit.load(str(script), map_location=self.device)
-        if not path.is_file():
-            raise WeightsMissingError(f"bundle {self.bundle.name}: no weights at {path}")
         for name in ("network_def", "network"):
             self._switch_off_pretrained(name)
+        plan = weights_plan(self.parser)
+        files = {step.name: self._path_of(step.name) for step in plan.steps if step.is_loader}
+        if not plan.steps and not plan.in_network and not plan.disabled:
+            files[""] = self.bundle.root / WEIGHTS
+        missing = [path for path in files.values() if not path.is_file()]
+        missing += [self._path_of(name) for name in plan.disabled if not plan.steps and not plan.in_network]
+        script = self.bundle.root / TORCHSCRIPT
+        if missing and len(missing) >= len(plan.steps) and script.is_file():
+            return torch.jit.load(str(script), map_location=self.device)
+        if missing:
+            why = ", whose CheckpointLoader is disabled" if plan.disabled and not plan.steps else ""
+            raise WeightsMissingError(f"bundle {self.bundle.name}: no weights at {missing[0]}{why}")
         network = self._get_first("network", "network_def", "evaluator::network")
         if network is None:
             raise BundleError(f"{self.path}: has no id network or network_def")
-        modules = self.parser.get_parsed_content(f"{loader}::load_dict") if loader else {"model": network}
-        strict = self.parser.get_parsed_content(f"{loader}::strict") if f"{loader}::strict" in self.parser else True
-        _load(path, modules, strict=bool(strict))
+        for step in plan.steps:
+            self._take(step, files)
+        if "" in files:
+            load(files[""], {"model": network}, strict=True)
         return network
 
-    def _weights(self) -> tuple[str | None, Path]:
-        """Return the id of the config's CheckpointLoader, if it has one, and the file with the weights."""
-        for place, node in walk(self.parser.config):
-            if class_name(node) == "CheckpointLoader":
-                name = "::".join(place)
-                return name, Path(str(self.parser.get_parsed_content(f"{name}::load_path")))
-        return None, self.bundle.root / WEIGHTS
+    def _path_of(self, loader: str) -> Path:
+        return Path(str(self.parser.get_parsed_content(f"{loader}::load_path")))
+
+    def _take(self, step: LoadStep, files: Mapping[str, Path]) -> None:
+        """Fill the networks of one step of the config."""
+        if not step.is_loader:
+            try:
+                self.parser.get_parsed_content(step.name)
+            except Exception as error:
+                raise BundleError(f"{self.path}: {step.name}, which loads weights: {one_line(error)}") from error
+            return
+        modules = self.parser.get_parsed_content(f"{step.name}::load_dict")
+        strict = self.get(f"{step.name}::strict", True)
+        load(files[step.name], modules, strict=bool(strict))
 
     def _switch_off_pretrained(self, name: str) -> None:
         """Keep a library from downloading weights, which the bundle's own weights replace anyhow."""
@@ -141,35 +160,20 @@ class InferenceConfig(BundleConfig):
                 self.parser["::".join((name, *place))] = False
 
 
-def _load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
-    """Fill modules from a checkpoint as MONAI's CheckpointLoader does; only tensors are unpickled."""
-    import pickle
-
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise BundleError(
-            f"{path}: holds more than weights (weights_only=True refuses it); medkit does not load such files"
-        ) from None
-    wanted = {key: module for key, module in modules.items() if isinstance(module, torch.nn.Module)}
-    if len(wanted) == 1 and next(iter(wanted)) not in state:
-        state = {next(iter(wanted)): state}
-    for key, module in wanted.items():
-        if key not in state:
-            raise BundleError(f"{path}: has no {key}; it has {', '.join(map(str, list(state)[:5]))}")
-        try:
-            module.load_state_dict(state[key], strict=strict)
-        except RuntimeError as error:
-            raise BundleError(f"{path}: does not fit the network: {one_line(error)}") from None
-
-
-def _cuda_devices(config: Any) -> Iterator[str]:
-    """Yield the ids of the CUDA devices that a config names: the user's choice of device replaces them too."""
+def _on_device(config: Any, device: Any) -> Iterator[tuple[str, Any]]:
+    """Yield id -> new value for each value of a config that names a CUDA device: the user's choice replaces it."""
     for place, value in walk(config):
-        if place and place[-1] == "device" and re.match(r"\$\s*torch\.device\(.*cuda|cuda(:\d+)?$", str(value)):
-            yield "::".join(place)
+        name = "::".join(place)
+        if not isinstance(value, str):
+            continue
+        if re.fullmatch(r"cuda(:\d+)?", value) or (
+            place and place[-1] == "device" and re.match(r"\$\s*torch\.device\(.*cuda", value)
+        ):
+            yield name, device
+        elif value.startswith("$"):
+            text = _CUDA_NAME.sub(f"'{device}'", _CUDA_CALL.sub(f".to('{device}')", value))
+            if text != value:
+                yield name, text
 
 
 def _compose(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,3 +310,19 @@ def test_a_finer_grid_covers_what_the_scan_covers(shift: float, covered: bool) -
     fine = nibabel.Nifti1Image(np.zeros((16, 18, 20)), affine)
     corners = [_corners(image, 3) for image in (fine, coarse)]
     assert np.allclose(*corners, atol=1e-6) == covered
+
+
+def test_medkit_and_monai_return_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case is also run by `medkit run bundle`, whose weights are other ones here."""
+    from medkit.bundles.checks import comparison
+
+    assert outcome("case", CheckedBundle(root))[0] == OK
+    weights = root / "models" / "other.pt"
+    run = comparison.subprocess.run
+
+    def run_with_others(command: list[str], **settings: Any) -> Any:
+        torch.save({k: -v for k, v in torch.load(root / WEIGHTS, weights_only=True).items()}, weights)
+        return run([*command, "--set", f"handlers::0::load_path={weights}"], **settings)
+
+    monkeypatch.setattr(comparison.subprocess, "run", run_with_others)
+    assert re.search(r"returns another image than MONAI: they differ by [.\d]+", failed(root, "case"))

@@ -1,4 +1,7 @@
-"""The check of a whole case: a synthetic scan goes through a bundle's inference from file to file."""
+"""The check of a whole case: a synthetic scan goes through a bundle's inference from file to file.
+
+MONAI's own run makes the result, and `medkit run bundle` has to return the same.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.bundles.bundle import WEIGHTS
+from medkit.bundles.checks.comparison import difference
 from medkit.bundles.checks.subject import CheckedBundle, Skipped
 from medkit.bundles.config import BundleConfig, one_line, walk
 
@@ -60,6 +64,9 @@ def _case_problems(subject: CheckedBundle, kind: Mapping[str, Any], dims: int, c
         for result in results:
             if problem := _grid_problem(scan, result, dims, finer=subject.bundle.block.get(GRID) == FINER):
                 yield problem
+                return
+        if len(results) == 1 and (problem := difference(subject.bundle, scan, results[0], folder / "medkit")):
+            yield problem
 
 
 def _grid_problem(scan: Path, result: Path, dims: int, *, finer: bool) -> str | None:

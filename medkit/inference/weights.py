@@ -1,0 +1,155 @@
+"""Which weights a config loads, in MONAI's order: by CheckpointLoaders and by expressions of its own."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medkit.bundles.config import class_name, one_line, walk
+from medkit.errors import BundleError
+
+_FILLS = re.compile(r"load_state_dict|copy_model_state|load_(checkpoint|pretrained|weights)")
+"""In an expression that fills a network."""
+_READS = re.compile(rf"{_FILLS.pattern}|torch\.(jit\.)?load\b")
+"""In an expression that fills a network or reads a file of weights."""
+_OTHER_LOADER = re.compile(r"(Checkpoint|Weights?|Model)\w*Loader|Load(Checkpoint|Weights?|Model)")
+"""In the name of a class that fills a network otherwise than MONAI's CheckpointLoader."""
+_LOADER = "CheckpointLoader"
+_EVALUATORS = ("evaluator", "validator")
+
+
+@dataclass(frozen=True)
+class LoadStep:
+    """One thing of a config that fills its networks."""
+
+    name: str
+    """Its config id."""
+    is_loader: bool
+    """Whether it is a CheckpointLoader; else it is an expression."""
+
+
+@dataclass(frozen=True)
+class WeightsPlan:
+    """How a config fills its networks."""
+
+    steps: tuple[LoadStep, ...]
+    """In the order in which MONAI takes them."""
+    disabled: tuple[str, ...]
+    """Ids of CheckpointLoaders that the config switches off."""
+    in_network: bool
+    """Whether the network is itself read from a file."""
+
+
+def weights_plan(parser: Any) -> WeightsPlan:
+    """Return how an inference config, a monai.bundle.ConfigParser, fills its networks.
+
+    Raises BundleError if a class of the bundle's own does it. Loaders that nothing refers to count if nothing else does
+    it.
+    """
+    search = _Search(parser)
+    runs = [name for name, value in parser.config.items() if _runs_evaluator(value)]
+    for name in ("initialize", *runs):
+        search.visit(name, statement=True)
+    for name in (*_EVALUATORS, "network", "network_def"):
+        search.visit(name)
+    steps = search.in_order()
+    loaders = ["::".join(place) for place, node in walk(parser.config) if class_name(node) == _LOADER]
+    enabled = [name for name in loaders if not is_disabled(parser, name)]
+    if not steps:
+        steps = [LoadStep(name, True) for name in enabled]
+    texts = [parser.config.get(name) for name in ("network", "network_def")]
+    return WeightsPlan(
+        tuple(steps),
+        tuple(name for name in loaders if name not in enabled),
+        any(isinstance(text, str) and text.startswith("$") and _READS.search(text) for text in texts),
+    )
+
+
+def is_disabled(parser: Any, name: str) -> bool:
+    """Return whether a config switches off the object of an id, by `_disabled_`: a value or an expression."""
+    place = f"{name}::_disabled_"
+    value = parser.get_parsed_content(place) if place in parser else False
+    return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
+
+
+def load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
+    """Fill modules from a checkpoint as MONAI's CheckpointLoader does; only tensors are unpickled."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise BundleError(
+            f"{path}: holds more than weights (weights_only=True refuses it); medkit does not load such files"
+        ) from None
+    wanted = {key: module for key, module in modules.items() if isinstance(module, torch.nn.Module)}
+    if len(wanted) == 1 and next(iter(wanted)) not in state:
+        state = {next(iter(wanted)): state}
+    for key, module in wanted.items():
+        if key not in state:
+            raise BundleError(f"{path}: has no {key}; it has {', '.join(map(str, list(state)[:5]))}")
+        try:
+            module.load_state_dict(state[key], strict=strict)
+        except RuntimeError as error:
+            raise BundleError(f"{path}: does not fit the network: {one_line(error)}") from None
+
+
+def _runs_evaluator(value: Any) -> bool:
+    parts = value if isinstance(value, list) else [value]
+    return any(isinstance(part, str) and re.search(rf"@({'|'.join(_EVALUATORS)})\.run\(", part) for part in parts)
+
+
+class _Search:
+    """Follows the references of a config in the order in which MONAI evaluates it."""
+
+    def __init__(self, parser: Any) -> None:
+        self.parser = parser
+        self.done: set[str] = set()
+        self.called: list[LoadStep] = []
+        """Expressions, and loaders that an expression calls."""
+        self.handlers: list[str] = []
+        """Loaders that work when the evaluator starts."""
+
+    def in_order(self) -> list[LoadStep]:
+        """Return all steps that were found."""
+        called = {step.name for step in self.called}
+        return [*self.called, *(LoadStep(name, True) for name in self.handlers if name not in called)]
+
+    def visit(self, name: str, *, statement: bool = False) -> None:
+        """Look at what an id holds and at all that it refers to; `statement`: it is evaluated for its effect."""
+        if name in self.done or name not in self.parser:
+            return
+        self.done.add(name)
+        value = self.parser[name]
+        if isinstance(value, dict):
+            self._component(name, value)
+        elif isinstance(value, list):
+            for number in range(len(value)):
+                self.visit(f"{name}::{number}", statement=statement)
+        elif isinstance(value, str):
+            self._text(name, value, statement=statement)
+
+    def _component(self, name: str, value: Mapping[str, Any]) -> None:
+        if "_target_" in value and is_disabled(self.parser, name):
+            return
+        if _OTHER_LOADER.search(kind := class_name(value)) and kind != _LOADER:
+            raise BundleError(f"{name}: loads weights by {value['_target_']}; expected MONAI's {_LOADER}")
+        for key in value:
+            self.visit(f"{name}::{key}", statement=key == "_requires_")
+        if kind == _LOADER:
+            self.handlers.append(name)
+
+    def _text(self, name: str, text: str, *, statement: bool) -> None:
+        from monai.bundle.reference_resolver import ReferenceResolver
+
+        for reference in ReferenceResolver.match_refs_pattern(text):
+            self.visit(reference, statement=statement and text == f"@{reference}")
+        if not text.startswith("$"):
+            return
+        self.called += [LoadStep(loader, True) for loader in self.handlers if re.search(rf"@{loader}\s*\(", text)]
+        if (_READS if statement else _FILLS).search(text):
+            self.called.append(LoadStep(name, False))

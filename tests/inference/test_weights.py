@@ -1,0 +1,125 @@
+"""A config's weights are those that MONAI would load, or none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zoo
+
+from medkit.bundles.bundle import Bundle
+from medkit.errors import BundleError, WeightsMissingError
+from medkit.inference.opened import InferenceConfig
+
+pytestmark = [pytest.mark.usefixtures("clean_path"), pytest.mark.filterwarnings("ignore")]
+
+
+def write(root: Path, **changes: Any) -> Path:
+    """Write a bundle whose models/model.pt holds 1, other.pt 2 and more.pt 3 in every place."""
+    plain = {"checkpointloader": None, "initialize": None, "imports": ["$import torch"]}
+    zoo.write(root, "spleen_ct_segmentation", **{**plain, **changes})
+    path = root / "configs" / "inference.json"
+    config = {key: value for key, value in json.loads(path.read_text()).items() if value is not None}
+    path.write_text(json.dumps(config))
+    state = torch.load(root / "models" / "model.pt", weights_only=True)
+    for number, name in enumerate(("model.pt", "other.pt", "more.pt"), start=1):
+        torch.save({key: torch.full_like(value, number) for key, value in state.items()}, root / "models" / name)
+    return root
+
+
+def loaded(root: Path, **overrides: Any) -> float:
+    parts = InferenceConfig(Bundle(root, root.name), torch.device("cpu"), overrides).open()
+    return float(next(parts.network.parameters()).flatten()[0])
+
+
+def loader(name: str, **more: Any) -> dict[str, Any]:
+    path = f"$@bundle_root + '/models/{name}'"
+    return {"_target_": "CheckpointLoader", "load_path": path, "load_dict": {"model": "@network"}, **more}
+
+
+FILL = "$@network.load_state_dict(torch.load(@bundle_root + '/models/other.pt', weights_only=True))"
+
+
+@pytest.mark.parametrize(
+    ("handlers", "number"),
+    [
+        ([loader("model.pt"), loader("other.pt")], 2),
+        ([loader("other.pt"), loader("model.pt")], 1),
+        ([loader("other.pt", _disabled_=True), loader("model.pt")], 1),
+        ([loader("other.pt", _disabled_="true"), loader("more.pt")], 3),
+        ([loader("other.pt", _disabled_="$not @resume"), loader("model.pt")], 1),
+        ([loader("other.pt"), loader("more.pt", _disabled_="$not @resume")], 2),
+        ([loader("nowhere.pt", _disabled_=True), loader("other.pt")], 2),
+        ([loader("nowhere.pt", _disabled_="$not @resume"), loader("model.pt")], 1),
+    ],
+)
+def test_all_enabled_loaders_in_order(tmp_path: Path, handlers: list[Any], number: float) -> None:
+    assert loaded(write(tmp_path / "b", handlers=handlers, resume=False)) == number
+
+
+def test_the_disabled_one_can_be_enabled(tmp_path: Path) -> None:
+    root = write(tmp_path / "b", handlers=[loader("model.pt"), loader("other.pt", _disabled_="$not @resume")], resume=0)
+    assert (loaded(root), loaded(root, resume=True)) == (1, 2)
+
+
+def test_expressions_are_run(tmp_path: Path) -> None:
+    assert loaded(write(tmp_path / "a", initialize=[FILL])) == 2
+    assert loaded(write(tmp_path / "b", run=[FILL, "$@evaluator.run()"])) == 2
+    assert loaded(write(tmp_path / "c", fill=FILL, initialize=["@fill"])) == 2
+    root = write(tmp_path / "d")
+    path = root / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["evaluator"]["_requires_"] = [FILL]
+    path.write_text(json.dumps(config))
+    assert loaded(root) == 2
+
+
+def test_expressions_and_loaders_in_the_order_of_monai(tmp_path: Path) -> None:
+    """What `initialize` does comes before the handlers, which work when the evaluator starts."""
+    assert loaded(write(tmp_path / "a", initialize=[FILL], handlers=[loader("more.pt")])) == 3
+    called = {"first": loader("more.pt"), "initialize": ["$@first(@evaluator)", FILL]}
+    assert loaded(write(tmp_path / "b", **called)) == 2
+    both = called | {"initialize": [FILL, "$@first(@evaluator)"], "handlers": [loader("model.pt")]}
+    assert loaded(write(tmp_path / "c", **both)) == 1
+
+
+def test_model_pt_replaces_nothing(tmp_path: Path) -> None:
+    """Where the config's own way does not work, the bundle is not run, though a models/model.pt is there."""
+    with pytest.raises(BundleError, match=r"initialize::0, which loads weights: .*nowhere\.pt"):
+        loaded(write(tmp_path / "a", initialize=[FILL.replace("other.pt", "nowhere.pt")]))
+    with pytest.raises(WeightsMissingError, match=r"nowhere\.pt$"):
+        loaded(write(tmp_path / "b", handlers=[loader("model.pt"), loader("nowhere.pt")]))
+    with pytest.raises(WeightsMissingError, match=r"nowhere\.pt, whose CheckpointLoader is disabled"):
+        loaded(write(tmp_path / "c", handlers=[loader("nowhere.pt", _disabled_=True)]))
+    with pytest.raises(BundleError, match=r"handlers::0: loads weights by scripts\.MyChe.* expected MONAI's"):
+        loaded(write(tmp_path / "d", handlers=[loader("other.pt", _target_="scripts.MyCheckpointLoader")]))
+
+
+def test_without_any_it_is_model_pt(tmp_path: Path) -> None:
+    assert loaded(write(tmp_path / "b")) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": "$@network_def.to('cuda:0')"},
+        {"network": "$@network_def.cuda()"},
+        {"gpu": "cuda:1", "network": "$@network_def.to(@gpu)"},
+        {"gpu": '$torch.device("cuda")', "network": "$@network_def.to(@gpu)"},
+        {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16] * 3, "sw_device": "cuda:0"}},
+    ],
+)
+def test_cuda_is_replaced_by_the_device_at_hand(tmp_path: Path, change: Any) -> None:
+    root = write(tmp_path / "b", handlers=[loader("other.pt")], **change)
+    parts = InferenceConfig(Bundle(root, root.name), torch.device("cpu")).open()
+    assert next(parts.network.parameters()).device.type == "cpu"
+    assert torch.device(getattr(parts.inferer, "sw_device", None) or "cpu").type == "cpu"
+
+
+def test_a_question_about_cuda_stays(tmp_path: Path) -> None:
+    root = write(tmp_path / "b", fast="$@device.type == 'cuda'", other="$str(@device).startswith('cuda')")
+    config = InferenceConfig(Bundle(root, root.name), torch.device("cpu"))
+    assert (config.get("fast"), config.get("other")) == (False, False)
