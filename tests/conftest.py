@@ -16,6 +16,13 @@ from outcome import Outcome, in_this_process
 from places import HELPERS, PLUGINS, REPOSITORY, SHARED
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each of pytest-xdist's processes, which share the cores; torch reads this when it is imported."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Re-encode what a test printed as UTF-8: pytest-xdist cannot pass on file names in another encoding."""
