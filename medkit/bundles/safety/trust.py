@@ -1,7 +1,7 @@
 """Which bundles may run code: those that the user trusted with `--trust`, recognised by their content.
 
-The digest of everything that can run code is remembered: configs, Python files, weights. A copy of a trusted bundle is
-trusted as well; a changed one is not.
+The digest of everything that can run code is remembered: configs, the files that they take in (`%file::id`), Python
+files, weights. A copy of a trusted bundle is trusted as well; a changed one is not.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from medkit.bundles.archive import RECORD, folder_entries, printable
+from medkit.bundles.safety.macros import taken_in
 from medkit.errors import BundleError, UsageError, listed
 from medkit.pipe.atomic import locked, write_atomically
+from medkit.pipe.records import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,8 @@ def digest_of(files: Mapping[str, str]) -> str:
 def fingerprint(root: Path) -> BundleContent:
     """Return the files of a bundle that can run code.
 
-    Raises BundleError for a link to a folder and for a device, whose content could change unnoticed.
+    Raises BundleError for a link to a folder, for a device, and for a config that takes in a file of another place,
+    whose content could change unnoticed.
     """
     files = {}
     for entry in folder_entries(root):
@@ -67,6 +70,8 @@ def fingerprint(root: Path) -> BundleContent:
         if is_file and _bears_code(entry.name):
             with entry.open() as file:
                 files[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    for name in taken_in(root, files):
+        files[name] = sha256_of(root / name)
     return BundleContent(dict(sorted(files.items())))
 
 

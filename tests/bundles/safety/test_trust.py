@@ -106,6 +106,53 @@ def test_what_cannot_be_seen_is_not_trusted(root: Path, tmp_path: Path) -> None:
         admit(root, trust=True)
 
 
+def take_in(root: Path, macro: str, config: str = "configs/inference.json") -> None:
+    """Let a config put a part of another file in the place of its network."""
+    (root / config).write_text(json.dumps({"network_def": macro}))
+
+
+@pytest.mark.parametrize("name", ["docs/net.json", "data/deep/net.yaml", "eval/NET.YML", "training/net.json"])
+def test_files_that_a_config_takes_in_are_part_of_the_content(root: Path, name: str) -> None:
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"net": 1}))
+    before = fingerprint(root)
+    assert name not in before.files
+    take_in(root, f"%{file}::net")
+    admit(root, trust=True)
+    file.write_text(json.dumps({"net": "$print()"}))
+    with pytest.raises(UsageError, match=f"{name} was changed"):
+        admit(root, trust=False)
+
+
+def test_files_that_are_taken_in_by_others_count_as_well(root: Path) -> None:
+    (root / "docs").mkdir(exist_ok=True)
+    (root / "docs" / "b.yaml").write_text("net: 1\n")
+    take_in(root, f"%{root}/docs/b.yaml#net", "docs/a.json")
+    take_in(root, f"%{root}/configs/../docs/a.json::network_def")
+    assert {"docs/a.json", "docs/b.yaml"} <= set(fingerprint(root).files)
+
+
+def test_other_macros_take_in_no_file(root: Path) -> None:
+    before = set(fingerprint(root).files)
+    for macro in ("%network::0", "%#json", "a%/docs/a.json::net", "$'%x.json'"):
+        take_in(root, macro)
+        assert set(fingerprint(root).files) == before | {"configs/inference.json"}
+
+
+@pytest.mark.parametrize("place", ["{outside}", "{root}/../outside.json", "outside.json", "{root}/configs/../../x.yml"])
+def test_files_outside_cannot_be_taken_in(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A relative name is found from the working directory, as MONAI does."""
+    monkeypatch.chdir(tmp_path)
+    outside = tmp_path / "outside.json"
+    outside.write_text("{}")
+    take_in(root, f"%{place.format(root=root, outside=outside)}::net")
+    with pytest.raises(BundleError, match="not a file of the bundle"):
+        admit(root, trust=True)
+
+
 def test_names_are_part_of_the_content(root: Path) -> None:
     before = fingerprint(root).sha256
     (root / "scripts" / "net.py").rename(root / "scripts" / "other.py")
