@@ -15,6 +15,7 @@ from medkit.errors import InputError, size_text
 __all__ = [
     "ANISOTROPY",
     "RAS_TO_LPS",
+    "SHEAR",
     "SMALL_FIELD_OF_VIEW",
     "SPACING_RANGE",
     "Grid",
@@ -31,6 +32,9 @@ ANISOTROPY = 3.0
 """Largest ratio of spacings without a warning: 1 x 1 x 3 mm is still read as a volume."""
 SMALL_FIELD_OF_VIEW = 64.0
 """mm; if the longest side of an image is shorter, the anatomy may be cropped."""
+
+SHEAR = 1e-4
+"""Largest cosine between two axes that count as orthogonal: headers hold float32 or less."""
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """(4, 4), RAS+ (NIfTI, medkit) to LPS (DICOM, ITK) and back: x and y change sign, so it is its own inverse."""
@@ -58,6 +62,17 @@ class Grid:
         """(3,) mm, distances between the centres of neighbouring voxels."""
         lengths: np.ndarray = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
         return lengths
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel, mm3, which is less than the product of the spacings if the axes are not orthogonal."""
+        return abs(float(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def is_sheared(self) -> bool:
+        """Whether two axes are not orthogonal, as in a CT with a tilted gantry."""
+        axes = self.affine[:3, :3] / self.spacing
+        return bool(np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR)
 
     @property
     def centre(self) -> np.ndarray:
@@ -121,7 +136,10 @@ def lps_parts(affine: np.ndarray, dims: int) -> tuple[np.ndarray, np.ndarray, np
 def check_grid(path: Path, grid: Grid) -> list[str]:
     """Return warnings for an unusual grid. Raises InputError for an impossible one."""
     spacing = grid.spacing
-    if not np.isfinite(grid.affine).all() or not ((spacing > SPACING_RANGE[0]) & (spacing < SPACING_RANGE[1])).all():
+    if not np.isfinite(grid.affine).all():
+        rows = "; ".join(" ".join(f"{value:g}" for value in row) for row in grid.affine[:3])
+        raise InputError(f"{path}: expected an affine of finite numbers, got NaN or infinity: {rows}")
+    if not ((spacing > SPACING_RANGE[0]) & (spacing < SPACING_RANGE[1])).all():
         raise InputError(f"{path}: expected a spacing between 0.001 and 1000 mm, got {size_text(spacing, 'g')} mm")
     if abs(np.linalg.det(grid.affine[:3, :3] / spacing)) < 1e-3:
         raise InputError(f"{path}: expected an affine whose axes span space, got a singular affine")

@@ -46,6 +46,12 @@ FORMATS: tuple[tuple[tuple[str, ...], ImageFormat], ...] = (
 """Endings of file names, and the module that reads and writes such files; DICOM is recognised by its content."""
 
 
+_EXACT_FLOAT32 = 1 << 24
+"""Largest whole number up to which 32-bit floats hold all others."""
+_LABEL_SLOPE = 0.25
+"""Largest slope of scaled labels: with a larger one, labels may have been merged, or the values may be intensities."""
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """An image in memory: finite voxels on a grid."""
@@ -101,8 +107,8 @@ def read_image(path: Path, *, frame: int | None = None, series: str | None = Non
     path = _existing(path)
     stored = _reader_of(path).read_stored(path, frame, series)
     warnings = list(stored.warnings) + check_grid(path, stored.grid)
-    data = _label_values(path, stored.data) if labels else _finite_values(path, stored.data, warnings)
-    own = stored.data.dtype if stored.data.dtype.kind in "iu" else None
+    data = _label_values(path, stored, warnings) if labels else _finite_values(path, stored.values(), warnings)
+    own = stored.data.dtype if stored.holds_integers else None
     return Image(data, stored.grid, path, None if labels else own, tuple(warnings))
 
 
@@ -167,14 +173,42 @@ def _replace_non_finite(path: Path, data: np.ndarray, warnings: list[str]) -> np
     return np.nan_to_num(data, nan=0.0, posinf=high, neginf=low)
 
 
-def _label_values(path: Path, data: np.ndarray) -> np.ndarray:
+def _label_values(path: Path, stored: Stored, warnings: list[str]) -> np.ndarray:
     """Return labels in the integer type of the file, or if it has floats in the smallest type that holds them."""
+    data = stored.values(np.float64)
+    if not stored.holds_integers:
+        data = _whole_numbers(path, data, stored.scaling, warnings)
     low, high = data.min(), data.max()
-    if data.dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high) and (data == np.rint(data)).all()):
-        raise InputError(f"{path}: expected labels (whole numbers), got fractions, NaN or infinity")
     if low < 0:
         raise InputError(f"{path}: expected labels (0 or more), got {low:g}")
-    return data if data.dtype.kind in "iu" else data.astype(np.min_scalar_type(int(high)))
+    if stored.data.dtype == np.float32 and high > _EXACT_FLOAT32:
+        warnings.append(f"labels above {_EXACT_FLOAT32} as 32-bit floats: their last digits may have been rounded")
+    return data if stored.holds_integers else data.astype(np.min_scalar_type(int(high)))
+
+
+def _whole_numbers(
+    path: Path, data: np.ndarray, scaling: tuple[float, float] | None, warnings: list[str]
+) -> np.ndarray:
+    """Return labels (1, I, J, K) float64 as whole numbers. Raises InputError for other numbers.
+
+    Programs that store labels as scaled integers round them to a multiple of the slope: 2 becomes 2.0002. Such values
+    are at most half a slope away from their label.
+    """
+    if not np.isfinite([data.min(), data.max()]).all():
+        raise InputError(f"{path}: expected labels (whole numbers), got NaN or infinity")
+    whole = np.rint(data)
+    apart = np.abs(data - whole)
+    if not apart.any():
+        return data
+    worst = data.flat[int(apart.argmax())]
+    slope = abs(scaling[0]) if scaling else 0.0
+    if slope > _LABEL_SLOPE or apart.max() > 0.51 * slope:
+        raise InputError(
+            f"{path}: expected labels (whole numbers), got fractions such as {worst:.7g}; if these are labels that "
+            "were rounded, store them as integers"
+        )
+    warnings.append(f"labels are stored with a scaling ({worst:.7g} for {np.rint(worst):g}); whole numbers are used")
+    return whole
 
 
 def _storable(data: np.ndarray) -> np.ndarray:

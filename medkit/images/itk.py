@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medkit.errors import InputError, OutputError
-from medkit.images.stored import Stored, as_values, pick_frame
+from medkit.images.stored import Stored, pick_frame
 from medkit.space import Grid, lps_affine, lps_parts, three_axes
 
 COMPONENTS = {
@@ -26,6 +27,13 @@ COMPONENTS = {
     "double": "float64",
 }
 """itk's names of component types."""
+_MILLIMETRES = {"nm": 1e-6, "um": 1e-3, "mm": 1.0, "cm": 10.0, "dm": 100.0, "m": 1e3, "in": 25.4}
+"""Millimetres in the units of length that headers name."""
+_UNIT_NAMES = {"micron": "um", "nanometer": "nm", "micrometer": "um", "millimeter": "mm", "centimeter": "cm"}
+_UNIT_NAMES |= {"meter": "m", "inch": "in", "\u00b5m": "um", "\u03bcm": "um"}
+"""Other names of these units, in the singular and with American spelling."""
+_NRRD_HEADER = 1 << 16
+"""Bytes at the start of an NRRD file in which its header is looked for."""
 _HELD_AS = {"int8": "SS", "int64": "D", "uint64": "D"}
 """Types that itk's wheels do not wrap, and a type that holds their values (whole numbers up to 2^53 in a double)."""
 
@@ -42,6 +50,15 @@ def last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return text.rpartition("): ")[2]
+
+
+def _reading_error(error: Exception) -> str:
+    """Return what is wrong with a file whose header was read.
+
+    MetaImage's reader ends with the system's last error, which is none if the file is only too short.
+    """
+    text = last_line(error)
+    return "its voxels are fewer than the header promises (truncated?)" if text.endswith("Success") else text
 
 
 def read_header(path: Path) -> Any:
@@ -72,7 +89,36 @@ def grid_of(path: Path, reader: Any) -> Grid:
     directions = np.array([reader.GetDirection(axis)[:dims] for axis in range(dims)]).T
     spacing = np.array([reader.GetSpacing(axis) for axis in range(dims)])
     origin = np.array([reader.GetOrigin(axis) for axis in range(dims)])
-    return Grid(three_axes(shape), lps_affine(directions, spacing, origin), dims)
+    affine = lps_affine(directions, spacing, origin)
+    affine[:dims] *= unit_of(path, reader)
+    return Grid(three_axes(shape), affine, dims)
+
+
+def unit_of(path: Path, reader: Any) -> float:
+    """Return the millimetres in the unit of length of a file; 1 if it names none, or one that is no length.
+
+    itk leaves units to its callers, and does not pass on those of NRRD. Raises InputError for axes of unlike units.
+    """
+    if reader.GetNameOfClass() == "MetaImageIO":
+        return _millimetres(_noted(reader, "ITK_VoxelUnits")) or 1.0
+    found = {_millimetres(name) for name in re.findall(r'"([^"]*)"', _nrrd_units(path))} - {None}
+    if len(found) > 1:
+        raise InputError(f"{path}: expected axes of one unit of length, got {_nrrd_units(path)}")
+    return found.pop() or 1.0 if found else 1.0
+
+
+def _millimetres(name: str) -> float | None:
+    """Return the millimetres in a unit of length; None for another unit."""
+    plain = name.strip().lower().replace("metre", "meter").removesuffix("s")
+    return _MILLIMETRES.get(_UNIT_NAMES.get(plain, plain))
+
+
+def _nrrd_units(path: Path) -> str:
+    """Return the field `space units` of an NRRD header, or without it the field `units`; may be empty."""
+    with open(path, "rb") as stream:
+        head = re.split(rb"\r?\n\r?\n", stream.read(_NRRD_HEADER), maxsplit=1)[0]
+    fields = dict(re.findall(r"^(space units|units): *(.*)$", head.decode("utf-8", "replace"), re.MULTILINE))
+    return str(fields.get("space units") or fields.get("units") or "")
 
 
 def read_voxels(path: Path, reader: Any) -> np.ndarray:
@@ -93,7 +139,7 @@ def read_voxels(path: Path, reader: Any) -> np.ndarray:
             pixel = getattr(itk, _HELD_AS[stored.name]) if stored.name in _HELD_AS else None
             voxels = itk.array_from_image(itk.imread(str(path), pixel, imageio=reader))[..., None]
     except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read completely: {last_line(error)}") from error
+        raise InputError(f"{path}: cannot be read completely: {_reading_error(error)}") from error
     shape = (*(reader.GetDimensions(axis) for axis in range(axes)), 1, 1)[:4]
     voxels = voxels.astype(stored, copy=False).reshape(*shape[::-1], components)
     return voxels.transpose(3, 2, 1, 0, 4)
@@ -137,10 +183,21 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
     components = voxels.shape[4]
     if (components == 3 and voxels.dtype.kind == "f") or (components > 1 and voxels.shape[3] > 1):
         raise InputError(f"{path}: expected an image, got a displacement field or another image of vectors")
-    if components in (3, 4) and voxels.dtype == np.uint8:
+    if components in (3, 4) and voxels.dtype == np.uint8 and not _holds_list(reader):
         raise InputError(f"{path}: expected one value per voxel, got colours (RGB)")
     frames = voxels.reshape(*voxels.shape[:3], -1, order="F")
-    return Stored(as_values(path, pick_frame(path, frames, frame), None)[None], grid)
+    return Stored(pick_frame(path, frames, frame)[None], grid)
+
+
+def _holds_list(reader: Any) -> bool:
+    """Return whether an NRRD file calls its values per voxel a list, as 3D Slicer's layers of segments are."""
+    return _noted(reader, "NRRD_kinds[pixel]") == "list"
+
+
+def _noted(reader: Any, key: str) -> str:
+    """Return an entry of the dictionary in which itk keeps what it does not use itself; empty if there is none."""
+    notes = reader.GetMetaDataDictionary()
+    return str(notes[key]) if notes.HasKey(key) else ""
 
 
 def read_grid(path: Path, series: str | None) -> Grid:

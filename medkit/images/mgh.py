@@ -9,7 +9,7 @@ import numpy as np
 
 from medkit.errors import InputError, OutputError
 from medkit.images import nifti
-from medkit.images.stored import Stored, as_values, pick_frame
+from medkit.images.stored import Stored, pick_frame
 from medkit.space import Grid, three_axes
 
 DATA_OFFSET = 284
@@ -27,7 +27,7 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
         raise InputError(f"{path}: truncated: the header promises {count} voxels, the file holds {len(content)} bytes")
     voxels: np.ndarray = np.frombuffer(content, dtype, count, DATA_OFFSET).astype(dtype.newbyteorder("="))
     frames = voxels.reshape(*grid.shape, -1, order="F")
-    return Stored(as_values(path, pick_frame(path, frames, frame), None)[None], grid)
+    return Stored(pick_frame(path, frames, frame)[None], grid)
 
 
 def read_grid(path: Path, series: str | None) -> Grid:

@@ -16,7 +16,7 @@ import numpy as np
 from isal import igzip_threaded, isal_zlib
 
 from medkit.errors import InputError
-from medkit.images.stored import Stored, as_values, pick_frame
+from medkit.images.stored import Stored, check_real, pick_frame
 from medkit.space import Grid, three_axes
 
 GEOMETRY_FIELDS = (
@@ -30,6 +30,12 @@ _MILLIMETRES = {1: 1000.0, 3: 0.001}
 """Millimetres in the units of length metre and micrometre, by their NIfTI codes; other codes count as millimetres."""
 _DATA_OFFSET = {348: 352, 540: 544}
 """First byte of the voxels at the earliest, by the size of the header (NIfTI-1 and NIfTI-2)."""
+_ROUNDING = 1e-3
+"""How much longer than 1 the stored quaternion of a rotation may be; it is scaled to 1 then, as ITK does it."""
+_HALF_TURN = 1 - 3 * 2.0**-23
+"""Square of the stored quaternion's length above which its fourth number counts as 0: 1 in single precision."""
+_LONGEST_AXIS = 32767
+"""Largest number of voxels along an axis that NIfTI-1 can state (int16); longer ones are written as NIfTI-2."""
 _BEST_DEFLATE = 1032
 """Largest factor by which a deflate stream grows (zlib's technical notes); a file that promises more is damaged."""
 
@@ -76,9 +82,10 @@ def read_bytes(path: Path) -> bytearray:
 def write(path: Path, voxels: np.ndarray, header: Any) -> None:
     """Write `voxels`, unscaled, with the geometry and intent of `header`; with gzip if the name ends in `.gz`.
 
-    Equal arrays and headers make equal bytes, because the gzip header has neither a time nor a name.
+    An axis that is too long for NIfTI-1 makes the file NIfTI-2. Equal arrays and headers make equal bytes, because the
+    gzip header has neither a time nor a name.
     """
-    header = header.copy()
+    header = _as_nifti2(header) if max(voxels.shape) > _LONGEST_AXIS else header.copy()
     header.set_data_dtype(voxels.dtype.newbyteorder("="))
     zooms = np.array(header["pixdim"])
     header.set_data_shape(voxels.shape)
@@ -90,7 +97,7 @@ def write(path: Path, voxels: np.ndarray, header: Any) -> None:
     head = header.binaryblock
     content = [head, bytes(start - len(head)), body.reshape(-1).view(np.uint8).data]
     with open(path, "wb") as stream:
-        if path.name.endswith(".gz"):
+        if path.name.lower().endswith(".gz"):
             write_gzip(stream, content)
         else:
             stream.writelines(content)
@@ -140,7 +147,9 @@ def header_for(fields: Mapping[str, Any] | None, affine: np.ndarray, spacing: np
 def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
     """Return the affine (4, 4), voxel -> RAS+ mm, and warnings about it.
 
-    The sform is preferred to the qform, as in ITK and nibabel. Without both the affine only comes from the spacing.
+    The sform is preferred to the qform, as in ITK and nibabel. Without both the affine only comes from the spacing. A
+    single plane whose third axis has no length (a 2D file need not state it) gets a normal of 1 mm. Raises InputError
+    if a qform is the only form and holds no rotation.
     """
     usable = header.copy()
     usable["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # the standard: 0 means 1
@@ -151,10 +160,18 @@ def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
     if sform is not None and qform is not None and not _agree(sform, qform, header):
         warnings.append("sform and qform disagree; the sform is used")
     affine = sform if sform is not None else qform
+    if affine is None and header["qform_code"] > 0:
+        raise InputError(f"{path}: expected a rotation in the qform, got the quaternion {_quaternion(header)}")
     if affine is None:
         affine = usable.get_base_affine()
         warnings.append("neither sform nor qform is set: orientation and left/right are a guess")
-    return np.diag([*[_MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)] * 3, 1.0]) @ affine, warnings
+    affine = np.array(affine, np.float64)
+    affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    if three_axes(promised_shape(path, header))[2] == 1 and not affine[:3, 2].any():
+        affine[:3, 2] = _normal(affine)
+        if int(header["dim"][0]) > 2:
+            warnings.append("the size of the voxels along the third axis is 0; 1 mm is used")
+    return affine, warnings
 
 
 def promised_shape(path: Path, header: Any) -> tuple[int, ...]:
@@ -223,11 +240,50 @@ def _version(header: Any) -> int:
     return 1 if int(header["sizeof_hdr"]) == 348 else 2
 
 
+def _quaternion(header: Any) -> np.ndarray:
+    """Return the three stored numbers of the qform's rotation."""
+    return np.array([header[f"quatern_{part}"] for part in "bcd"], np.float64)
+
+
 def _qform(header: Any) -> np.ndarray | None:
-    try:
-        return header.get_qform()
-    except Exception:  # nibabel's HeaderDataError: a quaternion longer than 1 is not a rotation, so there is no qform
+    """Return the affine (4, 4) of the qform, in the header's units; None if its numbers are not a rotation.
+
+    The fourth number of the quaternion follows from its length, which is 1. If the three that are stored have this
+    length, or by rounding a larger one, it is 0, in NIfTI-2 as in NIfTI-1.
+    """
+    from nibabel.quaternions import quat2mat
+
+    quaternion = _quaternion(header)
+    square = float(quaternion @ quaternion)
+    if not square < (1 + _ROUNDING) ** 2:
         return None
+    real = 0.0 if square > _HALF_TURN else np.sqrt(1 - square)
+    affine = np.eye(4)
+    spacing = header["pixdim"][1:4] * np.array([1.0, 1.0, header["pixdim"][0]])
+    affine[:3, :3] = quat2mat([real, *quaternion]) * spacing
+    affine[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
+    return affine
+
+
+def _normal(affine: np.ndarray) -> np.ndarray:
+    """Return a vector (3,) of length 1 across the first two axes of an affine (4, 4); zeros if they are parallel."""
+    across = np.cross(affine[:3, 0], affine[:3, 1])
+    length = np.linalg.norm(across)
+    return across / length if length > 0 else across
+
+
+def _as_nifti2(header: Any) -> Any:
+    """Return a NIfTI-2 header with the geometry, the intent and the texts of `header`."""
+    from nibabel import Nifti2Header
+
+    wider = Nifti2Header()
+    for name in set(wider.keys()) & set(header.keys()) - {"sizeof_hdr", "magic", "vox_offset", "dim"}:
+        wider[name] = header[name]
+    length = np.linalg.norm(_quaternion(header))
+    if length**2 > _HALF_TURN:  # other readers expect a length of 1 in double precision here
+        for part in "bcd":
+            wider[f"quatern_{part}"] /= length
+    return wider
 
 
 def _agree(sform: np.ndarray, qform: np.ndarray, header: Any) -> bool:
@@ -276,7 +332,8 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
     if int(header["intent_code"]) in VECTOR_INTENTS and voxels.ndim == 5:
         raise InputError(f"{path}: expected an image, got a displacement field or another image of vectors")
     voxels = pick_frame(path, voxels.reshape(*grid.shape, -1, order="F"), frame)
-    return Stored(as_values(path, voxels, scaling(path, header))[None], grid, tuple(warnings))
+    check_real(path, voxels)
+    return Stored(voxels[None], grid, tuple(warnings), scaling(path, header))
 
 
 def read_grid(path: Path, series: str | None) -> Grid:

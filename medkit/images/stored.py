@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,27 @@ class Stored:
     """Voxels as they are in a file, before their values are checked."""
 
     data: np.ndarray
-    """(1, I, J, K); integers if the file has integers without scaling, else float32."""
+    """(1, I, J, K), real numbers in the type of the file, before scaling."""
     grid: Grid
     """Grid of the voxels."""
     warnings: tuple[str, ...] = ()
     """Unusual things about the file."""
+    scaling: tuple[float, float] | None = None
+    """Slope and intercept that turn voxels into values; None if the voxels are the values."""
+
+    @property
+    def holds_integers(self) -> bool:
+        """Whether the values are the integers of the file."""
+        return self.scaling is None and self.data.dtype.kind in "iu"
+
+    def values(self, kind: Any = np.float32) -> np.ndarray:
+        """Return the values (1, I, J, K): integers without scaling as they are, all others as floats of type `kind`."""
+        if self.scaling is None:
+            return self.data if self.holds_integers else self.data.astype(kind, copy=False)
+        values = np.empty_like(self.data, kind)
+        for k in range(self.data.shape[3]):  # slice by slice, because the product takes double precision
+            values[..., k] = self.data[..., k] * np.float64(self.scaling[0]) + self.scaling[1]
+        return values
 
 
 def checked_frame(path: Path, count: int, frame: int | None) -> int:
@@ -37,18 +54,9 @@ def pick_frame(path: Path, voxels: np.ndarray, frame: int | None) -> np.ndarray:
     return voxels[..., checked_frame(path, voxels.shape[3], frame)]
 
 
-def as_values(path: Path, voxels: np.ndarray, scaling: tuple[float, float] | None) -> np.ndarray:
-    """Return stored voxels as values: integers without scaling as they are, all others as float32.
-
-    `scaling` is slope and intercept. Raises InputError for colours and complex voxels.
-    """
+def check_real(path: Path, voxels: np.ndarray) -> None:
+    """Raise InputError for colours and complex voxels."""
     if voxels.dtype.names is not None:
         raise InputError(f"{path}: expected one value per voxel, got colours (RGB)")
     if voxels.dtype.kind == "c":
         raise InputError(f"{path}: expected real voxels, got complex ones")
-    if scaling is None:
-        return voxels if voxels.dtype.kind in "iu" else voxels.astype(np.float32, copy=False)
-    values = np.empty_like(voxels, np.float32)
-    for k in range(voxels.shape[2]):  # slice by slice, because the product takes double precision
-        values[..., k] = voxels[..., k] * np.float64(scaling[0]) + scaling[1]
-    return values

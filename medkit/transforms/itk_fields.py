@@ -64,6 +64,8 @@ def read_field_itk(path: Path) -> DisplacementField:
     """Read a displacement field, LPS mm, from NRRD or MetaImage. Raises InputError."""
     reader = itk.read_header(path)
     grid = itk.grid_of(path, reader)
+    if itk.unit_of(path, reader) != 1:
+        raise InputError(f"{path}: expected a displacement field in mm, got another unit of length")
     voxels = itk.read_voxels(path, reader)
     if voxels.shape[3:] != (1, grid.dims) or voxels.dtype.kind != "f":
         raise InputError(f"{path}: expected a displacement field of floats, got {voxels.shape} {voxels.dtype}")

@@ -283,7 +283,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "zero spacing": ("x.nii", _field(280, bytes(16)), "got 0 x 4"),
     "absurd spacing": ("x.nii", lambda path: saved(path, VOXELS, np.diag([2e3, 1, 1, 1])), "got 2000 x 1 x 1 mm"),
     "singular": ("x.nii", lambda path: nibabel.Nifti1Image(VOXELS, SINGULAR).to_filename(path), "singular affine"),
-    "NaN affine": ("x.nii", _field(280, np.array([np.nan], "<f4").tobytes()), "spacing"),
+    "NaN affine": ("x.nii", _field(280, np.array([np.nan], "<f4").tobytes()), "finite numbers, got NaN"),
     "complex": ("x.nii", lambda path: saved(path, VOXELS.astype(np.complex64)), "complex"),
     "colours": ("x.nii", _colours, "RGB"),
     "vectors": ("x.nii.gz", _vectors, "displacement field"),

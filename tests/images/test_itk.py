@@ -1,0 +1,85 @@
+"""NRRD and MetaImage headers: units of length, lists of layers, files that are too short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medkit.errors import InputError
+from medkit.images.image import read_grid, read_image
+from medkit.transforms.files import read_transform
+
+VOXELS = np.random.default_rng(0).integers(0, 200, (6, 7, 8)).astype(np.uint8)
+
+
+def nrrd(path: Path, *fields: str, voxels: np.ndarray = VOXELS, pixel: str = "") -> Path:
+    """An NRRD file in LPS with 5000 x 6000 x 7000 units per voxel ; `pixel`: kind of a first axis."""
+    none, kind = ("none ", f"{pixel} ") if pixel else ("", "")
+    lines = [
+        *("NRRD0005", "type: unsigned char", f"dimension: {voxels.ndim}", "space: left-posterior-superior"),
+        *(f"sizes: {' '.join(map(str, voxels.shape))}", f"kinds: {kind}domain domain domain", "encoding: raw"),
+        *(f"space directions: {none}(5000,0,0) (0,6000,0) (0,0,7000)", "space origin: (1000,2000,3000)", *fields),
+    ]
+    path.write_bytes(("\n".join(lines) + "\n\n").encode() + voxels.tobytes(order="F"))
+    return path
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        'space units: "um" "um" "um"',
+        'space units: "\u00b5m" "\u00b5m" "\u00b5m"',
+        'space units: "microns" "microns" "microns"',
+        'space units: "Micrometers" "Micrometres" "um"',
+    ],
+)
+def test_units_of_nrrd(tmp_path: Path, field: str) -> None:
+    path = nrrd(tmp_path / "x.nrrd", field)
+    expected = np.diag([-5.0, -6, 7, 1])
+    expected[:3, 3] = -1, -2, 3
+    np.testing.assert_allclose(read_image(path).grid.affine, expected)
+    np.testing.assert_allclose(read_grid(path).affine, expected)
+
+
+def test_unlike_units_and_nrrd_in_metres(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"x.nrrd: expected axes of one unit of length, got \"um\" \"mm\" \"um\""):
+        read_grid(nrrd(tmp_path / "x.nrrd", 'space units: "um" "mm" "um"'))
+    with pytest.raises(InputError, match="spacing between"):
+        read_grid(nrrd(tmp_path / "x.nrrd", 'space units: "mm" "mm" "mm"'))
+
+
+@pytest.mark.parametrize(("unit", "spacing"), [("um", 0.002), ("mm", 2), ("cm", 20), ("?", 2)])
+def test_units_of_meta_image(tmp_path: Path, unit: str, spacing: float) -> None:
+    head = f"ObjectType = Image\nNDims = 3\nBinaryData = True\nDistanceUnits = {unit}\nElementSpacing = 2 2 2\n"
+    head += "DimSize = 6 7 8\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    (tmp_path / "x.mha").write_bytes(head.encode() + VOXELS.tobytes(order="F"))
+    np.testing.assert_allclose(read_grid(tmp_path / "x.mha").spacing, spacing)
+
+
+def test_a_field_of_another_unit_is_refused(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "x.nrrd", 'space units: "um" "um" "um"', voxels=np.stack([VOXELS] * 3), pixel="vector")
+    with pytest.raises(InputError, match="displacement field in mm"):
+        read_transform(path)
+
+
+def test_layers_of_a_segmentation_are_frames_and_colours_are_not(tmp_path: Path) -> None:
+    layers = np.stack([VOXELS > 40, VOXELS > 80, VOXELS > 120]).astype(np.uint8)
+    unit = 'space units: "um" "um" "um"'
+    path = nrrd(tmp_path / "x.seg.nrrd", unit, voxels=layers, pixel="list")
+    for number, layer in enumerate(layers):
+        np.testing.assert_array_equal(read_image(path, frame=number, labels=True).data[0], layer)
+    with pytest.raises(InputError, match="expected one frame, got 3"):
+        read_image(path)
+    for kind in ("RGB-color", "vector"):
+        with pytest.raises(InputError, match="colours"):
+            read_image(nrrd(tmp_path / "y.nrrd", unit, voxels=layers, pixel=kind), frame=0)
+
+
+def test_a_meta_image_that_is_too_short_says_so(tmp_path: Path) -> None:
+    head = "ObjectType = Image\nNDims = 3\nBinaryData = True\nElementSpacing = 2 2 2\nDimSize = 6 7 8\n"
+    head += "ElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    (tmp_path / "x.mha").write_bytes(head.encode() + VOXELS.tobytes(order="F")[:-40])
+    with pytest.raises(InputError, match=r"x.mha: cannot be read completely: .*fewer than the header promises"):
+        read_image(tmp_path / "x.mha")
