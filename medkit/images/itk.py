@@ -161,7 +161,21 @@ def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
     image.SetOrigin([float(value) for value in origin])
     image.SetSpacing([float(value) for value in spacing])
     image.SetDirection(np.ascontiguousarray(directions))
-    itk.imwrite(image, str(path), compression=True)
+    try:
+        itk.imwrite(image, str(path), compression=True)
+    except RuntimeError as error:
+        raise OutputError(f"{path.name}: cannot be written: {last_line(error)}") from error
+    _check_written(path, voxels)
+
+
+def _check_written(path: Path, voxels: np.ndarray) -> None:
+    """Raise OutputError unless a file holds these voxels: itk ignores a disk that is full when it closes a file."""
+    try:
+        written = read_voxels(path, read_header(path))
+    except InputError as error:
+        raise OutputError(f"{path.name}: was not written completely, is the disk full? ({error})") from error
+    if written.size != voxels.size or not np.array_equal(written.ravel("K"), voxels.ravel(), equal_nan=True):
+        raise OutputError(f"{path.name}: was not written completely, is the disk full? Its voxels differ")
 
 
 def _wrapped_type(path: Path, data: np.ndarray) -> np.ndarray:

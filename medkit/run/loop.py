@@ -7,13 +7,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from medkit.errors import Stopped
+from medkit.errors import MedkitError, Stopped
 from medkit.options import RunOptions
 from medkit.pipe.lines import Emitter, ReaderGoneError
-from medkit.pipe.records import Record
+from medkit.pipe.records import Record, record_of
 from medkit.pipe.signals import StopRequest
 from medkit.run.dry_run import dry_run
 from medkit.run.existing import settings_of_run
+from medkit.run.failures import explain, failed_record
 from medkit.run.planning import Planner
 from medkit.run.processes import in_children, in_this_process
 from medkit.run.report import RunReport
@@ -108,10 +109,19 @@ class TaskRun:
             return True
         return next(items, None) is not None
 
+    def _added(self, table: ResultTable, record: Record) -> Record:
+        """Return the record of a case whose rows were added to the table, a failed one if they could not be."""
+        try:
+            table.add(record)
+        except (MedkitError, OSError) as error:
+            case = record_of(record.sources[0])
+            return failed_record(case, self.task.name, explain(error, self.options), error)
+        return record
+
     def _finished(self, record: Record) -> bool:
         """Report a case and print its line; return whether anybody wants the next one."""
         if self.table and not (record.failed or record.medkit.get("skipped")):
-            self.table.add(record)
+            record = self._added(self.table, record)
         self.report.add(record, reported_before=id(record) in self.planner.passed_on)
         if self.table is None or self.options.json:
             self.emitter.emit(record)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from medkit.errors import OutputError
 from medkit.options import RunOptions
+from medkit.pipe.cells import cell_of, text_of
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.run.claims import Claim
 from medkit.run.existing import file_digest, settings_of, through_json
@@ -87,14 +88,15 @@ class ResultTable:
         else:
             self._put(self.path, self._text([]))
         self._write_sidecar(self._head)
-        self._stream = self._held.enter_context(self._appending())
+        self._append_to_file()
 
     def _take_over(self) -> None:
         """Read the rows of an earlier run. Raises OutputError if the table is not one that this run could add to."""
         self._check_origin()
         kept, _, torn = self.path.read_bytes().rpartition(b"\n")
         lines = io.StringIO(kept.decode(errors="surrogateescape"))
-        rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        cells = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
+        rows = [{column: text_of(cell) for column, cell in row.items() if column} for row in cells]
         if torn and rows:  # the last write was cut short, so all rows of its case go
             rows = [row for row in rows if row["image"] != rows[-1]["image"]]
         for row in rows:
@@ -135,7 +137,24 @@ class ResultTable:
         if self._rows.pop(first["image"], None):
             self._remove(first["image"])
         rows = [first | dict(row) for row in self.table.rows(record)]
-        self._stream.write(self._lines(rows))
+        self._append(self._lines(rows))
+
+    def _append(self, content: bytes) -> None:
+        """Write rows completely, or else none of them. Raises OutputError, for example if the disk is full."""
+        descriptor = self._stream.fileno()
+        try:
+            if os.fstat(descriptor).st_size != self._size:
+                os.ftruncate(descriptor, self._size)  # a part of a row that could not be removed when its write failed
+            rest = memoryview(content)
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._stream.write(rest) :]
+            self._size += len(content)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, self._size)
+            if isinstance(error, OSError):
+                raise OutputError(f"{self.path}: the rows of a case cannot be added: {error.strerror}") from None
+            raise
 
     def close(self) -> Record:
         """Write the sidecar with the table's digest, release the name, and return the table's record."""
@@ -154,8 +173,10 @@ class ResultTable:
 
     # ---- bytes
 
-    def _appending(self) -> BinaryIO:
-        return open(self.path, "ab", buffering=0)
+    def _append_to_file(self) -> None:
+        stream: BinaryIO = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open until the table is closed
+        self._stream = self._held.enter_context(stream)
+        self._size = os.fstat(self._stream.fileno()).st_size
 
     def _name(self, path: Path) -> str:
         return os.path.relpath(path, self.path.parent)
@@ -176,21 +197,16 @@ class ResultTable:
         return "\t".join(self._columns).encode() + b"\n" + self._lines(rows)
 
     def _lines(self, rows: Sequence[Mapping[str, str]]) -> bytes:
-        cells = ([_cell(row.get(column) or "n/a") for column in self._columns] for row in rows)
+        cells = ([cell_of(row.get(column) or "n/a") for column in self._columns] for row in rows)
         return "".join("\t".join(line) + "\n" for line in cells).encode(errors="surrogateescape")
 
     def _remove(self, image: str) -> None:
         """Rewrite the file without the rows of an image, which is rarely needed."""
-        with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            head, *lines = file.read().splitlines()
-        kept = [head, *(line for line in lines if line.split("\t", 1)[0] != _cell(image))]
-        self._put(self.path, "".join(f"{line}\n" for line in kept).encode(errors="surrogateescape"))
-        self._stream = self._held.enter_context(self._appending())  # the former stream writes to the replaced file
-
-
-def _cell(text: str) -> str:
-    """Return a text without the characters that would break a line or a column."""
-    return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")
+        head, *lines = self.path.read_bytes().removesuffix(b"\n").split(b"\n")
+        name = cell_of(image).encode(errors="surrogateescape")
+        kept = [head, *(line for line in lines if line.split(b"\t", 1)[0] != name)]
+        self._put(self.path, b"".join(line + b"\n" for line in kept))
+        self._append_to_file()  # the former stream writes to the replaced file
 
 
 def _one_digest(digests: Mapping[str, str]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medkit.errors import InputError
-from medkit.images.image import read_grid, read_image
+from medkit.errors import InputError, OutputError
+from medkit.images.image import Image, read_grid, read_image
+from medkit.space import Grid
 from medkit.transforms.files import read_transform
 
 VOXELS = np.random.default_rng(0).integers(0, 200, (6, 7, 8)).astype(np.uint8)
@@ -83,3 +85,18 @@ def test_a_meta_image_that_is_too_short_says_so(tmp_path: Path) -> None:
     (tmp_path / "x.mha").write_bytes(head.encode() + VOXELS.tobytes(order="F")[:-40])
     with pytest.raises(InputError, match=r"x.mha: cannot be read completely: .*fewer than the header promises"):
         read_image(tmp_path / "x.mha")
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_a_disk_that_fills_up_leaves_no_torn_file(tmp_path: Path, suffix: str) -> None:
+    """The limit cuts off what itk writes last, when it closes the file; itk itself takes that for a success."""
+    image = Image(np.random.default_rng(0).random((1, 20, 20, 20)).astype(np.float32), Grid((20, 20, 20), np.eye(4)))
+    image.write(tmp_path / f"whole{suffix}")
+    size = (tmp_path / f"whole{suffix}").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"disk full|cannot be written"):
+            image.write(tmp_path / f"torn{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from medkit.errors import InputError
 from medkit.evaluation.matching import files_of, is_class_file
+from medkit.pipe.cells import text_of
 from medkit.pipe.names import stem
 from medkit.pipe.records import absolute, record_of
 
@@ -148,6 +149,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
             if separator == "\t":  # as medkit writes them
                 reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, restval="", restkey="")
             rows = [{str(name).strip(): str(value).strip() for name, value in row.items()} for row in reader]
+            if separator == "\t" and rows and {"image", "sha256"} <= set(rows[0]):  # the rows of `--table`
+                rows = [{name: text_of(value) for name, value in row.items()} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: expected a table, .tsv or .csv: {getattr(error, 'strerror', '') or error}") from None
     if not rows:
