@@ -52,3 +52,13 @@ def test_lps_parts_are_undone(dims: int) -> None:
     affine = OBLIQUE if dims == 3 else np.array([[0, 2.0, 0, 1], [-3, 0, 0, 2], [0, 0, 1, 0], [0, 0, 0, 1]])
     directions, spacing, origin = lps_parts(affine, dims)
     np.testing.assert_allclose(lps_affine(directions, spacing, origin), affine, atol=1e-12)
+
+
+def test_the_volume_of_a_sheared_voxel_is_its_determinant() -> None:
+    tilted = np.diag([2.0, 2, 3, 1])
+    tilted[1, 2] = 1.4
+    assert Grid((4, 4, 4), tilted).voxel_volume == pytest.approx(12)
+    assert Grid((4, 4, 4), tilted).is_sheared
+    turned = np.array([[0, -2.0, 0, 5], [1.2, 0, 1.6, 0], [1.6, 0, -1.2, 0], [0, 0, 0, 1]])
+    assert not Grid((4, 4, 4), turned).is_sheared
+    assert Grid((4, 4, 4), turned).voxel_volume == pytest.approx(8)

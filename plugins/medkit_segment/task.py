@@ -128,7 +128,7 @@ class SegmentRunner(BundleRunner):
         image = case.image()
         with self.errors_named("postprocessing"):
             made = self._from_channels(computed) if self.uses_channels else self._from_labels(computed)
-        rows = report.structures(made.labels, float(np.prod(image.grid.spacing)), made.confidence, self.expected)
+        rows = report.structures(made.labels, image.grid.voxel_volume, made.confidence, self.expected)
         found = report.warnings(made.labels, rows, self.expected)
         return Result(
             dict(self._outputs(image, made, rows, computed)),

@@ -76,6 +76,29 @@ def test_labels_equal_brute_force(pair: tuple[np.ndarray, np.ndarray]) -> None:
         assert table[label]["volume_error_percent"] == pytest.approx(100 * (x.sum() / y.sum() - 1))
 
 
+def test_volumes_and_distances_on_a_sheared_grid(pair: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    """As from a CT with a tilted gantry: the numbers are those of points in mm."""
+    a, b = pair
+    sheared = np.diag([0.8, 1.5, 3.0, 1])
+    sheared[1, 2] = 3 * math.tan(math.radians(25))
+    for name, voxels in (("a", a), ("b", b)):
+        image = nib.Nifti1Image(voxels, sheared)
+        image.set_sform(sheared, 1)
+        image.set_qform(None, 0)
+        nib.save(image, tmp_path / f"{name}.nii")
+    scores = evaluate([Pair("x", tmp_path / "a.nii", tmp_path / "b.nii")], EvaluationSettings("labels"))
+    for row in scores.scores[0].rows:
+        if (label := int(row.label)) in (1, 2):
+            x, y = a == label, b == label
+            edges = [np.argwhere(surface(side, (0, 1, 2))) @ sheared[:3, :3].T for side in (x, y)]
+            apart = cdist(*edges)
+            there, back = apart.min(axis=1), apart.min(axis=0)
+            hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
+            assert row.values["hd95_mm"] == pytest.approx(hd95, rel=1e-5)
+            assert row.values["assd_mm"] == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
+            assert row.values["volume_error_mm3"] == pytest.approx((x.sum() - y.sum()) * 3.6, rel=1e-5)
+
+
 def test_distances_equal_monai_s(pair: tuple[np.ndarray, np.ndarray]) -> None:
     import torch
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance

@@ -32,7 +32,9 @@ def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
         in_result -= set(left_out)
     in_reference = present(expected)
     labels = settings.labels or tuple(sorted(in_result | in_reference))
-    table = compare_labels(result, expected, reference.grid.spacing, labels)
+    grid = reference.grid
+    steps = grid.affine[:3, :3] if grid.is_sheared else grid.spacing
+    table = compare_labels(result, expected, steps, labels)
     rows = tuple(ScoreRow(str(label), names.get(label, ""), values) for label, values in table.items())
     return Scores(pair, _over_labels(table), rows, tuple(_warnings(labels, in_result, in_reference, left_out)))
 
@@ -40,12 +42,15 @@ def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
 def compare_labels(
     result: np.ndarray,
     reference: np.ndarray,
-    spacing: Sequence[float] | np.ndarray,
+    steps: Sequence[float] | np.ndarray,
     labels: Sequence[int] | None = None,
     *,
     surfaces: bool = True,
 ) -> dict[int, dict[str, float]]:
-    """Return label -> measures of two label images (I, J, K) on one grid with orthogonal axes, `spacing` (3,) in mm.
+    """Return label -> measures of two label images (I, J, K) on one grid.
+
+    `steps` are the spacings (3,) mm of orthogonal axes, or for other grids (3, 3) mm with the step from a voxel to the
+    next along I, J and K in its columns.
 
     `dice` (0 .. 1); `hd95_mm`, the larger of the two directions' 95th percentiles of the distances between surfaces;
     `assd_mm`, the mean of these distances in both directions together; `volume_error_percent` of the reference's
@@ -65,8 +70,8 @@ def compare_labels(
     count = len(labels) + 1
     sizes_a, sizes_b = (np.bincount(side.ravel(order="K"), minlength=count) for side in (a, b))
     shared = np.bincount(a[a == b], minlength=count)
-    voxel = float(np.prod(spacing))
-    distances = _distances(a, b, spacing, count - 1) if surfaces else {}
+    voxel = float(np.prod(steps) if np.ndim(steps) == 1 else abs(np.linalg.det(np.asarray(steps))))
+    distances = _distances(a, b, steps, count - 1) if surfaces else {}
     return {
         label: _overlap(int(sizes_a[n]), int(sizes_b[n]), int(shared[n]), voxel) | distances.get(n, {})
         for label, n in numbers.items()
@@ -74,17 +79,21 @@ def compare_labels(
 
 
 def surface_distances(
-    a: np.ndarray, b: np.ndarray, spacing: Sequence[float] | np.ndarray, axes: Sequence[int]
+    a: np.ndarray, b: np.ndarray, steps: Sequence[float] | np.ndarray, axes: Sequence[int]
 ) -> tuple[Any, Any]:
     """Return the distances in mm of each surface voxel of mask `a` to the surface of `b`, and the other way round.
 
-    Masks (I, J, K) bool, neither of them empty; `axes`: those with more than one voxel.
+    Masks (I, J, K) bool, neither of them empty; `steps` as in `compare_labels`; `axes`: those with more than one voxel.
     """
     from scipy.ndimage import distance_transform_edt
+    from scipy.spatial import KDTree
 
     surface_a, surface_b = surface(a, axes), surface(b, axes)
-    to_b = distance_transform_edt(~surface_b, sampling=spacing)[surface_a]
-    to_a = distance_transform_edt(~surface_a, sampling=spacing)[surface_b]
+    if np.ndim(steps) == 2:  # the distance transform only knows orthogonal axes
+        places_a, places_b = (np.argwhere(side) @ np.asarray(steps).T for side in (surface_a, surface_b))
+        return KDTree(places_b).query(places_a)[0], KDTree(places_a).query(places_b)[0]
+    to_b = distance_transform_edt(~surface_b, sampling=steps)[surface_a]
+    to_a = distance_transform_edt(~surface_a, sampling=steps)[surface_b]
     return to_b, to_a
 
 
@@ -100,7 +109,7 @@ def surface(mask: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 
 def _distances(
-    a: np.ndarray, b: np.ndarray, spacing: Sequence[float] | np.ndarray, count: int
+    a: np.ndarray, b: np.ndarray, steps: Sequence[float] | np.ndarray, count: int
 ) -> dict[int, dict[str, float]]:
     """Return `hd95_mm` and `assd_mm` of the labels 1 to `count`, each from the box that holds it in both images."""
     from scipy.ndimage import find_objects
@@ -112,7 +121,7 @@ def _distances(
             out[number] = {"hd95_mm": _NONE, "assd_mm": _NONE}
             continue
         box = tuple(slice(min(x.start, y.start), max(x.stop, y.stop)) for x, y in zip(one, other, strict=True))
-        directions = surface_distances(a[box] == number, b[box] == number, spacing, axes)
+        directions = surface_distances(a[box] == number, b[box] == number, steps, axes)
         hd95 = max(float(np.percentile(distances, 95)) for distances in directions)
         out[number] = {"hd95_mm": hd95, "assd_mm": float(np.concatenate(directions).mean())}
     return out

@@ -124,6 +124,21 @@ def test_the_table_and_the_record(segment: Run, tmp_path: Path) -> None:
     assert set(record.medkit["outputs"]) == {"labels", "table"}
 
 
+def test_volumes_on_a_sheared_grid(segment: Run, tmp_path: Path) -> None:
+    given = nibabel.load(make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0)))
+    sheared = given.affine.copy()
+    sheared[1, 2] = 1.4  # a gantry tilted by 25 degrees: a longer step, the same volume
+    scan = nibabel.Nifti1Image(np.asanyarray(given.dataobj), sheared)
+    scan.set_qform(None, 0)
+    nibabel.save(scan, tmp_path / "b.nii.gz")
+    done = segment(tmp_path / "b.nii.gz", "-o", tmp_path / "out")
+    labels = voxels(done.paths[0])
+    for row in table(tmp_path / "out" / "b_dseg.tsv"):
+        count = (labels == int(row["index"])).sum()
+        assert count
+        assert float(row["volume_mm3"]) == pytest.approx(27.0 * count, rel=1e-4)
+
+
 def test_all_outputs(segment: Run, tmp_path: Path) -> None:
     source = make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0))
     done = segment(source, "--outputs", "mask,brain,labels,probabilities", "--no-clean", "-o", tmp_path / "out")
