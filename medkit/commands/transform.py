@@ -73,6 +73,13 @@ _ORDER = "medkit.order"
     "images, else linear.",
 )
 @click.option(
+    "--outside",
+    type=float,
+    metavar="VALUE",
+    help="The value outside the input image.  [default: air for a CT, the minimum of other images with negative "
+    "values, else 0]",
+)
+@click.option(
     "--points-from",
     type=click.Choice(["input", "reference"]),
     default="input",

@@ -11,11 +11,19 @@ from pathlib import Path
 
 from medkit.errors import InputError, UsageError
 from medkit.evaluation.results import Kind
-from medkit.pipe.names import FIELD_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES, TRANSFORM_SUFFIXES, kind_of_name, stem
+from medkit.pipe.names import (
+    FIELD_SUFFIXES,
+    IMAGE_SUFFIXES,
+    LABEL_WORDS,
+    TABLE_SUFFIXES,
+    TRANSFORM_SUFFIXES,
+    kind_of_name,
+    stem,
+)
 from medkit.pipe.records import absolute, record_of
 from medkit.transforms.points import POINT_SUFFIXES
 
-_LABELS = "dseg|seg|segmentation|aseg|labels?|labelmap|mask"
+_LABELS = f"{LABEL_WORDS}|mask"
 """Last words of the names of label images, and words in the names of their folders."""
 _ROLE = (
     f"{_LABELS}|pred|prediction|registered|transformed|enhanced|sr|class|points|landmarks|fiducials|transform|xfm"
@@ -216,7 +224,5 @@ def is_class_file(path: Path) -> bool:
 def _is_labels(path: Path) -> bool:
     """Return whether a file holds labels, by its name, its folder's name or its sidecar."""
     folder = path.parent.name.lower()
-    words = [stem_of(path).lower().split("_")[-1], *re.split(r"[\W_]+", folder)]
-    # nnU-Net and the Decathlon have labelsTr and labelsTs
-    named = folder.startswith("labels") or any(re.fullmatch(_LABELS, word) for word in words)
+    named = folder.startswith("labels") or any(re.fullmatch(_LABELS, word) for word in re.split(r"[\W_]+", folder))
     return named or record_of(path).kind in ("labels", "mask")

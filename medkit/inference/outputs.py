@@ -105,7 +105,7 @@ def _on_grid(
     from medkit.transforms.resampling import resample
 
     own = Image(data, Grid(shape, affine, grid.dims))
-    return Image(resample(own, grid, interpolation=interpolation).data.astype(data.dtype), grid)
+    return Image(resample(own, grid, interpolation=interpolation, outside=0).data.astype(data.dtype), grid)
 
 
 def _apart(affine: np.ndarray, grid: Grid) -> bool:

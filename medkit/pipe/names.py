@@ -37,6 +37,11 @@ KNOWN_SUFFIXES = (
 )
 """Everything that counts as a file's suffix; the rest of a name is its stem."""
 
+LABEL_WORDS = "dseg|seg|segmentations?|aseg|wmparc|parc|parcellation|ribbon|labels?|labelmap"
+"""Regular expression: last words of the names of label images, other than masks."""
+LABEL_FOLDER = "labels(tr|ts|va|val)?"
+"""Regular expression: folders of label images, such as nnU-Net's and the Decathlon's labelsTr."""
+
 _BIDS_ORDER = (
     "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi from to "
     "mode space split recording chunk seg res den label desc"
@@ -128,7 +133,11 @@ def bids_root(path: Path) -> Path | None:
 
 
 def kind_of_name(path: Path) -> str:
-    """Return the kind of file that a name suggests, for files without a sidecar."""
+    """Return the kind of file that a name suggests, for files without a sidecar.
+
+    >>> kind_of_name(Path("aparc+aseg.mgz")), kind_of_name(Path("labelsTr/case_001.nii.gz"))
+    ('labels', 'labels')
+    """
     suffix = suffix_of(path).lower()
     if suffix in (*TRANSFORM_SUFFIXES, REGISTER_DAT):
         return "transform"
@@ -136,10 +145,13 @@ def kind_of_name(path: Path) -> str:
         return "points"
     if suffix in TABLE_SUFFIXES:
         return "table"
-    last = stem(path).rsplit("_", 1)[-1].lower()
-    return {"dseg": "labels", "labels": "labels", "mask": "mask", "xfm": "transform", "transform": "transform"}.get(
-        last, "image"
-    )
+    last = re.split(r"[_.+]", stem(path).lower())[-1]
+    if last == "mask":
+        return "mask"
+    if last in ("xfm", "transform"):
+        return "transform"
+    in_folder = suffix in IMAGE_SUFFIXES and re.fullmatch(LABEL_FOLDER, path.parent.name.lower())
+    return "labels" if in_folder or re.fullmatch(LABEL_WORDS, last) else "image"
 
 
 def is_file_name(output: Path) -> bool:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Task
 from medkit.space import Grid
 from medkit.transform_tasks.checks import check_ends
+from medkit.transform_tasks.label_images import is_whole, looks_like_labels, stated_kind
 from medkit.transforms.files import read_transform
 from medkit.transforms.points import POINT_SUFFIXES, Points, read_points, write_points
 from medkit.transforms.transform import Transform, compose
 
 if TYPE_CHECKING:
+    from medkit.images.image import Image
     from medkit.transforms.resampling import Interpolation
 
 PointsFrom = Literal["input", "reference"]
@@ -40,6 +42,8 @@ class ApplySettings:
     """Space of the points: `input` (they move with the input image) or `reference` (as in ANTs and ITK)."""
     coordinates: str = "RAS"
     """Frame of the points in tables, `RAS` or `LPS`."""
+    outside: float | None = None
+    """Value outside the image; None: air for a CT, the minimum of other images with negative values, else 0."""
 
 
 def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]], settings: ApplySettings) -> Task:
@@ -70,11 +74,11 @@ def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]],
     )
 
 
-def _arguments(settings: ApplySettings) -> dict[str, str]:
-    """Return the settings for the sidecar; those of points only if they differ from the defaults."""
-    points = {"points_from": settings.points_from, "coordinates": settings.coordinates}
+def _arguments(settings: ApplySettings) -> dict[str, Any]:
+    """Return the settings for the sidecar; those other than the interpolation only if they differ from the defaults."""
+    others = {key: getattr(settings, key) for key in ("points_from", "coordinates", "outside")}
     default = ApplySettings()
-    return {"interpolation": settings.interpolation} | {k: v for k, v in points.items() if v != getattr(default, k)}
+    return {"interpolation": settings.interpolation} | {k: v for k, v in others.items() if v != getattr(default, k)}
 
 
 def _set_up(
@@ -115,17 +119,9 @@ class _Applier:
 
         if self.grid is None or self.reference is None:
             raise InputError(f"{case.path}: an image needs --reference, the image whose grid the result lies on")
-        kind = case.record.kind
-        discrete = kind in ("labels", "mask")
-        interpolation = self.settings.interpolation
-        if interpolation == "auto":
-            interpolation = "label" if discrete else "linear"
-        blended = discrete and interpolation == "linear"
-        image = case.image(labels=(discrete and not blended) or interpolation == "label")
-        warnings = check_ends(self.transform, self.grid, image.grid, _ADVICE) if self.transform else []
-        moved = resample(image, self.grid, self.transform, cast("Interpolation", interpolation))
-        if blended:
-            warnings.append(f"linear interpolation blends the numbers of {case.path.name}, which are labels")
+        image, kind, interpolation, warnings = self._read(case)
+        warnings += check_ends(self.transform, self.grid, image.grid, _ADVICE) if self.transform else []
+        moved = resample(image, self.grid, self.transform, interpolation, self.settings.outside)
         if image.data.any() and not moved.data.any():
             warnings.append(f"the result is empty: {case.path.name} does not overlap {self.reference.name}")
         return Result(
@@ -135,6 +131,27 @@ class _Applier:
             kind=kind,
             description=f"{case.path.name} resampled onto {self.reference.name}",
         )
+
+    def _read(self, case: Case) -> tuple[Image, str, Interpolation, list[str]]:
+        """Return the image, its kind, how it is interpolated, and warnings. Raises InputError."""
+        name, wanted = case.path.name, self.settings.interpolation
+        kind = stated_kind(case.path, case.record.kind)
+        discrete = kind in ("labels", "mask")
+        interpolation = cast("Interpolation", ("label" if discrete else "linear") if wanted == "auto" else wanted)
+        blended = interpolation == "linear"
+        try:
+            image = case.image(labels=(discrete and not blended) or interpolation == "label")
+        except InputError:
+            # a name is weak evidence: maps of probabilities are called so too
+            if wanted != "auto" or kind != case.record.kind or case.record.medkit or is_whole(image := case.image()):
+                raise
+            return image, "image", "linear", [f"{name} is named like labels, but holds fractions: taken for an image"]
+        if blended and discrete:
+            return image, kind, interpolation, [f"linear interpolation blends the numbers of {name}, which are labels"]
+        if blended and wanted == "auto" and looks_like_labels(image):
+            advice = "looks like labels, whose numbers are blended: --interpolation label keeps them"
+            return image, kind, interpolation, [f"{name} {advice}"]
+        return image, kind, interpolation, []
 
     def _points(self, case: Case) -> Result:
         points = read_points(case.path, self.settings.coordinates)

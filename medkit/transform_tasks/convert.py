@@ -99,6 +99,8 @@ def _convert(case: Case, *, form: str) -> Result:
     if form in ("field", "fsl-warp"):
         case.runtime.limit_torch()
     warnings = check_ends(transform, ends[0], ends[1], "exchange --fixed and --moving, or invert it")
+    if _reader_with_images(case.path) is read_flirt:
+        warnings = [*warnings, "read as a matrix of FSL, not of greedy or c3d (RAS mm), which look the same"]
     transform = with_grids(transform, *(None if grid is None else grid.digest() for grid in ends))
     return Result(
         {"transform": _InForm(transform, form, fixed, moving)},
@@ -121,7 +123,7 @@ def read_any(path: Path, fixed: FreeSurferVolume | None = None, moving: FreeSurf
     Raises InputError, also if the format needs `fixed` and `moving` and they are missing.
     """
     reader = _reader_with_images(path)
-    if path.suffix == ".lta":
+    if path.suffix.lower() == ".lta":
         return read_lta(path, *(None if volume is None else volume.grid for volume in (fixed, moving)))
     if reader is None:
         return read_transform(path)
@@ -134,11 +136,11 @@ def read_any(path: Path, fixed: FreeSurferVolume | None = None, moving: FreeSurf
 
 def _reader_with_images(path: Path) -> Callable[..., Transform] | None:
     """Return the reader of a format that needs the two images; None for other formats."""
-    if path.suffix == ".dat":
+    if path.suffix.lower() == ".dat":
         return read_register_dat
-    if path.suffix in (".mat", ".txt") and path.is_file() and is_text_matrix(path.read_bytes()):
+    if path.suffix.lower() in (".mat", ".txt") and path.is_file() and is_text_matrix(path.read_bytes()):
         return read_flirt
-    if path.name.endswith((".nii", ".nii.gz")) and path.is_file():
+    if path.name.lower().endswith((".nii", ".nii.gz")) and path.is_file():
         return read_warp if is_fsl_warp(nifti.promised_shape(path, nifti.read_header(path))) else None
     return None
 

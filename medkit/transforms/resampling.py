@@ -1,9 +1,9 @@
 """Resampling of an image onto another grid through a transform, as SimpleITK's Resample does it.
 
-Outside the moving image the value is 0. Inside means a continuous index within [-0.5, n - 0.5) along each axis; between
-the outermost voxel centres and that edge the outermost voxel is repeated (`itk::ResampleImageFilter`,
-`itk::LinearInterpolateImageFunction`). One thing differs: integers are rounded, where ITK cuts off the fraction, which
-darkens an image by half a unit each time.
+Outside the moving image the value is what surrounds it there (see `outside_value`). Inside means a continuous index
+within [-0.5, n - 0.5) along each axis; between the outermost voxel centres and that edge the outermost voxel is
+repeated (`itk::ResampleImageFilter`, `itk::LinearInterpolateImageFunction`). One thing differs: integers are rounded,
+where ITK cuts off the fraction, which darkens an image by half a unit each time.
 """
 
 from __future__ import annotations
@@ -27,22 +27,46 @@ Coordinates = tuple["Tensor", "Tensor", "Tensor"]
 """x, y and z of the voxels of one slab, float64, each (rows, I) or broadcast to it."""
 
 
+AIR = -1000.0
+"""Hounsfield units of air."""
+
+
+def outside_value(channel: np.ndarray) -> float:
+    """Return the value that an image (I, J, K) has around it: air for a CT, its minimum if that is negative, else 0."""
+    from medkit.images.modality import is_ct
+
+    low = float(channel.min())
+    if low >= 0:
+        return 0.0
+    return max(low, AIR) if is_ct(channel) else low
+
+
 def resample(
-    image: Image, grid: Grid, transform: Transform | None = None, interpolation: Interpolation = "linear"
+    image: Image,
+    grid: Grid,
+    transform: Transform | None = None,
+    interpolation: Interpolation = "linear",
+    outside: float | None = None,
 ) -> Image:
     """Return the moving `image` on exactly the fixed `grid`, in the type `image.dtype`.
 
     `transform` takes points of the grid's space to the image's space, RAS+ mm; None is the identity. Interpolation:
     `linear` (integers are rounded), `nearest`, or `label`: the label with the largest sum of linear weights among the
-    eight neighbours, and of equal ones the smaller label.
+    eight neighbours, and of equal ones the smaller label. `outside`: the value outside the image; None: 0 for `label`,
+    else that of `outside_value`.
     """
     import torch
 
+    if outside is None and interpolation == "label":
+        outside = 0.0
     steps = _steps(grid, transform, image.grid)
     rows = grid.shape[1] * grid.shape[2]
     out = np.empty((len(image.data), rows, grid.shape[0]), image.dtype)  # axis I fastest, as in files
     with torch.inference_mode():
-        volumes = [_Volume.padded(channel, interpolation) for channel in image.data]
+        volumes = [
+            _Volume.padded(channel, interpolation, outside_value(channel) if outside is None else outside)
+            for channel in image.data
+        ]
         for slab in _slabs(rows, grid.shape[0]):
             index = _points_of(grid, slab)
             for step in steps:
@@ -177,9 +201,11 @@ class _Volume:
     """Voxels in memory order, axis I fastest: (n,), or (n, 3) for a field."""
     shape: tuple[int, int, int]
     """(I, J, K) without the repeated voxels."""
+    outside: float = 0.0
+    """The value outside the volume."""
 
     @classmethod
-    def padded(cls, voxels: np.ndarray, interpolation: Interpolation) -> _Volume:
+    def padded(cls, voxels: np.ndarray, interpolation: Interpolation, outside: float = 0.0) -> _Volume:
         """Make one from (I, J, K) or (I, J, K, 3), in a type that holds the values and that torch can gather."""
         import torch
 
@@ -190,7 +216,12 @@ class _Volume:
         for axis in range(3):
             faces = np.moveaxis(padded, axis, 0)
             faces[0], faces[-1] = faces[1], faces[-2]
-        return cls(torch.from_numpy(padded.reshape(-1, *vectors)), (i, j, k))
+        return cls(torch.from_numpy(padded.reshape(-1, *vectors)), (i, j, k), outside)
+
+    def within(self, values: Tensor, inside: Tensor) -> Tensor:
+        """Return `values`, changed in place, with the value outside where they are not inside."""
+        values = values.mul_(inside)
+        return values.masked_fill_(~inside, self.outside) if self.outside else values
 
     @property
     def strides(self) -> tuple[int, int, int]:
@@ -237,14 +268,14 @@ def _linear(volume: _Volume, index: Coordinates) -> Tensor:
         weight = part.to(values[0].dtype)
         weight = weight[..., None] if vectors else weight
         values = [low.lerp_(high, weight) for low, high in zip(values[::2], values[1::2], strict=True)]
-    return values[0].mul_(inside[..., None] if vectors else inside)
+    return volume.within(values[0], inside[..., None] if vectors else inside)
 
 
 def _nearest(volume: _Volume, index: Coordinates) -> Tensor:
     inside = volume.inside(index)
     x, y, z = ((axis + 0.5).floor() for axis in index)
     position = volume.at((x, y, z), inside)
-    return volume.flat.index_select(0, position.reshape(-1)).reshape(inside.shape) * inside
+    return volume.within(volume.flat.index_select(0, position.reshape(-1)).reshape(inside.shape), inside)
 
 
 def _label(volume: _Volume, index: Coordinates) -> Tensor:
@@ -252,7 +283,7 @@ def _label(volume: _Volume, index: Coordinates) -> Tensor:
 
     inside, values, parts = _corners(volume, index)
     labels = torch.stack(values)
-    result = labels[0] * inside
+    result = volume.within(labels[0].clone(), inside)
     mixed = (labels[1:] != labels[0]).any(dim=0) & inside
     labels = labels[:, mixed]
     x, y, z = (torch.stack((1 - part[mixed], part[mixed])) for part in parts)

@@ -108,3 +108,56 @@ def test_a_file_that_is_no_transform_is_named(folder: Path) -> None:
     assert done.returncode == 3
     assert "bad.tfm" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def moved(folder: Path, path: Path, *words: object) -> tuple[np.ndarray, dict[str, object]]:
+    """The result on a grid of 2 mm that is shifted by 0.74 mm along each axis, and the record."""
+    grid = np.diag([2.0, 2.0, 2.0, 1.0])
+    grid[:3, 3] = 0.74
+    reference = folder / "shifted.nii.gz"
+    nib.save(nib.Nifti1Image(np.arange(12 * 14 * 16, dtype=np.int16).reshape(12, 14, 16), grid), reference)
+    out = folder / f"{path.parent.name}_{path.name.split('.')[0]}_out.nii.gz"
+    done = medkit("transform", "apply", path, "--reference", reference, "--json", "-o", out, *words)
+    assert done.returncode == 0, done.stderr
+    return np.asarray(nib.load(out).dataobj), json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["aseg.nii.gz", "x.seg.nii.gz", "labelsTr/a.nii.gz", "intent.nii.gz"])
+def test_no_number_is_made_up(folder: Path, name: str) -> None:
+    image = nib.load(folder / "box_dseg.nii.gz")
+    if name.startswith("intent"):
+        image.header.set_intent("label")
+    (folder / name).parent.mkdir(exist_ok=True)
+    nib.save(image, folder / name)
+    values, record = moved(folder, folder / name)
+    assert np.unique(values).tolist() == [0, 7]
+    assert record["kind"] == "labels"
+
+
+def test_other_images_that_look_like_labels_are_warned_about(folder: Path) -> None:
+    nib.save(nib.load(folder / "box_dseg.nii.gz"), folder / "atlas.nii.gz")
+    _, record = moved(folder, folder / "atlas.nii.gz")
+    assert "whose numbers are blended" in str(record["medkit"])
+    assert "numbers" not in str(moved(folder, folder / "ref.nii.gz")[1]["medkit"])
+
+
+def test_fractions_are_no_labels(folder: Path) -> None:
+    """A map of probabilities is often called `x_seg`, too."""
+    voxels = np.random.default_rng(0).uniform(0, 1, (12, 14, 16)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])), folder / "x_seg.nii.gz")
+    _, record = moved(folder, folder / "x_seg.nii.gz")
+    assert record["kind"] == "image"
+    assert "holds fractions" in str(record["medkit"])
+
+
+def test_outside(folder: Path) -> None:
+    ct = np.full((12, 14, 16), -1000, np.int16)
+    ct[3:9, 3:9, 3:9] = 30
+    nib.save(nib.Nifti1Image(ct, np.diag([2.0, 2.0, 2.0, 1.0])), folder / "ct.nii.gz")
+    nib.save(nib.Nifti1Image(ct, np.diag([2.0, 2.0, 2.0, 1.0])), folder / "again.nii.gz")
+    far = ("--transform", folder / "x.tfm")
+    assert moved(folder, folder / "ct.nii.gz", *far)[0].min() == -1000
+    assert (moved(folder, folder / "ct.nii.gz", *far, "--overwrite")[0][-1] == -1000).all()
+    values, record = moved(folder, folder / "again.nii.gz", *far, "--outside", -3000)
+    assert (values[-1] == -3000).all()
+    assert "'outside': -3000" in str(record["medkit"])

@@ -92,7 +92,7 @@ def test_affine_as_simpleitk(tmp_path: Path, fixed: str, moving: str, mode: str,
     grid = grid_in(fixed, FIXED_SHAPE, FIXED_SPACING)
     image = smooth_image(grid_in(moving, MOVING_SHAPE, MOVING_SPACING))
     transform = affine_transform()
-    result = resample(image, grid, transform, mode)
+    result = resample(image, grid, transform, mode, outside=0)
     assert result.grid is grid
     assert 0.2 < (result.data != 0).mean() < 1
     np.testing.assert_allclose(result.data[0], by_sitk(image, grid, written(transform, tmp_path), theirs), atol=2e-3)
@@ -113,7 +113,7 @@ def test_warps_as_simpleitk(tmp_path: Path, fixed: str, kind: str, mode: str, th
         "warp after affine": Composite((warp_on(other), affine)),
         "three": Composite((warp_on(other), affine, warp_on(grid))),
     }[kind]
-    result = resample(image, grid, transform, mode).data[0]
+    result = resample(image, grid, transform, mode, outside=0).data[0]
     expected = by_sitk(image, grid, written(transform, tmp_path), theirs)
     if mode == "linear":
         np.testing.assert_allclose(result, expected, atol=0.05)
@@ -133,8 +133,8 @@ def test_other_kinds_of_transform() -> None:
 
     grid = grid_in("oblique", FIXED_SHAPE, FIXED_SPACING)
     image = smooth_image(grid_in("LAS", MOVING_SHAPE, MOVING_SPACING))
-    expected = resample(image, grid, affine_transform()).data
-    np.testing.assert_allclose(resample(image, grid, Foreign()).data, expected, atol=1e-3)
+    expected = resample(image, grid, affine_transform(), outside=0).data
+    np.testing.assert_allclose(resample(image, grid, Foreign(), outside=0).data, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("fixed", ["LPI", "oblique"])
@@ -147,7 +147,7 @@ def test_labels_as_simpleitk(tmp_path: Path, fixed: str, dtype: str) -> None:
     assert result.data.dtype == dtype
     there = written(affine_transform(), tmp_path)
     np.testing.assert_array_equal(result.data[0], by_sitk(image, grid, there, sitk.sitkLabelLinear))
-    nearest = resample(image, grid, affine_transform(), "nearest").data[0]
+    nearest = resample(image, grid, affine_transform(), "nearest", outside=0).data[0]
     np.testing.assert_array_equal(nearest, by_sitk(image, grid, there, sitk.sitkNearestNeighbor))
 
 
@@ -163,7 +163,7 @@ def test_integers_are_rounded(tmp_path: Path, dtype: str) -> None:
     grid = grid_in("oblique", FIXED_SHAPE, FIXED_SPACING)
     image = smooth_image(grid_in("LAS", MOVING_SHAPE, MOVING_SPACING), "uint8")
     image = image.with_data(image.data.astype(dtype))
-    result = resample(image, grid, affine_transform())
+    result = resample(image, grid, affine_transform(), outside=0)
     assert result.data.dtype == result.dtype == dtype
     exact = by_sitk(image.with_data(image.data.astype(np.float64)), grid, written(affine_transform(), tmp_path), 2)
     assert np.abs(result.data[0] - exact).max() <= 0.5 + 1e-4
@@ -194,7 +194,7 @@ def test_images_of_the_plane(tmp_path: Path, mode: str, theirs: int) -> None:
     warp.field[..., 2] = 0
     image = smooth_image(moving)
     for transform in (AffineTransform(matrix, dims=2), Composite((AffineTransform(matrix, dims=2), warp))):
-        result = resample(image, fixed, transform, mode)
+        result = resample(image, fixed, transform, mode, outside=0)
         expected = by_sitk(image, fixed, written(transform, tmp_path), theirs)
         assert 0.2 < (result.data != 0).mean() < 1
         near = np.isclose(result.data[0], expected, atol=0.02)
@@ -214,21 +214,45 @@ def test_plane_within_half_a_slice() -> None:
 def test_identity_changes_nothing() -> None:
     image = smooth_image(grid_in("oblique", MOVING_SHAPE, MOVING_SPACING), "int16")
     for mode in ("linear", "nearest", "label"):
-        np.testing.assert_array_equal(resample(image, image.grid, None, mode).data, image.data)
+        np.testing.assert_array_equal(resample(image, image.grid, None, mode, outside=0).data, image.data)
 
 
 def test_slabs_and_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = grid_in("oblique", FIXED_SHAPE, FIXED_SPACING)
     image = smooth_image(grid_in("LAS", MOVING_SHAPE, MOVING_SPACING))
     transform = Composite((affine_transform(), warp_on(grid)))
-    whole = resample(image, grid, transform).data
+    whole = resample(image, grid, transform, outside=0).data
     monkeypatch.setattr(module, "SLAB", 50)
     pair = Image(np.concatenate([image.data, -image.data]), image.grid)
-    result = resample(pair, grid, transform).data
+    result = resample(pair, grid, transform, outside=0).data
     np.testing.assert_array_equal(result[:1], whole)
     np.testing.assert_array_equal(result[1:], -whole)
 
 
 def test_whole_numbers_beyond_float32() -> None:
     image = Image(np.full((1, 3, 3, 3), 2**24 + 1, np.int32), Grid((3, 3, 3), np.eye(4)))
-    assert (resample(image, image.grid).data == 2**24 + 1).all()
+    assert (resample(image, image.grid, outside=0).data == 2**24 + 1).all()
+
+
+def test_what_surrounds_an_image_is_outside() -> None:
+    """Air around a CT, the minimum of an image with negative values, 0 around others and around labels."""
+    grid = Grid((8, 8, 8), np.eye(4))
+    wide = Grid((12, 8, 8), np.eye(4))
+    ct = np.full((1, 8, 8, 8), -1003, np.int16)
+    ct[:, 2:6, 2:6] = 40
+    scores = np.linspace(-2, 3, 512, dtype=np.float32).reshape(1, 8, 8, 8)
+
+    def outside(data: np.ndarray, **settings: object) -> float:
+        values = resample(Image(data, grid), wide, **settings).data[0, 9:]  # type: ignore[arg-type]
+        assert values.min() == values.max()
+        return float(values.min())
+
+    assert outside(ct) == outside(ct, interpolation="nearest") == -1000
+    assert outside(ct.clip(-900)) == -900
+    assert outside(scores) == -2
+    assert outside(scores + 2) == outside(scores.round(), interpolation="label") == 0
+    assert outside(ct, outside=-2000.0) == -2000
+    assert outside(scores + 2, outside=7.0) == outside(scores + 2, outside=7.0, interpolation="nearest") == 7
+    assert outside((scores + 2).round(), outside=7.0, interpolation="label") == 7
+    both = np.concatenate([scores, scores + 2])
+    assert resample(Image(both, grid), wide).data[:, -1, 0, 0].tolist() == [-2, 0]
