@@ -40,7 +40,7 @@ def read_transform(path: Path) -> Transform:
     if not path.is_file():
         raise InputError(f"{path}: no such transform file")
     for suffixes, read in _READERS:
-        if path.name.endswith(suffixes):
+        if path.name.lower().endswith(suffixes):
             return read(path)
     raise InputError(f"{path}: expected a transform that ends in {', '.join((*TRANSFORM_SUFFIXES, *FIELD_SUFFIXES))}")
 
@@ -86,7 +86,7 @@ class TransformFile:
     def write(self, path: Path) -> None:
         """Write the file. Raises OutputError for a name that cannot hold the transform."""
         grid = self.grid or grid_of_field(self.transform)
-        if path.name.endswith((".nii", ".nii.gz")):
+        if path.name.lower().endswith((".nii", ".nii.gz")):
             if grid is None:
                 raise OutputError(f"{path.name}: a displacement field needs --reference, the fixed image")
             field = to_displacement_field(self.transform, grid)

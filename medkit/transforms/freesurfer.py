@@ -125,11 +125,14 @@ def _text_of(path: Path) -> str:
 
 
 def _after(path: Path, text: str, pattern: str, count: int) -> np.ndarray:
-    """Return the `count` numbers that follow a match of `pattern`, separated by white space only. Raises InputError."""
-    found = re.search(rf"(?:{pattern})((?:\s+{_NUMBER}){{{count}}})", text, re.MULTILINE)
+    """Return the `count` numbers that follow a match of `pattern`, with nothing but white space and commas between.
+
+    FastSurfer puts commas between sizes. Raises InputError.
+    """
+    found = re.search(rf"(?:{pattern})((?:(?:\s+|\s*,\s*){_NUMBER}){{{count}}})", text, re.MULTILINE)
     if not found:
         raise InputError(f"{path}: damaged: expected {count} numbers after {pattern!r}")
-    return np.array(found.group(1).split(), float)
+    return np.array(found.group(1).replace(",", " ").split(), float)
 
 
 def _geometry(path: Path, text: str, which: str) -> np.ndarray:

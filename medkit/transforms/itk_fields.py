@@ -22,7 +22,7 @@ def write_field(path: Path, transform: DisplacementField) -> None:
 
     Raises OutputError for a name that does not end in `.nii` or `.nii.gz`.
     """
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise OutputError(f"{path}: expected the name of a displacement field to end in .nii, .nii.gz or .h5")
     grid = transform.grid
     header = nifti.header_for(grid.header, grid.affine, grid.spacing)

@@ -29,9 +29,10 @@ def write_affine(path: Path, transform: AffineTransform) -> None:
 
     Raises OutputError for another name.
     """
-    if path.suffix in (".tfm", ".txt"):
+    suffix = path.suffix.lower()
+    if suffix in (".tfm", ".txt"):
         path.write_text(_text(transform), encoding="ascii")
-    elif path.suffix == ".mat":
+    elif suffix == ".mat":
         _write_matlab(path, transform)
     else:
         raise OutputError(f"{path}: expected the name of an affine transform to end in .tfm, .txt, .mat, .h5 or .hdf5")
@@ -43,6 +44,7 @@ def read_text(path: Path) -> Transform:
         text = path.read_text(encoding="ascii")
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: expected an ITK transform in text form, got something else") from error
+    _refuse_text_matrix(path, text.encode())
     if not text.startswith("#Insight Transform File"):
         raise InputError(f"{path}: expected an ITK transform in text form ({_MAGIC!r} in its first line)")
     try:
@@ -61,11 +63,7 @@ def read_text(path: Path) -> Transform:
 def read_matlab(path: Path) -> Transform:
     """Read an ITK transform in MATLAB's level 4 form, LPS mm. Raises InputError."""
     content = path.read_bytes()
-    if is_text_matrix(content):
-        raise InputError(
-            f"{path}: looks like an FSL matrix, which only has a meaning together with its two images: "
-            f"medkit transform convert {path.name} --fixed F --moving M -o x.tfm"
-        )
+    _refuse_text_matrix(path, content)
     name, parameters, fixed = _matlab_vectors(path, content)
     try:
         found = _linear_block(name, parameters, fixed)
@@ -74,8 +72,19 @@ def read_matlab(path: Path) -> Transform:
     return found if found is not None else chain(read_itk(path))
 
 
+def _refuse_text_matrix(path: Path, content: bytes) -> None:
+    """Raise InputError for a text of 16 numbers, which several programs write with different meanings."""
+    if is_text_matrix(content):
+        raise InputError(
+            f"{path}: expected a transform of ITK or ANTs, got a text of 16 numbers, which has one of two meanings. An "
+            "FSL matrix belongs to its two images: "
+            f"medkit transform convert {path.name} --fixed F --moving M -o x.tfm. A matrix of greedy or c3d is in RAS "
+            f"mm: c3d_affine_tool {path.name} -oitk x.txt"
+        )
+
+
 def is_text_matrix(content: bytes) -> bool:
-    """Return whether the bytes are a text of 16 numbers, such as FSL's matrices."""
+    """Return whether the bytes are a text of 16 numbers, such as the matrices of FSL, greedy and c3d."""
     try:
         rows = [line.split() for line in content.decode("ascii").split("\n") if line.strip()]
         return np.array(rows, float).size == 16

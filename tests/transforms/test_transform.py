@@ -279,7 +279,7 @@ def test_refused_files(tmp_path: Path, name: str, content: str, message: str) ->
     [
         (b"hello", "MATLAB's form"),
         (b"\x00" * 40, "MATLAB's form"),
-        (b"1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "FSL matrix"),
+        (b"1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "FSL matrix.*greedy or c3d is in RAS"),
     ],
 )
 def test_refused_mat_files(tmp_path: Path, content: bytes, message: str) -> None:
