@@ -14,11 +14,13 @@ import click
 
 from medkit import __version__, plugins
 from medkit.errors import MedkitError, PluginError
+from medkit.machine.user import name_unknown_user
 from medkit.options import PLUGIN_KEY
 from medkit.pipe.lines import guarded_stdout, private_stdin
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec, TaskSpec
 
+log = logging.getLogger("medkit")
 _CORE = Plugin("medkit", "medkit", "medkit", __version__)
 _CORE_COMMANDS = (
     CommandSpec("plugins", "List the plugins, or start a new one.", "medkit.commands.plugins:plugins"),
@@ -140,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="medkit: %(message)s", level=logging.WARNING, stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
+    name_unknown_user()
     with private_stdin():
         code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
     sys.exit(code)
@@ -161,15 +164,18 @@ def _exit_code(arguments: list[str]) -> int:
     except MedkitError as error:
         click.echo(f"medkit: {error}", err=True)
         return error.exit_code
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            raise
+    except OSError as error:  # a full disk, a folder that is gone: nothing that a traceback would explain
         _forget_stdout()
-        return 0
+        if error.errno == errno.EPIPE:
+            return 0
+        log.debug("unexpected error", exc_info=error)
+        reason = error.strerror or str(error)
+        click.echo(f"medkit: {reason if error.filename is None else f'{error.filename}: {reason}'}", err=True)
+        return 1
 
 
 def _forget_stdout() -> None:
-    """Point stdout at /dev/null: its reader is gone, and Python would complain about that once more at exit."""
+    """Point stdout at /dev/null: it cannot be written, and Python would complain about that once more at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 

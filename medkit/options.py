@@ -200,6 +200,8 @@ def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
     options = RunOptions(verbosity=verbose - quiet, programs=_programs(), **common)
     if options.overwrite and options.skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other")
+    if options.failed and not (options.failed.parent.is_dir() and os.access(options.failed.parent, os.W_OK)):
+        raise UsageError(f"--failed {options.failed}: there is no folder {options.failed.parent} that can be written")
     if options.keep_tree and (options.output is None or is_file_name(options.output)):
         raise UsageError("--keep-tree needs a folder as --output")
     return options

@@ -156,7 +156,56 @@ def test_a_full_disk_under_stdout_is_no_success(shell: Shell, blob: Make) -> Non
     blob("a.nii.gz")
     done = shell("medkit run pair a.nii.gz > /dev/full")
     assert done.code == 1
-    assert "No space left" in done.err
+    assert done.err.endswith("medkit: the lines of results cannot be written to stdout: No space left on device\n")
+    assert "Traceback" not in done.err
+    done = shell("medkit plugins > /dev/full")
+    assert (done.code, done.err) == (1, "medkit: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "line", ["medkit run pair a.nii.gz --failed nowhere/f", "MEDKIT_FAILED=nowhere/f medkit run pair a.nii.gz"]
+)
+def test_the_file_for_failures_is_looked_at_before_the_work(
+    shell: Shell, blob: Make, tmp_path: Path, line: str
+) -> None:
+    blob("a.nii.gz")
+    done = shell(line)
+    assert done.code == 2
+    assert f"--failed {tmp_path}/nowhere/f: there is no folder {tmp_path}/nowhere that can be written" in done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_a_working_directory_that_is_gone(shell: Shell, blob: Make, tmp_path: Path) -> None:
+    blob("a.nii.gz")
+    enter = "mkdir gone; cd gone; rmdir ../gone;"
+    # a script, since `python -m` itself needs the working directory
+    (tmp_path / "run.py").write_text("import toy\ntoy.main()\n")
+    run = f"{sys.executable} {tmp_path}/run.py run pair"
+    done = shell(f"{enter} {run} {tmp_path}/a.nii.gz -o {tmp_path}/o")
+    assert (done.code, done.out) == (0, f"{tmp_path}/o/a_copy.nii.gz\n"), done.err
+    done = shell(f"{enter} {run} {tmp_path}/a.nii.gz -o p")
+    assert (done.code, done.err) == (
+        2,
+        "medkit: p: the working directory is gone; give absolute paths, or change to a folder\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a.nii.gz\r\na.nii.gz\r\n", r"a.nii.gz\r: no such file; the name ends in a carriage return"),
+        (b"\xef\xbb\xbfa.nii.gz\nb.nii.gz\n", r"\ufeffa.nii.gz: no such file; the name holds a byte-order mark"),
+        ("\ufeffa.nii.gz\n".encode("utf-16-le"), "the list of inputs is UTF-16 text"),
+        ("\ufeffa.nii.gz\n".encode("utf-16-be"), "the list of inputs is UTF-16 text"),
+    ],
+)
+def test_lists_of_windows(shell: Shell, blob: Make, tmp_path: Path, content: bytes, reason: str) -> None:
+    blob("a.nii.gz")
+    (tmp_path / "list").write_bytes(content)
+    for given in ("--list list", "< list"):
+        done = shell(f"medkit run pair -o o {given}")
+        assert done.code != 0
+        assert reason in done.err
 
 
 def test_a_terminal_is_not_waited_for(shell_environment: dict[str, str], tmp_path: Path) -> None:

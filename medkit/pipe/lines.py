@@ -18,6 +18,8 @@ from typing import BinaryIO, TextIO
 from medkit.errors import MedkitError, UsageError
 from medkit.pipe.records import Record
 
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+"""How a text in UTF-16 begins: its byte-order mark."""
 _private_stdin: list[BinaryIO | None] = []
 """The real stdin within `private_stdin`, None if it is closed; empty outside."""
 
@@ -57,8 +59,13 @@ def _bytes_of(stream: TextIO | None) -> BinaryIO | None:
 
 
 def _split(stream: BinaryIO, null: bool) -> Iterator[str]:
-    """Yield non-blank lines without their final newline (or NUL), decoded like names of the file system."""
-    for raw in _null_separated(stream) if null else stream:
+    """Yield non-blank lines without their final newline (or NUL), decoded like names of the file system.
+
+    Raises UsageError for UTF-16.
+    """
+    for number, raw in enumerate(_null_separated(stream) if null else stream):
+        if number == 0 and not null and raw.startswith(_UTF16) and b"\0" in raw:
+            raise UsageError("the list of inputs is UTF-16 text, as Windows writes it: save it as UTF-8")
         line = os.fsdecode(raw if null else raw.removesuffix(b"\n"))
         if line.strip():
             yield line
@@ -151,6 +158,8 @@ class Emitter:
             self._stream.flush()
         except BrokenPipeError:
             raise ReaderGoneError from None
+        except OSError as error:
+            raise MedkitError(f"the lines of results cannot be written to stdout: {error.strerror}") from None
 
     def reader_gone(self) -> bool:
         """Return whether the reader of the pipe has ended, so that more work would be useless."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medkit.errors import InputError, MedkitError, listed
+from medkit.errors import InputError, MedkitError, UsageError, listed
 from medkit.pipe.names import kind_of_name, sidecar_path
 from medkit.specs import KINDS
 
@@ -97,8 +97,15 @@ def _plain(value: Any) -> Any:
 
 
 def absolute(path: str | Path, base: Path | None = None) -> Path:
-    """Return an absolute path without `..`; symbolic links are not followed."""
-    return Path(os.path.abspath(os.path.join(base or Path.cwd(), path)))  # noqa: PTH100, PTH118 - resolve() would follow links
+    """Return an absolute path without `..`; symbolic links are not followed.
+
+    Raises UsageError for a relative path if the working directory was removed.
+    """
+    joined = os.path.join(base or "", path)  # noqa: PTH118 - resolve() would follow links
+    try:
+        return Path(os.path.abspath(joined))  # noqa: PTH100
+    except FileNotFoundError:
+        raise UsageError(f"{path}: the working directory is gone; give absolute paths, or change to a folder") from None
 
 
 def record_from_json(data: Any, base: Path | None = None) -> Record:

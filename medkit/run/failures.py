@@ -36,6 +36,10 @@ def explain(error: BaseException, options: RunOptions) -> str:
 
 
 def with_name(record: Record) -> str:
-    """Return the message of a failed case, with the name of its file in front unless the message contains it."""
+    """Return the message of a failed case, with the name of its file in front unless the message contains it.
+
+    Characters that a terminal does not print are escaped: a carriage return would hide what comes before it.
+    """
     message = str(record.medkit.get("error"))
-    return message if record.path.name in message else f"{record.path}: {message}"
+    text = message if record.path.name in message else f"{record.path}: {message}"
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)

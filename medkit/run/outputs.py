@@ -23,6 +23,7 @@ from medkit.pipe.names import (
     stem,
     suffix_of,
 )
+from medkit.pipe.records import read_sidecar
 
 _BIDS_SUFFIX = {"labels": "dseg", "mask": "mask", "transform": "xfm"}
 
@@ -145,8 +146,14 @@ def refuse_inputs(targets: Targets, inputs: Iterable[Path]) -> None:
         for target in targets.names:
             if target == path or _same_file(target, path):
                 raise OutputError(f"{target}: is an input of this case; choose another -o")
-            if _same_file(target, sidecar_path(path)):
+            if _same_file(target, sidecar_path(path)) and not _is_own_sidecar(target, targets):
                 raise OutputError(f"{target}: is the sidecar of {path.name}, an input of this case; choose another -o")
+
+
+def _is_own_sidecar(path: Path, targets: Targets) -> bool:
+    """Return whether a sidecar is that of an earlier result: `x.json` of `x.tfm`, which was made from `x.mat`."""
+    record = read_sidecar(path) if path == targets.sidecar else None
+    return record is not None and record.path == targets.main
 
 
 def _same_file(a: Path, b: Path) -> bool:

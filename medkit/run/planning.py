@@ -110,7 +110,7 @@ class Planner:
         if own != record.path:
             record = replace(record_of(own), inputs=record.inputs, extra=record.extra)
         if not own.exists():
-            raise InputError(f"{own}: no such file")
+            raise InputError(f"{own}: no such file{_hint(own)}")
         inputs = self._inputs(record, members)
         targets = self._targets(own if not members else self._group_name(own, group))
         if members and self.task.members:
@@ -205,3 +205,12 @@ class Planner:
                     f"{source}: its result {path.name} would replace that of {self.claimed[str(path)]}; {advice}"
                 )
         self.claimed.update(dict.fromkeys(map(str, names), str(source)))
+
+
+def _hint(path: Path) -> str:
+    """Return what may be wrong with the list that names a file which does not exist; mostly nothing."""
+    if path.name.endswith("\r"):
+        return "; the name ends in a carriage return: the list has the line ends of Windows (dos2unix removes them)"
+    if "\ufeff" in str(path):
+        return "; the name holds a byte-order mark: save the list as UTF-8 without one"
+    return ""

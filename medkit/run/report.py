@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from medkit.errors import InputError, Stopped
+from medkit.errors import InputError, OutputError, Stopped
 from medkit.options import RunOptions
 from medkit.pipe.atomic import write_atomically
 from medkit.pipe.records import Record
@@ -62,10 +62,13 @@ class RunReport:
         if self.failures and self.counts.total() > 1:
             say(f"medkit: {self.task.name}: {len(self.failures)} of {self.counts.total()} failed:")
             for record in self.failures:
-                say(f"  {with_name(record).splitlines()[0]}")
+                say("  " + with_name(record).split("\n")[0])
         if self.options.failed and not self.options.dry_run:
             end = b"\0" if self.options.null else b"\n"
-            write_atomically(self.options.failed, b"".join(os.fsencode(r.path) + end for r in self.failures))
+            try:
+                write_atomically(self.options.failed, b"".join(os.fsencode(r.path) + end for r in self.failures))
+            except OSError as error:
+                raise OutputError(f"--failed {self.options.failed}: cannot be written: {error.strerror}") from None
 
 
 def say(text: str) -> None:

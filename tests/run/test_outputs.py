@@ -150,6 +150,23 @@ def test_inputs_and_their_sidecars_are_refused_as_targets(tmp_path: Path, blob: 
         refuse_inputs(Targets({"image": source}), [source])
 
 
+def test_a_result_with_its_inputs_stem_can_be_made_again(toy: Run, scan: Make, tmp_path: Path) -> None:
+    """Its sidecar lies where the input's own would; an input that has one keeps it."""
+    source = scan("a.nii.gz")
+    words = ("run", "double", source, "-o", tmp_path / "a.nii")
+    assert toy(*words).code == 0
+    assert json.loads((tmp_path / "a.json").read_text())["path"] == "a.nii"
+    kept = toy(*words, "--skip-existing", "--json")
+    assert (kept.code, kept.records[0]["medkit"]["skipped"]) == (0, True), kept.err
+    redone = toy(*words, "--overwrite", "--json")
+    assert (redone.code, redone.records[0]["medkit"]["skipped"]) == (0, False), redone.err
+    (tmp_path / "a.json").write_text('{"EchoTime": 0.03}')
+    refused = toy(*words, "--overwrite")
+    assert refused.code == 1
+    assert "is the sidecar of a.nii.gz" in refused.err
+    assert (tmp_path / "a.json").read_text() == '{"EchoTime": 0.03}'
+
+
 def test_dataset_description(tmp_path: Path) -> None:
     describe_dataset(tmp_path / "new")
     text = (tmp_path / "new/dataset_description.json").read_text()
