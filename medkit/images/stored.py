@@ -40,13 +40,27 @@ class Stored:
         return values
 
 
+class FramesError(InputError):
+    """A file holds several frames, and none was picked."""
+
+    def __init__(self, message: str, count: int = 0) -> None:
+        super().__init__(message)
+        self.count = count
+
+
 def checked_frame(path: Path, count: int, frame: int | None) -> int:
-    """Return the index of the only frame of `count`, or `frame` if it is given. Raises InputError."""
-    if frame is None and count > 1:
-        raise InputError(f"{path}: expected one frame, got {count}; pick one with --frame N (0 to {count - 1})")
-    if frame is not None and not 0 <= frame < count:
+    """Return the index of the only frame of `count`, or `frame` of several.
+
+    Raises FramesError if `frame` is missing, InputError if the file has no such frame.
+    """
+    if count == 1:
+        return 0
+    if frame is None:
+        message = f"{path}: expected one frame, got {count}; pick one with --frame N (0 to {count - 1})"
+        raise FramesError(message, count)
+    if not 0 <= frame < count:
         raise InputError(f"{path}: there is no frame {frame}: the file has the frames 0 to {count - 1}")
-    return frame or 0
+    return frame
 
 
 def pick_frame(path: Path, voxels: np.ndarray, frame: int | None) -> np.ndarray:

@@ -48,6 +48,8 @@ class Runtime:
     """How many threads it may compute with."""
     seed: int
     """Seed of everything random."""
+    frame: int | None = None
+    """Index of the frame of images that hold several, if one was picked."""
 
     def limit_torch(self) -> None:
         """Import torch with these threads; `run_task` has done so already if the task declares `uses_torch`."""

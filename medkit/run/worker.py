@@ -108,7 +108,7 @@ class CaseWorker:
     def runtime(self) -> Runtime:
         """The device and threads of this process."""
         threads = self.options.threads or max(1, granted_threads() // max(1, self.options.workers))
-        return Runtime(self._device(), threads, self.options.seed)
+        return Runtime(self._device(), threads, self.options.seed, self.options.frame)
 
     def _device(self) -> str:
         if self.options.device != "auto":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medkit.errors import UsageError
+from medkit.errors import InputError, UsageError
 from medkit.images import Image, read_image
 from medkit.inference import choose_device
 from medkit.space import Grid
@@ -41,7 +41,7 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: RegisterCho
     Raises UsageError for a given start that is not an affine transform.
     """
     runtime = replace(runtime, device=str(choose_device(runtime.device)))
-    fixed = read_image(shared["fixed"])
+    fixed = read_image(shared["fixed"], frame=runtime.frame)
     pyramid = Pyramid(volume_of(fixed, _mask_on(fixed.grid, shared.get("fixed_mask"))))
     network = StartNetwork(choices.bundle, runtime.device) if choices.bundle and choices.bends else None
     background = ThreadPoolExecutor(2, "medkit background")
@@ -79,7 +79,10 @@ def _mask_on(grid: Grid, path: Path | None) -> np.ndarray | None:
     mask = read_image(path, labels=True)
     if mask.grid.digest() != grid.digest():
         mask = resample(mask, grid, interpolation="nearest")
-    return mask.data[0] > 0
+    kept: np.ndarray = mask.data[0] > 0
+    if not kept.any():
+        raise InputError(f"{path}: expected a mask that covers a part of the image, got none of its voxels")
+    return kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,6 +99,17 @@ def test_volumes_and_distances_on_a_sheared_grid(pair: tuple[np.ndarray, np.ndar
             assert row.values["volume_error_mm3"] == pytest.approx((x.sum() - y.sum()) * 3.6, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["labels", "images"])
+def test_several_frames_are_refused_without_advice(tmp_path: Path, kind: str) -> None:
+    voxels = np.random.default_rng(0).integers(0, 3, (6, 7, 8, 2)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii")
+    nib.save(nib.Nifti1Image(voxels[..., 0], np.eye(4)), tmp_path / "b.nii")
+    for pair in (Pair("x", tmp_path / "a.nii", tmp_path / "b.nii"), Pair("x", tmp_path / "b.nii", tmp_path / "a.nii")):
+        (failure,) = evaluate([pair], EvaluationSettings(kind)).failures
+        assert "a.nii: expected an image of one frame, got 2 frames" in failure.error
+        assert "--frame" not in failure.error
+
+
 def test_distances_equal_monai_s(pair: tuple[np.ndarray, np.ndarray]) -> None:
     import torch
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance

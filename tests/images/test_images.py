@@ -248,6 +248,7 @@ def test_one_frame_in_many_axes(tmp_path: Path) -> None:
     image = read_image(saved(tmp_path / "x.nii", VOXELS[..., None, None]))
     assert image.data.shape == (1, *VOXELS.shape)
     assert read_image(tmp_path / "x.nii", frame=0).grid.digest() == image.grid.digest()
+    assert read_image(tmp_path / "x.nii", frame=2).grid.digest() == image.grid.digest()  # for images that hold several
 
 
 def _colours(path: Path) -> None:

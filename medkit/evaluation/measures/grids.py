@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
 from medkit.errors import InputError, size_text
-from medkit.images.image import Image
+from medkit.images.image import Image, read_image
+from medkit.images.stored import FramesError
 from medkit.space import Grid, apply_affine
 
 TOLERANCE = 0.01
 """Largest distance, in voxels, between corners of two grids that count as the same: headers hold float32 or less."""
+
+
+def read_side(path: Path, *, labels: bool = False) -> Image:
+    """Read an image that is compared with another. Raises InputError, also for several frames: none can be picked."""
+    try:
+        return read_image(path, labels=labels)
+    except FramesError as error:
+        raise InputError(f"{path}: expected an image of one frame, got {error.count} frames") from error
 
 
 def on_grid(image: Image, reference: Image, *, resample: bool, labels: bool) -> np.ndarray:

@@ -9,9 +9,9 @@ import numpy as np
 
 from medkit.errors import InputError
 from medkit.evaluation.measures import metrics
-from medkit.evaluation.measures.grids import on_grid
+from medkit.evaluation.measures.grids import on_grid, read_side
 from medkit.evaluation.results import EvaluationSettings, Pair, Scores
-from medkit.images.image import Image, read_image
+from medkit.images.image import Image
 
 _FEW = 64
 """Largest number of different whole numbers in an image that is probably a label image."""
@@ -19,11 +19,11 @@ _FEW = 64
 
 def score_images(pair: Pair, settings: EvaluationSettings) -> Scores:
     """Compare two images. Raises InputError."""
-    reference, image = read_image(pair.reference), read_image(pair.result)
+    reference, image = read_side(pair.reference), read_side(pair.result)
     result = on_grid(image, reference, resample=settings.resample, labels=False)
     mask = None
     if pair.mask is not None:
-        mask = on_grid(read_image(pair.mask, labels=True), reference, resample=settings.resample, labels=True) > 0
+        mask = on_grid(read_side(pair.mask, labels=True), reference, resample=settings.resample, labels=True) > 0
         if not mask.any():
             raise InputError(f"{pair.mask}: the mask keeps no voxel of {pair.reference}")
     values = compare_images(result, reference.data[0], mask, settings.data_range)

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from medkit.evaluation.measures.grids import on_grid
+from medkit.evaluation.measures.grids import on_grid, read_side
 from medkit.evaluation.measures.label_maps import names_next_to, present, translated
 from medkit.evaluation.results import EvaluationSettings, Pair, ScoreRow, Scores
-from medkit.images.image import read_image
 
 _NONE = float("nan")
 _LISTED = 20
@@ -19,8 +18,8 @@ _LISTED = 20
 
 def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
     """Compare two label images. Raises InputError."""
-    reference = read_image(pair.reference, labels=True)
-    result = on_grid(read_image(pair.result, labels=True), reference, resample=settings.resample, labels=True)
+    reference = read_side(pair.reference, labels=True)
+    result = on_grid(read_side(pair.result, labels=True), reference, resample=settings.resample, labels=True)
     expected = reference.data[0]
     names = {**names_next_to(pair.reference), **names_next_to(pair.result)}
     in_result = present(result)
