@@ -112,9 +112,12 @@ def remembered() -> list[dict[str, Any]]:
 
 
 def is_trusted(root: Path) -> bool:
-    """Return whether the content of a bundle was trusted before."""
+    """Return whether the content of a bundle was trusted before; a bundle that cannot be trusted never was."""
     found = remembered()
-    return bool(found) and fingerprint(root).sha256 in {b["sha256"] for b in found}
+    try:
+        return bool(found) and fingerprint(root).sha256 in {b["sha256"] for b in found}
+    except BundleError:
+        return False
 
 
 def remember(root: Path, now: BundleContent | None = None) -> str:

@@ -151,6 +151,8 @@ def test_files_outside_cannot_be_taken_in(
     take_in(root, f"%{place.format(root=root, outside=outside)}::net")
     with pytest.raises(BundleError, match="not a file of the bundle"):
         admit(root, trust=True)
+    remember(tmp_path, BundleContent({}))
+    assert not is_trusted(root)
 
 
 def test_names_are_part_of_the_content(root: Path) -> None:
