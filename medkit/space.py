@@ -15,7 +15,6 @@ from medkit.errors import InputError, size_text
 __all__ = [
     "ANISOTROPY",
     "RAS_TO_LPS",
-    "SHEAR",
     "SMALL_FIELD_OF_VIEW",
     "SPACING_RANGE",
     "Grid",
@@ -33,7 +32,7 @@ ANISOTROPY = 3.0
 SMALL_FIELD_OF_VIEW = 64.0
 """mm; if the longest side of an image is shorter, the anatomy may be cropped."""
 
-SHEAR = 1e-4
+_SHEAR = 1e-4
 """Largest cosine between two axes that count as orthogonal: headers hold float32 or less."""
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -72,7 +71,7 @@ class Grid:
     def is_sheared(self) -> bool:
         """Whether two axes are not orthogonal, as in a CT with a tilted gantry."""
         axes = self.affine[:3, :3] / self.spacing
-        return bool(np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR)
+        return bool(np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR)
 
     @property
     def centre(self) -> np.ndarray:
