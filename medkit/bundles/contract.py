@@ -68,7 +68,7 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
     if any(class_name(node).startswith(_CLICKS) for _, node in walk(content)):
         raise BundleError(f"bundle {bundle.name}: needs a user who clicks ({_CLICKS}); medkit has only images")
     keys = tuple(dict.fromkeys(_keys_of(content, "LoadImaged"))) or ("image",)
-    classes = {int(n): str(name) for n, name in (made.get("channel_def") or {}).items() if str(n).isdigit()}
+    classes = _names_of(made.get("channel_def")) or _names_of(made.get("label_def"))
     saved = [key for key in dict.fromkeys(_keys_of(content, "SaveImaged")) if key not in keys]
     return Contract(
         kind=_kind(bundle, made),
@@ -81,6 +81,16 @@ def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
         planar=len(given.get("spatial_shape") or ()) == 2,
         aspects=_aspects(bundle, classes),
     )
+
+
+def _names_of(stated: Any) -> dict[int, str]:
+    """Return number -> name: from a list of names, or from an object, number -> name or name -> number."""
+    if isinstance(stated, list):
+        return {n: str(name) for n, name in enumerate(stated)}
+    if not isinstance(stated, Mapping):
+        return {}
+    pairs = [(n, name) if str(n).isdigit() else (name, n) for n, name in stated.items()]
+    return {int(n): str(name) for n, name in pairs if str(n).isdigit()}
 
 
 def _aspects(bundle: Bundle, classes: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
@@ -97,7 +107,7 @@ def _aspects(bundle: Bundle, classes: Mapping[int, str]) -> dict[str, tuple[int,
 
 
 def _kind(bundle: Bundle, made: Mapping[str, Any]) -> OutputKind:
-    what, form = made.get("type"), made.get("format")
+    what, form = (_word(made.get(key)) for key in ("type", "format"))
     for word in (what, form):
         if word in _NO_FILE:
             raise BundleError(f"bundle {bundle.name}: finds {_NO_FILE[word]}, which medkit cannot write to a file")
@@ -105,7 +115,12 @@ def _kind(bundle: Bundle, made: Mapping[str, Any]) -> OutputKind:
         return "table"
     if form == "labels" and not _has_place(made):
         return "table"
-    return "labels" if form in ("segmentation", "labels", "classification") else "image"
+    return "labels" if form in ("segmentation", "labels", "classification", "onehot") else "image"
+
+
+def _word(value: Any) -> str:
+    """Return a word of the metadata in lower case, without hyphens and underscores."""
+    return re.sub(r"[-_\s]", "", str(value or "")).lower()
 
 
 def _has_place(made: Mapping[str, Any]) -> bool:
@@ -115,8 +130,9 @@ def _has_place(made: Mapping[str, Any]) -> bool:
 
 
 def _channels(given: Mapping[str, Any]) -> tuple[str, ...]:
-    count, names = int(given.get("num_channels") or 1), given.get("channel_def") or {}
-    slugs = [re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_").removesuffix("_image") for name in names.values()]
+    count, names = int(given.get("num_channels") or 1), given.get("channel_def")
+    texts = list(names.values()) if isinstance(names, Mapping) else names if isinstance(names, list) else []
+    slugs = [re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_").removesuffix("_image") for name in texts]
     return tuple(slugs) if len(set(slugs)) == count else ()
 
 

@@ -99,6 +99,8 @@ class Postprocessing:
         self.contract = contract
         if contract.kind == "table":  # a bare class would hide how sure the network is
             steps = [s for s in steps if not _named(s, "AsDiscrete")]
+        if contract.kind == "labels":
+            steps = _labels_by_nearest(steps)
         self.steps = tuple(map(_quick, steps))
         _allow_missing(s for s in self.steps if isinstance(s, MapTransform))  # only training data has a label
         self.activated = bool(contract.aspects) or any(_named(s, "Activations") for s in self.steps)
@@ -165,6 +167,12 @@ def _quick(step: Any) -> Any:
     quick.kwargs = step.converter.kwargs
     step.converter = quick
     return step
+
+
+def _labels_by_nearest(steps: Sequence[Any]) -> list[Any]:
+    """Return steps that do not blend numbers of labels on their way back to the scan, whatever the bundle asks for."""
+    first = next((n for n, step in enumerate(steps) if _named(step, "AsDiscrete") and _takes_largest(step)), len(steps))
+    return [_nearest(step) if n > first else step for n, step in enumerate(steps)]
 
 
 def _nearest(step: Any) -> Any:

@@ -431,3 +431,46 @@ def test_a_zip_that_climbs_out_is_refused(run: Run, scan: Callable[..., Path], t
     assert done.code != 0
     assert "escaped.py" in done.err
     assert not list(tmp_path.rglob("escaped.py"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channel_def": ["background", "liver"]},
+        {"channel_def": None, "label_def": {"0": "background", "1": "liver"}},
+        {"channel_def": {"background": 0, "liver": 1}},
+        {"channel_def": ["background", "liver"], "format": "Segmentation"},
+        {"channel_def": ["background", "liver"], "format": "one-hot"},
+    ],
+)
+def test_names_and_formats_as_authors_write_them(
+    run: Run, scan: Callable[..., Path], tmp_path: Path, change: Any
+) -> None:
+    root = zoo.write(tmp_path / "b", "spleen_ct_segmentation")
+    path = root / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["network_data_format"]["outputs"]["pred"] |= change
+    metadata["network_data_format"]["inputs"]["image"]["channel_def"] = ["image"]
+    path.write_text(json.dumps(metadata))
+    (record,) = run(root, scan(), "--json").records
+    assert (record["kind"], record["medkit"]["labels"]) == ("labels", {"1": "liver"})
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+def test_labels_are_not_blended_on_their_way_back(run: Run, scan: Callable[..., Path], tmp_path: Path) -> None:
+    """Labels 0 and 2 side by side, on coarser voxels; the bundle interpolates them linearly, and 1 is in none."""
+    import torch
+
+    source = scan(shape=(20, 18, 14), spacing=(3.0, 3.0, 3.0))
+    coarser = {"_target_": "Spacingd", "keys": "image", "pixdim": [5.0, 5.0, 5.0]}
+    root = zoo.write(tmp_path / "b", "prostate_mri_anatomy", network_def={**THRESHOLD, "out_channels": 3})
+    path = root / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["preprocessing"]["transforms"].append(coarser)
+    config["postprocessing"]["transforms"].pop(1)
+    path.write_text(json.dumps(config))
+    state = {"weight": torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1, 1, 1), "bias": torch.tensor([0.5, -9.0, 0.0])}
+    torch.save(state, root / "models" / "model.pt")
+    done = run(root, source)
+    assert done.code == 0, done.err
+    assert np.unique(voxels(done.paths[0])).tolist() == [0, 2]
