@@ -161,6 +161,10 @@ class Enhancer:
     ) -> np.ndarray | None:
         """Return the image without bias field; None if the field is weak."""
         method = work.steps.bias
+        # a field multiplies: intensities that start below 0 are counted from the lowest one
+        low = min(float(work.image.data.min()), 0.0)
+        if low < 0:
+            values = values - np.float32(low)
         if method == "network":
             assert parts is not None
             log_field = parts.data[1].reshape(values.shape)
@@ -174,7 +178,8 @@ class Enhancer:
         if weak:
             work.done[-1]["reason"] = f"a field that varies by {100 * strength:.2g} %: left alone"
             return None
-        return bias.corrected(values, log_field)
+        found = bias.corrected(values, log_field)
+        return found + np.float32(low) if low < 0 else found
 
 
 def modality_of(image: Image) -> str:

@@ -344,3 +344,18 @@ def test_a_reference_elsewhere_is_refused(enhance: Run, tmp_path: Path) -> None:
 )
 def test_noise_of_real_scans(shared_data: Path, name: str, noisy: bool) -> None:
     assert estimate(read_image(shared_data / name).data[0]).negligible is not noisy
+
+
+@pytest.mark.parametrize("asked", [("--method", "n4"), ("--method", "homomorphic", "--what", "bias")])
+def test_a_field_of_an_image_with_negative_intensities(enhance: Run, tmp_path: Path, asked: Sequence[str]) -> None:
+    """Standardised MR: the field is found as without the standardisation, and nothing is cut to 0."""
+    shape = (66, 78, 60)
+    truth = head(shape)
+    mean, spread = truth[truth > 0].mean(), truth[truth > 0].std()
+    given = (truth * np.exp(field(shape)) - mean) / spread
+    source = saved(tmp_path / "a.nii.gz", given.astype(np.float32))
+    made = read_image(Path(block(enhance(source, *asked))["path"])).data[0]
+    wanted = (truth - mean) / spread
+    before, after = (np.sqrt(((image - wanted) ** 2).mean()) for image in (given, made))
+    assert made.min() < -1
+    assert after < 0.9 * before
