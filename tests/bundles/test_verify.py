@@ -47,6 +47,7 @@ def change_weights(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     torch.save(change(weights) or weights, root / WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_sound_bundle(root: Path) -> None:
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     found = list(verify_bundle(root))
@@ -255,6 +256,7 @@ def test_a_case_that_lies_aslant(root: Path) -> None:
     assert "lies elsewhere than the scan" in failed(root, "case")
 
 
+@pytest.mark.slow
 def test_a_case_under_another_key(root: Path) -> None:
     """Zoo bundles name the key of the image elsewhere in the config."""
     text = json.dumps(INFERENCE).replace('"keys": "image"', '"keys": "@image_key"')
@@ -267,6 +269,7 @@ def test_a_case_under_another_key(root: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_network_of_planes_over_a_volume(root: Path) -> None:
     network = {**INFERENCE["network_def"], "spatial_dims": 2}
     inferer = {"_target_": "SliceInferer", "roi_size": [4, 4], "spatial_dim": 2}
@@ -284,6 +287,7 @@ def test_a_case_without_a_result(root: Path) -> None:
     assert "wrote no NIfTI" in failed(root, "case")
 
 
+@pytest.mark.slow
 def test_a_case_of_several_channels(root: Path) -> None:
     """Four contrasts in a file, as tumour bundles have them; one contrast alone would not fit the network."""
     network = {**INFERENCE["network_def"], "in_channels": 3}
@@ -312,6 +316,7 @@ def test_a_finer_grid_covers_what_the_scan_covers(shift: float, covered: bool) -
     assert np.allclose(*corners, atol=1e-6) == covered
 
 
+@pytest.mark.slow
 def test_medkit_and_monai_return_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The case is also run by `medkit run bundle`, whose weights are other ones here."""
     from medkit.bundles.checks import comparison

@@ -117,6 +117,7 @@ def test_install_and_pack(toy: Run, root: Path, tmp_path: Path) -> None:
     assert (refused.code, "no LICENSE" in refused.err) == (1, True)
 
 
+@pytest.mark.slow
 def test_verify_lists_everything(toy: Run, root: Path) -> None:
     """What fails, what does not, and what cannot be checked; a line each."""
     (root / "models" / "model.pt").unlink()
@@ -214,6 +215,7 @@ def test_training_runs_nothing(toy: Run, bad: Path, tmp_path: Path, canary: Path
     assert canary.exists(), "the canary sings when the code runs, so its silence means something"
 
 
+@pytest.mark.slow
 def test_verifying_with_trust_runs_it(toy: Run, bad: Path, canary: Path) -> None:
     done = toy("bundle", "verify", bad, "--trust")
     assert done.code == 1

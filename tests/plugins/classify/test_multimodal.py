@@ -109,6 +109,7 @@ def kept(branch: str, images: torch.Tensor, rows: torch.Tensor, facts: Facts) ->
     return packed(images, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["all", "image", "table", "text"])
 def test_only_image_table_and_text_together_tell_the_class(branch: str) -> None:
     torch.manual_seed(0)

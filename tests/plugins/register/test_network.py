@@ -196,6 +196,7 @@ def test_which_bundle(bundle: Callable[..., Bundle]) -> None:
         bundle_or_none(str(made.root), "register", trust=True)
 
 
+@pytest.mark.slow
 def test_the_record_says_what_began(bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     scans = [str(make_image(tmp_path / f"{name}.nii.gz", (44, 50, 40), (3.4, 3.1, 3.8), seed=3)) for name in "ab"]
     base = ["run", "register", "--fixed", scans[0], scans[1], "--quality", "fast", "--json", "--overwrite",

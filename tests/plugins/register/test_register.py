@@ -159,6 +159,7 @@ def test_one_thread_or_two_give_the_same(pair: Path, tmp_path: Path) -> None:
     assert (one["medkit"]["threads"], two["medkit"]["threads"]) == (1, 2)
 
 
+@pytest.mark.slow
 def test_a_moving_mask_comes_by_option_or_by_record(pair: Path, tmp_path: Path) -> None:
     image = nib.load(pair / "moving.nii.gz")
     mask = np.zeros(image.shape, np.uint8)
@@ -228,6 +229,7 @@ def test_a_dry_run_says_what_it_needs_and_writes_nothing(pair: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_good_and_bad_scans_in_one_pipe(shared_data: Path, tmp_path: Path) -> None:
     scans = shared_data / "brain_t1_manual"

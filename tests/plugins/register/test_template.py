@@ -164,6 +164,7 @@ def test_what_is_no_group(group: Path, tmp_path: Path, names: tuple[str, ...], c
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_template_that_is_there_is_kept(group: Path, tmp_path: Path) -> None:
     words = ("--type", "rigid", "--iterations", "1")
     template(group, tmp_path, *words)

@@ -58,6 +58,7 @@ built = functools.partial(bundled.built, ROOT)
 monai_bundle = functools.partial(bundled.monai_bundle, ROOT)
 
 
+@pytest.mark.slow
 def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
     bundled.verify_network(ROOT)
 
