@@ -207,7 +207,7 @@ def test_the_stranger_runs_in_a_pipe_with_others(world: World, scan: Path, tmp_p
     assert "medkit-stranger 2.0" in shown
 
 
-HOOK = "from medkit import hookimpl\nfrom medkit.specs import *\n\n@hookimpl\ndef "
+HOOK = "from pathlib import Path\nfrom medkit import hookimpl\nfrom medkit.specs import *\n\n@hookimpl\ndef "
 BROKEN = {
     "raises": ("raise RuntimeError('no licence server')", "no licence server"),
     "lacks a library": ("import no_such_library", "no_such_library"),
