@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from medkit.bundles.bundle import WEIGHTS
-from medkit.bundles.checks.comparison import difference
+from medkit.bundles.checks.comparison import FINER, GRID, difference
 from medkit.bundles.checks.subject import CheckedBundle, Skipped
 from medkit.bundles.config import BundleConfig, one_line, walk
 
-GRID, FINER = "grid", "finer"
-"""Entry of the metadata's medkit block for a bundle whose results have a finer grid than the scan."""
 MATCHES = 1e-3
 """Largest difference between two affines (mm) that count as equal."""
 
