@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from medkit.scanner import border_gaussian_weights
+
 
 @dataclass(frozen=True, eq=False)
 class AxisSampling:
@@ -40,15 +42,8 @@ def axis_sampling(
 
 
 def gaussians(positions: np.ndarray, size: int, sigma: float) -> np.ndarray:
-    """Return the (positions, size) matrix of Gaussians of `sigma` voxels; the border is repeated."""
-    reach = math.ceil(3 * sigma) + 1
-    centres = np.clip(positions, -0.5, size - 0.5)[:, None]  # further out everything is the border
-    taps = np.floor(centres) + np.arange(-reach, reach + 2)
-    weights = np.exp(-0.5 * ((centres - taps) / sigma) ** 2)
-    rows = np.broadcast_to(np.arange(len(positions))[:, None], taps.shape)
-    matrix = np.zeros((len(positions), size))
-    np.add.at(matrix, (rows, np.clip(taps, 0, size - 1).astype(int)), weights)
-    return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+    """Return the (positions, size) float32 matrix of Gaussians of `sigma` voxels; the border is repeated."""
+    return border_gaussian_weights(positions, size, sigma).astype(np.float32)
 
 
 def apply_along_axes(data: torch.Tensor, operators: list[np.ndarray]) -> torch.Tensor:

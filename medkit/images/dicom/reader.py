@@ -84,8 +84,8 @@ def _series(path: Path, series: str | None) -> tuple[list[DicomFile], list[str]]
     """The files of the one series, or of the one asked for, and warnings about others."""
     names = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
     names = [entry for entry in names if not entry.name.startswith(".") and entry.name != "DICOMDIR"]
-    _check_no_empty_file(path, names)
     dicom = [entry for entry in names if looks_like_dicom(entry)]
+    _check_no_empty_file(path, names, dicom)
     if not path.is_dir() and not dicom:
         raise InputError(f"{path}: expected a DICOM image, got something else")
     files = [file for file in map(read_header, dicom) if file is not None]
@@ -103,9 +103,9 @@ def _series(path: Path, series: str | None) -> tuple[list[DicomFile], list[str]]
     return [file for file in files if file.series == known[0]], warnings
 
 
-def _check_no_empty_file(path: Path, names: Sequence[Path]) -> None:
+def _check_no_empty_file(path: Path, names: Sequence[Path], dicom: Sequence[Path]) -> None:
     """Raises InputError for a file without a byte that is named as its neighbours are: a slice that was not copied."""
-    suffixes = {entry.suffix.lower() for entry in names if entry.stat().st_size and looks_like_dicom(entry)}
+    suffixes = {entry.suffix.lower() for entry in dicom}
     for entry in names:
         if not entry.stat().st_size and (entry.suffix.lower() in suffixes or not path.is_dir()):
             raise InputError(f"{entry}: expected a DICOM image, got a file of 0 bytes")
