@@ -7,6 +7,8 @@ import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medkit.machine.cgroups import memory_left
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,7 +26,7 @@ def available(limit: int | None, device: torch.device) -> int:
         return min(free, limit) if limit else free
     if limit:
         return limit - resident()
-    left = [_machine_left(), _group_left()]
+    left = [_machine_left(), memory_left()]
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if space != resource.RLIM_INFINITY:
         left.append(space - _statm(0))
@@ -51,16 +53,6 @@ def _machine_left() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except OSError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _group_left() -> int | None:
-    """Return how many bytes the control group (v2) of the job leaves; None without a limit."""
-    try:
-        most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        held = Path("/sys/fs/cgroup/memory.current").read_text()
-        return None if most == "max" else int(most) - int(held)
-    except (OSError, ValueError):
-        return None
 
 
 def ran_out(error: BaseException) -> bool:

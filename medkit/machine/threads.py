@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from medkit.machine.cgroups import processors
 
-def granted_threads(environ: Mapping[str, str] = os.environ) -> int:
-    """Return how many processors this run may use: what SLURM or OMP_NUM_THREADS grants, else the CPU affinity.
+_GRANTS = ("SLURM_CPUS_PER_TASK", "NCPUS", "PBS_NUM_PPN", "NSLOTS", "LSB_DJOB_NUMPROC", "OMP_NUM_THREADS")
+"""Variables with a number of processors: of Slurm, PBS, Torque, Grid Engine, LSF and OpenMP."""
 
-    The CPU quota of a container (cgroup v2) limits the affinity: more threads than that only wait for each other.
+
+def granted_threads(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
+    """Return how many processors this run may use: the least of all grants, since more threads wait for each other.
+
+    Grants are the variables of the scheduler, OMP_NUM_THREADS, the quota of the control group (`root` is where the
+    folders `proc` and `sys` are), and the CPU affinity.
     """
-    for variable in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
-        value = environ.get(variable, "").split(",")[0]
-        if value.isdigit() and int(value) > 0:
-            return int(value)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        return cores
+    grants = [cores, processors(root), *(_number(environ, name) for name in _GRANTS), *_slurm_grants(environ)]
+    return min(grant for grant in grants if grant)
+
+
+def _slurm_grants(environ: Mapping[str, str]) -> Iterator[int | None]:
+    """Yield what Slurm grants without `--cpus-per-task`: by GPU, and the job's processors here for its one task."""
+    per_gpu = _number(environ, "SLURM_CPUS_PER_GPU")
+    yield per_gpu and per_gpu * (_number(environ, "SLURM_GPUS_ON_NODE") or 1)
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
+    tasks = tasks or environ.get("SLURM_NTASKS") or "1"
+    if set(re.sub(r"\(x\d+\)", "", tasks).split(",")) == {"1"}:  # "1(x3)": one task on each of three nodes
+        yield _number(environ, "SLURM_CPUS_ON_NODE")
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    """Return the first number of a variable; None if it is missing, 0, or no number."""
+    value = environ.get(name, "").split(",")[0].strip()
+    return int(value) or None if value.isdecimal() else None
 
 
 def limit_torch(threads: int) -> None:
