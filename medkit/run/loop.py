@@ -12,6 +12,7 @@ from medkit.options import RunOptions
 from medkit.pipe.lines import Emitter, ReaderGoneError
 from medkit.pipe.records import Record, record_of
 from medkit.pipe.signals import StopRequest
+from medkit.run.arrivals import is_streaming
 from medkit.run.dry_run import dry_run
 from medkit.run.existing import settings_of_run
 from medkit.run.failures import explain, failed_record
@@ -71,7 +72,7 @@ class TaskRun:
             dry_run(items, self.task, self.options, self.report)
         elif self._stopped_early(items):
             return self.report.stopped("a signal")
-        if not self.planner.arrived:
+        if not self.planner.arrivals.arrived:
             log.error("%s: no input arrived", self.task.name)
             return 1
         return self.report.exit_code()
@@ -104,8 +105,7 @@ class TaskRun:
 
     def _work_left(self, items: Iterator[Item]) -> bool:
         """Return whether cases are left after a signal; a pipe that is still open may always send more."""
-        streaming = not self.options.shard and (not self.options.inputs or "-" in self.options.inputs)
-        if streaming and not self.options.list:
+        if is_streaming(self.options) and not self.options.shard:
             return True
         return next(items, None) is not None
 
@@ -122,7 +122,7 @@ class TaskRun:
         """Report a case and print its line; return whether anybody wants the next one."""
         if self.table and not (record.failed or record.medkit.get("skipped")):
             record = self._added(self.table, record)
-        self.report.add(record, reported_before=id(record) in self.planner.passed_on)
+        self.report.add(record, reported_before=id(record) in self.planner.arrivals.passed_on)
         if self.table is None or self.options.json:
             self.emitter.emit(record)
         return not (self.options.fail_fast and record.failed) and not self.emitter.reader_gone()

@@ -1,7 +1,8 @@
-"""From lines of input to cases that are ready: their inputs, and names for their results that nobody else has."""
+"""From records to cases that are ready: their inputs, and names for their results that nobody else has."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from medkit.errors import InputError, MedkitError, OutputError, UsageError
 from medkit.options import RunOptions
-from medkit.pipe.lines import input_lines, take_shard
 from medkit.pipe.names import is_bids, is_file_name, join_bids, split_bids, suffix_of
-from medkit.pipe.records import Record, absolute, find_kind, record_from_line, record_of
+from medkit.pipe.records import Record, absolute, find_kind, record_of
+from medkit.run.arrivals import Arrivals
 from medkit.run.failures import explain, failed_record
 from medkit.run.outputs import Targets, refuse_inputs, targets_of
 from medkit.run.task import CasePlan, Item, Task, numbered
@@ -24,7 +25,7 @@ log = logging.getLogger("medkit")
 
 @dataclass
 class Planner:
-    """Plans the cases of one run; remembers which inputs have come and which result names are taken."""
+    """Plans the cases of one run; remembers which result names are taken."""
 
     task: Task
     options: RunOptions
@@ -32,45 +33,33 @@ class Planner:
     """Raises MedkitError for a name that a line of output cannot hold."""
     known: Callable[[CasePlan], Record | None]
     """Returns the record of a case that is finished already, or None."""
-    given: set[str] = field(default_factory=set)
-    """The inputs known so far: all if they are arguments, those that have arrived if they are piped in."""
     claimed: dict[str, str] = field(default_factory=dict)
     """Final name -> the input it was claimed for; strings, which are small: a run may have very many cases."""
-    arrived: bool = False
-    """Whether there was any line of input."""
-    passed_on: set[int] = field(default_factory=set)
-    """`id` of the records that an earlier stage of the pipe failed on; they come back from the work as they are."""
+    grouped: int | None = None
+    """How many cases the lines make together, with `arity="all"`."""
     slices: Counter[Path] = field(default_factory=Counter)
     """Folder -> single DICOM files that came from it."""
 
-    # ---- lines to records to cases
+    # ---- records to cases
+
+    @functools.cached_property
+    def arrivals(self) -> Arrivals:
+        """The inputs of the run."""
+        return Arrivals(self.task, self.options)
+
+    @property
+    def total(self) -> int | None:
+        """How many cases there are, failed ones included; None while lines may still arrive."""
+        return self.arrivals.total if self.grouped is None else self.grouped
 
     def items(self) -> Iterator[Item]:
         """Yield the cases in the order of their lines: ready to be worked on, or the record of one that failed."""
-        lines = self._arriving(input_lines(self.options.inputs, self.options.list, self.options.null))
-        if self.options.shard:
-            lines = iter(take_shard(lines, self.options.shard))
+        records = self.arrivals.records()
         if self.task.arity == "all":
-            yield from self._groups([self._parsed(line) for line in lines])
+            yield from self._groups(list(records))
             return
-        for record in map(self._parsed, lines):
+        for record in records:
             yield record if record.failed else self._planned(record)
-
-    def _arriving(self, lines: Iterable[str]) -> Iterator[str]:
-        for line in lines:
-            self.arrived = True
-            yield line
-
-    def _parsed(self, line: str) -> Record:
-        """Return the record that a line stands for, a failed one if it stands for none."""
-        try:
-            record = record_from_line(line)
-        except MedkitError as error:
-            shown = line if len(line) < 200 else line[:200] + "..."
-            return self._refused(Record(Path(shown)), error)
-        if record.failed:
-            self.passed_on.add(id(record))
-        return record
 
     def _groups(self, records: list[Record]) -> Iterator[Item]:
         """Yield all records as one case, or one case per `--group-by` group of BIDS names; pass on failed ones."""
@@ -81,6 +70,7 @@ class Planner:
             else:
                 groups.setdefault(self._group_of(record), []).append(record)
         failed = sum(record.failed for record in records)
+        self.grouped = failed + len(groups)
         for values, members in sorted(groups.items()):
             if self.task.whole and failed:
                 yield self._refused(members[0], MedkitError(f"not made: {failed} of its {len(records)} inputs failed"))
@@ -183,11 +173,9 @@ class Planner:
 
     def _spare_inputs(self, names: Iterable[Path], source: Path) -> None:
         """Raise OutputError if a result would replace another case's input."""
-        if not self.given:
-            self.given.update(str(absolute(line)) for line in self.options.inputs)
-        self.given.add(str(source))
+        self.arrivals.given.add(str(source))
         for path in names:
-            if str(path) in self.given:
+            if self.arrivals.needs(path):
                 raise OutputError(
                     f"{source}: its result {path.name} would replace an input of this run; choose another -o"
                 )

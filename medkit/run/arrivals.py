@@ -1,0 +1,197 @@
+"""What arrives as input: lines to records; folders are opened, and results that lie among their sources left out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medkit.errors import MedkitError
+from medkit.options import RunOptions
+from medkit.pipe.lines import input_lines, take_shard
+from medkit.pipe.records import Record, absolute, find_kind, read_sidecar, record_from_line
+from medkit.run.failures import explain, failed_record
+from medkit.run.folders import FolderContents
+from medkit.run.task import Task
+
+log = logging.getLogger("medkit")
+_SHOWN = 3
+"""Names of inputs that a warning lists."""
+
+
+@dataclass(eq=False)
+class Arrivals:
+    """The inputs of one run, in the order of their lines."""
+
+    task: Task
+    options: RunOptions
+    given: set[str] = field(default_factory=set)
+    """The inputs known so far: all if they are arguments or a list, those that have arrived if they are piped in.
+    Strings, which are small: a run may have very many cases."""
+    arrived: bool = False
+    """Whether there was any line of input."""
+    passed_on: set[int] = field(default_factory=set)
+    """`id` of the records that an earlier stage of the pipe failed on; they come back from the work as they are."""
+    left_out: list[str] = field(default_factory=list)
+    """Names of the inputs that are results made from other inputs of this run."""
+    replaceable: set[str] = field(default_factory=set)
+    """Paths of inputs that are results of this run's inputs, or may be: they may be made again."""
+
+    total: int | None = None
+    """How many records there are in all; None while lines may still arrive."""
+
+    def records(self) -> Iterator[Record]:
+        """Yield a record for each input to work on, a failed one for a line that stands for none."""
+        lines: Iterable[str] = self._opened(input_lines(self.options.inputs, self.options.list, self.options.null))
+        if is_streaming(self.options) and not self.options.shard:
+            yield from self._as_they_come(lines)
+        else:
+            yield from map(self._parsed, self._kept(list(lines)))
+        if self.left_out:
+            log.warning("%s: %s", self.task.name, self._left_out_text())
+
+    def needs(self, path: Path) -> bool:
+        """Return whether a file is an input of this run that no result may replace."""
+        return str(path) in self.given and str(path) not in self.replaceable
+
+    def _kept(self, lines: list[str]) -> list[str]:
+        """Return the lines of this shard, without results that the run would only make again; all lines are known."""
+        self.given.update(map(_path_of, lines))
+        if self.options.shard:
+            lines = take_shard(lines, self.options.shard)
+        kept = [line for line in lines if not self._leaves_out_line(line)]
+        self.total = len(kept)
+        return kept
+
+    def _as_they_come(self, lines: Iterable[str]) -> Iterator[Record]:
+        """Yield the records of piped lines.
+
+        A path to a result of this task waits until the last line, since its source may come after it (`find` lists in
+        any order); a record in JSON comes from another stage, which has its own order.
+        """
+        waiting = []
+        for line in lines:
+            record = self._parsed(line)
+            self.given.add(str(record.path))
+            if self._leaves_out(record):
+                continue
+            if not line.startswith("{") and self._sources(record) and self._is_own(record):
+                waiting.append(record)
+                self.replaceable.add(str(record.path))
+            else:
+                yield record
+        yield from (record for record in waiting if not self._leaves_out(record))
+
+    def _opened(self, lines: Iterable[str]) -> Iterator[str]:
+        """Yield the lines, in place of a folder one for each image and DICOM folder in it."""
+        apart = {path for path in (self.options.qc,) if path}
+        for line in lines:
+            self.arrived = True
+            path = None if line.startswith("{") or "\0" in line else absolute(line)
+            if path is None or not path.is_dir():
+                yield line
+                continue
+            found = FolderContents(path, self.task.takes, apart)
+            if text := found.summary():
+                log.warning("%s: %s: %s", self.task.name, path, text)
+            # a folder that holds nothing stands for itself, so that its case fails with the reason
+            yield from map(str, found.taken or [path])
+
+    def _parsed(self, line: str) -> Record:
+        """Return the record that a line stands for, a failed one if it stands for none."""
+        try:
+            record = record_from_line(line)
+        except MedkitError as error:
+            shown = line if len(line) < 200 else line[:200] + "..."
+            return failed_record(Record(Path(shown)), self.task.name, explain(error, self.options), error)
+        if record.failed:
+            self.passed_on.add(id(record))
+        return record
+
+    # ---- results among their own sources
+
+    def _leaves_out_line(self, line: str) -> bool:
+        with contextlib.suppress(MedkitError):
+            return self._leaves_out(record_from_line(line))
+        return False
+
+    def _leaves_out(self, record: Record) -> bool:
+        """Return whether a record is a result that another input of this run would only lead to once more."""
+        superfluous = any(str(source) in self.given for source in self._sources(record))
+        if superfluous:
+            self.left_out.append(record.path.name)
+            self.replaceable.add(str(record.path))
+        return superfluous
+
+    def _is_own(self, record: Record) -> bool:
+        return bool(record.medkit.get("task", self.task.name) == self.task.name)
+
+    def _sources(self, record: Record) -> tuple[Path, ...]:
+        """Return the files that make a record superfluous if one of them is an input as well; mostly none.
+
+        They are the sources of a result of this task or of a result's further files, and the file that the task would
+        work on in place of one whose kind it does not take.
+        """
+        if record.failed or record.inputs:  # who names inputs of a record means exactly this case
+            return ()
+        result = record if record.medkit else self._result_with(record.path)
+        if result is not None and (result is not record or self._is_own(record)):
+            return result.sources if self.task.arity == "all" else result.sources[:1]
+        if record.kind in self.task.takes:
+            return ()
+        with contextlib.suppress(MedkitError):
+            return (find_kind(record, self.task.takes).path,)
+        return ()
+
+    def _result_with(self, path: Path) -> Record | None:
+        """Return the record of the result that a file without a record belongs to: a further output, or a sidecar."""
+        return self._files_of_results(path.parent).get(str(path))
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - lives as long as the run
+    def _files_of_results(self, folder: Path) -> Mapping[str, Record]:
+        """Return path -> record of the result it belongs to, for the sidecars and further outputs in a folder."""
+        found: dict[str, Record] = {}
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(folder)):  # noqa: PTH208 - names only: there may be very many
+                sidecar = folder / name
+                record = read_sidecar(sidecar) if name.endswith(".json") and _is_ours(sidecar) else None
+                if record is not None:
+                    files = [str(entry["path"]) for entry in record.medkit.get("outputs", {}).values()]
+                    found |= dict.fromkeys([str(sidecar), *files], record)
+        return found
+
+    def _left_out_text(self) -> str:
+        names = ", ".join(self.left_out[:_SHOWN]) + (", ..." if len(self.left_out) > _SHOWN else "")
+        count = len(self.left_out)
+        what = "input is a result" if count == 1 else "inputs are results"
+        return f"{count} {what} made from another input, and left out: {names}"
+
+
+def _is_ours(sidecar: Path) -> bool:
+    """Return whether a sidecar may be one of medkit's; a folder may hold thousands of others."""
+    try:
+        return b'"medkit"' in sidecar.read_bytes()
+    except OSError:
+        return False
+
+
+def _path_of(line: str) -> str:
+    """Return the path in a line, absolute; for a line that is no record, itself."""
+    if not line.startswith("{"):
+        return line if "\0" in line else str(absolute(line))
+    try:
+        return str(absolute(json.loads(line)["path"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return line
+
+
+def is_streaming(options: RunOptions) -> bool:
+    """Return whether inputs may arrive while others are worked on: from stdin, or from a `--list` that is a pipe."""
+    if options.list is not None:
+        return not options.list.is_file()
+    return not options.inputs or "-" in options.inputs
