@@ -1,6 +1,37 @@
-"""`python -m medkit` is `medkit`."""
+"""`python -m medkit` is `medkit`.
 
-from medkit.cli import main
+Until a command has its own handlers, SIGTERM and SIGUSR1 end medkit with 75: a scheduler that wants its node back while
+modules are still imported, which may take seconds on a network disk, then starts the job again later.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send some time before they kill."""
+
+
+def main() -> None:
+    """Run a command and exit; entry point of the `medkit` script."""
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    try:
+        from medkit import cli
+
+        cli.main()
+    finally:
+        for number in SIGNALS:  # all is done, and while Python ends it would take back a handler
+            signal.signal(number, signal.SIG_IGN)
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Exit with 75 at once: nothing has begun, and an exception might be swallowed by a module that is imported."""
+    os.write(2, f"medkit: stopped by {signal.Signals(number).name}; run again\n".encode())
+    os._exit(75)
+
 
 if __name__ == "__main__":
     main()
