@@ -52,6 +52,7 @@ class RunOptions:
     null: bool = False
     failed: Path | None = None
     fail_fast: bool = False
+    strict: bool = False
     shard: tuple[int, int] | None = None
     workers: int = 0
     timeout_per_case: float | None = None
@@ -152,6 +153,7 @@ _OPTIONS = (
     option("--failed", callback=absolute_path, type=_FILE, metavar="FILE",
            help="Write the paths of failed inputs to FILE."),
     option("--fail-fast", is_flag=True, help="Stop at the first failure."),
+    option("--strict", is_flag=True, help="Exit with 1 if a result needs a look; results are written all the same."),
     option("--shard", variable=False, callback=_shard, metavar="K/N|auto",
            help="Work on the K-th of N parts of the sorted inputs; auto: this job's rank in its array."),
     option("--workers", type=click.IntRange(min=0), default=0, metavar="N",
@@ -168,7 +170,7 @@ _OPTIONS = (
     option("--qc", callback=absolute_path, type=click.Path(file_okay=False), metavar="DIR",
            help="Write a picture per case into DIR."),
     option("--dry-run", is_flag=True, help="Print what would run and the memory it needs, and stop."),
-    option("-q", "--quiet", is_flag=True, help="Print only errors on stderr."),
+    option("-q", "--quiet", is_flag=True, help="Print only errors, and which results need a look, on stderr."),
     option("-v", "--verbose", is_flag=True, help="Print tracebacks and timings on stderr."),
     option("--progress/--no-progress", default=lambda: not os.environ.get("MEDKIT_NO_PROGRESS"),
            help="Print a line per finished case on stderr.  [default: on]"),

@@ -71,6 +71,8 @@ def _facts(record: Record) -> Iterator[str]:
         return
     yield command_line(record)
     yield f"{describe_programs(record.generated_by)}, {record.medkit.get('seconds', '?')} s"
+    if record.medkit.get("look"):
+        yield "needs a look"
     for warning in record.medkit.get("warnings") or ():
         yield f"warning: {warning}"
 

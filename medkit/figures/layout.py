@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MIN_CELL = (54, 116)
 """Smallest rows and columns of a tile, so that its letters and its position fit."""
+TITLE_LINES = 4
+"""Lines that a title above a picture has at most."""
 MIN_WIDTH = 620
 """Smallest width of a picture in pixels, so that the header fits."""
 WHITE, DIM, WARNING = (255, 255, 255), (175, 175, 175), (255, 210, 60)
@@ -44,6 +46,21 @@ def compose(tiles: list[list[np.ndarray]], planes: list[list[Plane]], header: Se
             first = column == 0 or plane.view != row_planes[column - 1].view
             _write_marks(draw, (left, int(top), left + width, int(top) + height), plane, first)
     return np.asarray(picture).copy()
+
+
+def under_title(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """Return a picture, (H, W) or (H, W, 3) uint8, as (H, W, 3) under a title in the colour of warnings."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    shown: list[Segments] = [[(text, WARNING)] for text in lines[:TITLE_LINES]]
+    if len(lines) > TITLE_LINES:
+        shown[-1] = [(f"and {len(lines) - TITLE_LINES + 1} more", WARNING)]
+    top = 8 + 20 * len(shown)
+    out = Pillow.new("RGB", (max(MIN_WIDTH, picture.shape[1]), top + picture.shape[0]))
+    _write_header(ImageDraw.Draw(out), shown, out.width)
+    out.paste(Pillow.fromarray(np.ascontiguousarray(picture)).convert("RGB"), (0, top))
+    return np.asarray(out).copy()
 
 
 def _write_header(draw: ImageDraw.ImageDraw, lines: Sequence[Segments], width: int) -> None:

@@ -17,6 +17,7 @@ def failed_record(record: Record, task: str, message: str, error: BaseException)
         "task": task,
         "status": "failed",
         "skipped": False,
+        "look": False,
         "error": message,
         "refused": isinstance(error, InputError),
     }
@@ -36,10 +37,14 @@ def explain(error: BaseException, options: RunOptions) -> str:
 
 
 def with_name(record: Record) -> str:
-    """Return the message of a failed case, with the name of its file in front unless the message contains it.
-
-    Characters that a terminal does not print are escaped: a carriage return would hide what comes before it.
-    """
+    """Return the message of a failed case, with the name of its file in front unless the message contains it."""
     message = str(record.medkit.get("error"))
-    text = message if record.path.name in message else f"{record.path}: {message}"
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(message if record.path.name in message else f"{record.path}: {message}", kept="\n")
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Return a text with characters escaped that a terminal does not print, except those of `kept`.
+
+    A carriage return would hide what comes before it.
+    """
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)

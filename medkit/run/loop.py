@@ -45,7 +45,7 @@ class TaskRun:
     @functools.cached_property
     def report(self) -> RunReport:
         """What people read on stderr, and the exit code."""
-        return RunReport(self.task, self.options)
+        return RunReport(self.task, self.options, lambda: self.planner.total)
 
     def _known(self, plan: CasePlan) -> Record | None:
         """Return the record of a case whose rows are in the table already."""

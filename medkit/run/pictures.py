@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medkit.pipe.names import stem
+from medkit.run.looks import plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +29,19 @@ def picture_path(folder: Path, main: Path, output: Path | None) -> Path:
 
 
 def draw_case(path: Path, task: Task, case: Case, result: Result) -> None:
-    """Write the picture of a case; if it cannot be drawn, that is a warning, not a failure of the case."""
+    """Write the picture of a case, with the reasons to look at it in its title.
+
+    If it cannot be drawn, that is a warning, not a failure of the case.
+    """
+    from medkit.figures.layout import under_title
     from medkit.figures.mosaic import write_png
 
     try:
         picture = result.figure() if result.figure else _default_figure(task, case, result)
         path.parent.mkdir(parents=True, exist_ok=True)
         if picture is not None:
-            write_png(picture, path)
+            reasons = [f"needs a look: {plain(warning)}" for warning in result.warnings]
+            write_png(under_title(picture, reasons) if reasons else picture, path)
     except Exception as error:
         log.warning("%s: no picture: %s", case.record.path.name, error)
         log.debug("", exc_info=True)

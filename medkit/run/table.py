@@ -23,12 +23,16 @@ from medkit.pipe.cells import cell_of, text_of
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.run.claims import Claim
 from medkit.run.existing import file_digest, settings_of, through_json
+from medkit.run.looks import need_a_look, plain
 from medkit.run.outputs import Targets
 from medkit.run.task import CasePlan, Table, Task
 
-FIRST_COLUMNS = ("image", "sha256")
-"""The columns that come first: the input's path relative to the table's folder, and its digest; for a case of several
-inputs, the digest of their digests."""
+LOOK = "look"
+"""The column that states why a person should look at the result, or `n/a`."""
+FIRST_COLUMNS = ("image", "sha256", LOOK)
+"""The columns that come first: the input's path relative to the table's folder, and its digest (for a case of several
+inputs, the digest of their digests), and `LOOK`."""
+_NONE = "n/a"
 
 
 @contextlib.contextmanager
@@ -71,6 +75,8 @@ class ResultTable:
         )
         self._rows: dict[str, list[dict[str, str]]] = {}
         """Image -> its rows from an earlier run."""
+        self._looks: dict[str, bool] = {}
+        """Image -> whether a person should look at its result, for all images of the table."""
         self._held = contextlib.ExitStack()
         self._claim = self._held.enter_context(Claim(self._targets))
         try:
@@ -96,11 +102,14 @@ class ResultTable:
         kept, _, torn = self.path.read_bytes().rpartition(b"\n")
         lines = io.StringIO(kept.decode(errors="surrogateescape"))
         cells = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
+        if tuple(cells.fieldnames or self._columns) != self._columns:
+            raise OutputError(f"{self.path}: has other columns than this version of medkit writes; --overwrite it")
         rows = [{column: text_of(cell) for column, cell in row.items() if column} for row in cells]
         if torn and rows:  # the last write was cut short, so all rows of its case go
             rows = [row for row in rows if row["image"] != rows[-1]["image"]]
         for row in rows:
             self._rows.setdefault(row["image"], []).append(row)
+            self._looks[row["image"]] = _needs_look(row)
         if torn:
             self._put(self.path, self._text([row for kept_rows in self._rows.values() for row in kept_rows]))
 
@@ -124,20 +133,30 @@ class ResultTable:
         digests = {role: file_digest(path) for role, path in plan.inputs.items()}
         if rows[0]["sha256"] != _one_digest(digests):
             return None
-        block = {"task": self._head.medkit["task"], "status": "ok", "skipped": True, "metrics": {"rows": rows}}
+        look = _needs_look(rows[0])
+        block = {
+            "task": self._head.medkit["task"],
+            "status": "ok",
+            "skipped": True,
+            "look": look,
+            "warnings": [rows[0][LOOK]] if look else [],
+            "metrics": {"rows": rows},
+        }
         return Record(self.path, "table", sources=(plan.record.path,), medkit=block)
 
     def add(self, record: Record) -> None:
         """Append the rows of a finished case; outdated rows of an earlier run are removed."""
         inputs = record.medkit["inputs"]
+        look = bool(record.medkit.get("look"))
         first = {
             "image": self._name(Path(inputs[self._role]["path"])),
             "sha256": _one_digest({role: entry["sha256"] for role, entry in inputs.items()}),
+            LOOK: plain(record.medkit["warnings"][0]) if look else _NONE,
         }
         if self._rows.pop(first["image"], None):
             self._remove(first["image"])
-        rows = [first | dict(row) for row in self.table.rows(record)]
-        self._append(self._lines(rows))
+        self._append(self._lines([dict(row) | first for row in self.table.rows(record)]))
+        self._looks[first["image"]] = look
 
     def _append(self, content: bytes) -> None:
         """Write rows completely, or else none of them. Raises OutputError, for example if the disk is full."""
@@ -160,12 +179,14 @@ class ResultTable:
         """Write the sidecar with the table's digest, release the name, and return the table's record."""
         os.fsync(self._stream.fileno())
         outputs = {"table": {"path": str(self.path), "sha256": sha256_of(self.path)}}
+        names = [image for image, look in self._looks.items() if look]
+        looks = {"look": bool(names), "warnings": [need_a_look(names, len(self._looks))] if names else []}
         record = Record(
             self.path,
             "table",
             description=self._head.description,
             generated_by=self._head.generated_by,
-            medkit=dict(self._head.medkit) | {"status": "ok", "outputs": outputs},
+            medkit=dict(self._head.medkit) | {"status": "ok", "outputs": outputs, **looks},
         )
         self._write_sidecar(record)
         self._held.close()
@@ -197,7 +218,7 @@ class ResultTable:
         return "\t".join(self._columns).encode() + b"\n" + self._lines(rows)
 
     def _lines(self, rows: Sequence[Mapping[str, str]]) -> bytes:
-        cells = ([cell_of(row.get(column) or "n/a") for column in self._columns] for row in rows)
+        cells = ([cell_of(row.get(column) or _NONE) for column in self._columns] for row in rows)
         return "".join("\t".join(line) + "\n" for line in cells).encode(errors="surrogateescape")
 
     def _remove(self, image: str) -> None:
@@ -213,3 +234,7 @@ def _one_digest(digests: Mapping[str, str]) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _needs_look(row: Mapping[str, str]) -> bool:
+    return row[LOOK] not in ("", _NONE)

@@ -66,7 +66,8 @@ class Result:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Numbers about the quality of the result, for the sidecar."""
     warnings: Sequence[str] = ()
-    """What a user should look at, in sentences."""
+    """What is doubtful about the result, in sentences: a person should look at it (`look` in the record). What is only
+    unusual about an input belongs to `Case.warnings`, and how the work went to `details`."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Further facts for the sidecar's `medkit` block."""
     spatial_reference: Path | None = None
@@ -153,7 +154,7 @@ class Table:
     path: Path
     """A `.tsv`, absolute."""
     columns: Sequence[str]
-    """The task's columns; the input's name and digest come before them."""
+    """The task's columns; the input's name, its digest and the reason to look come before them."""
     rows: Callable[[Record], Sequence[Mapping[str, str]]]
     """Returns column -> text for each row of a finished case; a missing column becomes `n/a`."""
 
@@ -193,7 +194,7 @@ class Case:
         self.runtime = runtime
         """What the task may use of the machine."""
         self.warnings: list[str] = []
-        """Warnings about the inputs that were read, for the sidecar."""
+        """Warnings about the inputs that were read, for the sidecar; nobody needs to look at a result for them."""
         self._options = options
         self._read: dict[Path, Image] = {}
 

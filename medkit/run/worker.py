@@ -203,7 +203,9 @@ class CaseWorker:
             "seconds": round(seconds, 3),
             "peak_rss_mb": peak_memory_mb(),
             "metrics": dict(result.metrics),
-            "warnings": list(dict.fromkeys([*work.case.warnings, *result.warnings])),
+            # the reason to look comes first: `medkit.run.looks` shows it
+            "warnings": list(dict.fromkeys([*result.warnings, *work.case.warnings])),
+            "look": bool(result.warnings),
         }
         return Record(
             path=plan.targets.main,
@@ -212,7 +214,7 @@ class CaseWorker:
             spatial_reference=result.spatial_reference or work.case.path,
             description=result.description or f"Result of medkit run {self.task.name}",
             generated_by=self.options.programs,
-            medkit=block | dict(result.details),
+            medkit=block | {name: value for name, value in result.details.items() if name not in block},
         )
 
 

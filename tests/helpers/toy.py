@@ -59,7 +59,13 @@ def double(options: RunOptions, factor: int) -> None:
 
 def _double(case: Case, factor: int) -> Result:
     image = case.image()
-    return Result({"image": image.with_data(image.data * factor)}, metrics={"factor": factor}, warnings=["toy"])
+    case.warnings.append("toy")
+    return Result({"image": image.with_data(image.data * factor)}, metrics={"factor": factor}, warnings=_doubts(case))
+
+
+def _doubts(case: Case) -> list[str]:
+    """Return what is doubtful about the result of a file whose name starts with doubt."""
+    return ["look at this one: too bright", "too flat"] if case.path.name.startswith("doubt") else []
 
 
 @click.command()
@@ -107,7 +113,11 @@ def merge(options: RunOptions) -> None:
 def _merge(case: Case) -> Result:
     first = case.image()
     total = sum(case.image(role).data.astype("float32") for role in case.inputs)
-    return Result({"image": first.with_data(total / len(case.inputs))}, metrics={"members": len(case.members)})
+    return Result(
+        {"image": first.with_data(total / len(case.inputs))},
+        metrics={"members": len(case.members)},
+        warnings=_doubts(case),
+    )
 
 
 # ---- tasks that copy bytes
@@ -148,7 +158,10 @@ def _wait(case: Case, marks: Path) -> Result:
 @click.option("--noise", is_flag=True, help="Write to stdout in every way there is.")
 @task_options
 def fragile(options: RunOptions, noise: bool) -> None:
-    """Copy a file; for names that start with fail, exit, die, hang or nothing do that instead."""
+    """Copy a file; for names that start with fail, exit, die, hang or nothing do that instead.
+
+    Results of names that start with doubt need a look.
+    """
     process = functools.partial(_fragile, noise=noise)
     run_task(Task("fragile", [Output("image", "image", "copy")], process=process, uses_torch=False), options)
 
@@ -169,7 +182,7 @@ def _fragile(case: Case, noise: bool) -> Result:
         time.sleep(60)
     if name.startswith("nothing"):
         return Result({})
-    return Result({"image": Copy(case.path)}, metrics={"pid": os.getpid()})
+    return Result({"image": Copy(case.path)}, metrics={"pid": os.getpid()}, warnings=_doubts(case))
 
 
 @click.command()
@@ -269,7 +282,8 @@ def _stages(runtime: Runtime, marks: Path, hold: str, fail: str) -> Stages:
         return [*value, name]
 
     def finish(case: Case, value: list[str]) -> Result:
-        return Result({"image": Copy(case.path)}, metrics={"stages": stage("finish", case, value)})
+        metrics = {"stages": stage("finish", case, value)}
+        return Result({"image": Copy(case.path)}, metrics=metrics, warnings=_doubts(case))
 
     return Stages(lambda case: stage("prepare", case, []), lambda case, value: stage("compute", case, value), finish)
 

@@ -47,7 +47,7 @@ def test_record_and_sidecar_are_one_object(toy: Run, blob: Make, tmp_path: Path)
     block = record["medkit"]
     assert list(block) == [
         *("task", "status", "skipped", "error", "outputs", "bundle", "arguments", "inputs", "device", "threads"),
-        *("seed", "seconds", "peak_rss_mb", "metrics", "warnings"),
+        *("seed", "seconds", "peak_rss_mb", "metrics", "warnings", "look", "command"),
     ]
     assert record["Sources"] == [str(source)]
     assert (block["status"], block["skipped"], block["error"]) == ("ok", False, None)
@@ -235,7 +235,7 @@ def test_time_limit(toy: Run, blob: Make, tmp_path: Path) -> None:
 
 
 def test_progress_goes_to_stderr_and_can_be_turned_off(toy: Run, blob: Make) -> None:
-    assert "pair [1] a_copy.nii.gz" in toy("run", "pair", blob("a.nii.gz")).err
+    assert toy("run", "pair", blob("a.nii.gz")).err.startswith("pair [1/1] a.nii.gz  ")
     for more in (["--no-progress"], ["-q"]):
         assert toy("run", "pair", blob("a.nii.gz"), "--overwrite", *more).err == ""
     for variable in ("MEDKIT_NO_PROGRESS", "MEDKIT_QUIET"):
