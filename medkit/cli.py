@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from medkit import __version__, plugins
+from medkit.commandline import WORDS
 from medkit.errors import MedkitError, PluginError
 from medkit.machine.user import name_unknown_user
 from medkit.options import PLUGIN_KEY
@@ -47,6 +48,12 @@ class LazyGroup(click.Group):
     def offers(self) -> Mapping[str, tuple[Offer, ...]]:
         """Return command name -> who offers it."""
         raise NotImplementedError
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        ctx.meta.setdefault(WORDS, tuple(args))
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self.offers()})

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from medkit import __version__
+from medkit.commandline import given_command
 from medkit.errors import UsageError
 from medkit.pipe.lines import shard_of
 from medkit.pipe.names import is_file_name
@@ -68,6 +69,8 @@ class RunOptions:
     progress: bool = True
     programs: tuple[Mapping[str, str], ...] = (PROGRAM,)
     """The programs that make the results: medkit, and the distribution of the plugin if that is another one."""
+    command: tuple[str | Path, ...] = ()
+    """The command without its inputs and without options that do not change results, for `medkit show`."""
 
 
 def absolute_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -176,6 +179,11 @@ _OPTIONS = (
            help="Print a line per finished case on stderr.  [default: on]"),
 )  # fmt: skip
 
+_COMMON = {f.name for f in fields(RunOptions)} - {"command"} | {"quiet", "verbose"}
+"""The names of the options that all tasks share."""
+_OF_RESULTS = {"output", "keep_tree", "seed", "frame", "series", "group_by"}
+"""Those that a result, or its name, depends on."""
+
 group_by_option = option(
     "--group-by", callback=_words, metavar="ENTITY,...", help="One case per group of BIDS names, such as sub,ses."
 )
@@ -187,8 +195,7 @@ def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def with_run_options(*args: Any, **given: Any) -> Any:
-        own = {f.name for f in fields(RunOptions)} | {"quiet", "verbose"}
-        common = {name: given.pop(name) for name in own & set(given)}
+        common = {name: given.pop(name) for name in _COMMON & set(given)}
         return function(*args, options=_run_options(**common), **given)
 
     for decorate in reversed(_OPTIONS):
@@ -199,7 +206,8 @@ def task_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
     """Return the options as one value. Raises UsageError if they contradict each other."""
     _let_options_outrank_variables(common, ("overwrite", "skip_existing"))
-    options = RunOptions(verbosity=verbose - quiet, programs=_programs(), **common)
+    command = given_command(_COMMON - _OF_RESULTS)
+    options = RunOptions(verbosity=verbose - quiet, programs=_programs(), command=command, **common)
     if options.overwrite and options.skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other")
     if options.failed and not (options.failed.parent.is_dir() and os.access(options.failed.parent, os.W_OK)):

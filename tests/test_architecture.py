@@ -21,7 +21,7 @@ TASKS = {"register", "template", "segment", "enhance", "sr", "classify"}
 
 FLOORS = (
     ("errors", "specs"),
-    ("hookspecs", "machine", "pipe", "space"),
+    ("commandline", "hookspecs", "machine", "pipe", "space"),
     ("images", "options", "plugins", "scanner"),
     ("bundles", "cli", "figures", "synthesis", "transforms"),
     ("evaluation", "run", "testing", "training"),
@@ -34,6 +34,7 @@ FLOORS = (
 LIGHT_PACKAGES = {
     "errors": set(),
     "specs": set(),
+    "commandline": {"click"},
     "hookspecs": {"pluggy"},
     "pipe": set(),
     "machine": set(),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import click
 
 from medkit.errors import InputError
 from medkit.pipe.records import Record, absolute, describe_programs, record_of
-from medkit.specs import KINDS
 
 
 @click.command()
@@ -69,7 +67,7 @@ def _facts(record: Record) -> Iterator[str]:
     """Yield what is known about how a file was made."""
     if not record.medkit:
         return
-    yield command_line(record)
+    yield command_line(record) or _in_words(record)
     yield f"{describe_programs(record.generated_by)}, {record.medkit.get('seconds', '?')} s"
     if record.medkit.get("look"):
         yield "needs a look"
@@ -77,22 +75,27 @@ def _facts(record: Record) -> Iterator[str]:
         yield f"warning: {warning}"
 
 
-def command_line(record: Record) -> str:
-    """Return the command that makes this result again, as far as the sidecar holds it."""
-    task = str(record.medkit.get("task", "?"))
-    own = str(record.sources[0]) if record.sources else ""
-    inputs = {role: str(entry.get("path")) for role, entry in record.medkit.get("inputs", {}).items()}
-    main = next((role for role, path in inputs.items() if path == own), "")
-    others = [path for role, path in inputs.items() if main and re.fullmatch(rf"{re.escape(main)}_\d+", role)]
-    files = {role: path for role, path in inputs.items() if path not in (own, *others) and role not in KINDS}
-    settings = {name: value for name, value in (record.medkit.get("arguments") or {}).items() if name not in files}
-    words = [word for name, value in (settings | files).items() for word in _option(name, value)]
-    return shlex.join(["medkit", *(task.split() if " " in task else ["run", task]), *words, own, *others])
+def command_line(record: Record) -> str | None:
+    """Return the command that makes this result again, for a shell; None if the sidecar does not hold it."""
+    words = record.medkit.get("command")
+    if not (isinstance(words, list) and words and all(map(_is_word, words))):
+        return None
+    return shlex.join(["medkit", *map(_text_of, words)])
 
 
-def _option(name: str, value: Any) -> list[str]:
-    """Return `["--name", "value"]`; numbered roles (`transform_2`) are one option given several times."""
-    option = "--" + re.sub(r"_\d+$", "", name).replace("_", "-")
-    if value is True:
-        return [option]
-    return [] if value in (False, None) else [option, str(value)]
+def _is_word(word: Any) -> bool:
+    return isinstance(word, str) or (isinstance(word, Mapping) and isinstance(word.get("path"), str))
+
+
+def _text_of(word: str | Mapping[str, Any]) -> str:
+    """Return a word of a command; an input that came with further ones is a record, which a task takes as a line."""
+    if isinstance(word, str):
+        return word
+    return json.dumps(word) if word.get("inputs") else str(word["path"])
+
+
+def _in_words(record: Record) -> str:
+    """Return which task made a file and with which settings, for sidecars without the command."""
+    settings = record.medkit.get("arguments")
+    named = ", ".join(f"{k}: {json.dumps(v)}" for k, v in settings.items()) if isinstance(settings, Mapping) else ""
+    return f"{record.medkit.get('task', '?')}{f' with {named}' if named else ''}"

@@ -77,12 +77,23 @@ class Record:
 
 
 def _map_paths(block: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Return the `medkit` block with `change` applied to the paths in its outputs and inputs."""
+    """Return the `medkit` block with `change` applied to the paths in its outputs, inputs and command."""
     out = dict(block)
     for key in ("outputs", "inputs"):
         if key in out:
             out[key] = {role: dict(entry) | {"path": change(entry["path"])} for role, entry in out[key].items()}
+    if isinstance(out.get("command"), list):
+        out["command"] = [_map_word(word, change) for word in out["command"]]
     return out
+
+
+def _map_word(word: Any, change: Callable[[str], str]) -> Any:
+    """Return a word of a command; one that stands for a file has its paths changed."""
+    if not (isinstance(word, Mapping) and isinstance(word.get("path"), str)):
+        return word
+    inputs = word.get("inputs")
+    brought = {role: change(str(path)) for role, path in inputs.items()} if isinstance(inputs, Mapping) else {}
+    return {"path": change(word["path"])} | ({"inputs": brought} if brought else {})
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ from medkit.options import RunOptions
 from medkit.pipe.names import is_bids
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.pipe.signals import time_limit
+from medkit.run.again import command_of
 from medkit.run.claims import Claim, Unclaimed, claim_of, remove_leftovers
 from medkit.run.existing import ResultFingerprint, check_existing, file_digest, is_whole, settings_of_run
 from medkit.run.failures import explain, failed_record
@@ -206,6 +207,7 @@ class CaseWorker:
             # the reason to look comes first: `medkit.run.looks` shows it
             "warnings": list(dict.fromkeys([*result.warnings, *work.case.warnings])),
             "look": bool(result.warnings),
+            "command": command_of(plan, self.options.command),
         }
         return Record(
             path=plan.targets.main,

@@ -6,6 +6,7 @@ Its tasks need no torch and hardly any time; most copy bytes, so that a test of 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ import click
 
 from medkit import hookimpl
 from medkit.errors import WeightsMissingError
-from medkit.options import RunOptions, group_by_option, task_options
+from medkit.options import RunOptions, group_by_option, settings, task_options
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Stages, Task, Text
 from medkit.specs import TaskSpec
@@ -118,6 +119,36 @@ def _merge(case: Case) -> Result:
         metrics={"members": len(case.members)},
         warnings=_doubts(case),
     )
+
+
+@click.command()
+@click.option("--clean/--no-clean", default=True, help="A flag with an opposite.")
+@click.option("--one", "choice", flag_value="one", help="A flag that stands for a value.")
+@click.option("--two", "choice", flag_value="two", help="Another one.")
+@click.option("-k", "--count", count=True, help="A flag that is counted.")
+@click.option("--pair", nargs=2, help="Two words.")
+@click.option("--level", type=float, help="A number.")
+@click.option("--word", multiple=True, help="Several words.")
+@click.option("--set", "overrides", multiple=True, callback=settings, help="Several settings.")
+@click.option("--roles", default="labels", callback=lambda _, __, value: value.split(","), help="A list.")
+@click.option("--file", type=click.Path(exists=True, path_type=Path), help="A file.")
+@click.option("--either", default="auto", help="A file or a word.")
+@task_options
+def spoken(options: RunOptions, **given: Any) -> None:
+    """Write down the values of options of every type."""
+    file, either = given.pop("file"), given.pop("either")
+    given |= {"file": file and str(file.absolute()), "either": either and Path(either).name, "seed": options.seed}
+    task = Task(
+        "spoken",
+        [Output("table", "table", "spoken", ".tsv")],
+        process=functools.partial(_spoken, text=json.dumps(given, sort_keys=True)),
+        uses_torch=False,
+    )
+    run_task(task, options)
+
+
+def _spoken(case: Case, text: str) -> Result:
+    return Result({"table": Text(f"options\n{text}\n")})
 
 
 # ---- tasks that copy bytes
@@ -288,7 +319,7 @@ def _stages(runtime: Runtime, marks: Path, hold: str, fail: str) -> Stages:
     return Stages(lambda case: stage("prepare", case, []), lambda case, value: stage("compute", case, value), finish)
 
 
-TASKS = ("staged", "double", "halves", "measure", "merge", "wait", "fragile", "pair", "align", "unready")
+TASKS = ("staged", "double", "spoken", "halves", "measure", "merge", "wait", "fragile", "pair", "align", "unready")
 
 
 # ---- a medkit that has this plugin

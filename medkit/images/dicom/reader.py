@@ -92,7 +92,8 @@ def _series(path: Path, series: str | None) -> tuple[list[DicomFile], list[str]]
     if not files:
         if not path.is_dir():
             raise InputError(f"{path}: expected a DICOM image, got a DICOM object without pixels")
-        raise InputError(f"{path}: expected a folder with images or DICOM files, found none among its {len(names)} files")
+        count = len(names)
+        raise InputError(f"{path}: expected a folder with images or DICOM files, found none among its {count} files")
     known = sorted({file.series for file in files}, key=lambda name: (_as_number(name[1]), name))
     if series is not None:
         known = [name for name in known if series in name[:2]]

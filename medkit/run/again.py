@@ -1,0 +1,28 @@
+"""The command that makes a result again, for the record of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medkit.pipe.records import Record
+from medkit.run.task import CasePlan
+
+
+def command_of(plan: CasePlan, given: Sequence[str | Path]) -> list[Any]:
+    """Return the words after `medkit` that make a case's result again; empty if no command was given.
+
+    A word is a text, or an object with the `path` of a file, which a sidecar states relative to its own folder. The
+    object of an input also has the `inputs` that its record brought.
+    """
+    if not given:
+        return []
+    words: list[Any] = [{"path": str(word)} if isinstance(word, Path) else word for word in given]
+    return words + [_input(record) for record in plan.members or (plan.record,)]
+
+
+def _input(record: Record) -> dict[str, Any]:
+    if not record.inputs:
+        return {"path": str(record.path)}
+    return {"path": str(record.path), "inputs": {role: str(path) for role, path in record.inputs.items()}}
