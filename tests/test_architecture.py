@@ -50,8 +50,8 @@ LIGHT_PACKAGES = {
 """What `medkit --help` or the import of a plugin loads -> what it may import next to the standard library."""
 
 HEAVY = {
-    "synthesis": {"appearance", "artifacts", "base_transform", "clean_images", "deformation", "degradation", "draw"}
-    | {"ranges", "registration_pairs", "sampling", "sequences"},
+    "synthesis": {"appearance", "artifacts", "base_transform", "chest_ct", "clean_images", "deformation", "degradation"}
+    | {"draw", "lung_disease", "ranges", "registration_pairs", "sampling", "sequences"},
     "training": {"augmentation", "cyclegan", "losses", "registration", "srgan"},
 }
 """Modules of networks' building blocks, which train configs name: importing them imports torch and monai."""

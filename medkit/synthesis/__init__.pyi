@@ -5,6 +5,8 @@ from .appearance import looked_up as looked_up
 from .appearance import outlined as outlined
 from .artifacts import bias_field as bias_field
 from .artifacts import ghosted as ghosted
+from .chest_ct import ChestScans as ChestScans
+from .chest_ct import DrawChestd as DrawChestd
 from .clean_images import PrepareSourced as PrepareSourced
 from .clean_images import Remap as Remap
 from .deformation import deformed as deformed
@@ -18,6 +20,7 @@ from .draw import EncodeLabelsd as EncodeLabelsd
 from .draw import Synthesis as Synthesis
 from .draw import SynthesiseImaged as SynthesiseImaged
 from .labels import LabelTable as LabelTable
+from .lung_disease import Diseases as Diseases
 from .ranges import Random as Random
 from .ranges import Range as Range
 from .ranges import Ranges as Ranges
