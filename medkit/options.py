@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from medkit import __version__
 from medkit.commandline import given_command
 from medkit.errors import UsageError
 from medkit.pipe.lines import shard_of
-from medkit.pipe.names import is_file_name
+from medkit.pipe.names import is_file_name, shard_file
 from medkit.pipe.records import absolute
 
 __all__ = [
@@ -214,6 +214,8 @@ def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
         raise UsageError(f"--failed {options.failed}: there is no folder {options.failed.parent} that can be written")
     if options.keep_tree and (options.output is None or is_file_name(options.output)):
         raise UsageError("--keep-tree needs a folder as --output")
+    if options.failed and options.shard:
+        return replace(options, failed=shard_file(options.failed, options.shard))
     return options
 
 

@@ -7,13 +7,14 @@ resuming, provenance, isolation of failures, shards, signals and exit codes are 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from medkit.errors import UsageError, listed
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
 from medkit.pipe.atomic import whole, write_atomically
 from medkit.pipe.lines import Emitter, guarded_stdout
-from medkit.pipe.names import TABLE_SUFFIXES, is_bids, split_bids, stem
+from medkit.pipe.names import TABLE_SUFFIXES, is_bids, shard_file, split_bids, stem
 from medkit.pipe.records import Record, absolute, lineage, record_of, sha256_of
 from medkit.pipe.signals import StopRequest
 from medkit.run.loop import TaskRun
@@ -59,6 +60,8 @@ def run_task(task: Task, options: RunOptions) -> None:
     """
     if options.device != "auto" and options.device.partition(":")[0] not in task.devices:
         raise UsageError(f"--device {options.device}: {task.name} computes on {listed(task.devices)} only")
+    if task.table and options.shard:  # all shards at once cannot write the same file
+        task = replace(task, table=replace(task.table, path=shard_file(task.table.path, options.shard)))
     log.setLevel({1: logging.DEBUG, -1: logging.ERROR}.get(options.verbosity, logging.WARNING))
     with guarded_stdout() as stdout, StopRequest() as stop:
         emitter = Emitter(stdout, json=options.json, null=options.null)

@@ -7,6 +7,7 @@ that not even C++ code can break a pipe: what they print goes to stderr, and wha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import select
@@ -82,55 +83,94 @@ def _null_separated(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def shard_of(text: str, environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return `K/N` or `auto` as (K, N), 1-based. Raises UsageError."""
+    """Return `K/N`, `auto` or `auto/N` as (K, N), 1-based. Raises UsageError.
+
+    `auto` is the rank of this task in its whole job array, `auto/N` the task's number of N.
+    """
     if text == "auto":
         return _scheduler_shard(environ)
+    first, _, last = text.partition("/")
     try:
-        k, n = (int(part) for part in text.split("/"))
+        n = int(last)
+        k = _task_number(text, environ) if first == "auto" else int(first)
     except ValueError:
-        raise UsageError(f"--shard {text}: expected K/N, such as 3/8, or auto") from None
+        raise UsageError(f"--shard {text}: expected K/N, such as 3/8, or auto, or auto/N") from None
     if not 1 <= k <= n:
-        raise UsageError(f"--shard {text}: expected 1 <= K <= N")
+        whose = f", got task {k} of an array that should have the numbers 1-{n}" if first == "auto" else ""
+        raise UsageError(f"--shard {text}: expected 1 <= K <= N{whose}")
     return k, n
 
 
+_ARRAYS = (
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT"),
+    ("SGE_TASK_ID", "SGE_TASK_FIRST", "SGE_TASK_LAST", None),
+    ("LSB_JOBINDEX", None, "LSB_JOBINDEX_END", None),
+    ("PBS_ARRAY_INDEX", None, None, None),
+    ("PBS_ARRAYID", None, None, None),
+)
+"""Variables of job arrays: task, first, last, count; None where a scheduler does not tell."""
+
+
+def _array_of(environ: Mapping[str, str]) -> tuple[str, str | None, str | None, str | None] | None:
+    """Return the variables of the job array that this process is in."""
+    for names in _ARRAYS:
+        # outside an array Grid Engine sets "undefined" and LSF 0, which is an ordinary number for Slurm
+        task = environ.get(names[0], "")
+        if task.isdecimal() and not (names[0] == "LSB_JOBINDEX" and task == "0"):
+            return names
+    return None
+
+
+def _task_number(text: str, environ: Mapping[str, str]) -> int:
+    names = _array_of(environ)
+    if names is None:
+        raise UsageError(f"--shard {text}: no job array found (Slurm, SGE, LSF and PBS set one); use --shard K/N")
+    return int(environ[names[0]])
+
+
 def _scheduler_shard(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Return the rank of this process in its job array, and the array's size. Raises UsageError if either is unsure."""
-    arrays = (  # task, first, last, count or step
-        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT"),
-        ("SGE_TASK_ID", "SGE_TASK_FIRST", "SGE_TASK_LAST", None),
-        ("LSB_JOBINDEX", None, "LSB_JOBINDEX_END", None),
-    )
-    for task, first, last, count in arrays:
-        # outside an array SGE sets "undefined" and LSF 0, which is an ordinary rank for SLURM
-        if not environ.get(task, "").isdigit() or (task == "LSB_JOBINDEX" and environ[task] == "0"):
-            continue
-        lowest = _number(environ, first) if first else 1
-        highest = _number(environ, last)
-        size = 0 if lowest is None or highest is None else highest - lowest + 1
-        holes = count is not None and environ.get(count) != str(size)
-        stepped = any(environ.get(v, "1") not in ("1", "") for v in ("SGE_TASK_STEPSIZE", "LSB_JOBINDEX_STEP"))
-        if lowest is None or size < 1 or holes or stepped:
-            raise UsageError(
-                f"--shard auto: the job array ({task}={environ[task]}) has holes or an unknown size, so its ranks "
-                f'would not cover all inputs; use an array 1-N and --shard "${task}/N"'
-            )
-        return int(environ[task]) - lowest + 1, size
-    for task in ("PBS_ARRAY_INDEX", "PBS_ARRAYID"):
-        if environ.get(task):
-            raise UsageError(f'--shard auto: PBS does not tell the array\'s size; use --shard "${task}/N"')
-    raise UsageError("--shard auto: no job array found (SLURM, SGE and LSF set one); use --shard K/N")
+    """Return the rank of this process in its job array, and the array's size. Raises UsageError if either is unsure.
+
+    A part of an array (a rerun of some tasks) looks like a whole one that does not begin at 0 or 1, or like one task.
+    """
+    names = _array_of(environ)
+    if names is None:
+        raise UsageError("--shard auto: no job array found (Slurm, SGE and LSF set one); use --shard K/N")
+    task, first, last, count = names
+    if task.startswith("PBS"):
+        raise UsageError(f"--shard auto: PBS does not tell the array's size; use --shard auto/N ({task} of N)")
+    lowest, highest = _number(environ, first) if first else 1, _number(environ, last)
+    size = 0 if lowest is None or highest is None else highest - lowest + 1
+    holes = count is not None and environ.get(count) != str(size)
+    stepped = any(environ.get(v, "1") not in ("1", "") for v in ("SGE_TASK_STEPSIZE", "LSB_JOBINDEX_STEP"))
+    number = int(environ[task])
+    if lowest not in (0, 1) or size < 2 or holes or stepped or not lowest <= number <= lowest + size - 1:
+        raise UsageError(
+            f"--shard auto: the job array ({task}={environ[task]}) has holes or an unknown size, is a part of another "
+            f"one or a single task, so its ranks might not cover all inputs; use an array 1-N and --shard auto/N"
+        )
+    return number - lowest + 1, size
 
 
-def _number(environ: Mapping[str, str], name: str) -> int | None:
-    value = environ.get(name, "")
-    return int(value) if value.isdigit() else None
+def _number(environ: Mapping[str, str], name: str | None) -> int | None:
+    value = environ.get(name, "") if name else ""
+    return int(value) if value.isdecimal() else None
 
 
 def take_shard(lines: Iterable[str], shard: tuple[int, int]) -> list[str]:
-    """Return every N-th of the sorted, distinct lines from the K-th on: each line is in exactly one of N shards."""
+    """Return every N-th of the sorted, distinct lines from the K-th on: each line is in exactly one of N shards.
+
+    That holds only if all shards see the same lines; where each lists for itself, see `in_shard`.
+    """
     k, n = shard
     return sorted(set(lines), key=os.fsencode)[k - 1 :: n]
+
+
+def in_shard(name: str, shard: tuple[int, int]) -> bool:
+    """Return whether a name belongs to the K-th of N shards: this depends on nothing but the name."""
+    k, n = shard
+    digest = hashlib.sha1(os.fsencode(name), usedforsecurity=False).digest()
+    return int.from_bytes(digest, "big") % n == k - 1
 
 
 class Emitter:

@@ -80,6 +80,17 @@ def sidecar_path(path: Path) -> Path:
 
 def is_bids(path: Path) -> bool:
     """Return whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
+def shard_file(path: Path, shard: tuple[int, int]) -> Path:
+    """Return the name that one of N shards uses in place of a file which all of them would write.
+
+    >>> shard_file(Path("failed.txt"), (2, 8)).name, shard_file(Path("all.tsv"), (2, 8)).name
+    ('failed.txt.2-of-8', 'all.2-of-8.tsv')
+    """
+    k, n = shard
+    is_table = path.suffix.lower() in TABLE_SUFFIXES
+    return path.with_name(f"{path.stem}.{k}-of-{n}{path.suffix}" if is_table else f"{path.name}.{k}-of-{n}")
+
+
     *entities, suffix = stem(path).split("_")
     return (
         bool(entities) and entities[0].startswith("sub-") and suffix.isalnum() and all(map(_ENTITY.fullmatch, entities))

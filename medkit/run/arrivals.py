@@ -13,8 +13,8 @@ from pathlib import Path
 
 from medkit.errors import MedkitError
 from medkit.options import RunOptions
-from medkit.pipe.lines import input_lines, take_shard
-from medkit.pipe.records import Record, absolute, find_kind, read_sidecar, record_from_line
+from medkit.pipe.lines import in_shard, input_lines, take_shard
+from medkit.pipe.records import Record, absolute, find_kind, read_sidecar, record_from_json, record_from_line
 from medkit.run.failures import explain, failed_record
 from medkit.run.folders import FolderContents
 from medkit.run.task import Task
@@ -42,16 +42,22 @@ class Arrivals:
     replaceable: set[str] = field(default_factory=set)
     """Paths of inputs that are results of this run's inputs, or may be: they may be made again."""
 
+    taken: int = 0
+    """How many lines were not left to other shards."""
     total: int | None = None
     """How many records there are in all; None while lines may still arrive."""
 
     def records(self) -> Iterator[Record]:
         """Yield a record for each input to work on, a failed one for a line that stands for none."""
-        lines: Iterable[str] = self._opened(input_lines(self.options.inputs, self.options.list, self.options.null))
-        if is_streaming(self.options) and not self.options.shard:
-            yield from self._as_they_come(lines)
+        lines = input_lines(self.options.inputs, self.options.list, self.options.null)
+        if is_streaming(self.options):
+            yield from self._as_they_come(self._opened(lines))
         else:
-            yield from map(self._parsed, self._kept(list(lines)))
+            listed = list(lines)
+            yield from map(self._parsed, self._kept(list(self._opened(listed)), listed if self.options.list else []))
+        if self.shard:
+            name = "shard {}/{}".format(*self.shard)
+            log.warning("%s: %s: %d of %d inputs", self.task.name, name, self.taken, len(self.given))
         if self.left_out:
             log.warning("%s: %s", self.task.name, self._left_out_text())
 
@@ -59,13 +65,29 @@ class Arrivals:
         """Return whether a file is an input of this run that no result may replace."""
         return str(path) in self.given and str(path) not in self.replaceable
 
-    def _kept(self, lines: list[str]) -> list[str]:
+    @property
+    def shard(self) -> tuple[int, int] | None:
+        """The part of the lines to take; groups of lines are dealt out as wholes, by the planner."""
+        return None if self.task.arity == "all" else self.options.shard
+
+    def _kept(self, lines: list[str], listed: list[str]) -> list[str]:
         """Return the lines of this shard, without results that the run would only make again; all lines are known."""
         self.given.update(map(_path_of, lines))
-        if self.options.shard:
-            lines = take_shard(lines, self.options.shard)
+        if self.shard:
+            lines = self._of_shard(lines, listed, self.shard)
         kept = [line for line in lines if not self._leaves_out_line(line)]
         self.total = len(kept)
+        return kept
+
+    def _of_shard(self, lines: list[str], listed: list[str], shard: tuple[int, int]) -> list[str]:
+        """Return the distinct lines of a shard: by position in a list, which stays the same; all others by digest.
+
+        What lies in a folder changes while results appear, and so does a list that each shard makes for itself.
+        """
+        strided, fixed = set(take_shard(listed, shard)), set(listed)
+        distinct = dict.fromkeys(lines)
+        kept = [line for line in distinct if (line in strided if line in fixed else in_shard(_path_of(line), shard))]
+        self.taken = len(kept)
         return kept
 
     def _as_they_come(self, lines: Iterable[str]) -> Iterator[Record]:
@@ -76,8 +98,11 @@ class Arrivals:
         """
         waiting = []
         for line in lines:
+            self.given.add(_path_of(line))
+            if self.shard and not in_shard(_path_of(line), self.shard):
+                continue
+            self.taken += 1
             record = self._parsed(line)
-            self.given.add(str(record.path))
             if self._leaves_out(record):
                 continue
             if not line.startswith("{") and self._sources(record) and self._is_own(record):
@@ -185,8 +210,8 @@ def _path_of(line: str) -> str:
     if not line.startswith("{"):
         return line if "\0" in line else str(absolute(line))
     try:
-        return str(absolute(json.loads(line)["path"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return str(record_from_json(json.loads(line)).path)
+    except (ValueError, RecursionError, MedkitError):
         return line
 
 

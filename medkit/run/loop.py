@@ -105,7 +105,7 @@ class TaskRun:
 
     def _work_left(self, items: Iterator[Item]) -> bool:
         """Return whether cases are left after a signal; a pipe that is still open may always send more."""
-        if is_streaming(self.options) and not self.options.shard:
+        if is_streaming(self.options):
             return True
         return next(items, None) is not None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medkit.errors import InputError, MedkitError, OutputError, UsageError
 from medkit.options import RunOptions
+from medkit.pipe.lines import in_shard
 from medkit.pipe.names import is_bids, is_file_name, join_bids, split_bids, suffix_of
 from medkit.pipe.records import Record, absolute, find_kind, record_of
 from medkit.run.arrivals import Arrivals
@@ -64,18 +65,23 @@ class Planner:
     def _groups(self, records: list[Record]) -> Iterator[Item]:
         """Yield all records as one case, or one case per `--group-by` group of BIDS names; pass on failed ones."""
         groups: dict[tuple[str, ...], list[Record]] = {}
+        failed = [record for record in records if record.failed]
+        yield from (record for record in failed if self._in_shard(str(record.path)))
         for record in records:
-            if record.failed:
-                yield record
-            else:
+            if not record.failed and self._in_shard("\0".join(self._group_of(record))):
                 groups.setdefault(self._group_of(record), []).append(record)
-        failed = sum(record.failed for record in records)
-        self.grouped = failed + len(groups)
+        self.grouped = len(failed) + len(groups)
         for values, members in sorted(groups.items()):
             if self.task.whole and failed:
-                yield self._refused(members[0], MedkitError(f"not made: {failed} of its {len(records)} inputs failed"))
+                yield self._refused(
+                    members[0], MedkitError(f"not made: {len(failed)} of its {len(records)} inputs failed")
+                )
                 continue
             yield self._planned(members[0], tuple(members), values)
+
+    def _in_shard(self, name: str) -> bool:
+        """Return whether a group, or a failed line among groups, belongs to this shard: groups stay whole."""
+        return self.options.shard is None or in_shard(name, self.options.shard)
 
     def _group_of(self, record: Record) -> tuple[str, ...]:
         entities = split_bids(record.path)[0] if is_bids(record.path) else {}

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from medkit.errors import MedkitError, UsageError
-from medkit.pipe.lines import Emitter, ReaderGoneError, guarded_stdout, input_lines, shard_of, take_shard
+from medkit.pipe.lines import Emitter, ReaderGoneError, guarded_stdout, in_shard, input_lines, shard_of, take_shard
 from medkit.pipe.records import Record
 
 
@@ -76,6 +76,13 @@ def test_shards_cover_all_and_share_none(count: int, n: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_shards_by_digest_cover_all_and_share_none() -> None:
+    names = [f"/data/case-{n}.nii.gz" for n in range(300)]
+    shards = [[name for name in names if in_shard(name, (k, 7))] for k in range(1, 8)]
+    assert sorted(itertools.chain(*shards)) == sorted(names)
+    assert min(map(len, shards)) > 20
+
+
 def test_shards_are_strided_over_the_sorted_list() -> None:
     assert take_shard(["d", "b", "a", "c", "e"], (2, 2)) == ["b", "d"]
 
@@ -101,9 +108,7 @@ def sge(task: str, first: str, last: str, step: str) -> dict[str, str]:
         (slurm(1, 1, 4, 4), (1, 4)),
         (slurm(0, 0, 7, 8), (1, 8)),
         (slurm(7, 0, 7, 8), (8, 8)),
-        (slurm(12, 10, 14, 5), (3, 5)),
         (sge("3", "1", "5", "1"), (3, 5)),
-        (sge("12", "11", "15", "1"), (2, 5)),
         ({"LSB_JOBINDEX": "2", "LSB_JOBINDEX_END": "6"}, (2, 6)),
         ({"LSB_JOBINDEX": "2", "LSB_JOBINDEX_END": "6", "LSB_JOBINDEX_STEP": "1"}, (2, 6)),
     ],
@@ -123,9 +128,17 @@ def test_ranks_within_a_job_array(environ: dict[str, str], shard: tuple[int, int
         sge("3", "undefined", "undefined", "undefined"),
         {"LSB_JOBINDEX": "3", "LSB_JOBINDEX_END": "5", "LSB_JOBINDEX_STEP": "2"},
         {"LSB_JOBINDEX": "3"},
+        slurm(3, 3, 3, 1),  # --array=3, the rerun of a task
+        slurm(1, 1, 1, 1),
+        slurm(0, 0, 0, 1),
+        slurm(3, 3, 4, 2),  # --array=3-4
+        slurm(12, 10, 14, 5),
+        sge("12", "11", "15", "1"),
+        sge("3", "3", "3", "1"),
+        {"LSB_JOBINDEX": "1", "LSB_JOBINDEX_END": "1"},
     ],
 )
-def test_arrays_with_holes_or_of_unknown_size_are_refused(environ: dict[str, str]) -> None:
+def test_arrays_with_holes_or_parts_of_arrays_are_refused(environ: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="holes or an unknown size"):
         shard_of("auto", environ)
 
@@ -134,14 +147,36 @@ def test_arrays_with_holes_or_of_unknown_size_are_refused(environ: dict[str, str
 def test_pbs_does_not_say_how_many(environ: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="PBS"):
         shard_of("auto", environ)
+    assert shard_of("auto/8", environ) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    "environ", [slurm(3, 3, 3, 1), slurm(3, 1, 9, 5), sge("3", "3", "9", "3"), {"LSB_JOBINDEX": "3"}]
+)
+def test_a_task_of_any_array_knows_its_number_of_n(environ: dict[str, str]) -> None:
+    assert shard_of("auto/3", environ) == (3, 3)
+    with pytest.raises(UsageError, match="should have the numbers 1-2"):
+        shard_of("auto/2", environ)
+
+
+@pytest.mark.parametrize("text", ["auto/", "auto/x", "auto/0", "auto/-1", "auto/2/3"])
+def test_auto_of_an_impossible_number(text: str) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        shard_of(text, slurm(1, 1, 4, 4))
+
+
+def test_task_zero_has_no_number() -> None:
+    with pytest.raises(UsageError, match="1-4"):
+        shard_of("auto/4", slurm(0, 0, 3, 4))
 
 
 @pytest.mark.parametrize(
     "environ", [{}, sge("undefined", "undefined", "undefined", "undefined"), {"LSB_JOBINDEX": "0"}]
 )
 def test_outside_an_array(environ: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="no job array"):
-        shard_of("auto", environ)
+    for text in ("auto", "auto/3"):
+        with pytest.raises(UsageError, match="no job array"):
+            shard_of(text, environ)
 
 
 # ---- out
