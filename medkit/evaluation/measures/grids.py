@@ -14,6 +14,10 @@ from medkit.space import Grid, apply_affine
 
 TOLERANCE = 0.01
 """Largest distance, in voxels, between corners of two grids that count as the same: headers hold float32 or less."""
+SMALL_PART = 0.5
+"""Part of an image inside another below which a warning is given."""
+_SAMPLES = 64
+"""Voxels along each axis that are looked at, at most about twice as many."""
 
 
 def read_side(path: Path, *, labels: bool = False) -> Image:
@@ -41,6 +45,46 @@ def on_grid(image: Image, reference: Image, *, resample: bool, labels: bool) -> 
     from medkit.transforms import resampling
 
     return resampling.resample(image, reference.grid, None, "nearest" if labels else "linear").data[0]
+
+
+def check_space(image: Image, reference: Image, *, labels: bool) -> list[str]:
+    """Return a warning if less than half of either image lies inside the other's field of view.
+
+    With `labels` only the voxels of labels count. Raises InputError if nothing of one of them lies inside the other:
+    they are in different spaces, and every score would be about that.
+    """
+    if reoriented(image, reference.grid) is not None:
+        return []
+    warnings = []
+    for one, other in ((image, reference), (reference, image)):
+        part = part_inside(one, other.grid, labels=labels)
+        what = "labelled voxels" if labels else "voxels"
+        if part == 0:
+            raise InputError(
+                f"{image.path}: expected the space of {reference.path}, but none of the {what} of {_name(one)} lies "
+                f"inside {_name(other)} ({described(image.grid)} and {described(reference.grid)}): bring the result "
+                "there with medkit transform apply"
+            )
+        if part < SMALL_PART:
+            warnings.append(f"only {100 * part:.0f} % of the {what} of {_name(one)} lie inside {_name(other)}")
+    return warnings
+
+
+def part_inside(image: Image, grid: Grid, *, labels: bool) -> float:
+    """Return the part of an image's voxels (with `labels`: of those that are not 0) inside a grid; 1 if it has none."""
+    step = tuple(slice(None, None, max(1, size // _SAMPLES)) for size in image.grid.shape)
+    kept = image.data[0][step] != 0 if labels else np.ones(image.data[0][step].shape, bool)
+    if labels and not kept.any():  # small structures may lie between the samples
+        step, kept = (slice(None),) * 3, image.data[0] != 0
+    voxels = np.argwhere(kept) * [each.step or 1 for each in step]
+    if not len(voxels):
+        return 1.0
+    there = apply_affine(np.linalg.inv(grid.affine) @ image.grid.affine, voxels)
+    return float(((there > -0.5) & (there < np.array(grid.shape) - 0.5)).all(axis=1).mean())
+
+
+def _name(image: Image) -> str:
+    return image.path.name if image.path else "the image"
 
 
 def reoriented(image: Image, grid: Grid) -> np.ndarray | None:

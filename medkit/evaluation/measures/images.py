@@ -9,7 +9,7 @@ import numpy as np
 
 from medkit.errors import InputError
 from medkit.evaluation.measures import metrics
-from medkit.evaluation.measures.grids import on_grid, read_side
+from medkit.evaluation.measures.grids import check_space, on_grid, read_side
 from medkit.evaluation.results import EvaluationSettings, Pair, Scores
 from medkit.images.image import Image
 
@@ -21,13 +21,14 @@ def score_images(pair: Pair, settings: EvaluationSettings) -> Scores:
     """Compare two images. Raises InputError."""
     reference, image = read_side(pair.reference), read_side(pair.result)
     result = on_grid(image, reference, resample=settings.resample, labels=False)
+    doubts = check_space(image, reference, labels=False)
     mask = None
     if pair.mask is not None:
         mask = on_grid(read_side(pair.mask, labels=True), reference, resample=settings.resample, labels=True) > 0
         if not mask.any():
             raise InputError(f"{pair.mask}: the mask keeps no voxel of {pair.reference}")
     values = compare_images(result, reference.data[0], mask, settings.data_range)
-    return Scores(pair, values, warnings=tuple(_warnings(image, reference)))
+    return Scores(pair, values, warnings=(*doubts, *_warnings(image, reference)))
 
 
 def compare_images(

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from medkit.evaluation.measures.grids import on_grid, read_side
+from medkit.errors import InputError
+from medkit.evaluation.measures.grids import check_space, on_grid, read_side, reoriented
 from medkit.evaluation.measures.label_maps import names_next_to, present, translated
 from medkit.evaluation.results import EvaluationSettings, Pair, ScoreRow, Scores
+from medkit.images.image import Image
 
 _NONE = float("nan")
+_SEVERAL = 3
+"""Labels on either side from which on a total miss is not taken for a finding."""
 _LISTED = 20
 """Largest number of labels that a warning names; it counts the others."""
 
@@ -19,7 +23,9 @@ _LISTED = 20
 def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
     """Compare two label images. Raises InputError."""
     reference = read_side(pair.reference, labels=True)
-    result = on_grid(read_side(pair.result, labels=True), reference, resample=settings.resample, labels=True)
+    given = read_side(pair.result, labels=True)
+    result = on_grid(given, reference, resample=settings.resample, labels=True)
+    doubts = [*check_space(given, reference, labels=True), *_check_overlap(given, result, reference)]
     expected = reference.data[0]
     names = {**names_next_to(pair.reference), **names_next_to(pair.result)}
     in_result = present(result)
@@ -35,7 +41,23 @@ def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
     steps = grid.affine[:3, :3] if grid.is_sheared else grid.spacing
     table = compare_labels(result, expected, steps, labels)
     rows = tuple(ScoreRow(str(label), names.get(label, ""), values) for label, values in table.items())
-    return Scores(pair, _over_labels(table), rows, tuple(_warnings(labels, in_result, in_reference, left_out)))
+    doubts += _warnings(labels, in_result, in_reference, left_out)
+    return Scores(pair, _over_labels(table), rows, tuple(doubts))
+
+
+def _check_overlap(given: Image, result: np.ndarray, reference: Image) -> list[str]:
+    """Return a warning if several labels have no voxel in common with any label of the reference.
+
+    One structure may be missed; several at once are more likely in another space. Raises InputError if they came from
+    another grid as well.
+    """
+    expected = reference.data[0]
+    if min(len(present(result)), len(present(expected))) < _SEVERAL or ((result != 0) & (expected != 0)).any():
+        return []
+    doubt = f"no labelled voxel in common with {reference.path}, so probably in another space"
+    if reoriented(given, reference.grid) is None:
+        raise InputError(f"{given.path}: {doubt}: bring it there with medkit transform apply")
+    return [doubt]
 
 
 def compare_labels(
