@@ -7,7 +7,7 @@ picture (also if constant, empty, one voxel thick, or elsewhere in space): the h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -111,8 +111,24 @@ def _doubled(plane: np.ndarray) -> np.ndarray:
     return plane[::-1, ::-1].T.repeat(2, axis=0).repeat(2, axis=1)
 
 
-def write_png(array: np.ndarray, file: Path | BinaryIO) -> None:
-    """Write (H, W) or (H, W, 3) uint8 as PNG; equal arrays make equal bytes."""
+def write_png(array: np.ndarray, file: Path | BinaryIO, texts: Mapping[str, str] | None = None) -> None:
+    """Write (H, W) or (H, W, 3) uint8 as PNG, with key -> text inside; equal values make equal bytes."""
+    from PIL import Image as Pillow
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, text in (texts or {}).items():
+        info.add_text(key, text)
+    Pillow.fromarray(np.ascontiguousarray(array)).save(file, format="PNG", compress_level=7, pnginfo=info)
+
+
+def text_in_png(path: Path, key: str) -> str | None:
+    """Return the text under a key in a PNG file; None if it has none, or is no PNG file."""
     from PIL import Image as Pillow
 
-    Pillow.fromarray(np.ascontiguousarray(array)).save(file, format="PNG", compress_level=7)
+    try:
+        with Pillow.open(path) as picture:
+            found = picture.info.get(key)
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return found if isinstance(found, str) else None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
+import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
     from medkit.run.task import Case, Result, Task
 
 log = logging.getLogger("medkit")
+_OWNER = "medkit-result"
+"""Key of the text in a picture that tells which result it shows."""
 
 
 def picture_path(folder: Path, main: Path, output: Path | None) -> Path:
@@ -34,17 +40,54 @@ def draw_case(path: Path, task: Task, case: Case, result: Result) -> None:
     If it cannot be drawn, that is a warning, not a failure of the case.
     """
     from medkit.figures.layout import under_title
-    from medkit.figures.mosaic import write_png
 
     try:
         picture = result.figure() if result.figure else _default_figure(task, case, result)
         path.parent.mkdir(parents=True, exist_ok=True)
         if picture is not None:
             reasons = [f"needs a look: {plain(warning)}" for warning in result.warnings]
-            write_png(under_title(picture, reasons) if reasons else picture, path)
+            main = next(iter(case.outputs.values()), case.record.path)
+            _write(under_title(picture, reasons) if reasons else picture, path, main)
     except Exception as error:
         log.warning("%s: no picture: %s", case.record.path.name, error)
         log.debug("", exc_info=True)
+
+
+def _write(picture: np.ndarray, path: Path, main: Path) -> None:
+    """Write the picture of a result; one of the same name that shows another result stays, and this one is numbered.
+
+    A picture holds a digest of where its result lies, by which a later run of the same result knows it.
+    """
+    from medkit.figures.mosaic import text_in_png, write_png
+
+    owner = hashlib.sha256(os.fsencode(os.path.relpath(main, path.parent))).hexdigest()
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        write_png(picture, part, {_OWNER: owner})
+        for number in itertools.count(1):
+            place = path if number == 1 else path.with_name(f"{path.stem}_{number}.png")
+            if text_in_png(place, _OWNER) == owner:
+                os.replace(part, place)
+            elif not _linked(part, place):
+                continue
+            if number > 1:
+                log.warning("%s: shows another result; the picture of %s is %s", path.name, main.name, place.name)
+            return
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _linked(part: Path, place: Path) -> bool:
+    """Give a file a name that nothing has yet; return False if something has it, also since a moment ago."""
+    try:
+        os.link(part, place)
+    except FileExistsError:
+        return False
+    except OSError:  # some file systems know no links
+        if os.path.lexists(place):
+            return False
+        os.replace(part, place)
+    return True
 
 
 def _default_figure(task: Task, case: Case, result: Result) -> np.ndarray | None:

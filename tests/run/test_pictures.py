@@ -38,3 +38,28 @@ def test_pictures_of_equal_names_without_an_output_folder(
         scan(f"{name}/a.nii.gz")
     assert toy("run", "double", "x/a.nii.gz", "y/a.nii.gz", "--qc", "qc").code == 0
     assert names(tmp_path / "qc") == ["x/a_double.png", "y/a_double.png"]
+
+
+def test_a_picture_of_another_result_is_never_replaced(toy: Run, scan: Make, tmp_path: Path) -> None:
+    for n in (1, 2):
+        scan(f"in{n}/a.nii.gz", seed=n)
+    runs = [("in1", "o1"), ("in2", "o2"), ("in1", "o1")]
+    seen = []
+    for source, out in runs:
+        done = toy("run", "double", tmp_path / source / "a.nii.gz", "-o", tmp_path / out, "--qc", tmp_path / "qc",
+                   "--overwrite")  # fmt: skip
+        assert done.code == 0
+        seen.append({path.name: path.read_bytes() for path in (tmp_path / "qc").iterdir()})
+    assert list(seen[0]) == ["a_double.png"]
+    assert set(seen[1]) == {"a_double.png", "a_double_2.png"}
+    assert seen[1]["a_double.png"] == seen[0]["a_double.png"] != seen[1]["a_double_2.png"]
+    assert seen[2] == seen[1]
+
+
+def test_pictures_of_others_stay(toy: Run, scan: Make, tmp_path: Path) -> None:
+    (tmp_path / "qc").mkdir()
+    (tmp_path / "qc/a_double.png").write_bytes(b"mine")
+    done = toy("run", "double", scan("a.nii.gz"), "-o", tmp_path / "o", "--qc", tmp_path / "qc")
+    assert (tmp_path / "qc/a_double.png").read_bytes() == b"mine"
+    assert "a_double.png: shows another result; the picture of a_double.nii.gz is a_double_2.png" in done.err
+    assert names(tmp_path / "qc") == ["a_double.png", "a_double_2.png"]
