@@ -14,7 +14,7 @@ import click
 
 from medkit import __version__, plugins
 from medkit.commandline import WORDS
-from medkit.errors import MedkitError, PluginError
+from medkit.errors import INTERRUPTED, MedkitError, PluginError
 from medkit.machine.user import name_unknown_user
 from medkit.options import PLUGIN_KEY
 from medkit.pipe.lines import guarded_stdout, private_stdin
@@ -164,7 +164,8 @@ def _exit_code(arguments: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return 130
+        click.echo("medkit: stopped by Ctrl-C", err=True)
+        return INTERRUPTED
     except click.ClickException as error:
         error.show()
         return error.exit_code

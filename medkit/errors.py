@@ -24,6 +24,10 @@ __all__ = [
 ]
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+
 class MedkitError(Exception):
     """An error that a user can act on; shown as one line, without a traceback."""
 

@@ -350,6 +350,7 @@ def test_ctrl_c(waiting: Callable[..., subprocess.Popen[str]], tmp_path: Path, w
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes of the job
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
+    assert "wait: stopped by Ctrl-C after 0 cases; run again with --skip-existing" in err
     assert "Traceback" not in err
     assert leftovers(tmp_path) == []
     assert not (tmp_path / "a_waited.nii.gz").exists()

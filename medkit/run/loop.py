@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from medkit.errors import MedkitError, Stopped
+from medkit.errors import INTERRUPTED, MedkitError, Stopped
 from medkit.options import RunOptions
 from medkit.pipe.lines import Emitter, ReaderGoneError
 from medkit.pipe.records import Record, record_of
@@ -63,6 +63,8 @@ class TaskRun:
             return self.report.exit_code()
         except Stopped as stopped:
             return self.report.stopped(str(stopped))
+        except KeyboardInterrupt:
+            return self.report.stopped("Ctrl-C", INTERRUPTED)
         finally:
             self.report.close()
 

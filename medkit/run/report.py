@@ -70,7 +70,7 @@ class RunReport:
             return int(self.options.strict and bool(self.looks.sources))
         return InputError.exit_code if self.counts["refused"] == self.counts.total() else 1
 
-    def stopped(self, reason: str) -> int:
+    def stopped(self, reason: str, code: int = Stopped.exit_code) -> int:
         """Report that the run was stopped with work left, and return the exit code for that."""
         done = self.counts.total()
         log.error("%s: stopped by %s after %d cases; run again with --skip-existing", self.task.name, reason, done)
