@@ -73,8 +73,9 @@ class RunReport:
     def stopped(self, reason: str, code: int = Stopped.exit_code) -> int:
         """Report that the run was stopped with work left, and return the exit code for that."""
         done = self.counts.total()
-        log.error("%s: stopped by %s after %d cases; run again with --skip-existing", self.task.name, reason, done)
-        return Stopped.exit_code
+        cases = "1 case" if done == 1 else f"{done} cases"
+        log.error("%s: stopped by %s after %s; run again with --skip-existing", self.task.name, reason, cases)
+        return code
 
     def close(self) -> None:
         """Print all failures once more in one place, then the looks; write the failures to the file of `--failed`."""
