@@ -15,8 +15,9 @@ import click
 from medkit import __version__, plugins
 from medkit.commandline import WORDS
 from medkit.errors import INTERRUPTED, MedkitError, PluginError
-from medkit.machine.user import name_unknown_user
-from medkit.options import PLUGIN_KEY
+from medkit.helppages import list_in_groups, question
+from medkit.machine.user import give_matplotlib_a_folder, name_unknown_user
+from medkit.options import PLUGIN_KEY, doubtful_variables
 from medkit.pipe.lines import guarded_stdout, private_stdin
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec, TaskSpec
@@ -32,8 +33,13 @@ _CORE_COMMANDS = (
         "evaluate", "Score labels, images or points against references.", "medkit.commands.evaluate.command:evaluate"
     ),
     CommandSpec("train", "Train a bundle's network on your data, into a new bundle.", "medkit.commands.train:train"),
+    CommandSpec(
+        "completion", "Print what a shell needs to complete medkit's words.", "medkit.commands.completion:completion"
+    ),
     CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),
 )
+_GROUPS = ("bundle", "plugins", "transform")
+"""Those of them that have commands of their own."""
 _CORE_TASKS = (TaskSpec("bundle", "Run any MONAI bundle on images.", "medkit.commands.run_bundle:bundle"),)
 
 
@@ -53,7 +59,14 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         ctx.meta.setdefault(WORDS, tuple(args))
-        return super().resolve_command(ctx, args)
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args[0].startswith("-"):
+                raise
+            raise click.UsageError(
+                f"No such {self.what} '{args[0]}'.{question(args[0], _commands())}", error.ctx
+            ) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self.offers()})
@@ -65,6 +78,7 @@ class LazyGroup(click.Group):
             offer = plugins.choose_offer(self.what, cmd_name, offers)
             with guarded_stdout():
                 command: click.Command = offer.load()
+            list_in_groups(command)
             ctx.meta[PLUGIN_KEY] = offer.plugin
             return command
         self._refuse_if_broken(cmd_name)
@@ -132,6 +146,19 @@ def cli() -> None:
     \b
     medkit run register --fixed mni.nii.gz *.nii.gz | medkit run segment
     """
+    for doubt in doubtful_variables(os.environ, cli.list_commands(click.get_current_context())):
+        log.warning("%s", doubt)
+
+
+def _commands() -> Mapping[str, list[str]]:
+    """Return the last word of a command -> the whole commands that end in it, for messages."""
+    found: dict[str, list[str]] = {}
+    groups: list[tuple[str, click.Group]] = [("medkit", cli), ("medkit run", run)]
+    groups += [(f"medkit {s.name}", Offer(s, _CORE).load()) for s in _CORE_COMMANDS if s.name in _GROUPS]
+    for path, group in groups:
+        for name in group.list_commands(click.Context(group)):
+            found.setdefault(name, []).append(f"{path} {name}")
+    return found
 
 
 @cli.group(cls=_Tasks, what="task")
@@ -150,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
     name_unknown_user()
+    give_matplotlib_a_folder()
     with private_stdin():
         code = _exit_code(list(sys.argv[1:] if arguments is None else arguments))
     sys.exit(code)

@@ -90,6 +90,18 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean X?` if one of `names` is like `name`, else an empty string; for messages.
+
+    >>> did_you_mean("brain_mri_segmentatoin", ["brain_mri_segmentation", "lung_ct"])
+    '; did you mean brain_mri_segmentation?'
+    """
+    import difflib
+
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def size_text(sizes: Iterable[object], form: str = "") -> str:
     """Return sizes along axes as text, for messages: a shape, or with `form` a spacing.
 

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,8 @@ import click
 
 from medkit import __version__
 from medkit.commandline import given_command
-from medkit.errors import UsageError
+from medkit.errors import UsageError, did_you_mean
+from medkit.helppages import GroupedOption
 from medkit.pipe.lines import shard_of
 from medkit.pipe.names import is_file_name, shard_file
 from medkit.pipe.records import absolute
@@ -130,53 +131,82 @@ def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_variables = {"MEDKIT_BUNDLES", "MEDKIT_NO_PROGRESS", "MEDKIT_PLUGINS", "MEDKIT_TRUST", "MEDKIT_MEMORY"}
+"""The variables that are read: those of the program, of tasks that run bundles, and of all options made by `option`."""
+_WITHOUT = {"MEDKIT_SHARD", "MEDKIT_LIST", "MEDKIT_BUNDLE"}
+"""Variables that options might be thought to have."""
 
 
-def option(*names: str, variable: bool = True, **settings: Any) -> Callable[[_F], _F]:
-    """Return a click option that the variable MEDKIT_<OPTION> can set as well, unless `variable` is False."""
+def option(*names: str, variable: bool = True, group: str | None = None, **settings: Any) -> Callable[[_F], _F]:
+    """Return a click option that the variable MEDKIT_<OPTION> can set as well, unless `variable` is False.
+
+    `group` is its heading on help pages; None: it is listed among the command's own options.
+    """
     long = next(n for n in names if n.startswith("--")).split("/")[0]
+    name = "MEDKIT_" + long[2:].replace("-", "_").upper()
     if variable:
-        settings |= {"envvar": "MEDKIT_" + long[2:].replace("-", "_").upper(), "show_envvar": False}
+        _variables.add(name)
+        settings |= {"envvar": name, "show_envvar": False}
+    if group is not None:
+        settings |= {"cls": GroupedOption, "group": group}
     return click.option(*names, allow_from_autoenv=variable, **settings)
 
 
+def doubtful_variables(environ: Mapping[str, str], commands: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each variable MEDKIT_... that nothing reads, and that is likely misspelt.
+
+    `commands`: names of commands; MEDKIT_<COMMAND>_... are variables of their options.
+    """
+    prefixes = tuple(f"MEDKIT_{name.upper().replace('-', '_')}_" for name in commands)
+    for name in sorted(environ):
+        if not name.startswith("MEDKIT_") or name in _variables or name.startswith(prefixes):
+            continue
+        if name in _WITHOUT:
+            yield f"{name} has no effect: a variable reaches every command of a pipe, so this option has none"
+        else:
+            yield f"{name} has no effect: no option or setting has this name{did_you_mean(name, _variables)}"
+
+
 _FILE = click.Path(dir_okay=False)
+_io = functools.partial(option, group="Inputs and outputs")
+_check = functools.partial(option, group="Quality control and messages")
+_work = functools.partial(option, group="Running")
 
 _OPTIONS = (
     click.argument("inputs", nargs=-1, metavar="[INPUT]..."),
-    option("-o", "--output", callback=_output, metavar="PATH", help="File or folder.  [default: the input's folder]"),
-    option("--json", is_flag=True, help="Print records (JSON, one per line) instead of paths."),
-    option("-0", "--null", is_flag=True, help="Lines in and out end in NUL instead of newline."),
-    option("--list", variable=False, callback=absolute_path, type=click.Path(exists=True, dir_okay=False),
-           metavar="FILE", help="Read the inputs from FILE, as from stdin."),
-    option("--overwrite", is_flag=True, help="Replace existing results."),
-    option("--skip-existing", is_flag=True, help="Keep existing results that are complete and up to date."),
-    option("--keep-tree", callback=absolute_path, metavar="ROOT",
-           help="Mirror the inputs' folders below ROOT in the output."),
-    option("--failed", callback=absolute_path, type=_FILE, metavar="FILE",
-           help="Write the paths of failed inputs to FILE."),
-    option("--fail-fast", is_flag=True, help="Stop at the first failure."),
-    option("--strict", is_flag=True, help="Exit with 1 if a result needs a look; results are written all the same."),
-    option("--shard", variable=False, callback=_shard, metavar="K/N|auto",
-           help="Work on the K-th of N parts of the sorted inputs; auto: this job's rank in its array."),
-    option("--workers", type=click.IntRange(min=0), default=0, metavar="N",
-           help="Work in N child processes.  [default: 0, in this process]"),
-    option("--timeout-per-case", type=click.FloatRange(min=0, min_open=True), metavar="S",
-           help="Give up on a case after S seconds."),
-    option("--device", default="auto", callback=valid_device, metavar="auto|cpu|cuda[:N]|mps",
-           help="Where to compute."),
-    option("--threads", type=click.IntRange(min=1), metavar="N",
-           help="Threads.  [default: what the scheduler or the CPU affinity grants]"),
-    option("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]"),
-    option("--frame", type=click.IntRange(min=0), metavar="N", help="The frame of images that hold several, from 0."),
-    option("--series", metavar="UID|NUMBER", help="The series of a DICOM folder that holds several."),
-    option("--qc", callback=absolute_path, type=click.Path(file_okay=False), metavar="DIR",
+    _io("-o", "--output", callback=_output, metavar="PATH", help="File or folder.  [default: the input's folder]"),
+    _io("--json", is_flag=True, help="Print records (JSON, one per line) instead of paths."),
+    _io("-0", "--null", is_flag=True, help="Lines in and out end in NUL instead of newline."),
+    _io("--list", variable=False, callback=absolute_path, type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE", help="Read the inputs from FILE, as from stdin."),
+    _io("--overwrite", is_flag=True, help="Replace existing results."),
+    _io("--skip-existing", is_flag=True, help="Keep existing results that are complete and up to date."),
+    _io("--keep-tree", callback=absolute_path, metavar="ROOT",
+        help="Mirror the inputs' folders below ROOT in the output."),
+    _io("--frame", type=click.IntRange(min=0), metavar="N", help="The frame of images that hold several, from 0."),
+    _io("--series", metavar="UID|NUMBER", help="The series of a DICOM folder that holds several."),
+    _check("--qc", callback=absolute_path, type=click.Path(file_okay=False), metavar="DIR",
            help="Write a picture per case into DIR."),
-    option("--dry-run", is_flag=True, help="Print what would run and the memory it needs, and stop."),
-    option("-q", "--quiet", is_flag=True, help="Print only errors, and which results need a look, on stderr."),
-    option("-v", "--verbose", is_flag=True, help="Print tracebacks and timings on stderr."),
-    option("--progress/--no-progress", default=lambda: not os.environ.get("MEDKIT_NO_PROGRESS"),
+    _check("--dry-run", is_flag=True, help="Print what would run and the memory it needs, and stop."),
+    _check("--strict", is_flag=True, help="Exit with 1 if a result needs a look; results are written all the same."),
+    _check("-q", "--quiet", is_flag=True, help="Print only errors, and which results need a look, on stderr."),
+    _check("-v", "--verbose", is_flag=True, help="Print tracebacks and timings on stderr."),
+    _check("--progress/--no-progress", default=lambda: not os.environ.get("MEDKIT_NO_PROGRESS"),
            help="Print a line per finished case on stderr.  [default: on]"),
+    _work("--failed", callback=absolute_path, type=_FILE, metavar="FILE",
+          help="Write the paths of failed inputs to FILE."),
+    _work("--fail-fast", is_flag=True, help="Stop at the first failure."),
+    _work("--shard", variable=False, callback=_shard, metavar="K/N|auto|auto/N",
+          help="Work on the K-th of N parts of the inputs; auto: rank in the job array, auto/N: its task's number."),
+    _work("--workers", type=click.IntRange(min=0), default=0, metavar="N",
+          help="Work in N child processes.  [default: 0, in this process]"),
+    _work("--timeout-per-case", type=click.FloatRange(min=0, min_open=True), metavar="S",
+          help="Give up on a case after S seconds."),
+    _work("--device", default="auto", callback=valid_device, metavar="auto|cpu|cuda[:N]|mps",
+          help="Where to compute."),
+    _work("--threads", type=click.IntRange(min=1), metavar="N",
+          help="Threads.  [default: what the scheduler or the CPU affinity grants]"),
+    _work("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]"),
 )  # fmt: skip
 
 _COMMON = {f.name for f in fields(RunOptions)} - {"command"} | {"quiet", "verbose"}
@@ -184,7 +214,7 @@ _COMMON = {f.name for f in fields(RunOptions)} - {"command"} | {"quiet", "verbos
 _OF_RESULTS = {"output", "keep_tree", "seed", "frame", "series", "group_by"}
 """Those that a result, or its name, depends on."""
 
-group_by_option = option(
+group_by_option = _io(
     "--group-by", callback=_words, metavar="ENTITY,...", help="One case per group of BIDS names, such as sub,ses."
 )
 """For tasks that take all lines as one case (`arity="all"`)."""

@@ -21,7 +21,7 @@ TASKS = {"register", "template", "segment", "enhance", "sr", "classify"}
 
 FLOORS = (
     ("errors", "specs"),
-    ("commandline", "hookspecs", "machine", "pipe", "space"),
+    ("commandline", "helppages", "hookspecs", "machine", "pipe", "space"),
     ("images", "options", "plugins", "scanner"),
     ("bundles", "cli", "figures", "synthesis", "transforms"),
     ("evaluation", "run", "testing", "training"),
@@ -35,6 +35,7 @@ LIGHT_PACKAGES = {
     "errors": set(),
     "specs": set(),
     "commandline": {"click"},
+    "helppages": {"click"},
     "hookspecs": {"pluggy"},
     "pipe": set(),
     "machine": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -124,3 +125,61 @@ def test_the_common_options_are_those_of_the_contract() -> None:
         "--shard --workers --timeout-per-case --qc --seed --dry-run -q -v --no-progress --series --frame"
     )
     assert set(contract.split()) <= names
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["rnu"], "'medkit run'"),
+        (["double"], "'medkit run double'"),
+        (["run", "doubel"], "'medkit run double'"),
+        (["run", "evaluate"], "'medkit evaluate'"),
+        (["apply"], "'medkit transform apply'"),
+        (["transfrom"], "'medkit transform'"),
+    ],
+)
+def test_mistyped_commands_are_answered_with_what_may_be_meant(toy: Run, words: list[str], meant: str) -> None:
+    done = toy(*words, "x.nii.gz")
+    assert done.code == 2
+    assert f"Did you mean {meant}?" in done.err
+
+
+def test_a_mistyped_bundle(medkit: Run) -> None:
+    done = medkit("run", "segment", "--bundle", "brain_mri_segmentatoin", "x.nii.gz")
+    assert done.code == 2
+    assert "did you mean brain_mri_segmentation?" in done.err
+
+
+def test_help_lists_options_in_groups(toy: Run) -> None:
+    page = toy("run", "double", "--help").out
+    heads = ["Options", "Inputs and outputs", "Quality control and messages", "Running"]
+    assert [line[:-1] for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")] == heads
+    own = page[page.index("Options:") : page.index("Inputs and outputs:")]
+    assert "--factor" in own
+    assert "--output" not in own
+
+
+def test_help_of_tasks_with_bundles_and_of_commands_below_commands(medkit: Run) -> None:
+    assert "\nBundle:\n" in medkit("run", "enhance", "--help").out
+    assert "\nRunning:\n" in medkit("transform", "apply", "--help").out
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_cuts_no_description_and_breaks_no_example(columns: int) -> None:
+    for words, command in commands(cli):
+        context = click.Context(command, info_name=words, terminal_width=columns)
+        page = command.get_help(context)
+        if isinstance(command, click.Group):
+            assert columns < 80 or "..." not in re.split(r"\n(?:Commands|Tasks):\n", page)[-1], words
+        for line in (command.help or "").split("\b\n")[1:]:
+            for example in line.split("\n\n")[0].splitlines():
+                assert example.strip() in page, words
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(toy: Run, shell: str) -> None:
+    script = toy("completion", shell).out
+    assert "_MEDKIT_COMPLETE" in script
+    words = {"COMP_WORDS": "medkit run doub", "COMP_CWORD": "doub" if shell == "fish" else "2"}
+    done = toy(env=words | {"_MEDKIT_COMPLETE": f"{shell}_complete"})
+    assert "double" in done.out

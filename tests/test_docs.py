@@ -43,6 +43,7 @@ FACES = (
 )
 PAGE_OF = {
     "medkit bundle": "bundles.md",
+    "medkit completion": "options.md",
     "medkit demo": "index.md",
     "medkit evaluate": "evaluate.md",
     "medkit plugins": "plugins.md",

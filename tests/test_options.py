@@ -60,3 +60,35 @@ def test_a_device_that_the_task_cannot_use_is_a_usage_error(toy: Run, blob: Make
     assert done.code == 2
     assert "computes on cpu only" in done.err
     assert not (tmp_path / "o").exists()
+
+
+def test_variables_that_nothing_reads_are_named(toy: Run, blob: Make) -> None:
+    env = {"MEDKIT_PROGRES": "0", "MEDKIT_SHARD": "1/2", "MEDKIT_QC": "", "MEDKIT_RUN_PAIR_VALUE": "x"}
+    done = toy("run", "pair", blob("a.nii.gz"), env=env)
+    assert done.code == 0
+    assert "MEDKIT_PROGRES has no effect: no option or setting has this name; did you mean MEDKIT_PROGRESS?" in done.err
+    assert "MEDKIT_SHARD has no effect" in done.err
+    assert "MEDKIT_QC" not in done.err
+    assert "MEDKIT_RUN_PAIR_VALUE" not in done.err
+
+
+def test_no_variable_of_any_option_is_called_unknown() -> None:
+    """Also of options in modules that are imported only with their command."""
+    import subprocess
+    import sys
+
+    script = (
+        "import click\n"
+        "from medkit.options import doubtful_variables\n"
+        "known = set(doubtful_variables.__globals__['_variables'])\n"
+        "from medkit.cli import cli\n"
+        "def below(group):\n"
+        "    for name in group.list_commands(click.Context(group)):\n"
+        "        command = group.get_command(click.Context(group), name)\n"
+        "        yield command\n"
+        "        yield from below(command) if isinstance(command, click.Group) else ()\n"
+        "named = {p.envvar for c in below(cli) for p in c.params if isinstance(p.envvar, str)}\n"
+        "print(sorted(named - known))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"

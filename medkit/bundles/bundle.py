@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.archive import METADATA, RECORD, unpack
 from medkit.bundles.safety.trust import admit
-from medkit.errors import BundleError, UsageError, WeightsMissingError, listed
+from medkit.errors import BundleError, UsageError, WeightsMissingError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from medkit.plugins import Registry
@@ -194,8 +194,9 @@ def find_bundle(text: str, registry: Registry) -> Bundle:
         return _from_zip(Path(text))
     if os.sep in text or Path(text).is_dir():
         return _from_folder(Path(text), known)
-    names = listed(sorted(b.name for b in known) or ["none"])
-    raise UsageError(f"--bundle {text}: neither a folder, a zip nor the name of an installed bundle; there is {names}")
+    names = sorted(b.name for b in known)
+    hint = did_you_mean(name, names) or f"; there is {listed(names or ['none'])}"
+    raise UsageError(f"--bundle {text}: neither a folder, a zip nor the name of an installed bundle{hint}")
 
 
 def _qualifier(bundle: Bundle) -> str:

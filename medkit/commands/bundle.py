@@ -35,7 +35,7 @@ def bundle() -> None:
     """
 
 
-@bundle.command(name="list")
+@bundle.command(name="list", short_help="List the bundles that there are.")
 @json_option
 def list_(as_json: bool) -> None:
     """List the bundles that plugins bring and those that you installed."""
@@ -47,7 +47,7 @@ def list_(as_json: bool) -> None:
         click.echo(line)
 
 
-@bundle.command()
+@bundle.command(short_help="Show what a bundle is for, and what it takes.")
 @click.argument("name", metavar="NAME|PATH")
 @json_option
 def show(name: str, as_json: bool) -> None:
@@ -60,7 +60,7 @@ def show(name: str, as_json: bool) -> None:
         click.echo(line)
 
 
-@bundle.command()
+@bundle.command(short_help="Check a bundle, also by running it.")
 @click.argument("name", metavar="NAME|PATH")
 @trust_option
 @json_option
@@ -83,7 +83,7 @@ def verify(name: str, trust: bool, as_json: bool) -> int:
     return int(any(check.status == FAILED for check in done))
 
 
-@bundle.command()
+@bundle.command(short_help="List what a bundle could run, without running it.")
 @click.argument("name", metavar="NAME|PATH|ZIP")
 @json_option
 def audit(name: str, as_json: bool) -> None:
@@ -109,7 +109,7 @@ def _root(name: str) -> Path:
     return path.resolve() if path.is_dir() else find_bundle(name, plugins.registry()).root
 
 
-@bundle.command()
+@bundle.command(short_help="Install a bundle, for --bundle NAME.")
 @click.argument("source", metavar="ZIP|DIR")
 @click.option("--name", metavar="NAME", help="Its name in medkit.  [default: the name of its folder]")
 @click.option("--task", metavar="TASK", help="The task it is for.  [default: as its metadata state]")
@@ -140,7 +140,7 @@ def _install_notes(done: store.Installed, trust: bool) -> list[str]:
     return notes
 
 
-@bundle.command()
+@bundle.command(short_help="Write a bundle into a zip.")
 @click.argument("name", metavar="NAME|PATH")
 @click.option("-o", "--output", required=True, allow_from_autoenv=False, metavar="FILE.zip", help="The zip to write.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE.zip.")

@@ -29,7 +29,7 @@ def _name(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
     raise click.BadParameter(f"{value!r}: expected lower-case letters, digits and dashes, with a letter first")
 
 
-@click.command()
+@click.command(short_help="Start a plugin: a package medkit-NAME.")
 @click.argument("name", callback=_name)
 @click.option("-o", "--output", metavar="DIR", help="The new folder.  [default: medkit-NAME in the working directory]")
 @click.option("--task", callback=_name, help="The name of its task, as in `medkit run TASK`.  [default: NAME]")

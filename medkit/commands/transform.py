@@ -44,7 +44,7 @@ class _InOrder(click.Command):
 _ORDER = "medkit.order"
 
 
-@transform.command(cls=_InOrder)
+@transform.command(cls=_InOrder, short_help="Move images, labels and points.")
 @click.option("--reference", type=_FILE, help="The image whose grid the result lies on; not needed for points.")
 @click.option(
     "--transform",
@@ -123,7 +123,7 @@ def apply(
     run_task(application(reference, chain, ApplySettings(**settings)), options)
 
 
-@transform.command()
+@transform.command(short_help="Combine several transforms into one.")
 @click.option("--reference", type=_FILE, help="The fixed image, on whose grid a displacement field is written.")
 @task_options
 def compose(options: RunOptions, reference: Path | None) -> None:
@@ -144,7 +144,7 @@ def compose(options: RunOptions, reference: Path | None) -> None:
     run_task(composition(reference), options)
 
 
-@transform.command()
+@transform.command(short_help="Invert transforms.")
 @click.option("--reference", type=_FILE, help="The moving image, on whose grid the inverse of a field is written.")
 @task_options
 def invert(options: RunOptions, reference: Path | None) -> None:
@@ -161,7 +161,7 @@ def invert(options: RunOptions, reference: Path | None) -> None:
     run_task(inversion(reference), options)
 
 
-@transform.command()
+@transform.command(short_help="Write how much transforms grow and shrink.")
 @click.option("--reference", type=_FILE, help="Where to measure.  [default: the grid of the displacement field]")
 @click.option("--mask", type=_FILE, help="The region in which minimum, maximum and folding are counted.")
 @click.option("--log", is_flag=True, help="Write the natural logarithm: below 0 where the moving anatomy grows.")
@@ -179,7 +179,7 @@ def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, log
     run_task(measurement(reference, mask, log), options)
 
 
-@transform.command()
+@transform.command(short_help="Convert between ITK, FSL and FreeSurfer.")
 @click.option("--to", "form", type=click.Choice(_FORMS), help="The format.  [default: from the name of --output]")
 @click.option("--fixed", type=_FILE, help="The image the transform leads from: FSL's -ref, FreeSurfer's dst.")
 @click.option("--moving", type=_FILE, help="The image the transform leads to: FSL's -in, FreeSurfer's src.")
@@ -198,7 +198,7 @@ def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: P
     run_task(conversion(form, options.output, fixed, moving), options)
 
 
-@transform.command()
+@transform.command(short_help="Describe transforms.")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--fixed", type=_FILE, help="The fixed image, for files of FSL and register.dat.")
 @click.option("--moving", type=_FILE, help="The moving image, for files of FSL and register.dat.")

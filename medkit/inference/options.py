@@ -12,6 +12,7 @@ import click
 from medkit import plugins
 from medkit.bundles.bundle import AUTO, Bundle, candidate_bundles, find_bundle, require_trust
 from medkit.errors import UsageError
+from medkit.helppages import GroupedOption
 from medkit.options import bytes_of, option, settings
 
 if TYPE_CHECKING:
@@ -47,13 +48,17 @@ class BundleOptions:
         return found
 
 
+_GROUP = "Bundle"
+"""Heading of these options on help pages."""
+_option = functools.partial(click.option, cls=GroupedOption, group=_GROUP)
+
 _OPTIONS = (
-    click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings."),
-    click.option("--set", "overrides", multiple=True, callback=settings, metavar="ID=VALUE",
-                 help="Change a value of the bundle's config; repeatable."),
-    click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "float32"]), default="auto",
-                 show_default=True, help="Type of number to compute with; auto: what is fast on the device."),
-    option("--memory", callback=bytes_of, metavar="SIZE",
+    _option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings."),
+    _option("--set", "overrides", multiple=True, callback=settings, metavar="ID=VALUE",
+            help="Change a value of the bundle's config; repeatable."),
+    _option("--precision", type=click.Choice(["auto", "bf16", "fp16", "float32"]), default="auto",
+            show_default=True, help="Type of number to compute with; auto: what is fast on the device."),
+    option("--memory", group=_GROUP, callback=bytes_of, metavar="SIZE",
            help="Memory that this process may take, such as 6G: larger images are computed in parts.  "
            "[default: what is free]"),
 )  # fmt: skip
@@ -70,7 +75,7 @@ def bundle_options(
     default = {"required": True} if named else {} if optional else {"default": AUTO, "show_default": True}
     what = "An installed bundle's name, or a bundle's folder or zip"
     which = f"{what}." if named or optional else f"{what}; auto: the one that fits the image."
-    choose = click.option("--bundle", "name", metavar=form, allow_from_autoenv=False, help=which, **default)
+    choose = _option("--bundle", "name", metavar=form, allow_from_autoenv=False, help=which, **default)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+from pathlib import Path
 
 _NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 """Variables in which `getpass.getuser` looks for the user's name."""
@@ -25,3 +26,32 @@ def name_unknown_user() -> None:
         if not named:
             os.environ["LOGNAME"] = f"uid{os.getuid()}"
         os.environ.setdefault("HOME", NO_HOME)
+
+
+def give_matplotlib_a_folder() -> None:
+    """Name a folder for matplotlib by way of the environment, if its own cannot be made; it would warn in four lines.
+
+    MONAI and ignite import matplotlib. The folder is removed when this process ends.
+    """
+    if "MPLCONFIGDIR" in os.environ:
+        return
+    home = Path(os.environ.get("HOME", NO_HOME))
+    places = (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
+    if all(_can_be_made(Path(os.environ.get(name) or home / below) / "matplotlib") for name, below in places):
+        return
+    import atexit
+    import shutil
+    import tempfile
+
+    try:
+        folder = tempfile.mkdtemp(prefix="medkit-matplotlib-")
+    except OSError:  # nothing can be written anywhere
+        return
+    os.environ["MPLCONFIGDIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _can_be_made(folder: Path) -> bool:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK)

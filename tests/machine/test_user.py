@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medkit.machine.user import NO_HOME, name_unknown_user
+from medkit.machine.user import NO_HOME, give_matplotlib_a_folder, name_unknown_user
 
 VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME")
 
@@ -53,3 +53,16 @@ def test_a_known_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     name_unknown_user()
     assert not set(VARIABLES) & set(os.environ)
+
+
+def test_matplotlib_has_a_folder_where_home_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    give_matplotlib_a_folder()
+    assert "MPLCONFIGDIR" not in os.environ
+    (tmp_path / "home").touch()  # a home that is a file cannot be written, also by root
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    give_matplotlib_a_folder()
+    assert os.access(os.environ["MPLCONFIGDIR"], os.W_OK)
