@@ -1,4 +1,6 @@
 # The names that plugins may use; `__init__.py` imports each when it is first asked for.
+from .bars import BarGroup as BarGroup
+from .bars import bars_under as bars_under
 from .charts import Chart as Chart
 from .charts import Series as Series
 from .charts import line_chart as line_chart

@@ -67,8 +67,8 @@ def _write_header(draw: ImageDraw.ImageDraw, lines: Sequence[Segments], width: i
     for number, line in enumerate(lines):
         x, y, size = 8.0, 6 + 20 * number, 15 if number == 0 else 13
         for text, colour in line:
-            text = _fitting(draw, text, width - 8 - x, size)
-            x += _text(draw, (x, y), text, colour, "la", size)
+            text = fitting_text(draw, text, width - 8 - x, size)
+            x += write_text(draw, (x, y), text, colour, "la", size)
 
 
 def _write_marks(draw: ImageDraw.ImageDraw, cell: tuple[int, int, int, int], plane: Plane, first: bool) -> None:
@@ -77,11 +77,11 @@ def _write_marks(draw: ImageDraw.ImageDraw, cell: tuple[int, int, int, int], pla
     y, x = (top + bottom) // 2, (left + right) // 2
     spots = (((left + 3, y), "lm"), ((right - 3, y), "rm"), ((x, top + 2), "ma"), ((x, bottom - 17), "md"))
     for letter, (spot, anchor) in zip(plane.view.marks[: 4 if first else 2], spots, strict=False):
-        _text(draw, spot, letter, WARNING, anchor, 13)
-    _text(draw, (left + 4, bottom - 3), plane.caption, WHITE, "ld", 12)
+        write_text(draw, spot, letter, WARNING, anchor, 13)
+    write_text(draw, (left + 4, bottom - 3), plane.caption, WHITE, "ld", 12)
 
 
-def _text(
+def write_text(
     draw: ImageDraw.ImageDraw,
     spot: tuple[float, float],
     text: str,
@@ -102,7 +102,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _fitting(draw: ImageDraw.ImageDraw, text: str, width: float, size: int) -> str:
+def fitting_text(draw: ImageDraw.ImageDraw, text: str, width: float, size: int) -> str:
     """Return a text as one line in the characters of Pillow's own font, shortened to `width` pixels.
 
     The middle is left out, because names of cases differ at their ends.

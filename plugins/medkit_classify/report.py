@@ -70,7 +70,7 @@ def _rows(findings: Sequence[Mapping[str, Any]], bundle: Mapping[str, Any]) -> l
 
 
 def _shown(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:
         return "n/a"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -114,6 +114,31 @@ def facts_in_words(read: Mapping[str, Any]) -> str:
     return f"read besides the image: {', '.join(parts) or 'nothing'}"
 
 
+def sure_text(found: Finding) -> str:
+    """Return how sure a class is, in words that no rounding makes certain.
+
+    >>> sure_text(Finding("", "x", {}, 0.9991))
+    'over 99.9 % sure, calibrated on validation images'
+    """
+    if found.confidence is None:
+        return "how sure is not known"
+    percent = "over 99.9" if found.confidence > 0.999 else f"{100 * found.confidence:.1f}"
+    return f"{percent} % sure, calibrated on validation images"
+
+
+def times_text(distance: float) -> str:
+    """Return a multiple of the largest distance allowed, which rounding never takes across it.
+
+    >>> times_text(0.53), times_text(1.002), times_text(1.4), times_text(123.4)
+    ('0.53 times', 'slightly more than', '1.40 times', '123 times')
+    """
+    if 1 < distance < 1.005:
+        return "slightly more than"
+    if 0.995 <= distance <= 1:
+        return "almost"
+    return f"{distance:.2f} times" if distance < 10 else f"{distance:.0f} times"
+
+
 def _finding_in_words(located: LocatedFinding, bundle: Bundle) -> Iterable[str]:
     found = located.finding
     subject = f"Candidate {found.candidate}: " if found.candidate else ""
@@ -126,11 +151,10 @@ def _finding_in_words(located: LocatedFinding, bundle: Bundle) -> Iterable[str]:
         yield "  Next step: have somebody look at the image; it may be of another kind, or damaged."
         return
     yield f"{subject}{found.name}."
-    sure = "not known" if found.confidence is None else f"{found.confidence:.0%}, calibrated on validation images"
-    yield f"  How sure: {sure} (the network says {says})."
+    yield f"  How sure: {sure_text(found)} (the network says {says})."
     reasons = [located.where] if located.where else []
     if found.distance is not None:
-        reasons.append(f"the image is like those of the training ({found.distance:.2f} of the distance allowed)")
+        reasons.append(f"the image is like those of the training ({times_text(found.distance)} the distance allowed)")
     if reasons:
         yield f"  What speaks for it: {'; '.join(reasons)}."
     steps = bundle.block.get("next_step")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -229,7 +230,16 @@ class ClassifyRunner(BundleRunner):
             warnings=self._warnings(answers),
             details={"precision": self.precision, **note, **context.details(), **read},
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
+            figure=functools.partial(self._draw, case, [finding for _, findings in answers for finding in findings]),
         )
+
+    def _draw(self, case: Case, findings: Sequence[Finding]) -> np.ndarray:
+        """Draw the picture of `--qc`, (H, W, 3) uint8."""
+        from medkit_classify.picture import draw
+
+        in_volume = self.cut is not None and bool({"points", "labels"} & set(case.inputs))
+        candidates = self._candidates(case) if in_volume and case.image().grid.shape[2] > 1 else []
+        return draw(case, findings, candidates, f"classify  {case.path.name}  {self.bundle.name}")
 
     def _warnings(self, answers: Sequence[tuple[Question, Sequence[Finding]]]) -> tuple[str, ...]:
         """Return each warning about a case once: from the network, without a class, and classes to look at."""
@@ -291,8 +301,8 @@ class ClassifyRunner(BundleRunner):
         chosen = int(np.argmax(list(table.values()) if calibrated is None else calibrated))
         distance = self.calibration.distance(question.statistics)
         reason = question.refused
-        if not reason and is_out_of_distribution(distance):
-            reason = f"unlike the training images: {distance:.2g} times the largest distance allowed"
+        if not reason and distance is not None and is_out_of_distribution(distance):
+            reason = f"unlike the training images: {report.times_text(distance)} the largest distance allowed"
         confidence = None if calibrated is None else float(calibrated[chosen])
         return Finding(subject, names[chosen], table, confidence, distance, reason)
 
