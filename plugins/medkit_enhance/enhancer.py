@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,8 +120,8 @@ class Enhancer:
                 **(network.details if network else {}),
                 "enhancement": {"modality": work.modality, "steps": work.done},
             },
-            description=f"{case.path.name} enhanced: {_summary(work.done)}",
-            figure=functools.partial(_figure, image, made, case.path.name),
+            description=f"{case.path.name} enhanced: {summary_of(work.done)}",
+            figure=functools.partial(_figure, image, made, f"enhance  {case.path.name}  {summary_of(work.done)}"),
         )
 
     def _enhanced(self, values: np.ndarray, work: EnhanceWork, parts: Image | None) -> np.ndarray | None:
@@ -148,7 +148,7 @@ class Enhancer:
         work.done.append(entry)
         if work.noise.negligible:
             least = min(level for level in (work.noise.relative, work.noise.quiet) if level is not None)
-            entry["reason"] = f"noise of {100 * least:.2g} % of the range: left alone"
+            entry["reason"] = f"noise of {100 * least:.2g} % of the range is left alone"
             return None
         if work.steps.denoise == "network":
             assert parts is not None
@@ -176,7 +176,7 @@ class Enhancer:
         weak = strength < bias.WEAK
         work.done.append({"what": "bias", "method": method, "done": not weak, "strength": round(strength, 4)})
         if weak:
-            work.done[-1]["reason"] = f"a field that varies by {100 * strength:.2g} %: left alone"
+            work.done[-1]["reason"] = f"a field that varies by {100 * strength:.2g} % is left alone"
             return None
         found = bias.corrected(values, log_field)
         return found + np.float32(low) if low < 0 else found
@@ -242,12 +242,16 @@ def _check_reference(case: Case, image: Image) -> None:
         raise InputError(f"{path}: expected the grid of {case.path.name}; medkit run register can bring it there")
 
 
-def _summary(done: list[dict[str, Any]]) -> str:
+def summary_of(done: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words which steps were done; if none was, why the image is as it was."""
     names = [f"{entry['what']} by {entry['method']}" for entry in done if entry["done"]]
-    return ", ".join(names) or "nothing to be done"
+    if names:
+        return ", ".join(names)
+    reasons = [f"{entry['what']}: {entry['reason']}" for entry in done if entry.get("reason")]
+    return f"unchanged ({'; '.join(reasons) or 'no step suits it'})"
 
 
-def _figure(image: Image, made: Image, name: str) -> np.ndarray:
+def _figure(image: Image, made: Image, title: str) -> np.ndarray:
     from medkit.figures import comparison_mosaic
 
-    return comparison_mosaic(image, made, title=f"enhance  {name}")
+    return comparison_mosaic(image, made, title=title)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.errors import UsageError
 from medkit.inference import Bundle, RunSettings, bundle_task
-from medkit.task import Output, Task
-from medkit_enhance.enhancer import set_up
+from medkit.task import Output, Record, Task
+from medkit_enhance.enhancer import set_up, summary_of
 from medkit_enhance.methods import EnhanceSteps
 
 if TYPE_CHECKING:
@@ -76,7 +76,13 @@ def enhancement(steps: EnhanceSteps, choices: EnhanceChoices, bundles: Sequence[
         accepts=("reference",),
         shared={"reference": choices.reference} if choices.reference else {},
         memory=functools.partial(memory_needed, network=base.memory),
+        summary=_summary,
     )
+
+
+def _summary(record: Record) -> str:
+    """Return for the progress line which steps were done, or why none was."""
+    return summary_of(record.medkit.get("enhancement", {}).get("steps", ()))
 
 
 def _fitted_to_network(
