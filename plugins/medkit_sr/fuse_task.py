@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from medkit.images import Image
     from medkit.space import Grid
+
+_DOUBTFUL_TIMES, _DOUBTFUL_RMS = 3.0, 0.05
+"""A scan that differs from the result by so many times its noise, and by this share of its range, is doubtful."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,11 @@ class Fuser:
         views = of_one_brightness([_view(*pair) for pair in zip(works, matrices, strict=True)], grid)
         scans = FusedScans(images[0], grid, works, views, fused(views, grid))
         made = scans.image
+        metrics = _metrics(case, scans, made)
         return Result(
             {"image": made},
-            metrics=_metrics(case, scans, made),
+            metrics=metrics,
+            warnings=disagreements([image.path.name if image.path else "" for image in images], metrics["consistency"]),
             details={"superresolution": _details(scans)},
             description=f"{len(images)} scans fused with {case.path.name}",
             figure=functools.partial(_figure, scans.of_first(works[0].plain), made, f"sr --fuse  {case.path.name}"),
@@ -136,6 +141,21 @@ def _consistency(view: View, scans: FusedScans) -> dict[str, float]:
     unit = (high - low) or 1.0
     rms = float((again - view.scan)[covered(view, scans.grid)].square().mean().sqrt())
     return {"rms": float(f"{rms / unit:.5g}"), "noise": float(f"{view.sigma / unit:.5g}")}
+
+
+def disagreements(names: Sequence[str], consistency: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return a warning if a scan differs from the image scanned again by far more than its noise.
+
+    Scans of one person in one contrast differ by about their noise, those of two persons by four times and more.
+    """
+    found = [
+        f"{name} differs by {100 * each['rms']:.1f} % of its range, where noise explains {100 * each['noise']:.1f} %"
+        for name, each in zip(names, consistency, strict=True)
+        if each["rms"] > max(_DOUBTFUL_TIMES * each["noise"], _DOUBTFUL_RMS)
+    ]
+    if not found:
+        return []
+    return [f"the scans do not fit together, are they of one person and one contrast? {'; '.join(found)}"]
 
 
 def _details(scans: FusedScans) -> dict[str, Any]:

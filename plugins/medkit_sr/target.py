@@ -32,13 +32,16 @@ class Target:
     def common(self, scans: Sequence[Grid], path: Path) -> Grid:
         """Return the grid for one image of several scans: isotropic, over the first scan's field of view.
 
-        Its spacing is `spacing`, or else the finest one of the scans. Raises InputError for a plane.
+        Its spacing is `spacing`, or else the finest one of the scans. Raises InputError for a plane, and if no scan has
+        an axis coarser than `spacing`.
         """
         from medkit.scanner import refined
 
         if any(scan.is_planar for scan in scans):
             raise InputError(f"{path}: --fuse: expected volumes, got a plane")
         finest = self.spacing or min(float(scan.spacing.min()) for scan in scans)
+        if self.spacing and all(refined(scan, [finest] * 3).shape == scan.shape for scan in scans):
+            raise InputError(_nothing_coarser(path, scans[0], self.spacing))
         return checked(refined(scans[0], [finest] * 3), path)
 
     def grid(self, scan: Grid, path: Path) -> Grid:
@@ -59,10 +62,13 @@ class Target:
             raise InputError(f"{path}: --axes slices: expected a volume, but the image is a plane")
         fine = refined(scan, wanted)
         if fine.shape == scan.shape:
-            raise InputError(
-                f"{path}: has voxels of {size_text(own, '.3g')} mm already, nothing coarser than {self.spacing:g} mm"
-            )
+            raise InputError(_nothing_coarser(path, scan, self.spacing))
         return checked(fine, path)
+
+
+def _nothing_coarser(path: Path, scan: Grid, spacing: float | None) -> str:
+    than = "" if spacing is None else f" than {spacing:g} mm"
+    return f"{path}: has voxels of {size_text(scan.spacing, '.3g')} mm already, nothing coarser{than}"
 
 
 def checked(fine: Grid, path: Path) -> Grid:
