@@ -47,6 +47,8 @@ class Output:
     """The image whose space the file is in or leads to, for `{space}`."""
     extensions: Sequence[str] = ()
     """Further suffixes its file may have: an input's own if it is among them, and any of them by `-o`."""
+    bids_suffix: str = ""
+    """Suffix of its BIDS name; if empty, that of its kind or `suffix`."""
     as_picture: bool = False
     """Whether the result for a grey picture (PNG, JPEG) is a PNG, whatever `extension` is."""
 
@@ -61,7 +63,8 @@ class Output:
         entities, bids_suffix = split_bids(source)
         space = space_label(self.reference, source) if self.reference else ""
         added = {k: v.format(suffix=bids_suffix, space=space) for k, v in self.entities.items()}
-        suffix = _BIDS_SUFFIX.get(self.kind, bids_suffix if self.kind == "image" else self.suffix)
+        usual = _BIDS_SUFFIX.get(self.kind, bids_suffix if self.kind == "image" else self.suffix)
+        suffix = self.bids_suffix or usual
         if not added and suffix != self.suffix:
             added = {"desc": "".join(c for c in self.suffix if c.isalnum())}
         return join_bids(entities | added, suffix) + extension

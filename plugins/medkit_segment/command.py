@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from medkit.inference import BundleOptions, bundle_options
-from medkit.options import RunOptions, task_options
+from medkit.errors import UsageError
+from medkit.inference import AUTO, BundleOptions, bundle_options
+from medkit.options import RunOptions, absolute_path, task_options
 from medkit.task import run_task
-from medkit_segment.task import ROLES, segmentation
+from medkit_segment.methods import METHODS
+from medkit_segment.results import ROLES, SegmentChoices
+
+if TYPE_CHECKING:
+    from medkit.task import Task
 
 
 def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    roles = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
+    roles = _names(ctx, param, value)
     if unknown := [role for role in roles if role not in ROLES]:
         raise click.BadParameter(f"{unknown[0]}: expected {', '.join(ROLES)}")
     if not roles:
@@ -19,7 +27,24 @@ def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     return roles
 
 
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
+
+
+def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    if value is not None and not value.endswith(".tsv"):
+        raise click.BadParameter(f"{value}: expected a name that ends in .tsv")
+    return absolute_path(ctx, param, value)
+
+
 @click.command()
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default=METHODS[0],
+    show_default=True,
+    help="network: a bundle; threshold: Hounsfield units and shapes, for CT of the chest.",
+)
 @click.option(
     "--outputs",
     "roles",
@@ -29,18 +54,54 @@ def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     metavar="ROLE,...",
     help=f"What to write, the main output first: {', '.join(ROLES)}. labels come with a table of the structures.",
 )
+@click.option("--labels", callback=_names, metavar="NAME,...", help="Keep these structures only.  [default: all]")
+@click.option("--split", is_flag=True, help="Also write a mask of each structure.")
+@click.option(
+    "--table",
+    callback=_table,
+    metavar="FILE.tsv",
+    allow_from_autoenv=False,
+    help="Write a row for each structure of each case to FILE, and no separate files; --skip-existing continues it.",
+)
 @click.option("--tta", is_flag=True, help="Average over the image and its mirror image: slower, a little better.")
 @click.option("--clean/--no-clean", default=True, show_default=True, help="Remove stray pieces of structures.")
 @bundle_options()
 @task_options
-def segment(options: RunOptions, chosen: BundleOptions, roles: tuple[str, ...], tta: bool, clean: bool) -> None:
+def segment(
+    options: RunOptions,
+    chosen: BundleOptions,
+    method: str,
+    roles: tuple[str, ...],
+    labels: tuple[str, ...],
+    split: bool,
+    table: Path | None,
+    tta: bool,
+    clean: bool,
+) -> None:
     """Label structures in images.
 
     Writes a label map on each image's own grid, and a table of its structures: index, name, colour, volume in mm3,
-    confidence of the network, and what to look at. The brain bundle takes any MR contrast, whole heads or
-    skull-stripped.
+    confidence of the network, and what to look at; for CT also densities. The brain bundle takes any MR contrast, whole
+    heads or skull-stripped.
 
     \b
     medkit run segment *.nii.gz --outputs labels,mask,brain -o labelled
+    medkit run segment chests/*.nii.gz --method threshold --outputs labels,regions -o lungs
     """
-    run_task(segmentation(chosen, roles, tta=tta, clean=clean), options)
+    choices = SegmentChoices(roles, clean, labels, split, table)
+    if method == "network":
+        from medkit_segment.task import segmentation
+
+        task: Task = segmentation(chosen, choices, tta=tta)
+    else:
+        _refuse(bundle=None if chosen.name == AUTO else chosen.name, tta=tta)
+        from medkit_segment.classical import thresholding
+
+        task = thresholding(choices)
+    run_task(task, options)
+
+
+def _refuse(**given: object) -> None:
+    """Raise UsageError if an option is given that the method does not have."""
+    if unused := [name for name, value in given.items() if value]:
+        raise UsageError(f"--{unused[0]}: does not go with this --method")

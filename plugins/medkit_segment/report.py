@@ -53,6 +53,12 @@ class Expected:
         dice = {int(key): (float(intercept), float(slope)) for key, (intercept, slope) in lines.items()}
         return cls(names, volumes, dice)
 
+    def of_some(self, names: Mapping[int, str]) -> Expected:
+        """Return what is expected of some of the labels only, without the volume of all together."""
+        if names == self.names:
+            return self
+        return Expected(names, {n: limits for n, limits in self.volumes.items() if n in names}, self.dice)
+
     def dice_at(self, index: int, confidence: float | None) -> float | None:
         """Return the expected Dice of a structure, 0 to 1; None if it is not known."""
         if confidence is None or index not in self.dice:
@@ -122,12 +128,18 @@ def _at_the_faces(labels: np.ndarray) -> float:
     return faces / surface if surface else 0.0
 
 
-def as_tsv(rows: Sequence[Structure]) -> str:
-    """Return a BIDS table of segmentation labels (`_dseg.tsv`), with additional columns for what was measured."""
-    lines = ["index\tname\tcolor\tvolume_mm3\tconfidence\texpected_dice\tlook"]
+def as_tsv(rows: Sequence[Structure], cells: Mapping[int, Mapping[str, str]] | None = None) -> str:
+    """Return a BIDS table of segmentation labels (`_dseg.tsv`), with additional columns for what was measured.
+
+    cells: label -> column -> text, for further columns.
+    """
+    more = list(dict.fromkeys(column for own in (cells or {}).values() for column in own))
+    lines = ["\t".join(["index", "name", "color", "volume_mm3", "confidence", "expected_dice", "look", *more])]
     for row in rows:
         colour = "#" + "".join(f"{int(c):02X}" for c in label_colours(np.array(row.index)))
         sure, dice = ("n/a" if value is None else f"{value:.4f}" for value in (row.confidence, row.expected_dice))
         look = ", ".join(row.look) or "n/a"
-        lines.append(f"{row.index}\t{row.name}\t{colour}\t{row.volume_mm3:.1f}\t{sure}\t{dice}\t{look}")
+        own = (cells or {}).get(row.index, {})
+        first = (str(row.index), row.name, colour, f"{row.volume_mm3:.1f}", sure, dice, look)
+        lines.append("\t".join([*first, *(own.get(column, "n/a") for column in more)]))
     return "\n".join([*lines, ""])

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.errors import BundleError, InputError, UsageError
-from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, modality_of
-from medkit.task import Case, Output, Result, Task, Text, Writable
+from medkit.errors import BundleError, InputError, UsageError, listed
+from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, contract_of, modality_of
+from medkit.task import Case, Result, Task, Text, Writable
+from medkit_segment.results import SegmentChoices
 
 if TYPE_CHECKING:
     import torch
@@ -19,33 +20,38 @@ if TYPE_CHECKING:
     from medkit.images import Image
     from medkit.inference import InferenceParts, Prepared
 
-OUTPUTS: Mapping[str, tuple[Output, ...]] = {
-    "labels": (Output("labels", "labels", "dseg"), Output("table", "table", "dseg", ".tsv")),
-    "mask": (Output("mask", "mask", "mask"),),
-    "brain": (Output("brain", "image", "brain"),),
-    "probabilities": (Output("probabilities", "image", "probseg"),),
-}
-ROLES = tuple(OUTPUTS)
 MASK_GAP = 4.0
 """mm; narrower gaps in the mask of a body, such as the sulci of a brain, are closed."""
 
 
-def segmentation(chosen: BundleOptions, roles: Sequence[str], *, tta: bool, clean: bool) -> Task:
+def segmentation(chosen: BundleOptions, choices: SegmentChoices, *, tta: bool) -> Task:
     """Return the task for one set of options.
 
-    Raises UsageError if `tta` is set and a bundle has no test-time augmentation, and what `bundle_task` raises.
+    Raises UsageError if `tta` is set and a bundle has no test-time augmentation, if a bundle does not know a structure,
+    and what `bundle_task` raises.
     """
     bundles = chosen.of_task("segment")
     settings = chosen.settings
+    if choices.labels:
+        choices.check(name for bundle in bundles for name in names_of(bundle).values())
     if tta:
         settings = replace(settings, overrides={**_mirror(bundles), **settings.overrides})
-    runner = functools.partial(SegmentRunner, choices=SegmentChoices(tuple(roles), clean))
-    task = bundle_task("segment", bundles, settings, runner=runner)
-    return replace(
-        task,
-        outputs=tuple(output for role in roles for output in OUTPUTS[role]),
-        arguments={**task.arguments, "outputs": list(roles), "clean": clean},
-    )
+    task = bundle_task("segment", bundles, settings, runner=functools.partial(SegmentRunner, choices=choices))
+    return choices.fitted(task, _split_names(bundles, choices) if choices.split else ())
+
+
+def names_of(bundle: Bundle) -> dict[int, str]:
+    """Return label -> name of what a bundle segments."""
+    stated = {int(n): str(name) for n, name in (bundle.block.get("labels") or {}).items()}
+    return stated or {n: name for n, name in contract_of(bundle).classes.items() if n}
+
+
+def _split_names(bundles: Sequence[Bundle], choices: SegmentChoices) -> Sequence[str]:
+    """Return the names of the structures that get a file each. Raises UsageError if they depend on the scan."""
+    sets = [list(choices.names(names_of(bundle), f"bundle {bundle.name}").values()) for bundle in bundles]
+    if any(names != sets[0] for names in sets):
+        raise UsageError(f"--split: choose one with --bundle: {listed([bundle.name for bundle in bundles])}")
+    return sets[0]
 
 
 def _mirror(bundles: Iterable[Bundle]) -> dict[str, Any]:
@@ -57,16 +63,6 @@ def _mirror(bundles: Iterable[Bundle]) -> dict[str, Any]:
             raise UsageError(f"--tta: bundle {bundle.name} has none")
         out |= stated
     return out
-
-
-@dataclass(frozen=True)
-class SegmentChoices:
-    """What to make from each case."""
-
-    roles: tuple[str, ...]
-    """Outputs, the main one first; some of `ROLES`."""
-    clean: bool
-    """Whether stray pieces of structures are removed."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +97,13 @@ class SegmentRunner(BundleRunner):
 
         if self.contract.kind != "labels":
             raise BundleError(f"bundle {bundle.name}: expected labels as its output, got {self.contract.kind}")
-        names = {int(n): str(name) for n, name in (bundle.block.get("labels") or {}).items()}
+        names = names_of(bundle)
         channels = [n for n in sorted(self.contract.classes) if n]
-        self.expected = Expected.of(names or {n: self.contract.classes[n] for n in channels}, bundle.block)
+        self.expected = Expected.of(names, bundle.block).of_some(choices.names(names, f"bundle {bundle.name}"))
         self.choices = choices
-        self.values = np.array([0, *sorted(self.expected.names)])
+        self.values = np.array([0, *sorted(names)])
         """Channel -> label."""
-        self.uses_channels = self.postprocessing.picks_largest and len(channels) == len(self.expected.names)
+        self.uses_channels = self.postprocessing.picks_largest and len(channels) == len(names)
         self.network.keeps_half = self.uses_channels
         if "probabilities" in choices.roles and not self.uses_channels:
             raise UsageError(f"--outputs probabilities: bundle {bundle.name} has none")
@@ -123,15 +119,19 @@ class SegmentRunner(BundleRunner):
 
     def finish(self, case: Case, computed: Prepared) -> Result:
         """Bring the labels to the case's grid and make the requested files."""
-        from medkit_segment import report
+        from medkit_segment import report, results
 
         image = case.image()
         with self.errors_named("postprocessing"):
             made = self._from_channels(computed) if self.uses_channels else self._from_labels(computed)
+        if self.choices.labels:
+            made = Labelled(results.kept(made.labels, self.expected.names), made.confidence)
         rows = report.structures(made.labels, image.grid.voxel_volume, made.confidence, self.expected)
         found = report.warnings(made.labels, rows, self.expected)
+        measured = results.measured(image, made.labels, self.expected.names, case.path)
+        table = report.as_tsv(rows, measured.cells)
         return Result(
-            dict(self._outputs(image, made, rows, computed)),
+            {} if self.choices.table else dict(self._outputs(image, made, table, computed)),
             metrics={
                 "total_mm3": round(sum(row.volume_mm3 for row in rows), 1),
                 "volumes_mm3": {row.name: round(row.volume_mm3, 1) for row in rows},
@@ -139,6 +139,7 @@ class SegmentRunner(BundleRunner):
                 "expected_dice": {row.name: row.expected_dice for row in rows if row.expected_dice is not None},
                 "look": bool(found),
                 "look_at": {row.name: list(row.look) for row in rows if row.look},
+                **measured.metrics,
             },
             warnings=[*computed.warnings, *found],
             details={"precision": self.precision, "labels": {str(r.index): r.name for r in rows}},
@@ -175,14 +176,12 @@ class SegmentRunner(BundleRunner):
             labels = cleaning.cleaned(labels, connected=bool(self.bundle.block.get("connected")))
         return Labelled(labels, None)
 
-    def _outputs(
-        self, image: Image, made: Labelled, rows: Sequence[Any], computed: Prepared
-    ) -> Iterable[tuple[str, Writable]]:
-        from medkit_segment import cleaning, report
+    def _outputs(self, image: Image, made: Labelled, table: str, computed: Prepared) -> Iterable[tuple[str, Writable]]:
+        from medkit_segment import cleaning, results
 
         if "labels" in self.choices.roles:
             yield "labels", image.with_data(made.labels[None])
-            yield "table", Text(report.as_tsv(rows))
+            yield "table", Text(table)
         if {"mask", "brain"} & set(self.choices.roles):
             mask = cleaning.filled(made.labels > 0, image.grid.spacing, MASK_GAP)
             if "mask" in self.choices.roles:
@@ -190,9 +189,10 @@ class SegmentRunner(BundleRunner):
             if "brain" in self.choices.roles:
                 yield "brain", image.with_data(np.where(mask, image.data, image.data.dtype.type(0)))
         if "probabilities" in self.choices.roles:
-            yield "probabilities", self._probabilities(image, computed)
+            yield "probabilities", self._channel_probabilities(image, computed)
+        yield from results.more_files(image, made.labels, self.expected.names, self.choices)
 
-    def _probabilities(self, image: Image, computed: Prepared) -> Image:
+    def _channel_probabilities(self, image: Image, computed: Prepared) -> Image:
         """Return the probabilities (C, I, J, K) float32 on the scan's grid, the background first."""
         from medkit.images import Image as Made
         from medkit.space import Grid

@@ -1,0 +1,113 @@
+"""Bones in the working copy of a CT of the chest, without vessels that hold contrast agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from medkit_segment import shapes
+
+if TYPE_CHECKING:
+    from medkit_segment.lungs import Lungs
+    from medkit_segment.upright import Upright
+
+EDGE = 180.0
+"""HU above which there is bone, or blood with contrast agent."""
+CORTEX = 450.0
+"""HU that blood does not reach, except where the agent flows in."""
+BLOOD = 130.0
+"""HU above which the inside of a large vessel holds contrast agent."""
+EVEN = 60.0
+"""HU; largest standard deviation within 4 mm that a blood pool has."""
+POOL = 4.0
+"""mm; half-width of the smallest blood pool that is looked for."""
+CANAL = (60.0, 700.0)
+"""mm2; cross-sections of the spinal canal."""
+VERTEBRA = (26.0, 50.0)
+"""mm from the spinal canal to the sides and to the front, within which vertebrae lie."""
+SMALLEST = 0.1
+"""ml; smaller specks are calcifications or noise."""
+
+
+def find(scan: Upright, found: Lungs) -> np.ndarray:
+    """Return the mask (I, J, K) of bones."""
+    dense = (scan.values > EDGE) & found.body & ~found.left & ~found.right & ~found.airway
+    if not dense.any():
+        return dense
+    bright = _pools(scan, found)
+    if bright.any():
+        dense = _without_blood(scan, dense, bright)
+    pieces, count = ndimage.label(dense, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1) * scan.voxel
+    sizes[0] = 0
+    out: np.ndarray = (sizes > SMALLEST)[pieces]
+    return out
+
+
+def _pools(scan: Upright, found: Lungs) -> np.ndarray:
+    """Return the inner parts of heart and large vessels with contrast agent: even, bright, in front of the spine."""
+    from medkit_segment.sides import middle_of
+
+    inner, half = shapes.eroded(scan.values > BLOOD, scan.spacing, POOL)
+    inner &= found.body & ~_around_spine(scan, middle_of(scan, found.left | found.right))
+    if not inner.any():
+        return inner
+    box = shapes.box_of(inner, 2 * POOL, scan.spacing)
+    part = scan.values[box]
+    mean = ndimage.uniform_filter(part, 2 * half + 1)
+    spread = ndimage.uniform_filter(part**2, 2 * half + 1) - mean**2
+    inner[box] &= spread < EVEN**2
+    return inner
+
+
+def _around_spine(scan: Upright, middle: float) -> np.ndarray:
+    """Return the place of the vertebrae in each slice, as seen from the spinal canal; all of the back without one."""
+    out = np.zeros(scan.values.shape, bool)
+    centre = _canal(scan, middle)
+    if centre is None:
+        out[:, : scan.values.shape[1] // 2] = True
+        return out
+    side, front = np.round(np.array(VERTEBRA) / scan.spacing[:2]).astype(int)
+    for k, (x, y) in enumerate(np.round(centre).astype(int)):
+        out[max(0, x - side) : x + side + 1, : max(0, y + front), k] = True
+    return out
+
+
+def _canal(scan: Upright, middle: float) -> np.ndarray | None:
+    """Return the place of the spinal canal in each slice, (K, 2) voxels, from neighbours where it is open, or None."""
+    bone = scan.values > EDGE
+    holes, count = ndimage.label(shapes.enclosed(bone) & ~bone, shapes.PLANAR)
+    areas = np.bincount(holes.ravel(), minlength=count + 1) * scan.spacing[0] * scan.spacing[1]
+    fits = np.flatnonzero((areas >= CANAL[0]) & (areas <= CANAL[1]))
+    fits = fits[fits > 0]
+    if not len(fits):
+        return None
+    places = np.array(ndimage.center_of_mass(holes > 0, holes, fits))
+    places = places[np.abs(places[:, 0] - middle) * scan.spacing[0] < 30]
+    if len(places) < 3:
+        return None
+    # openings within the heart or the sternum lie off the line of the others
+    usual = np.median(places, axis=0)
+    places = places[np.abs(places[:, 1] - usual[1]) * scan.spacing[1] < 30]
+    order = places[np.argsort(places[:, 2])]
+    slices = np.arange(scan.values.shape[2])
+    return np.stack([np.interp(slices, order[:, 2], order[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def _without_blood(scan: Upright, dense: np.ndarray, bright: np.ndarray) -> np.ndarray:
+    """Return bone, told from blood pools by a watershed of the gradient."""
+    from skimage.segmentation import watershed
+
+    box = shapes.box_of(dense)
+    part = scan.values[box]
+    hard = (part > CORTEX) & dense[box] & ~shapes.near(bright[box], scan.spacing, 2 * POOL)
+    marks = hard.astype(np.int32)
+    marks[bright[box]] = 2
+    slope = ndimage.generic_gradient_magnitude(part, ndimage.sobel)
+    parts = watershed(slope, marks, mask=dense[box] | bright[box])
+    loose = dense[box] & (parts == 0)
+    out = np.zeros_like(dense)
+    out[box] = dense[box] & ((parts == 1) | loose)
+    return out

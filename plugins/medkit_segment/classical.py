@@ -1,0 +1,116 @@
+"""Segmentation without a network: `--method threshold` for CT of the chest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medkit.errors import InputError, UsageError
+from medkit.task import Case, Record, Result, Task
+from medkit_segment.results import SegmentChoices
+
+if TYPE_CHECKING:
+    from medkit.images import Image
+
+LOOK = "look at this one"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The labels that a method found."""
+
+    labels: np.ndarray
+    """(I, J, K) uint8 or uint16, on the scan's grid."""
+    names: Mapping[int, str]
+    """Label -> name, found or not."""
+    doubts: list[str] = field(default_factory=list)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts for the sidecar."""
+
+
+def thresholding(choices: SegmentChoices) -> Task:
+    """Return the task that finds lungs, airway, bones and body in CT of the chest. Raises UsageError."""
+    from medkit_segment.structures import CHEST_LABELS, FOUND_LABELS
+
+    known = {n: CHEST_LABELS[n] for n in FOUND_LABELS}
+    choices.check(known.values())
+    names = choices.names(known, "--method threshold")
+    _check_roles(choices, "threshold", ("labels", "mask", "regions"))
+    if "regions" in choices.roles and not {"lung_left", "lung_right"} & set(names.values()):
+        raise UsageError("--outputs regions: needs lung_left or lung_right in --labels")
+    process = functools.partial(_process, find=functools.partial(_chest, names=names), choices=choices)
+    task = Task("segment", (), process=process, arguments={"method": "threshold"}, summary=_summary, uses_torch=False)
+    return choices.fitted(task, names.values())
+
+
+def _check_roles(choices: SegmentChoices, method: str, able: tuple[str, ...]) -> None:
+    if unable := [role for role in choices.roles if role not in able]:
+        raise UsageError(f"--outputs {unable[0]}: --method {method} makes {', '.join(able)}")
+
+
+def _chest(case: Case, image: Image, *, names: Mapping[int, str]) -> Found:
+    from medkit.inference import modality_of
+    from medkit_segment.chest import chest_labels
+    from medkit_segment.density import is_hounsfield
+
+    modality, why = modality_of(case)
+    if modality != "CT":
+        raise InputError(f"{case.path}: expected CT for --method threshold, got {modality}: {why}")
+    if not is_hounsfield(image):
+        low, high = float(image.data.min()), float(image.data.max())
+        wanted = "Hounsfield units (air near -1000, water near 0)"
+        raise InputError(f"{case.path}: expected {wanted}, got values from {low:g} to {high:g}")
+    try:
+        chest = chest_labels(image)
+    except InputError as error:
+        raise InputError(f"{case.path}: {error}") from None
+    return Found(chest.labels, names, chest.doubts)
+
+
+def _process(case: Case, *, find: Callable[[Case, Image], Found], choices: SegmentChoices) -> Result:
+    """Label a case and make the requested files."""
+    from medkit_segment import report, results
+
+    image = case.image()
+    found = find(case, image)
+    labels = results.kept(found.labels, found.names)
+    rows = report.structures(labels, image.grid.voxel_volume, None, report.Expected(found.names, {}, {}))
+    measured = results.measured(image, labels, found.names, case.path)
+    doubts = [f"{LOOK}: {text}" for text in found.doubts]
+    return Result(
+        _outputs(image, labels, found, choices, report.as_tsv(rows, measured.cells)),
+        metrics={
+            "total_mm3": round(sum(row.volume_mm3 for row in rows), 1),
+            "volumes_mm3": {row.name: round(row.volume_mm3, 1) for row in rows},
+            "look": bool(doubts),
+            "look_at": {row.name: list(row.look) for row in rows if row.look},
+            **measured.metrics,
+        },
+        warnings=doubts,
+        details={"labels": {str(row.index): row.name for row in rows}, **found.details},
+        description=f"Structures in {case.path.name}",
+    )
+
+
+def _outputs(image: Image, labels: np.ndarray, found: Found, choices: SegmentChoices, table: str) -> dict[str, Any]:
+    from medkit.task import Text
+    from medkit_segment import results
+
+    if choices.table is not None:
+        return {}
+    out: dict[str, Any] = {}
+    if "labels" in choices.roles:
+        out |= {"labels": image.with_data(labels[None]), "table": Text(table)}
+    if "mask" in choices.roles:
+        out["mask"] = image.with_data((labels > 0)[None].astype(np.uint8))
+    return out | dict(results.more_files(image, labels, found.names, choices))
+
+
+def _summary(record: Record) -> str:
+    """Return the volume of the lungs, for the progress line."""
+    litres = record.medkit.get("metrics", {}).get("lungs_l")
+    return f"lungs {litres:.2f} l" if litres else ""

@@ -1,0 +1,129 @@
+"""Densities of structures in a CT, and the volume of the lungs against the height of the patient."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from medkit.images import Image
+
+EMPHYSEMA = -950.0
+"""HU; the share of a lung below it measures emphysema."""
+DISEASE = -600.0
+"""HU; the share of a lung above it measures consolidation, ground glass and fibrosis, and vessels."""
+COLUMNS = ("volume_l", "mean_hu", "share_below_-950", "share_above_-600")
+"""Columns of tables for CT."""
+
+
+@dataclass(frozen=True)
+class Density:
+    """What the voxels of one structure hold."""
+
+    volume_l: float
+    mean_hu: float
+    below_950: float
+    """Share of its voxels below `EMPHYSEMA`, 0 to 1."""
+    above_600: float
+    """Share of its voxels above `DISEASE`, 0 to 1."""
+
+    def cells(self) -> dict[str, str]:
+        """Return the cells of `COLUMNS`."""
+        numbers = (f"{self.volume_l:.3f}", f"{self.mean_hu:.1f}", f"{self.below_950:.4f}", f"{self.above_600:.4f}")
+        return dict(zip(COLUMNS, numbers, strict=True))
+
+
+def densities(values: np.ndarray, labels: np.ndarray, voxel_mm3: float) -> dict[int, Density]:
+    """Return label -> density for the labels that occur; `values` HU and `labels` are (I, J, K)."""
+    size = int(labels.max()) + 1
+    count, below, above = (np.zeros(size, np.int64) for _ in range(3))
+    total = np.zeros(size)
+    for own, slab in zip(labels, values, strict=True):
+        flat, numbers = own.ravel(), slab.ravel()
+        count += np.bincount(flat, minlength=size)
+        total += np.bincount(flat, numbers, minlength=size)
+        below += np.bincount(flat[numbers < EMPHYSEMA], minlength=size)
+        above += np.bincount(flat[numbers > DISEASE], minlength=size)
+    return {
+        n: Density(count[n] * voxel_mm3 / 1e6, total[n] / count[n], below[n] / count[n], above[n] / count[n])
+        for n in range(1, size)
+        if count[n]
+    }
+
+
+def is_hounsfield(image: Image) -> bool:
+    """Return whether the values of an image are Hounsfield units."""
+    from medkit.images import is_ct
+
+    return image.data.shape[0] == 1 and is_ct(image.data[0][::2, ::2, ::2].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Person:
+    """What a scan's header or sidecar says about the size of the patient."""
+
+    height_m: float | None
+    sex: str | None
+    """`M`, `F`, or None."""
+
+    def predicted_l(self) -> float | None:
+        """Return the total lung capacity that healthy adults of this height and sex have; None if both aren't known.
+
+        Quanjer et al., Lung volumes and forced ventilatory flows, Eur Respir J 6 (suppl. 16), 1993.
+        """
+        if self.height_m is None or self.sex is None:
+            return None
+        return 7.99 * self.height_m - 7.08 if self.sex == "M" else 6.60 * self.height_m - 5.79
+
+
+def person_of(path: Path) -> Person:
+    """Return what the JSON beside an image (BIDS, dcm2niix) or the header of a DICOM file or folder states."""
+    stated = _from_dicom(path) if path.is_dir() or path.suffix == ".dcm" else _from_json(path)
+    try:
+        height = float(stated.get("PatientSize") or 0)
+    except (TypeError, ValueError):
+        height = 0.0
+    height = height / 100 if height > 3 else height
+    sex = str(stated.get("PatientSex") or "").upper()[:1]
+    return Person(height if 1.0 < height < 2.5 else None, sex if sex in ("M", "F") else None)
+
+
+def _from_json(path: Path) -> Mapping[str, Any]:
+    name = path.name.removesuffix(".gz")
+    try:
+        found = json.loads((path.with_name(f"{name.rsplit('.', 1)[0]}.json")).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _from_dicom(path: Path) -> Mapping[str, Any]:
+    import pydicom
+
+    file = next((p for p in sorted(path.iterdir()) if p.is_file()), None) if path.is_dir() else path
+    try:
+        header = pydicom.dcmread(str(file), stop_before_pixels=True, specific_tags=["PatientSize", "PatientSex"])
+    except (OSError, pydicom.errors.InvalidDicomError):
+        return {}
+    return {key: header.get(key) for key in ("PatientSize", "PatientSex")}
+
+
+def lung_metrics(found: Mapping[str, Density], person: Person) -> dict[str, float]:
+    """Return figures of both lungs together; `found`: name of a structure -> its density."""
+    lungs = [found[name] for name in ("lung_left", "lung_right") if name in found]
+    if not lungs:
+        return {}
+    total = sum(lung.volume_l for lung in lungs)
+    out = {"lungs_l": total}
+    for key in ("mean_hu", "below_950", "above_600"):
+        out[f"lungs_{key}"] = sum(getattr(lung, key) * lung.volume_l for lung in lungs) / total
+    if person.height_m is not None:
+        out |= {"height_m": person.height_m, "lungs_l_per_m": total / person.height_m}
+    if (usual := person.predicted_l()) is not None:
+        out |= {"predicted_total_lung_capacity_l": usual, "lungs_share_of_predicted": total / usual}
+    return {key: round(value, 4) for key, value in out.items()}

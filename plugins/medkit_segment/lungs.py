@@ -1,0 +1,171 @@
+"""Lungs, airway and body in the working copy of a CT of the chest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from medkit_segment import airway, shapes, sides
+
+if TYPE_CHECKING:
+    from medkit_segment.upright import Upright
+
+EDGE = -350.0
+"""HU of the border of a lung, about half-way between lung and soft tissue."""
+GAS = -960.0
+"""HU; the median of gas around the body and in the bowel lies below, that of lungs (of emphysema too) above."""
+LIGHT = -925.0
+"""HU; a piece of air whose median lies above is no gas."""
+VESSELS = -880.0
+"""HU; vessels and their blurred borders raise part of a lung above it, of emphysema too; hardly any gas outside."""
+VESSEL_SHARE = 0.08
+"""Smallest share of a lung's inner voxels above `VESSELS`."""
+SMALLEST = 20.0
+"""ml; smaller pieces of air are no lung."""
+SHARE = 0.04
+"""Smallest share of the largest piece that makes a piece a lung; a lung above diaphragm domes may be in pieces."""
+IN_FLESH, AMID_FLESH = 0.8, 0.6
+"""Share of a lung's voxels that lie in axial slices of the body, or else of the voxels around it without its vessels
+that are thick flesh."""
+LIGHTER = 60.0
+"""HU; a piece that is lighter than the largest one by more is gas, of the bowel."""
+DENSER = 200.0
+"""HU; a piece that is denser than the largest one by more may be a diseased lung, or bowel."""
+CORNER = 0.2
+"""Share of the slices in whose corner a piece of air lies, if it is outside of the body."""
+CLOSED = 8.0
+"""mm; radius of the ball that closes notches of vessels at the hilum, and of nodules at the wall."""
+TABLE = 5.0
+"""mm; half the thickness of what is taken off the body: tables, tubes, clothes."""
+
+
+@dataclass(frozen=True)
+class Lungs:
+    """What was found, as masks (I, J, K). The body holds all others, which do not overlap."""
+
+    body: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    airway: np.ndarray
+    air: np.ndarray
+    """Voxels under `EDGE`; the other voxels of the lungs were closed or filled."""
+    padding: np.ndarray
+    """What lies beyond a round field of view."""
+    odd: float
+    """ml of pieces that are much denser or lighter than the lungs."""
+
+
+def find(scan: Upright) -> Lungs | None:
+    """Return lungs, airway and body; None if there is no lung."""
+    padding = _padding(scan.values)
+    air = (scan.values < EDGE) & ~padding
+    tube = airway.find(scan)
+    aerated = air & ~airway.with_wall(tube, scan.spacing)
+    solid = scan.values >= EDGE
+    flesh = _flesh(solid, scan)
+    both, odd = _lung_like(scan, aerated, flesh)
+    if not both.any():
+        return None
+    left, right = sides.split(both, scan)
+    left, right = _closed(left, right, tube, scan)
+    # with the lungs, since the chest wall in front of them may be thin
+    body = _flesh(solid | left | right | tube, scan)
+    return Lungs(body | shapes.enclosed(body), left, right, tube, air, padding, odd)
+
+
+def _padding(values: np.ndarray) -> np.ndarray:
+    """Return what lies beyond a round field of view: one lowest value, from the corners inwards."""
+    pieces, count = ndimage.label(values <= max(float(values.min()), -1024) + 0.5)
+    outer = np.zeros(count + 1, bool)
+    outer[np.unique(pieces[:: pieces.shape[0] - 1 or 1, :: pieces.shape[1] - 1 or 1])] = True
+    outer[0] = False
+    out: np.ndarray = outer[pieces]
+    return out
+
+
+def _flesh(solid: np.ndarray, scan: Upright) -> np.ndarray:
+    """Return the parts of a mask that are thick enough for a body: the largest piece and others of its kind."""
+    thick, _ = shapes.eroded(solid, scan.spacing, TABLE)
+    core, count = ndimage.label(thick)
+    if not count:
+        return solid
+    sizes = np.bincount(core.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    kept = (sizes > 0.02 * sizes.max())[core]
+    return solid & shapes.dilated(kept, scan.spacing, TABLE)[0]
+
+
+def _lung_like(scan: Upright, aerated: np.ndarray, flesh: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the pieces of air that have vessels in them and flesh around them, and ml of those of another density."""
+    pieces, count = ndimage.label(aerated)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1) * scan.voxel
+    sizes[0] = 0
+    medians = _medians(scan, pieces, sizes, flesh)
+    if not medians:
+        return np.zeros_like(aerated), 0.0
+    main = max(medians, key=lambda number: sizes[number])
+    kept = [
+        number
+        for number, median in medians.items()
+        if sizes[number] >= SHARE * sizes[main] and median > medians[main] - LIGHTER
+    ]
+    odd = sum(sizes[number] for number in kept if medians[number] > medians[main] + DENSER)
+    return np.isin(pieces, kept), float(odd)
+
+
+def _medians(scan: Upright, pieces: np.ndarray, sizes: np.ndarray, flesh: np.ndarray) -> dict[int, float]:
+    """Return number -> median HU of the pieces that are like lungs; `sizes`: ml, by number."""
+    boxes = ndimage.find_objects(pieces)
+    within = flesh | shapes.enclosed(flesh)
+    inside: dict[int, float] = {}
+    open_: dict[int, float] = {}
+    corner: dict[int, float] = {}
+    for number in map(int, np.flatnonzero(sizes > SMALLEST)):
+        box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in boxes[number - 1])
+        own = pieces[box] == number
+        values = scan.values[box][ndimage.binary_erosion(own, border_value=1)]
+        in_corner = _in_corner(pieces, number)
+        if not _like_lung(values, corner=in_corner):
+            continue
+        if within[box][own].mean() > IN_FLESH:
+            inside[number] = float(np.median(values))
+        elif _amid_flesh(own, within[box], scan.spacing):
+            (corner if in_corner else open_)[number] = float(np.median(values))
+    # a lung in a corner is only seen in scans that are cut all around the lungs; else the table lies there
+    return inside | open_ | ({} if inside else corner)
+
+
+def _like_lung(values: np.ndarray, *, corner: bool) -> bool:
+    """Return whether the inner voxels of a piece of air, HU, are those of a lung and not of gas.
+
+    corner: whether the piece lies where hardly ever a lung does, but table and clothes.
+    """
+    median = float(np.median(values)) if len(values) else -np.inf
+    return median > LIGHT or (not corner and median > GAS and float(np.mean(values > VESSELS)) > VESSEL_SHARE)
+
+
+def _in_corner(pieces: np.ndarray, number: int) -> bool:
+    """Return whether a piece runs along an edge of the volume that is parallel to the body, as what is outside does."""
+    return max(float(np.mean(pieces[x, y] == number)) for x in (0, -1) for y in (0, -1)) > CORNER
+
+
+def _amid_flesh(own: np.ndarray, flesh: np.ndarray, spacing: np.ndarray) -> bool:
+    """Return whether most of what surrounds a piece of air belongs to the body, unlike the foam of a table."""
+    grown, _ = shapes.dilated(own, spacing, TABLE)
+    full = own | shapes.eroded(grown, spacing, TABLE)[0]
+    rim = ndimage.binary_dilation(full) & ~full
+    return bool(rim.any() and flesh[rim].mean() > AMID_FLESH)
+
+
+def _closed(left: np.ndarray, right: np.ndarray, tube: np.ndarray, scan: Upright) -> tuple[np.ndarray, np.ndarray]:
+    """Return both lungs without the notches and holes of vessels and nodules."""
+    taken = tube.copy()
+    out = []
+    for lung, other in ((left, right), (right, left)):
+        full = shapes.closed(lung, scan.spacing, CLOSED) & ~taken & ~other
+        out.append(full)
+        taken = taken | full
+    return out[0], out[1]

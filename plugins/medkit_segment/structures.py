@@ -1,0 +1,19 @@
+"""The structures of a chest and their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+BODY, LUNG_LEFT, LUNG_RIGHT, AIRWAY, BONES, HEART_AND_VESSELS = range(1, 7)
+CHEST_LABELS: Mapping[int, str] = {
+    BODY: "body",
+    LUNG_LEFT: "lung_left",
+    LUNG_RIGHT: "lung_right",
+    AIRWAY: "airway",
+    BONES: "bones",
+    HEART_AND_VESSELS: "heart_and_vessels",
+}
+"""The structures of a chest and their numbers, which the bundle `chest_ct_segmentation` shares. `body` is all of the
+body that is none of the others; the thresholds do not find heart and vessels, and leave them in `body`."""
+FOUND_LABELS = (BODY, LUNG_LEFT, LUNG_RIGHT, AIRWAY, BONES)
+"""What `chest_labels` can find."""
