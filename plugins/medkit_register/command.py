@@ -68,6 +68,13 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option(
     "--moving-mask", type=_FILE, help='Mask of what is compared in the moving image (or "moving_mask" in a record).'
 )
+@click.option(
+    "--lesion-mask",
+    type=_FILE,
+    help="Lesions of the moving image, which are not compared, since the fixed image has no such thing (or "
+    '"lesion_mask" in a record).',
+)
+@click.option("--fixed-lesion-mask", type=_FILE, help="Lesions of the fixed image, which are not compared.")
 @click.option("--fixed-labels", type=_FILE, help="Labels of the fixed image: Dice goes into the sidecar.")
 @click.option("--moving-labels", type=_FILE, help='Labels of the moving image (or "moving_labels" in a record).')
 @click.option("--fixed-landmarks", type=_FILE, help="Points of the fixed image (csv, fcsv, json): TRE in the sidecar.")

@@ -42,7 +42,9 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: RegisterCho
     """
     runtime = replace(runtime, device=str(choose_device(runtime.device)))
     fixed = read_image(shared["fixed"], frame=runtime.frame)
-    pyramid = Pyramid(volume_of(fixed, _mask_on(fixed.grid, shared.get("fixed_mask"))))
+    pyramid = Pyramid(
+        volume_of(fixed, _compared(fixed.grid, shared.get("fixed_mask"), shared.get("fixed_lesion_mask")))
+    )
     network = StartNetwork(choices.bundle, runtime.device) if choices.bundle and choices.bends else None
     background = ThreadPoolExecutor(2, "medkit background")
     if choices.bends and choices.metric in ("auto", "lncc"):
@@ -70,6 +72,20 @@ def volume_of(image: Image, mask: np.ndarray | None = None) -> ScanVolume:
         image.grid.affine,
         None if mask is None else torch.from_numpy(mask.astype(np.float32)),
     )
+
+
+def _compared(grid: Grid, mask: Path | None, lesion: Path | None) -> np.ndarray | None:
+    """Return which voxels (I, J, K) bool are compared: those of the mask outside of the lesion; None: all.
+
+    Raises InputError if there are none.
+    """
+    kept, left_out = _mask_on(grid, mask), _mask_on(grid, lesion)
+    if left_out is None:
+        return kept
+    rest: np.ndarray = ~left_out if kept is None else kept & ~left_out
+    if not rest.any():
+        raise InputError(f"{lesion}: the lesion leaves nothing of the image to compare")
+    return rest
 
 
 def _mask_on(grid: Grid, path: Path | None) -> np.ndarray | None:
@@ -113,7 +129,7 @@ class Registration:
         """Read the moving image."""
         image = case.image()
         before = self.background.submit(self._before, image)
-        mask = _mask_on(image.grid, case.inputs.get("moving_mask"))
+        mask = _compared(image.grid, case.inputs.get("moving_mask"), case.inputs.get("lesion_mask"))
         return Moving(image, Pyramid(volume_of(image, mask)), before)
 
     def _before(self, moving: Image) -> dict[str, float]:

@@ -25,9 +25,9 @@ SCORED = ("labels", "landmarks")
 def register_task(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
     """Return the task for one set of options.
 
-    `shared` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks`, and the same with
-    `moving_`. Raises UsageError for an `init` that is neither a known word nor a file, for moving labels or landmarks
-    without fixed ones, and for a midpoint of type joint.
+    `shared` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks`, the same with
+    `moving_`, and `lesion_mask` and `fixed_lesion_mask`. Raises UsageError for an `init` that is neither a known word
+    nor a file, for moving labels or landmarks without fixed ones, and for a midpoint of type joint.
     """
     _check_pairs(shared)
     if choices.kind == "joint" and choices.midpoint:
@@ -49,7 +49,7 @@ def register_task(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
         staged=True,
         arguments=arguments,
         role="moving",
-        accepts=("moving_mask", *(f"moving_{what}" for what in SCORED)),
+        accepts=("moving_mask", "lesion_mask", *(f"moving_{what}" for what in SCORED)),
         shared=shared,
         devices=("cpu", "cuda"),
         memory=functools.partial(memory_needed, shared["fixed"], quality=choices.quality if choices.bends else None),
