@@ -18,6 +18,16 @@ from medkit.pipe.records import record_from_line
 from medkit.task import run_task
 
 _FILE = click.Path(exists=True, path_type=Path)
+
+
+class _FileOfCase(click.Path):
+    """A file that is there, or a pattern with `{id}`, which stands for the case."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Path(value) if "{id}" in str(value) else super().convert(value, param, ctx)
+
+
+_FILE_OF_CASE = _FileOfCase(exists=True, path_type=Path)
 _FORMS = ("itk", "itk-mat", "itk-h5", "field", "flirt", "fsl-warp", "lta", "lta-voxels", "register-dat")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -45,11 +55,16 @@ _ORDER = "medkit.order"
 
 
 @transform.command(cls=_InOrder, short_help="Move images, labels and points.")
-@click.option("--reference", type=_FILE, help="The image whose grid the result lies on; not needed for points.")
+@click.option(
+    "--reference",
+    type=_FILE_OF_CASE,
+    help="The image whose grid the result lies on; not needed for points. {id} in the path of this and of transforms "
+    "stands for the case.",
+)
 @click.option(
     "--transform",
     "forward",
-    type=_FILE,
+    type=_FILE_OF_CASE,
     multiple=True,
     metavar="FILE",
     help="A transform from the reference to the input; several in the order in which they move the input, the "
@@ -58,7 +73,7 @@ _ORDER = "medkit.order"
 @click.option(
     "--inverse-transform",
     "inverse",
-    type=_FILE,
+    type=_FILE_OF_CASE,
     multiple=True,
     metavar="FILE",
     help="Like --transform, in one order with them, but the inverse is applied: ANTs' [FILE,1]. Exact for affine "
@@ -112,10 +127,12 @@ def apply(
 
     \b
     medkit transform apply scan.nii.gz scan_dseg.nii.gz drawn.fcsv --reference mni.nii.gz --transform x.tfm -o in_mni
+    medkit transform apply labels/*.nii.gz --reference mni.nii.gz --transform 'aligned/{id}_transform.nii.gz' -o in_mni
     """  # fmt: skip
     from medkit.transform_tasks.apply import ApplySettings, application
 
-    if reference is None and any(kind_of_name(Path(name)) not in ("points", "table") for name in options.inputs):
+    plain = [name for name in options.inputs if not name.startswith("{")]  # records may bring a reference
+    if reference is None and any(kind_of_name(Path(name)) not in ("points", "table") for name in plain):
         raise UsageError("--reference is needed: the image whose grid the result lies on")
     remaining = {"forward": list(forward), "inverse": list(inverse)}
     order = [name for name in ctx.meta[_ORDER] if name in remaining]

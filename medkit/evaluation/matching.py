@@ -145,13 +145,7 @@ def _reason(rivals: Sequence[Path], fitting: Sequence[Path]) -> str:
 
 
 def _by_pattern(results: Sequence[Path], pattern: str) -> Matches:
-    first, *others = str(absolute(pattern)).split("{id}")
-    expression = re.escape(first) + "([^/]+)" + r"\1".join(map(re.escape, others))
-    wildcard = "*".join(map(escape, [first, *others]))
-    candidates = sorted(Path("/").glob(wildcard.lstrip("/")))
-    ids = {path: whole[1] for path in candidates if (whole := re.fullmatch(expression, str(path)))}
-    if not ids:
-        raise InputError(f"{pattern}: no file matches this pattern")
+    ids = files_of_pattern(pattern)
     found: dict[Path, Path] = {}
     missing: dict[Path, str] = {}
     for result in results:
@@ -159,8 +153,42 @@ def _by_pattern(results: Sequence[Path], pattern: str) -> Matches:
         if len(fitting) == 1:
             found[result] = fitting[0]
         else:
-            missing[result] = f"{len(fitting) or 'no'} files named {Path(pattern).name} fit its name"
+            missing[result] = _misfit(pattern, len(fitting))
     return Matches(found, missing, tuple(path for path in ids if path not in found.values()))
+
+
+def files_of_pattern(pattern: str) -> dict[Path, str]:
+    """Return file -> what stands for `{id}` in its name. Raises InputError if there is none."""
+    first, *others = str(absolute(pattern)).split("{id}")
+    expression = re.escape(first) + "([^/]+)" + r"\1".join(map(re.escape, others))
+    wildcard = "*".join(map(escape, [first, *others]))
+    candidates = sorted(Path("/").glob(wildcard.lstrip("/")))
+    ids = {path: whole[1] for path in candidates if (whole := re.fullmatch(expression, str(path)))}
+    if not ids:
+        raise InputError(f"{pattern}: no file matches this pattern")
+    return ids
+
+
+class FilesOfCases:
+    """The files that belong to cases by a pattern with `{id}`; the folder is listed again if a file may be new."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self._ids: dict[Path, str] = {}
+
+    def of(self, case: Path) -> Path:
+        """Return the file of a case. Raises InputError if none fits, or several do."""
+        fitting = _longest(self._ids, case)
+        if len(fitting) != 1:
+            self._ids = files_of_pattern(self.pattern)
+            fitting = _longest(self._ids, case)
+        if len(fitting) != 1:
+            raise InputError(f"{case}: {_misfit(self.pattern, len(fitting))}")
+        return fitting[0]
+
+
+def _misfit(pattern: str, count: int) -> str:
+    return f"{count or 'no'} files named {Path(pattern).name} fit its name"
 
 
 def _longest(ids: Mapping[Path, str], result: Path) -> list[Path]:

@@ -18,8 +18,25 @@ def command_of(plan: CasePlan, given: Sequence[str | Path]) -> list[Any]:
     """
     if not given:
         return []
-    words: list[Any] = [{"path": str(word)} if isinstance(word, Path) else word for word in given]
-    return words + [_input(record) for record in plan.members or (plan.record,)]
+    first, last = _with_places_last(given)
+    inputs = [_input(record) for record in plan.members or (plan.record,)]
+    return [*map(_word, first), *inputs, *map(_word, last)]
+
+
+def _with_places_last(given: Sequence[str | Path]) -> tuple[list[str | Path], list[str | Path]]:
+    """Return the command, and the options that say where results go, which are written after the inputs."""
+    first, last = list(given), list[str | Path]()
+    for name in ("--output", "--keep-tree"):
+        for at in range(len(first) - 1):
+            if first[at] == name and isinstance(first[at + 1], Path):
+                last += first[at : at + 2]
+                del first[at : at + 2]
+                break
+    return first, last
+
+
+def _word(word: str | Path) -> Any:
+    return {"path": str(word)} if isinstance(word, Path) else word
 
 
 def _input(record: Record) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -10,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from medkit.errors import InputError
 from medkit.pipe.names import stem
 from medkit.run.looks import plain
 
@@ -43,14 +45,21 @@ def draw_case(path: Path, task: Task, case: Case, result: Result) -> None:
 
     try:
         picture = result.figure() if result.figure else _default_figure(task, case, result)
+        if picture is None:
+            _say_once(f"--qc: {task.name} draws no picture")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        if picture is not None:
-            reasons = [f"needs a look: {plain(warning)}" for warning in result.warnings]
-            main = next(iter(case.outputs.values()), case.record.path)
-            _write(under_title(picture, reasons) if reasons else picture, path, main)
+        reasons = [f"needs a look: {plain(warning)}" for warning in result.warnings]
+        main = next(iter(case.outputs.values()), case.record.path)
+        _write(under_title(picture, reasons) if reasons else picture, path, main)
     except Exception as error:
         log.warning("%s: no picture: %s", case.record.path.name, error)
         log.debug("", exc_info=True)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.warning("%s", text)
 
 
 def _write(picture: np.ndarray, path: Path, main: Path) -> None:
@@ -91,7 +100,7 @@ def _linked(part: Path, place: Path) -> bool:
 
 
 def _default_figure(task: Task, case: Case, result: Result) -> np.ndarray | None:
-    """Return the main output drawn over or next to the input, (H, W, 3) uint8; None if it is not an image."""
+    """Return the main output drawn over the input, (H, W, 3) uint8, alone if that is no image; None if it is none."""
     from medkit.figures.mosaic import overlay_mosaic
     from medkit.images.image import Image
 
@@ -102,4 +111,9 @@ def _default_figure(task: Task, case: Case, result: Result) -> np.ndarray | None
         return None
     kind = result.kind or task.outputs[0].kind
     drawn: Literal["labels", "image"] = "labels" if kind in ("labels", "mask") else "image"
-    return overlay_mosaic(case.image(), value, kind=drawn, title=f"{task.name}  {case.path.name}")
+    title = f"{task.name}  {case.path.name}"
+    try:
+        image = case.image()
+    except InputError:  # an image of a transform, for example
+        return overlay_mosaic(value, title=title)
+    return overlay_mosaic(image, value, kind=drawn, title=title)

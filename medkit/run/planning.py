@@ -139,7 +139,8 @@ class Planner:
         for number, member in enumerate(members[1:], start=2):
             inputs[numbered(self.task.role, number)] = find_kind(member, self.task.takes).path
         named = {role: path for role, path in record.inputs.items() if role != self.task.role}
-        return inputs | named | {role: absolute(p) for role, p in self.task.shared.items()}
+        own = dict(self.task.own(record.path)) if self.task.own else {}
+        return inputs | named | own | {role: absolute(p) for role, p in self.task.shared.items()}
 
     def _count_slices(self, path: Path) -> None:
         """Warn once if many single DICOM files come from one folder."""

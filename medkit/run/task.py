@@ -124,6 +124,8 @@ class Task:
     """Further named inputs that a record may bring for its case."""
     shared: Mapping[str, Path] = field(default_factory=dict)
     """Role -> file that all cases use, such as the fixed image."""
+    own: Callable[[Path], Mapping[str, Path]] | None = None
+    """Returns role -> further file of a case, known by the path of its own input. Raises InputError."""
     arity: Literal["each", "all"] = "each"
     """Whether every line is a case, or all lines (of a `--group-by` group) are one."""
     members: Sequence[Output] = ()

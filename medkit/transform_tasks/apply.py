@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from medkit.errors import InputError
+from medkit.evaluation.matching import FilesOfCases
 from medkit.pipe.records import absolute
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Task
@@ -25,9 +26,15 @@ if TYPE_CHECKING:
     from medkit.images.image import Image
     from medkit.transforms.resampling import Interpolation
 
+    _Opener = Callable[[Path | None, tuple[tuple[Path, bool], ...]], "_Applier"]
+
 PointsFrom = Literal["input", "reference"]
 _POINT_KINDS = ("points", "table")
 _ADVICE = "use --inverse-transform"
+ID = "{id}"
+"""Stands for the case in a path."""
+OF_RECORDS = {"transform": False, "inverse_transform": True}
+"""Role of a transform that a record brings -> whether it is inverted; both are applied in this order."""
 _NEAR = 0.01
 """mm; a point that is mapped and mapped back to within this distance has an inverse."""
 
@@ -49,29 +56,38 @@ class ApplySettings:
 def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]], settings: ApplySettings) -> Task:
     """Return the task that applies `transforms` to its inputs, the first one first.
 
-    Each transform is given by its file and whether it is inverted.
+    Each transform is given by its file and whether it is inverted. `{id}` in a path stands for the case. A record may
+    bring transforms of its own, which come before these, and a reference.
     """
-    shared = {} if reference is None else {"reference": absolute(reference)}
-    roles = {}
+    given = {} if reference is None else {"reference": absolute(reference)}
+    chain = {}
     for number, (path, inverted) in enumerate(transforms, start=1):
         role = f"{'inverse_transform' if inverted else 'transform'}_{number}"
-        roles[role] = inverted
-        shared[role] = absolute(path)
+        chain[role] = inverted
+        given[role] = absolute(path)
+    shared = {role: path for role, path in given.items() if ID not in str(path)}
+    patterns = {role: FilesOfCases(str(path)) for role, path in given.items() if role not in shared}
     return Task(
         name="transform apply",
         outputs=(
             Output(
                 *("result", "image", "transformed"),
-                entities={"space": "{space}"} if reference else {"desc": "transformed"},
+                entities={"space": "{space}"} if "reference" in shared else {"desc": "transformed"},
                 reference=shared.get("reference"),
                 extensions=POINT_SUFFIXES,
             ),
         ),
-        setup=functools.partial(_set_up, shared=shared, roles=roles, settings=settings),
+        setup=functools.partial(_set_up, shared=shared, chain=chain, settings=settings),
         arguments=_arguments(settings),
         takes=("image", "labels", "mask", *_POINT_KINDS),
+        accepts=("reference", *OF_RECORDS),
         shared=shared,
+        own=functools.partial(_own_files, patterns=patterns) if patterns else None,
     )
+
+
+def _own_files(case: Path, *, patterns: Mapping[str, FilesOfCases]) -> dict[str, Path]:
+    return {role: files.of(case) for role, files in patterns.items()}
 
 
 def _arguments(settings: ApplySettings) -> dict[str, Any]:
@@ -82,20 +98,32 @@ def _arguments(settings: ApplySettings) -> dict[str, Any]:
 
 
 def _set_up(
-    runtime: Runtime, *, shared: Mapping[str, Path], roles: Mapping[str, bool], settings: ApplySettings
-) -> _Applier:
-    """Read what all cases share: the reference's grid and the transforms. Raises InputError."""
+    runtime: Runtime, *, shared: Mapping[str, Path], chain: Mapping[str, bool], settings: ApplySettings
+) -> Callable[[Case], Result]:
+    """Return the work on a case; what all cases share is read now. Raises InputError."""
+    opener = functools.lru_cache(maxsize=1)(_opened)
+    if set(chain) <= set(shared):
+        opener(shared.get("reference"), tuple((shared[role], inverted) for role, inverted in chain.items()))
+    return functools.partial(_apply, opener=opener, chain=chain, settings=settings)
+
+
+def _apply(case: Case, *, opener: _Opener, chain: Mapping[str, bool], settings: ApplySettings) -> Result:
+    """Work on one case. Raises InputError."""
+    brought = {role: inverted for role, inverted in OF_RECORDS.items() if role in case.inputs}
+    files = tuple((case.inputs[role], inverted) for role, inverted in {**brought, **chain}.items())
+    return opener(case.inputs.get("reference"), files)(case, settings)
+
+
+def _opened(reference: Path | None, files: tuple[tuple[Path, bool], ...]) -> _Applier:
+    """Read the reference's grid and the transforms, each inverted or not. Raises InputError."""
     from medkit.images.image import read_grid
 
-    reference = shared.get("reference")
     parts = []
-    for role, inverted in roles.items():
-        part = read_transform(shared[role])
+    for path, inverted in files:
+        part = read_transform(path)
         parts.append(part.inverse() if inverted else part)
-    names = [shared[role].name for role in roles]
-    return _Applier(
-        reference, read_grid(reference) if reference else None, compose(parts, names) if parts else None, settings
-    )
+    transform = compose(parts, [path.name for path, _ in files]) if parts else None
+    return _Applier(reference, read_grid(reference) if reference else None, transform)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +136,12 @@ class _Applier:
     """Its grid."""
     transform: Transform | None
     """Map from reference points to input points, RAS+ mm; None is the identity."""
-    settings: ApplySettings
+    settings: ApplySettings = ApplySettings()
     """How it is applied."""
 
-    def __call__(self, case: Case) -> Result:
-        return self._points(case) if case.record.kind in _POINT_KINDS else self._image(case)
+    def __call__(self, case: Case, settings: ApplySettings) -> Result:
+        applier = replace(self, settings=settings)
+        return applier._points(case) if case.record.kind in _POINT_KINDS else applier._image(case)
 
     def _image(self, case: Case) -> Result:
         from medkit.transforms.resampling import resample

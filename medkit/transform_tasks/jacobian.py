@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from medkit.transform_tasks.compose import TAKES
 from medkit.transforms.files import read_transform
 from medkit.transforms.jacobian import LOG_FLOOR, Determinants, jacobian_determinant
 from medkit.transforms.transform import AffineTransform, DisplacementField, grid_of_field
+
+if TYPE_CHECKING:
+    from medkit.images.image import Image
 
 
 def measurement(reference: Path | None, mask: Path | None, log: bool) -> Task:
@@ -48,13 +52,22 @@ def _measure(case: Case, *, log: bool) -> Result:
     warnings = [f"the transform folds in {found.folding * 100:.2g} % of the voxels"] if found.folding else []
     if log:
         values = np.log(np.maximum(values, LOG_FLOOR))
+    image = Image(values[None], grid)
+    what = f"{'logarithm of the ' if log else ''}Jacobian determinant"
     return Result(
-        {"image": Image(values[None], grid)},
+        {"image": image},
         metrics={"jacobian": vars(found)},
         warnings=warnings,
         spatial_reference=case.inputs.get("reference"),
-        description=f"{'Logarithm of the ' if log else ''}Jacobian determinant of {case.path.name}",
+        description=f"{what[0].upper()}{what[1:]} of {case.path.name}",
+        figure=functools.partial(_draw, image, f"{what}  {case.path.name}  {found.sentence()}"),
     )
+
+
+def _draw(image: Image, title: str) -> np.ndarray:
+    from medkit.figures.mosaic import overlay_mosaic
+
+    return overlay_mosaic(image, title=title)
 
 
 def _mask(path: Path | None, grid: Grid) -> np.ndarray | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from folders import names
 
@@ -63,3 +64,26 @@ def test_pictures_of_others_stay(toy: Run, scan: Make, tmp_path: Path) -> None:
     assert (tmp_path / "qc/a_double.png").read_bytes() == b"mine"
     assert "a_double.png: shows another result; the picture of a_double.nii.gz is a_double_2.png" in done.err
     assert names(tmp_path / "qc") == ["a_double.png", "a_double_2.png"]
+
+
+def test_a_picture_of_what_was_measured_of_a_transform(toy: Run, scan: Make, tmp_path: Path) -> None:
+    from medkit.transforms.files import write_transform
+    from medkit.transforms.transform import AffineTransform
+
+    write_transform(AffineTransform(np.diag([1.1, 1, 1, 1])), tmp_path / "x.tfm")
+    options = ("--qc", tmp_path / "qc", "-o", tmp_path / "o")
+    done = toy("transform", "jacobian", tmp_path / "x.tfm", "--reference", scan("a.nii.gz"), *options)
+    assert done.code == 0
+    assert "no picture" not in done.err
+    assert names(tmp_path / "qc") == ["x_jacobian.png"]
+
+
+def test_a_task_without_pictures_says_so_once(toy: Run, blob: Make, tmp_path: Path) -> None:
+    from medkit.run import pictures
+
+    pictures._say_once.cache_clear()
+    inputs = [blob(f"{name}.nii.gz") for name in "ab"]
+    done = toy("run", "pair", *inputs, "--qc", tmp_path / "qc")
+    assert done.code == 0
+    assert done.err.count("--qc: pair draws no picture") == 1
+    assert not (tmp_path / "qc").exists()
