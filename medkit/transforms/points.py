@@ -34,6 +34,8 @@ class Points:
     """Whether the file gives each point a different name."""
     path: Path
     """The file that was read."""
+    stated: tuple[str, ...] = ()
+    """(N,) names as the file has them, empty where it has none; several points may share one."""
 
 
 def read_points(path: Path, frame: str = "RAS") -> Points:
@@ -56,9 +58,10 @@ def read_points(path: Path, frame: str = "RAS") -> Points:
         ) from error
     if not len(rows) or not np.isfinite(positions).all():
         raise InputError(f"{path}: expected one point or more with finite coordinates")
-    names = tuple(str(row[3]) for row in rows)
-    named = all(names) and len(set(names)) == len(names)
-    return Points(positions, names if named else tuple(str(n + 1) for n in range(len(rows))), named, path)
+    stated = tuple(str(row[3]) for row in rows)
+    named = all(stated) and len(set(stated)) == len(stated)
+    names = stated if named else tuple(str(n + 1) for n in range(len(rows)))
+    return Points(positions, names, named, path, stated)
 
 
 def write_points(path: Path, points: Points, frame: str = "RAS") -> None:

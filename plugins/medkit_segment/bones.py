@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from medkit_segment import shapes
+from medkit_segment.sides import middle_of
 
 if TYPE_CHECKING:
     from medkit_segment.lungs import Lungs
@@ -21,12 +22,16 @@ BLOOD = 130.0
 """HU above which the inside of a large vessel holds contrast agent."""
 EVEN = 60.0
 """HU; largest standard deviation within 4 mm that a blood pool has."""
+EVEN_SHARE = 0.2
+"""The same as a share of the mean, where the agent flows in."""
 POOL = 4.0
 """mm; half-width of the smallest blood pool that is looked for."""
 CANAL = (60.0, 700.0)
 """mm2; cross-sections of the spinal canal."""
 VERTEBRA = (26.0, 50.0)
 """mm from the spinal canal to the sides and to the front, within which vertebrae lie."""
+AMID = 0.9
+"""Share of a piece that lies between the lungs and in front of the spine above which it is no bone."""
 SMALLEST = 0.1
 """ml; smaller specks are calcifications or noise."""
 
@@ -36,29 +41,35 @@ def find(scan: Upright, found: Lungs) -> np.ndarray:
     dense = (scan.values > EDGE) & found.body & ~found.left & ~found.right & ~found.airway
     if not dense.any():
         return dense
-    bright = _pools(scan, found)
+    spine = _around_spine(scan, middle_of(scan, found.left | found.right))
+    bright = _pools(scan, found.body & ~spine)
     if bright.any():
         dense = _without_blood(scan, dense, bright)
-    pieces, count = ndimage.label(dense, np.ones((3, 3, 3)))
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1) * scan.voxel
-    sizes[0] = 0
-    out: np.ndarray = (sizes > SMALLEST)[pieces]
+    pieces, count = ndimage.label(dense)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    amid = np.bincount(pieces[_between(found.left, found.right) & ~spine], minlength=count + 1)
+    kept = (sizes * scan.voxel > SMALLEST) & (amid < AMID * sizes)
+    kept[0] = False
+    out: np.ndarray = kept[pieces]
     return out
 
 
-def _pools(scan: Upright, found: Lungs) -> np.ndarray:
-    """Return the inner parts of heart and large vessels with contrast agent: even, bright, in front of the spine."""
-    from medkit_segment.sides import middle_of
+def _between(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return what lies between the lungs, from side to side: only vessels and calcifications are bright there."""
+    return np.logical_or.accumulate(left) & np.logical_or.accumulate(right[::-1])[::-1]
 
+
+def _pools(scan: Upright, place: np.ndarray) -> np.ndarray:
+    """Return the inner parts of heart and large vessels with contrast agent: even and bright, somewhere in `place`."""
     inner, half = shapes.eroded(scan.values > BLOOD, scan.spacing, POOL)
-    inner &= found.body & ~_around_spine(scan, middle_of(scan, found.left | found.right))
+    inner &= place
     if not inner.any():
         return inner
     box = shapes.box_of(inner, 2 * POOL, scan.spacing)
     part = scan.values[box]
     mean = ndimage.uniform_filter(part, 2 * half + 1)
     spread = ndimage.uniform_filter(part**2, 2 * half + 1) - mean**2
-    inner[box] &= spread < EVEN**2
+    inner[box] &= spread < np.maximum(EVEN, EVEN_SHARE * mean) ** 2
     return inner
 
 
@@ -102,7 +113,7 @@ def _without_blood(scan: Upright, dense: np.ndarray, bright: np.ndarray) -> np.n
 
     box = shapes.box_of(dense)
     part = scan.values[box]
-    hard = (part > CORTEX) & dense[box] & ~shapes.near(bright[box], scan.spacing, 2 * POOL)
+    hard = (part > CORTEX) & dense[box] & ~shapes.near(bright[box], scan.spacing, 3 * POOL)
     marks = hard.astype(np.int32)
     marks[bright[box]] = 2
     slope = ndimage.generic_gradient_magnitude(part, ndimage.sobel)

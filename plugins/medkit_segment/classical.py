@@ -1,35 +1,22 @@
-"""Segmentation without a network: `--method threshold` for CT of the chest."""
+"""Segmentation without a network: `--method threshold` for CT of the chest, `--method grow` from seeds."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medkit.errors import InputError, UsageError
 from medkit.task import Case, Record, Result, Task
-from medkit_segment.results import SegmentChoices
+from medkit_segment.results import Found, SegmentChoices
 
 if TYPE_CHECKING:
     from medkit.images import Image
 
 LOOK = "look at this one"
-
-
-@dataclass(frozen=True)
-class Found:
-    """The labels that a method found."""
-
-    labels: np.ndarray
-    """(I, J, K) uint8 or uint16, on the scan's grid."""
-    names: Mapping[int, str]
-    """Label -> name, found or not."""
-    doubts: list[str] = field(default_factory=list)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts for the sidecar."""
 
 
 def thresholding(choices: SegmentChoices) -> Task:
@@ -44,6 +31,37 @@ def thresholding(choices: SegmentChoices) -> Task:
         raise UsageError("--outputs regions: needs lung_left or lung_right in --labels")
     process = functools.partial(_process, find=functools.partial(_chest, names=names), choices=choices)
     task = Task("segment", (), process=process, arguments={"method": "threshold"}, summary=_summary, uses_torch=False)
+    return choices.fitted(task, names.values())
+
+
+def growing(choices: SegmentChoices, seeds: Path | None, limits: tuple[float, float] | None, frame: str) -> Task:
+    """Return the task that grows structures from seeds, for images of any kind. Raises UsageError and InputError.
+
+    seeds: the points of all cases; None: each record names its own.
+    limits: lowest and highest value to take in; None: those around the seeds.
+    frame: `RAS` or `LPS`, of points in tables.
+    """
+    from medkit_segment.seeds import Seeds, grown_from
+
+    _check_roles(choices, "grow", ("labels", "mask"))
+    names: Mapping[int, str] = {}
+    if seeds is not None:
+        known = Seeds.read(seeds, frame).names()
+        choices.check(known.values())
+        names = choices.names(known, str(seeds))
+    elif choices.split:
+        raise UsageError("--split: needs --seeds, since the names of the files are those of the seeds")
+    find = functools.partial(grown_from, limits=limits, frame=frame, labels=choices.labels)
+    task = Task(
+        "segment",
+        (),
+        process=functools.partial(_process, find=find, choices=choices),
+        arguments={"method": "grow", "range": list(limits) if limits else "auto", "coordinates": frame},
+        accepts=("seeds",),
+        shared={"seeds": seeds} if seeds else {},
+        summary=_summary,
+        uses_torch=False,
+    )
     return choices.fitted(task, names.values())
 
 
@@ -111,6 +129,8 @@ def _outputs(image: Image, labels: np.ndarray, found: Found, choices: SegmentCho
 
 
 def _summary(record: Record) -> str:
-    """Return the volume of the lungs, for the progress line."""
-    litres = record.medkit.get("metrics", {}).get("lungs_l")
-    return f"lungs {litres:.2f} l" if litres else ""
+    """Return the volume of the lungs, or else of each structure, for the progress line."""
+    metrics = record.medkit.get("metrics", {})
+    if litres := metrics.get("lungs_l"):
+        return f"lungs {litres:.2f} l"
+    return ", ".join(f"{name} {mm3 / 1000:.3g} ml" for name, mm3 in list(metrics.get("volumes_mm3", {}).items())[:3])

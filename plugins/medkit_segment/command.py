@@ -10,12 +10,14 @@ import click
 from medkit.errors import UsageError
 from medkit.inference import AUTO, BundleOptions, bundle_options
 from medkit.options import RunOptions, absolute_path, task_options
-from medkit.task import run_task
-from medkit_segment.methods import METHODS
+from medkit.task import absolute, run_task
+from medkit_segment.methods import METHODS, range_of
 from medkit_segment.results import ROLES, SegmentChoices
 
 if TYPE_CHECKING:
     from medkit.task import Task
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -43,7 +45,7 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
     type=click.Choice(METHODS),
     default=METHODS[0],
     show_default=True,
-    help="network: a bundle; threshold: Hounsfield units and shapes, for CT of the chest.",
+    help="network: a bundle; threshold: Hounsfield units and shapes, for CT of the chest; grow: from --seeds.",
 )
 @click.option(
     "--outputs",
@@ -65,6 +67,23 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
 )
 @click.option("--tta", is_flag=True, help="Average over the image and its mirror image: slower, a little better.")
 @click.option("--clean/--no-clean", default=True, show_default=True, help="Remove stray pieces of structures.")
+@click.option("--seeds", type=_FILE, help='Points, mm, from which --method grow starts (or "seeds" in a record).')
+@click.option(
+    "--range",
+    "limits",
+    default="auto",
+    show_default=True,
+    callback=range_of,
+    metavar="LOW,HIGH|auto",
+    help="Values that --method grow takes in; auto: those around the seeds.",
+)
+@click.option(
+    "--coordinates",
+    type=click.Choice(["RAS", "LPS"]),
+    default="RAS",
+    show_default=True,
+    help="Frame of seeds in tables; Slicer's files state their own.",
+)
 @bundle_options()
 @task_options
 def segment(
@@ -77,6 +96,9 @@ def segment(
     table: Path | None,
     tta: bool,
     clean: bool,
+    seeds: Path | None,
+    limits: tuple[float, float] | None,
+    coordinates: str,
 ) -> None:
     """Label structures in images.
 
@@ -87,17 +109,23 @@ def segment(
     \b
     medkit run segment *.nii.gz --outputs labels,mask,brain -o labelled
     medkit run segment chests/*.nii.gz --method threshold --outputs labels,regions -o lungs
+    medkit run segment ct.nii.gz --method grow --seeds liver.csv --range 80,180
     """
     choices = SegmentChoices(roles, clean, labels, split, table)
     if method == "network":
+        _refuse(seeds=seeds, range=limits)
         from medkit_segment.task import segmentation
 
         task: Task = segmentation(chosen, choices, tta=tta)
     else:
         _refuse(bundle=None if chosen.name == AUTO else chosen.name, tta=tta)
-        from medkit_segment.classical import thresholding
+        from medkit_segment.classical import growing, thresholding
 
-        task = thresholding(choices)
+        if method == "threshold":
+            _refuse(seeds=seeds, range=limits)
+            task = thresholding(choices)
+        else:
+            task = growing(choices, absolute(seeds) if seeds else None, limits, coordinates)
     run_task(task, options)
 
 

@@ -15,7 +15,7 @@ CUT_MM2 = 400.0
 """Area of a lung on a border of the field of view above which it counts as cut off."""
 BOTH_L = (1.0, 9.5)
 """Litres that two whole lungs of adults can have."""
-UNEQUAL = 0.4
+UNEQUAL = 0.55
 """Smallest usual share of the smaller lung's volume in the larger one's."""
 ONE_LUNG = 0.05
 """Share below which there is only one lung."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,19 @@ class SegmentChoices:
                 arguments={**task.arguments, **arguments},
             )
         return replace(task, outputs=tuple(outputs), arguments={**task.arguments, **arguments})
+
+
+@dataclass(frozen=True)
+class Found:
+    """The labels that a method found."""
+
+    labels: np.ndarray
+    """(I, J, K) uint8 or uint16, on the scan's grid."""
+    names: Mapping[int, str]
+    """Label -> name, found or not."""
+    doubts: list[str] = field(default_factory=list)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts for the sidecar."""
 
 
 def split_output(name: str) -> Output:
