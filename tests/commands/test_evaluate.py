@@ -269,3 +269,12 @@ def test_nothing_to_do(toy: Run, folders: Path) -> None:
     done = toy("evaluate", folders / "nothing_labels.nii.gz", folders / "truth/c1_labels.nii.gz")
     assert (done.code, done.out) == (3, "")
     assert "nothing_labels.nii.gz: no such file" in done.err
+
+
+@pytest.mark.parametrize("more", [["--plots", "curves"], ["--aspect", "x"]])
+def test_results_that_are_not_there_are_named(toy: Run, tmp_path: Path, more: list[str]) -> None:
+    (tmp_path / "truth.csv").write_text("case,class\na,x\n")
+    done = toy("evaluate", tmp_path / "findings", tmp_path / "truth.csv", *more)
+    assert done.code == 3
+    assert f"{tmp_path / 'findings'}: no such file or folder" in done.err
+    assert "is for classes" not in done.err

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from medkit.commands.evaluate.lines import inputs, new_file, records
-from medkit.errors import UsageError
+from medkit.errors import InputError, UsageError
 from medkit.inference.options import BundleOptions, bundle_options
 from medkit.options import option, valid_device
 from medkit.pipe.lines import guarded_stdout, input_lines
@@ -139,6 +139,8 @@ def _work(files: tuple[str, ...], given: dict[str, Any]) -> tuple[str, int]:
         from medkit.commands.evaluate.classes import compare_classes
 
         return compare_classes(results, bad, reference, given)
+    if not any(path.exists() for path in results) and (given["plots"] or given["aspect"]):
+        raise InputError("\n".join(f"{path}: no such file or folder" for path in results))
     _refuse(given, "classes", "plots", "aspect")
     from medkit.commands.evaluate.pairs import compare_pairs
 
