@@ -102,14 +102,16 @@ def targets_of(source: Path, outputs: Sequence[Output], output: Path | None, kee
     own folder. Raises OutputError if the input does not lie below `keep_tree`.
     """
     if output is not None and is_file_name(output):
-        return Targets({o.role: _derived(output, o, first=o is outputs[0]) for o in outputs})
+        return Targets({o.role: _derived(output, o, outputs[0]) for o in outputs})
     folder = _folder(source, output, keep_tree)
     return Targets({o.role: folder / o.name(source) for o in outputs})
 
 
-def _derived(main: Path, output: Output, *, first: bool) -> Path:
-    if not first:
-        return main.with_name(f"{stem(main)}_{output.suffix}{output.extension}")
+def _derived(main: Path, output: Output, first: Output) -> Path:
+    if output is not first:
+        # a table that has the main output's name but for the extension keeps to it: `x_dseg.tsv`, so `result.tsv`
+        more = "" if output.suffix == first.suffix and output.extension != first.extension else f"_{output.suffix}"
+        return main.with_name(f"{stem(main)}{more}{output.extension}")
     allowed = WRITABLE_IMAGES if output.extension in WRITABLE_IMAGES else (output.extension,)
     allowed = tuple(dict.fromkeys([*allowed, *output.extensions]))
     if suffix_of(main).lower() not in allowed:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 BENDING = ("deformable", "joint")
 """Types of registration with a warp after the affine map."""
+ROLES = ("image", "transform", "inverse_transform")
+"""The files of every registration."""
+MIDPOINT_ROLES = ("fixed_image", "fixed_transform", "fixed_inverse_transform")
+"""Those of the fixed image, with `--midpoint`."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,23 @@ class RegisterChoices:
     """Whether both images go half of the way (see `midpoint`)."""
     bundle: Bundle | None = None
     """The bundle whose network starts a warp, if any."""
+    outputs: tuple[str, ...] = ()
+    """The roles of the files to make, the main one first; empty: all."""
 
     @property
     def bends(self) -> bool:
         """Whether a warp follows the affine map."""
         return self.kind in BENDING
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of all files that this kind of registration can make."""
+        joint = ("rigid_transform", "affine_transform") if self.kind == "joint" else ()
+        return (*ROLES, *joint, *(MIDPOINT_ROLES if self.midpoint else ()))
+
+    def wants(self, role: str) -> bool:
+        """Return whether a file is to be made."""
+        return role in (self.outputs or self.roles)
 
 
 @dataclass(frozen=True)

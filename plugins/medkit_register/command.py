@@ -16,6 +16,10 @@ from medkit_register.task import register_task
 _FILE = click.Path(exists=True, path_type=Path)
 
 
+def _roles(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
+
+
 @click.command()
 @click.option("--fixed", type=_FILE, required=True, help="The image to align with (a file or a DICOM folder).")
 @click.option(
@@ -55,6 +59,13 @@ _FILE = click.Path(exists=True, path_type=Path)
     help="Bring both images to a space half-way between them, where neither is favoured: for time points.",
 )
 @click.option(
+    "--outputs",
+    callback=_roles,
+    metavar="ROLE,...",
+    help="What to write, the main output first: image, transform, inverse_transform; for joint also rigid_transform "
+    "and affine_transform, for --midpoint fixed_image, fixed_transform and fixed_inverse_transform.  [default: all]",
+)
+@click.option(
     "--bundle",
     metavar="NAME|PATH|auto|none",
     default=NONE,
@@ -88,6 +99,7 @@ def register(
     metric: str,
     init: str,
     midpoint: bool,
+    outputs: tuple[str, ...],
     bundle: str,
     trust: bool,
     **files: Path | None,
@@ -106,4 +118,5 @@ def register(
         raise UsageError(f"--bundle: takes --type {' or '.join(BENDING)}, not {kind}")
     network = bundle_or_none(bundle, "register", trust=trust) if bends else None
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
-    run_task(register_task(shared, RegisterChoices(kind, metric, init, quality, midpoint, network)), options)
+    choices = RegisterChoices(kind, metric, init, quality, midpoint, network, outputs)
+    run_task(register_task(shared, choices), options)

@@ -14,7 +14,7 @@ import torch
 
 from medkit.evaluation import similarity
 from medkit.images import Image
-from medkit.space import apply_affine
+from medkit.space import Grid, apply_affine
 from medkit.task import Case, Result
 from medkit.transforms import Transform, TransformFile, chain, resample
 from medkit_register.affine import AffineResult
@@ -54,8 +54,8 @@ class SolutionTransforms:
     """The fixed image on the grid to which the moving image is brought: its own, or one half-way."""
     transform: Transform
     """Takes points of the target to points of the moving scan."""
-    inverse: Future[Transform]
-    """Takes points of the moving scan to points of the target."""
+    inverse: Future[Transform] | None
+    """Takes points of the moving scan to points of the target; None if it is not wanted."""
     whole: Transform
     """Takes fixed points to points of the moving scan."""
     files: Mapping[str, Any] = field(default_factory=dict)
@@ -80,11 +80,13 @@ class ResultMaker:
         moved = resample(solution.moving, maps.target.grid, maps.transform)
         after = similarity_of(maps.target, moved)
         agreement, missing = scores(case.inputs, maps.whole)
-        before, inverse, affine = solution.before.result(), maps.inverse.result(), solution.affine
+        before, affine = solution.before.result(), solution.affine
+        inverse = maps.inverse.result() if maps.inverse else None
         quality = self._quality(solution, maps.transform, inverse)
-        others = {"transform": maps.transform, "inverse_transform": inverse, **maps.files}
+        made = {"image": moved, "transform": maps.transform, "inverse_transform": inverse, **maps.files}
+        wanted: dict[str, Any] = {role: value for role, value in made.items() if self.choices.wants(role)}
         return Result(
-            {"image": moved} | {k: v if isinstance(v, Image) else TransformFile(v) for k, v in others.items()},
+            {role: value if isinstance(value, Image) else TransformFile(value) for role, value in wanted.items()},
             metrics={"before": before, "after": after, **quality, **agreement},
             warnings=[*self.fixed.warnings, *affine.warnings, *missing, *_similarity_warnings(before, after)],
             details={
@@ -100,7 +102,7 @@ class ResultMaker:
         """Return the transforms of a solution that brings the moving image to the fixed one."""
         fixed, moving, matrix = self.fixed.grid, solution.moving.grid, solution.affine.matrix
         transform = forward_transform(matrix, solution.warp, fixed, moving)
-        inverse = self.background.submit(backward_transform, solution.warp, transform, moving)
+        inverse = self._inverse(solution.warp, transform, moving)
         files = {}
         if solution.rigid is not None:
             files["rigid_transform"] = forward_transform(solution.rigid, None, fixed, moving)
@@ -113,7 +115,7 @@ class ResultMaker:
         assert half is not None
         middle = middle_grid(fixed, moving, half)
         transform = forward_transform(half, warp, middle, moving)
-        inverse = self.background.submit(backward_transform, warp, transform, moving)
+        inverse = self._inverse(warp, transform, moving)
         fixed_warp = warp and to_fixed(warp)
         middle_to_fixed = forward_transform(np.linalg.inv(half), fixed_warp, middle, fixed)
         fixed_to_middle = backward_transform(fixed_warp, middle_to_fixed, fixed)
@@ -125,10 +127,18 @@ class ResultMaker:
         }
         return SolutionTransforms(target, transform, inverse, chain([transform, fixed_to_middle]), files)
 
+    def _inverse(self, warp: Warp | None, transform: Any, moving: Grid) -> Future[Transform] | None:
+        """Start to invert a transform, unless nobody wants the inverse, which takes as much memory as the transform."""
+        if not self.choices.wants("inverse_transform"):
+            return None
+        return self.background.submit(backward_transform, warp, transform, moving)
+
     def _quality(self, solution: Solution, transform: Any, inverse: Any) -> dict[str, Any]:
         """Return the folding of a warp, and how well its two fields invert each other inside the object."""
         if solution.warp is None:
             return {}
+        if inverse is None:
+            return folding(solution.warp)
         to_target = np.eye(4) if solution.half is None else solution.half
         to_voxels = np.linalg.inv(transform.grid.affine) @ to_target @ self.fixed.grid.affine
         error = inverse_error(transform, inverse, apply_affine(to_voxels, self._object_voxels))

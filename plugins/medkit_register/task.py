@@ -42,6 +42,8 @@ def register_task(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
         arguments["quality"] = choices.quality
     if choices.midpoint:
         arguments["midpoint"] = True
+    if choices.outputs:
+        arguments["outputs"] = list(choices.outputs)
     return Task(
         name="register",
         outputs=_outputs(shared["fixed"], choices),
@@ -71,7 +73,10 @@ def _check_pairs(shared: Mapping[str, Path]) -> None:
 
 
 def _outputs(fixed: Path, choices: RegisterChoices) -> tuple[Output, ...]:
-    """Return the outputs of one case: the moving image and its transforms, and with a midpoint the fixed image's."""
+    """Return the outputs of one case: the moving image and its transforms, and with a midpoint the fixed image's.
+
+    Raises UsageError for one that this kind of registration does not make.
+    """
     field = ".nii.gz" if choices.bends else ".tfm"
 
     def image(role: str, name: str, space: str) -> Output:
@@ -97,4 +102,7 @@ def _outputs(fixed: Path, choices: RegisterChoices) -> tuple[Output, ...]:
             transform("fixed_transform", "{space}", space),
             transform("fixed_inverse_transform", space, "{space}"),
         ]
-    return tuple(outputs)
+    if unknown := [role for role in choices.outputs if role not in choices.roles]:
+        raise UsageError(f"--outputs {unknown[0]}: expected some of {', '.join(choices.roles)}")
+    by_role = {output.role: output for output in outputs}
+    return tuple(by_role[role] for role in choices.outputs or by_role)

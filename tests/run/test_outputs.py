@@ -172,3 +172,14 @@ def test_dataset_description(tmp_path: Path) -> None:
     text = (tmp_path / "new/dataset_description.json").read_text()
     assert json.loads(text)["DatasetType"] == "derivative"
     assert {"Name", "BIDSVersion", "GeneratedBy"} <= set(json.loads(text))
+
+
+def test_a_table_keeps_to_the_name_of_its_main_output(tmp_path: Path) -> None:
+    labels, table = Output("labels", "labels", "dseg"), Output("volumes", "table", "dseg", ".tsv")
+    other = Output("confidence", "image", "confidence")
+    source = tmp_path / "x.nii.gz"
+    assert [p.name for p in targets_of(source, [labels, table, other], None, None).outputs.values()] == [
+        *("x_dseg.nii.gz", "x_dseg.tsv", "x_confidence.nii.gz")
+    ]
+    named = targets_of(source, [labels, table, other], tmp_path / "result.nii.gz", None)
+    assert [p.name for p in named.outputs.values()] == ["result.nii.gz", "result.tsv", "result_confidence.nii.gz"]
