@@ -38,9 +38,12 @@ WALL = 1.5
 """mm; thickness of the wall of trachea and main bronchi."""
 
 
-def find(scan: Upright) -> np.ndarray:
-    """Return the mask (I, J, K) of trachea and main bronchi; empty if no trachea lies in the field of view."""
-    trachea = _trachea(scan)
+def find(scan: Upright, flesh: np.ndarray) -> np.ndarray:
+    """Return the mask (I, J, K) of trachea and main bronchi; empty if no trachea lies in the field of view.
+
+    flesh: (I, J, K), the body without what is thin; the trachea lies behind some of it, and in front of some.
+    """
+    trachea = _trachea(scan, _amid(flesh))
     if not trachea.any():
         return trachea
     box = _reach(trachea, scan.spacing)
@@ -54,9 +57,15 @@ def with_wall(tube: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return shapes.near(tube, spacing, max(WALL, float(spacing.max())))
 
 
-def _trachea(scan: Upright) -> np.ndarray:
-    """Return the column of round spots of gas that is the trachea."""
-    gas = scan.values < GAS
+def _amid(flesh: np.ndarray) -> np.ndarray:
+    """Return what has flesh in front of it and behind it."""
+    behind = np.logical_or.accumulate(flesh, axis=1)
+    return behind & np.logical_or.accumulate(flesh[:, ::-1], axis=1)[:, ::-1]
+
+
+def _trachea(scan: Upright, place: np.ndarray) -> np.ndarray:
+    """Return the column of round spots of gas that is the trachea, within `place`."""
+    gas = (scan.values < GAS) & place
     spots, count = ndimage.label(gas, shapes.PLANAR)
     sizes = np.bincount(spots.ravel(), minlength=count + 1) * scan.spacing[0] * scan.spacing[1]
     fits = (sizes >= AREA[0]) & (sizes <= AREA[1])

@@ -30,6 +30,12 @@ CANAL = (60.0, 700.0)
 """mm2; cross-sections of the spinal canal."""
 VERTEBRA = (26.0, 50.0)
 """mm from the spinal canal to the sides and to the front, within which vertebrae lie."""
+CANAL_MM = 4.0
+"""mm from the middle of the spinal canal within which a hole is the canal itself."""
+MARROW = 1500.0
+"""mm2; larger holes in axial slices hold more than marrow: the chest within its ribs."""
+TRUNK = (85.0, 150.0)
+"""mm to the sides of the middle, and below the lungs, within which heart and large vessels are looked for."""
 AMID = 0.9
 """Share of a piece that lies between the lungs and in front of the spine above which it is no bone."""
 SMALLEST = 0.1
@@ -41,8 +47,10 @@ def find(scan: Upright, found: Lungs) -> np.ndarray:
     dense = (scan.values > EDGE) & found.body & ~found.left & ~found.right & ~found.airway
     if not dense.any():
         return dense
-    spine = _around_spine(scan, middle_of(scan, found.left | found.right))
-    bright = _pools(scan, found.body & ~spine)
+    middle = middle_of(scan, found.left | found.right)
+    canal = _canal(scan, middle)
+    spine = _around_spine(scan, canal)
+    bright = _pools(scan, found.body & ~spine & _trunk(scan, found.left | found.right, middle))
     if bright.any():
         dense = _without_blood(scan, dense, bright)
     pieces, count = ndimage.label(dense)
@@ -50,8 +58,33 @@ def find(scan: Upright, found: Lungs) -> np.ndarray:
     amid = np.bincount(pieces[_between(found.left, found.right) & ~spine], minlength=count + 1)
     kept = (sizes * scan.voxel > SMALLEST) & (amid < AMID * sizes)
     kept[0] = False
-    out: np.ndarray = kept[pieces]
-    return out
+    return _with_marrow(kept[pieces], canal, scan) & ~found.left & ~found.right & ~found.airway
+
+
+def _trunk(scan: Upright, lungs: np.ndarray, middle: float) -> np.ndarray:
+    """Return where heart and large vessels may lie: near the middle, and not far below the lungs."""
+    x, _, z = np.ogrid[tuple(slice(0, n) for n in lungs.shape)]
+    side, down = TRUNK
+    lowest = shapes.box_of(lungs)[2].start
+    inside = (np.abs(x - middle) * scan.spacing[0] < side) & ((z - lowest) * scan.spacing[2] > -down)
+    return np.broadcast_to(inside, lungs.shape)
+
+
+def _with_marrow(bone: np.ndarray, canal: np.ndarray | None, scan: Upright) -> np.ndarray:
+    """Return bones with what they enclose in axial slices, but not the spinal canal."""
+    holes, count = ndimage.label(shapes.enclosed(bone) & ~bone, shapes.PLANAR)
+    if not count:
+        return bone
+    areas = np.bincount(holes.ravel(), minlength=count + 1) * scan.spacing[0] * scan.spacing[1]
+    filled = areas < MARROW
+    filled[0] = False
+    if canal is not None:
+        spots = np.round(canal).astype(int)
+        radius = np.ceil(CANAL_MM / scan.spacing[:2]).astype(int)
+        for k, spot in enumerate(spots):
+            around = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(spot, radius, strict=True))
+            filled[np.unique(holes[(*around, k)])] = False
+    return bone | filled[holes]
 
 
 def _between(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -73,10 +106,9 @@ def _pools(scan: Upright, place: np.ndarray) -> np.ndarray:
     return inner
 
 
-def _around_spine(scan: Upright, middle: float) -> np.ndarray:
+def _around_spine(scan: Upright, centre: np.ndarray | None) -> np.ndarray:
     """Return the place of the vertebrae in each slice, as seen from the spinal canal; all of the back without one."""
     out = np.zeros(scan.values.shape, bool)
-    centre = _canal(scan, middle)
     if centre is None:
         out[:, : scan.values.shape[1] // 2] = True
         return out

@@ -30,6 +30,8 @@ SHARE = 0.04
 IN_FLESH, AMID_FLESH = 0.8, 0.6
 """Share of a lung's voxels that lie in axial slices of the body, or else of the voxels around it without its vessels
 that are thick flesh."""
+LAYER = 20.0
+"""mm; depth of a lung that reaches from one side of the field of view to the other."""
 LIGHTER = 60.0
 """HU; a piece that is lighter than the largest one by more is gas, of the bowel."""
 DENSER = 200.0
@@ -38,6 +40,8 @@ CORNER = 0.2
 """Share of the slices in whose corner a piece of air lies, if it is outside of the body."""
 CLOSED = 8.0
 """mm; radius of the ball that closes notches of vessels at the hilum, and of nodules at the wall."""
+ONE_LUNG_ML, ONE_LUNG_MM = 300.0, 180.0
+"""ml and mm; a single lung is larger than the first where the field of view is wider than the second: no sinuses."""
 TABLE = 5.0
 """mm; half the thickness of what is taken off the body: tables, tubes, clothes."""
 
@@ -62,14 +66,16 @@ def find(scan: Upright) -> Lungs | None:
     """Return lungs, airway and body; None if there is no lung."""
     padding = _padding(scan.values)
     air = (scan.values < EDGE) & ~padding
-    tube = airway.find(scan)
-    aerated = air & ~airway.with_wall(tube, scan.spacing)
     solid = scan.values >= EDGE
     flesh = _flesh(solid, scan)
+    tube = airway.find(scan, flesh)
+    aerated = air & ~airway.with_wall(tube, scan.spacing)
     both, odd = _lung_like(scan, aerated, flesh)
     if not both.any():
         return None
     left, right = sides.split(both, scan)
+    if not _plausible(left, right, scan):
+        return None
     left, right = _closed(left, right, tube, scan)
     # with the lungs, since the chest wall in front of them may be thin
     body = _flesh(solid | left | right | tube, scan)
@@ -120,11 +126,12 @@ def _medians(scan: Upright, pieces: np.ndarray, sizes: np.ndarray, flesh: np.nda
     """Return number -> median HU of the pieces that are like lungs; `sizes`: ml, by number."""
     boxes = ndimage.find_objects(pieces)
     within = flesh | shapes.enclosed(flesh)
+    margin = 2 + np.ceil(TABLE / scan.spacing).astype(int)
     inside: dict[int, float] = {}
     open_: dict[int, float] = {}
     corner: dict[int, float] = {}
     for number in map(int, np.flatnonzero(sizes > SMALLEST)):
-        box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in boxes[number - 1])
+        box = tuple(slice(max(0, s.start - n), s.stop + n) for s, n in zip(boxes[number - 1], margin, strict=True))
         own = pieces[box] == number
         values = scan.values[box][ndimage.binary_erosion(own, border_value=1)]
         in_corner = _in_corner(pieces, number)
@@ -132,7 +139,7 @@ def _medians(scan: Upright, pieces: np.ndarray, sizes: np.ndarray, flesh: np.nda
             continue
         if within[box][own].mean() > IN_FLESH:
             inside[number] = float(np.median(values))
-        elif _amid_flesh(own, within[box], scan.spacing):
+        elif _amid_flesh(own, within[box], scan.spacing, pieces.shape):
             (corner if in_corner else open_)[number] = float(np.median(values))
     # a lung in a corner is only seen in scans that are cut all around the lungs; else the table lies there
     return inside | open_ | ({} if inside else corner)
@@ -152,12 +159,25 @@ def _in_corner(pieces: np.ndarray, number: int) -> bool:
     return max(float(np.mean(pieces[x, y] == number)) for x in (0, -1) for y in (0, -1)) > CORNER
 
 
-def _amid_flesh(own: np.ndarray, flesh: np.ndarray, spacing: np.ndarray) -> bool:
-    """Return whether most of what surrounds a piece of air belongs to the body, unlike the foam of a table."""
+def _amid_flesh(own: np.ndarray, flesh: np.ndarray, spacing: np.ndarray, whole: tuple[int, ...]) -> bool:
+    """Return whether most of what surrounds a piece of air belongs to the body, unlike the foam of a table.
+
+    own, flesh: in the box of the piece. whole: shape of the volume; a thin layer from one side to the other is foam.
+    """
     grown, _ = shapes.dilated(own, spacing, TABLE)
     full = own | shapes.eroded(grown, spacing, TABLE)[0]
     rim = ndimage.binary_dilation(full) & ~full
-    return bool(rim.any() and flesh[rim].mean() > AMID_FLESH)
+    if not rim.any() or flesh[rim].mean() <= AMID_FLESH:
+        return False
+    across = any(own.shape[axis] == whole[axis] for axis in (0, 1))
+    return not across or float(shapes.depth(full, spacing).max()) > LAYER
+
+
+def _plausible(left: np.ndarray, right: np.ndarray, scan: Upright) -> bool:
+    """Return whether there are two lungs, or one that is large, or a field of view that holds no more than one."""
+    sizes = scan.size(left), scan.size(right)
+    wide = scan.values.shape[0] * scan.spacing[0] > ONE_LUNG_MM
+    return min(sizes) > 0.05 * max(sizes) or max(sizes) > ONE_LUNG_ML or not wide
 
 
 def _closed(left: np.ndarray, right: np.ndarray, tube: np.ndarray, scan: Upright) -> tuple[np.ndarray, np.ndarray]:

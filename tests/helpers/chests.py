@@ -29,6 +29,8 @@ class Chest:
     """HU of heart and vessels."""
     touching: bool = False
     """Whether a bridge of lung in front of the heart joins the lungs."""
+    foam: bool = False
+    """Whether the table is filled with foam as dense as a lung, which touches the back."""
     noise: float = 15.0
 
     def write(self, path: Path) -> np.ndarray:
@@ -49,6 +51,8 @@ class Chest:
         shape = np.broadcast_shapes(x.shape, y.shape, z.shape)
         values = np.full(shape, -1000.0, np.float32)
         body = (x / 165) ** 2 + (y / 115) ** 2 < 1
+        if self.foam:
+            values[np.broadcast_to((abs(x) < 180) & (y < -100) & (y > -140), shape)] = -890
         values[np.broadcast_to(body, shape)] = 40
         values[np.broadcast_to((abs(x) < 180) & (y < -120) & (y > -124), shape)] = 300  # the table
         lungs = np.zeros(shape, np.uint8)

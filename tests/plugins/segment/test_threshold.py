@@ -32,6 +32,7 @@ CHESTS = {
     "axes permuted": Chest(orientation="SLA"),
     "thin slices": Chest(spacing=(1.1, 1.1, 0.7), low=(-185, -145, -40), high=(185, 145, 40)),
     "thick slices": Chest(spacing=(1.5, 1.5, 8.0)),
+    "table of foam": Chest(foam=True),
     "contrast": Chest(blood=320.0),
     "bases": Chest(high=(185, 145, -60)),
     "upper half": Chest(low=(-185, -145, 0)),
@@ -156,6 +157,10 @@ def test_no_ct_and_no_chest_are_refused(medkit: Run, tmp_path: Path) -> None:
     nibabel.Nifti1Image(values + 1024, scan.affine).to_filename(tmp_path / "shifted_ct.nii.gz")
     solid = np.where((values < -700) & (np.abs(np.arange(len(values)) - 46) < 38)[:, None, None], 40, values)
     nibabel.Nifti1Image(solid.astype(np.int16), scan.affine).to_filename(tmp_path / "abdomen_ct.nii.gz")
+    places = np.indices((80, 80, 60)) * 3.0 - np.array([120, 120, 90])[:, None, None, None]
+    head = np.where((places**2).sum(0) < 85**2, 40, -1000)
+    head[(np.abs(places[0]) < 16) & (np.abs(places[1] - 55) < 25) & (places[2] < -40)] = -850  # the nose
+    nibabel.Nifti1Image(head.astype(np.int16), np.diag([3.0, 3, 3, 1])).to_filename(tmp_path / "head_ct.nii.gz")
     flat = nibabel.Nifti1Image(values[:, :, 30:31], scan.affine)
     flat.to_filename(tmp_path / "slice_ct.nii.gz")
 
@@ -163,6 +168,7 @@ def test_no_ct_and_no_chest_are_refused(medkit: Run, tmp_path: Path) -> None:
         "brain_T1w": "expected CT for --method threshold, got MR",
         "shifted_ct": "expected Hounsfield units",
         "abdomen_ct": "found no lung in it",
+        "head_ct": "found no lung in it",
         "slice_ct": "expected a volume of the chest",
     }.items():
         done = medkit("run", "segment", "--method", "threshold", tmp_path / f"{name}.nii.gz", "-o", tmp_path / "out")
