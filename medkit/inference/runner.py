@@ -199,7 +199,7 @@ class BundleRunner:
             if key not in item:
                 raise BundleError(f"bundle {self.bundle.name}: returned no {key}, only {', '.join(map(str, item))}")
             outputs[role_of(self.contract, key)], found = self._output(item[key], computed.grid)
-            metrics |= found
+            metrics = found | metrics  # of several label maps the first one is the main output
         return Result(
             outputs,
             metrics=metrics,
@@ -231,13 +231,15 @@ class BundleRunner:
 
     def _output(self, value: Any, grid: Grid) -> tuple[Writable, dict[str, Any]]:
         from medkit.inference.outputs import to_image, to_labels, to_table
+        from medkit.inference.volumes import volumes_of
 
         if self.contract.kind == "table":
             text, table = to_table(value, self.contract.classes, activated=self.postprocessing.activated)
             return text, {**self._classes(table), "probabilities": table}
         if self.contract.kind == "image":
             return to_image(value, grid), {}
-        return to_labels(value, grid, f"bundle {self.bundle.name}"), {}
+        labels = to_labels(value, grid, f"bundle {self.bundle.name}")
+        return labels, volumes_of(labels, self._names().get("labels", {}))
 
     def _names(self) -> dict[str, Any]:
         """Return the names of labels for the sidecar, if they are known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class Expected:
     """Label -> smallest and largest plausible volume in mm3; label 0: of all structures together (`total`)."""
     dice: Mapping[int, tuple[float, float]]
     """Label -> intercept and slope of the expected Dice as a function of the confidence."""
+    whole: tuple[int, ...] = ()
+    """Labels that should lie within the field of view as a whole; empty: all of them."""
 
     @classmethod
     def of(cls, names: Mapping[int, str], block: Mapping[str, Any]) -> Expected:
@@ -51,13 +53,14 @@ class Expected:
         volumes = {0 if key == "total" else int(key): (float(low), float(high)) for key, (low, high) in stated.items()}
         lines = block.get("expected_dice") or {}
         dice = {int(key): (float(intercept), float(slope)) for key, (intercept, slope) in lines.items()}
-        return cls(names, volumes, dice)
+        return cls(names, volumes, dice, tuple(int(n) for n in block.get("whole") or ()))
 
     def of_some(self, names: Mapping[int, str]) -> Expected:
         """Return what is expected of some of the labels only, without the volume of all together."""
         if names == self.names:
             return self
-        return Expected(names, {n: limits for n, limits in self.volumes.items() if n in names}, self.dice)
+        volumes = {n: limits for n, limits in self.volumes.items() if n in names}
+        return replace(self, names=names, volumes=volumes)
 
     def dice_at(self, index: int, confidence: float | None) -> float | None:
         """Return the expected Dice of a structure, 0 to 1; None if it is not known."""
@@ -104,7 +107,8 @@ def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) 
         found.append("nothing was found")
     elif not low <= total <= high:
         found.append(f"{total / 1000:.0f} ml in all, expected {low / 1000:.0f} to {high / 1000:.0f}")
-    if (share := _at_the_faces(labels)) > CUT_SHARE:
+    whole = np.isin(labels, expected.whole) if expected.whole else labels > 0
+    if (share := _at_the_faces(whole)) > CUT_SHARE:
         found.append(f"cut off by the field of view ({share:.0%} of its surface)")
     sure = [(row.confidence, row.volume_mm3) for row in rows if row.confidence is not None]
     mean = sum(c * v for c, v in sure) / sum(v for _, v in sure) if sure else None
@@ -116,9 +120,8 @@ def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) 
     return [f"look at this one: {text}" for text in found]
 
 
-def _at_the_faces(labels: np.ndarray) -> float:
-    """Return the share of a body's surface voxels that lie on the faces of the volume."""
-    body = labels > 0
+def _at_the_faces(body: np.ndarray) -> float:
+    """Return the share of a body's surface voxels that lie on the faces of the volume; `body`: (I, J, K) bool."""
     inner = body.copy()
     for axis in range(3):
         if body.shape[axis] > 1:

@@ -80,6 +80,8 @@ def test_bundles_that_segment(run: Run, scan: Callable[..., Path], tmp_path: Pat
     labels = voxels(made)
     assert labels.dtype == np.uint8
     assert 1 < len(np.unique(labels)) <= SEGMENTING[name]
+    volumes = record["medkit"]["metrics"]["volumes_mm3"]
+    assert volumes["thing 1"] == pytest.approx(np.count_nonzero(labels == 1) * 80.0)
 
 
 @pytest.mark.parametrize(

@@ -337,3 +337,38 @@ def test_an_unsure_network_is_to_be_looked_at() -> None:
     assert any("unsure (0.40)" in text for text in report.warnings(labels, rows, EXPECTED))
     rows = report.structures(labels, 1.0, {1: 0.95}, EXPECTED)
     assert report.warnings(labels, rows, EXPECTED) == []
+
+
+def test_only_structures_that_should_be_whole_are_cut_off() -> None:
+    labels = cube(12, 0, 12, label=1)
+    labels[4:8, 4:8, 4:8] = 2
+    expected = Expected.of({1: "body", 2: "heart"}, {"whole": [2]})
+    rows = report.structures(labels, 1.0, None, expected)
+    assert report.warnings(labels, rows, expected) == []
+    labels[0:8, 4:8, 4:8] = 2
+    assert any("cut off" in text for text in report.warnings(labels, rows, expected))
+
+
+# ---- some structures, files of their own, one table
+
+
+def test_some_structures_and_their_masks(segment: Run, tmp_path: Path) -> None:
+    source = make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0))
+    done = segment("--labels", "right part", "--split", source, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    labels = voxels(tmp_path / "out" / "a_dseg.nii.gz")
+    assert set(np.unique(labels)) == {0, 9}
+    assert np.array_equal(voxels(tmp_path / "out" / "a_right_part.nii.gz") > 0, labels == 9)
+    assert not (tmp_path / "out" / "a_left_part.nii.gz").exists()
+    assert segment("--labels", "liver", source, "-o", tmp_path / "no").code == 2
+
+
+def test_one_table_of_all_scans(segment: Run, tmp_path: Path) -> None:
+    source = make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0))
+    done = segment("--table", tmp_path / "t.tsv", source)
+    assert done.code == 0, done.err
+    rows = table(tmp_path / "t.tsv")
+    assert [(row["index"], row["name"]) for row in rows] == [("4", "left part"), ("9", "right part")]
+    assert all(float(row["volume_mm3"]) > 0 for row in rows)
+    assert all(float(row["confidence"]) > 0 for row in rows)
+    assert not list(tmp_path.glob("*dseg*"))
