@@ -131,9 +131,10 @@ def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_variables = {"MEDKIT_BUNDLES", "MEDKIT_NO_PROGRESS", "MEDKIT_PLUGINS", "MEDKIT_TRUST", "MEDKIT_MEMORY"}
+_PREFIX = "MEDKIT_"
+_variables = {_PREFIX + name for name in ("BUNDLES", "NO_PROGRESS", "PLUGINS", "TRUST", "MEMORY")}
 """The variables that are read: those of the program, of tasks that run bundles, and of all options made by `option`."""
-_WITHOUT = {"MEDKIT_SHARD", "MEDKIT_LIST", "MEDKIT_BUNDLE"}
+_WITHOUT = {_PREFIX + name for name in ("SHARD", "LIST", "BUNDLE")}
 """Variables that options might be thought to have."""
 
 
@@ -143,7 +144,7 @@ def option(*names: str, variable: bool = True, group: str | None = None, **setti
     `group` is its heading on help pages; None: it is listed among the command's own options.
     """
     long = next(n for n in names if n.startswith("--")).split("/")[0]
-    name = "MEDKIT_" + long[2:].replace("-", "_").upper()
+    name = _PREFIX + long[2:].replace("-", "_").upper()
     if variable:
         _variables.add(name)
         settings |= {"envvar": name, "show_envvar": False}
@@ -157,9 +158,9 @@ def doubtful_variables(environ: Mapping[str, str], commands: Iterable[str]) -> I
 
     `commands`: names of commands; MEDKIT_<COMMAND>_... are variables of their options.
     """
-    prefixes = tuple(f"MEDKIT_{name.upper().replace('-', '_')}_" for name in commands)
+    prefixes = tuple(f"{_PREFIX}{name.upper().replace('-', '_')}_" for name in commands)
     for name in sorted(environ):
-        if not name.startswith("MEDKIT_") or name in _variables or name.startswith(prefixes):
+        if not name.startswith(_PREFIX) or name in _variables or name.startswith(prefixes):
             continue
         if name in _WITHOUT:
             yield f"{name} has no effect: a variable reaches every command of a pipe, so this option has none"
