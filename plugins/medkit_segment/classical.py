@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,11 @@ from medkit_segment.results import Found, SegmentChoices
 
 if TYPE_CHECKING:
     from medkit.images import Image
+    from medkit.space import Grid
 
 LOOK = "look at this one"
+PROGRAM_BYTES = 300 * 2**20
+"""Memory of Python and its libraries."""
 
 
 def thresholding(choices: SegmentChoices) -> Task:
@@ -30,7 +34,15 @@ def thresholding(choices: SegmentChoices) -> Task:
     if "regions" in choices.roles and not {"lung_left", "lung_right"} & set(names.values()):
         raise UsageError("--outputs regions: needs lung_left or lung_right in --labels")
     process = functools.partial(_process, find=functools.partial(_chest, names=names), choices=choices)
-    task = Task("segment", (), process=process, arguments={"method": "threshold"}, summary=_summary, uses_torch=False)
+    task = Task(
+        "segment",
+        (),
+        process=process,
+        arguments={"method": "threshold"},
+        summary=_summary,
+        memory=functools.partial(_memory, bytes_per_voxel=12),
+        uses_torch=False,
+    )
     return choices.fitted(task, names.values())
 
 
@@ -60,9 +72,15 @@ def growing(choices: SegmentChoices, seeds: Path | None, limits: tuple[float, fl
         accepts=("seeds",),
         shared={"seeds": seeds} if seeds else {},
         summary=_summary,
+        memory=functools.partial(_memory, bytes_per_voxel=32),
         uses_torch=False,
     )
     return choices.fitted(task, names.values())
+
+
+def _memory(grid: Grid, *, bytes_per_voxel: int) -> int:
+    """Return roughly how many bytes an image on this grid takes at its peak."""
+    return PROGRAM_BYTES + bytes_per_voxel * math.prod(grid.shape)
 
 
 def _check_roles(choices: SegmentChoices, method: str, able: tuple[str, ...]) -> None:

@@ -118,7 +118,7 @@ def segment(
 
         task: Task = segmentation(chosen, choices, tta=tta)
     else:
-        _refuse(bundle=None if chosen.name == AUTO else chosen.name, tta=tta)
+        _refuse(bundle=None if chosen.name == AUTO else chosen.name, tta=tta, **{"no-clean": not clean})
         from medkit_segment.classical import growing, thresholding
 
         if method == "threshold":

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medkit_segment.upright import in_memory
+
 if TYPE_CHECKING:
     from medkit.images import Image
 
@@ -43,7 +45,8 @@ def densities(values: np.ndarray, labels: np.ndarray, voxel_mm3: float) -> dict[
     size = int(labels.max()) + 1
     count, below, above = (np.zeros(size, np.int64) for _ in range(3))
     total = np.zeros(size)
-    for own, slab in zip(labels, values, strict=True):
+    order = in_memory(values)
+    for own, slab in zip(labels.transpose(order), values.transpose(order), strict=True):
         flat, numbers = own.ravel(), slab.ravel()
         count += np.bincount(flat, minlength=size)
         total += np.bincount(flat, numbers, minlength=size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from medkit_segment.lungs import EDGE
 from medkit_segment.structures import BODY, LUNG_LEFT, LUNG_RIGHT
+from medkit_segment.upright import in_memory
 
 if TYPE_CHECKING:
     from medkit_segment.lungs import Lungs
@@ -24,7 +25,10 @@ def refined(coarse: np.ndarray, found: Lungs, values: np.ndarray, factors: np.nd
     gain = np.where(around, ndimage.grey_dilation(np.where(lung, coarse, 0), size=(3, 3, 3)), 0).astype(np.uint8)
     # voxels closed or filled stay as they are; only the threshold's border is drawn again
     loss = lung & found.air & ~ndimage.binary_erosion(lung, border_value=1)
-    return np.concatenate([_redrawn(slab, *parts) for slab, parts in _slabs((coarse, gain, loss), values, factors)])
+    order = in_memory(values)
+    turned = [np.ascontiguousarray(array.transpose(order)) for array in (coarse, gain, loss)]
+    slabs = _slabs(turned, values.transpose(order), factors[order])
+    return np.concatenate([_redrawn(slab, *parts) for slab, parts in slabs]).transpose(np.argsort(order))
 
 
 def _redrawn(values: np.ndarray, out: np.ndarray, gains: np.ndarray, losses: np.ndarray) -> np.ndarray:
@@ -36,7 +40,7 @@ def _redrawn(values: np.ndarray, out: np.ndarray, gains: np.ndarray, losses: np.
 
 
 def _slabs(
-    coarse: tuple[np.ndarray, ...], values: np.ndarray, factors: np.ndarray
+    coarse: Sequence[np.ndarray], values: np.ndarray, factors: np.ndarray
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield parts of the fine voxels along the first axis, with the coarse arrays spread over them."""
     step = int(factors[0])

@@ -30,7 +30,7 @@ def regions_of(lungs: Mapping[str, np.ndarray], affine: np.ndarray) -> np.ndarra
     lungs: name of `SIDES` -> mask (I, J, K).
     affine: (4, 4), voxel index -> RAS+ mm.
     """
-    out = np.zeros(next(iter(lungs.values())).shape, np.uint8)
+    out = np.zeros_like(next(iter(lungs.values())), np.uint8)
     for number, side in enumerate(SIDES):
         mask = lungs.get(side)
         if mask is not None and mask.any():

@@ -124,6 +124,8 @@ def measured(image: Image, labels: np.ndarray, names: Mapping[int, str], path: P
 
 def kept(labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
     """Return labels (I, J, K) with those only that have a name here."""
+    if not set(range(1, int(labels.max()) + 1)) - set(names):
+        return labels
     wanted = np.zeros(int(labels.max()) + 1, labels.dtype)
     numbers = [n for n in names if n < len(wanted)]
     wanted[numbers] = numbers

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from medkit.images import Image
 
 
+RANGE = (-1024, 3071)
+"""HU; what lies outside says nothing about tissue: beyond the field of view, and metal."""
+
+
 @dataclass(frozen=True)
 class Upright:
     """A scan in its working copy."""
@@ -52,17 +56,26 @@ def turned_back(labels: np.ndarray, turn: np.ndarray) -> np.ndarray:
     from nibabel import orientations
 
     back = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), turn)
-    return np.ascontiguousarray(orientations.apply_orientation(labels, back))
+    return orientations.apply_orientation(labels, back).copy(order="K")
 
 
 def shrunk(values: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """Return means of blocks of voxels, float32; the last block of an axis may repeat the outermost voxels."""
-    out = np.clip(values, -1024, 3071).astype(np.float32)
-    for axis, factor in enumerate(int(f) for f in factors):
+    order = in_memory(values)
+    out = values.transpose(order)
+    clipped = False
+    for axis, factor in enumerate(int(f) for f in factors[order]):
         if factor == 1:
             continue
-        rest = -out.shape[axis] % factor
-        out = np.pad(out, [(0, rest if a == axis else 0) for a in range(3)], mode="edge")
-        shape = (*out.shape[:axis], -1, factor, *out.shape[axis + 1 :])
-        out = out.reshape(shape).mean(axis + 1)
-    return out
+        size = out.shape[axis]
+        starts = np.arange(0, size, factor)
+        parts = (np.take(out, np.minimum(starts + n, size - 1), axis) for n in range(factor))
+        total = sum(part if clipped else np.clip(part, *RANGE).astype(np.float32) for part in parts)
+        out, clipped = total / np.float32(factor), True
+    out = out if clipped else np.clip(out, *RANGE).astype(np.float32)
+    return np.ascontiguousarray(out.transpose(np.argsort(order)))
+
+
+def in_memory(values: np.ndarray) -> np.ndarray:
+    """Return the axes (3,) from the slowest to the fastest in memory; loops in this order run several times faster."""
+    return np.argsort(np.abs(values.strides))[::-1]

@@ -182,6 +182,7 @@ def test_no_ct_and_no_chest_are_refused(medkit: Run, tmp_path: Path) -> None:
         (["--labels", "liver"], "expected some of body"),
         (["--outputs", "brain"], "--method threshold makes labels"),
         (["--tta"], "does not go with this --method"),
+        (["--no-clean"], "--no-clean: does not go with this --method"),
         (["--seeds", "s.csv"], "does not go with this --method"),
         (["--table", "t.tsv", "--split"], "leave out"),
         (["--outputs", "regions", "--labels", "bones"], "needs lung_left"),
