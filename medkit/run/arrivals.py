@@ -37,6 +37,8 @@ class Arrivals:
     """Whether there was any line of input."""
     passed_on: set[int] = field(default_factory=set)
     """`id` of the records that an earlier stage of the pipe failed on; they come back from the work as they are."""
+    folders: list[Path] = field(default_factory=list)
+    """The folders among the inputs, absolute."""
     left_out: list[str] = field(default_factory=list)
     """Names of the inputs that are results made from other inputs of this run."""
     replaceable: set[str] = field(default_factory=set)
@@ -64,6 +66,10 @@ class Arrivals:
     def needs(self, path: Path) -> bool:
         """Return whether a file is an input of this run that no result may replace."""
         return str(path) in self.given and str(path) not in self.replaceable
+
+    def folder_of(self, path: Path) -> Path | None:
+        """Return the folder among the inputs in which an input lies; None for one that was named itself."""
+        return next((folder for folder in self.folders if folder in path.parents), None)
 
     @property
     def shard(self) -> tuple[int, int] | None:
@@ -121,6 +127,7 @@ class Arrivals:
             if path is None or not path.is_dir():
                 yield line
                 continue
+            self.folders.append(path)
             found = FolderContents(path, self.task.takes, apart)
             if text := found.summary():
                 log.warning("%s: %s: %s", self.task.name, path, text)

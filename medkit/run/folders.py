@@ -70,15 +70,23 @@ class FolderContents:
         suffix = suffix_of(path).lower()
         kind = record_of(path).kind
         if path.is_dir():
-            self.taken.append(path)
+            self._take_or_count(path, kind)
+        elif suffix in DICOM_SUFFIXES:
+            self.left_out["DICOM files without an image"] += 1
         elif path.suffix.lower() == ".json" and suffix not in MARKUP_SUFFIXES:
             pass  # sidecars describe other files
         elif not suffix or (kind == "image" and suffix not in (*IMAGE_SUFFIXES, *PICTURE_SUFFIXES)):
             self.left_out["other files"] += 1
-        elif kind not in self.kinds:
-            self.left_out[_PLURALS[kind]] += 1
+        elif suffix in PICTURE_SUFFIXES and kind in self.kinds:
+            pictures.append(path)
         else:
-            (pictures if suffix in PICTURE_SUFFIXES else self.taken).append(path)
+            self._take_or_count(path, kind)
+
+    def _take_or_count(self, path: Path, kind: str) -> None:
+        if kind in self.kinds:
+            self.taken.append(path)
+        else:
+            self.left_out[_PLURALS[kind]] += 1
 
     def summary(self) -> str:
         """Return in words what was taken and what was left out, or an empty string if all files were taken."""

@@ -122,12 +122,17 @@ def _derived(main: Path, output: Output, first: Output) -> Path:
 def _folder(source: Path, output: Path | None, keep_tree: Path | None) -> Path:
     if output is None:
         return source.parent
-    root = keep_tree or (bids_root(source) if is_bids(source) else None)
+    root = keep_tree or bids_folder(source)
     if root is None:
         return output
     if not source.is_relative_to(root):
         raise OutputError(f"{source}: does not lie below --keep-tree {root}")
     return output / source.parent.relative_to(root)
+
+
+def bids_folder(source: Path) -> Path | None:
+    """Return the folder below which results of a BIDS-named input mirror its folders; None for other names."""
+    return bids_root(source) if is_bids(source) else None
 
 
 def describe_dataset(folder: Path) -> None:

@@ -16,7 +16,7 @@ from medkit.pipe.names import is_bids, is_file_name, join_bids, split_bids, suff
 from medkit.pipe.records import Record, absolute, find_kind, record_of
 from medkit.run.arrivals import Arrivals
 from medkit.run.failures import explain, failed_record
-from medkit.run.outputs import Targets, refuse_inputs, targets_of
+from medkit.run.outputs import Targets, bids_folder, refuse_inputs, targets_of
 from medkit.run.task import CasePlan, Item, Task, numbered
 
 MANY_SLICES = 5
@@ -155,7 +155,8 @@ class Planner:
     def _targets(self, source: Path) -> Targets:
         """Return where the files of a case go. Raises OutputError for a case of a table that comes a second time."""
         if self.task.table is None:
-            return targets_of(source, self.task.outputs, self.options.output, self.options.keep_tree)
+            tree = self.options.keep_tree or bids_folder(source) or self.arrivals.folder_of(source)
+            return targets_of(source, self.task.outputs, self.options.output, tree)
         if source == self.task.table.path:
             raise OutputError(f"{source}: is the table that the results go into")
         if str(source) in self.claimed:

@@ -19,7 +19,9 @@ def test_a_folder_stands_for_the_images_in_it(toy: Run, scan: Make, blob: Make, 
     blob("in/b.json", '{"EchoTime": 1}')
     done = toy("run", "pair", tmp_path / "in", "-o", tmp_path / "out")
     assert done.code == 0, done.err
-    assert [path.name for path in done.paths] == ["a_copy.nii.gz", "b_copy.nii.gz", "c_copy.nii.gz"]
+    assert done.paths == [
+        tmp_path / "out" / name for name in ("a_copy.nii.gz", "b_copy.nii.gz", "deep/er/c_copy.nii.gz")
+    ]
     assert "3 taken, left out: 1 label images, 1 other files, 1 pictures and 1 tables" in done.err
 
 
@@ -59,3 +61,33 @@ def test_shards_divide_what_lies_in_a_folder(toy: Run, blob: Make, tmp_path: Pat
     halves = [toy("run", "pair", tmp_path / "in", "--shard", f"{k}/2", "-o", tmp_path / "out").paths for k in (1, 2)]
     assert sorted(path.name for half in halves for path in half) == [f"{name}_copy.nii.gz" for name in "abcd"]
     assert min(map(len, halves)) > 0
+
+
+def test_dicom_without_images_and_segmentations_are_left_out(toy: Run, blob: Make, tmp_path: Path) -> None:
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+
+    blob("study/1/1.dcm"), blob("study/segmentations/1.dcm")
+    dataset = pydicom.Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.Modality = RTStructureSetStorage, "1.2.3", "RTSTRUCT"
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    (tmp_path / "study/mask").mkdir()
+    pydicom.dcmwrite(tmp_path / "study/mask/RS.dcm", dataset, enforce_file_format=True)
+    done = toy("run", "pair", tmp_path / "study")
+    assert done.code == 0, done.err
+    assert done.paths == [tmp_path / "study/1_copy.nii.gz"]
+    assert "1 taken, left out: 1 DICOM files without an image and 1 label images" in done.err
+
+
+def test_equal_names_in_a_folder_keep_their_places(toy: Run, blob: Make, tmp_path: Path) -> None:
+    for name in ("p1/image/1.dcm", "p2/image/1.dcm", "p1/T1.nii.gz", "p2/T1.nii.gz", "sub-1/anat/sub-1_T1w.nii.gz"):
+        blob(f"in/{name}")
+    done = toy("run", "pair", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in done.paths) == [
+        *("p1/T1_copy.nii.gz", "p1/image_copy.nii.gz", "p2/T1_copy.nii.gz", "p2/image_copy.nii.gz"),
+        "sub-1/anat/sub-1_desc-copy_T1w.nii.gz",
+    ]
+    alone = toy("run", "pair", tmp_path / "in/p1/image", "-o", tmp_path / "alone")
+    assert alone.paths == [tmp_path / "alone/image_copy.nii.gz"]
