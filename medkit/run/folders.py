@@ -15,14 +15,15 @@ from medkit.pipe.records import record_of
 
 DICOM_SUFFIXES = (".dcm", ".ima")
 """Names of DICOM files; many have no suffix at all."""
-_PLURALS = {
-    "image": "images",
-    "labels": "label images",
-    "mask": "masks",
-    "points": "files of points",
-    "transform": "transforms",
-    "table": "tables",
+_WORDS = {
+    "image": "image{s}",
+    "labels": "label image{s}",
+    "mask": "mask{s}",
+    "points": "file{s} of points",
+    "transform": "transform{s}",
+    "table": "table{s}",
 }
+"""Kind of file -> what a message calls it."""
 
 
 @dataclass
@@ -41,7 +42,7 @@ class FolderContents:
     taken: list[Path] = field(default_factory=list)
     """The images and the DICOM folders, in the order of their names; pictures only if there are no other images."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """What was found but not taken, in words -> how often."""
+    """What was found but not taken, in words with `{s}` for the plural -> how often."""
 
     def __post_init__(self) -> None:
         if holds_dicom(self.folder):
@@ -53,12 +54,17 @@ class FolderContents:
         if not self.taken:
             self.taken = pictures
         elif pictures:
-            self.left_out["pictures"] = len(pictures)
+            self.left_out["picture{s}"] = len(pictures)
 
     def _visited(self) -> Iterator[Path]:
         """Yield all files below, and in place of the files of a DICOM folder the folder; hidden ones are not seen."""
-        for place, folders, files in os.walk(self.folder):
-            here = Path(place)
+        seen = set()
+        for place, folders, files in os.walk(self.folder, onerror=self._count_unreadable, followlinks=True):
+            here, real = Path(place), os.path.realpath(place)
+            if real in seen:  # a link that leads back
+                folders.clear()
+                continue
+            seen.add(real)
             if here != self.folder and holds_dicom(here):
                 folders.clear()
                 yield here
@@ -66,17 +72,20 @@ class FolderContents:
             folders[:] = sorted(n for n in folders if not n.startswith(".") and here / n not in self.apart)
             yield from (here / name for name in sorted(files) if not name.startswith("."))
 
+    def _count_unreadable(self, error: OSError) -> None:
+        self.left_out["folder{s} that cannot be read"] += 1
+
     def _sort_in(self, path: Path, pictures: list[Path]) -> None:
         suffix = suffix_of(path).lower()
         kind = record_of(path).kind
         if path.is_dir():
             self._take_or_count(path, kind)
         elif suffix in DICOM_SUFFIXES:
-            self.left_out["DICOM files without an image"] += 1
+            self.left_out["DICOM file{s} without an image"] += 1
         elif path.suffix.lower() == ".json" and suffix not in MARKUP_SUFFIXES:
             pass  # sidecars describe other files
         elif not suffix or (kind == "image" and suffix not in (*IMAGE_SUFFIXES, *PICTURE_SUFFIXES)):
-            self.left_out["other files"] += 1
+            self.left_out["other file{s}"] += 1
         elif suffix in PICTURE_SUFFIXES and kind in self.kinds:
             pictures.append(path)
         else:
@@ -86,11 +95,11 @@ class FolderContents:
         if kind in self.kinds:
             self.taken.append(path)
         else:
-            self.left_out[_PLURALS[kind]] += 1
+            self.left_out[_WORDS[kind]] += 1
 
     def summary(self) -> str:
         """Return in words what was taken and what was left out, or an empty string if all files were taken."""
-        parts = [f"{count} {what}" for what, count in sorted(self.left_out.items())]
+        parts = [f"{n} {what.format(s='' if n == 1 else 's')}" for what, n in sorted(self.left_out.items())]
         return f"{len(self.taken)} taken, left out: {listed(parts)}" if parts else ""
 
 

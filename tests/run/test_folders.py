@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
@@ -22,7 +25,7 @@ def test_a_folder_stands_for_the_images_in_it(toy: Run, scan: Make, blob: Make, 
     assert done.paths == [
         tmp_path / "out" / name for name in ("a_copy.nii.gz", "b_copy.nii.gz", "deep/er/c_copy.nii.gz")
     ]
-    assert "3 taken, left out: 1 label images, 1 other files, 1 pictures and 1 tables" in done.err
+    assert "3 taken, left out: 1 label image, 1 other file, 1 picture and 1 table" in done.err
 
 
 def test_a_folder_of_series_is_a_case_for_each(toy: Run, blob: Make, tmp_path: Path) -> None:
@@ -37,7 +40,7 @@ def test_pictures_are_taken_where_there_is_nothing_else(toy: Run, blob: Make, tm
     blob("x/a.png"), blob("x/b.jpg"), blob("x/truth.csv")
     done = toy("run", "pair", tmp_path / "x", "-o", tmp_path / "out")
     assert [path.name for path in done.paths] == ["a_copy.nii.gz", "b_copy.nii.gz"]
-    assert "2 taken, left out: 1 tables" in done.err
+    assert "2 taken, left out: 1 table" in done.err
 
 
 def test_a_second_run_over_a_folder(toy: Run, scan: Make, tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ def test_dicom_without_images_and_segmentations_are_left_out(toy: Run, blob: Mak
     done = toy("run", "pair", tmp_path / "study")
     assert done.code == 0, done.err
     assert done.paths == [tmp_path / "study/1_copy.nii.gz"]
-    assert "1 taken, left out: 1 DICOM files without an image and 1 label images" in done.err
+    assert "1 taken, left out: 1 DICOM file without an image and 1 label image" in done.err
 
 
 def test_equal_names_in_a_folder_keep_their_places(toy: Run, blob: Make, tmp_path: Path) -> None:
@@ -91,3 +94,28 @@ def test_equal_names_in_a_folder_keep_their_places(toy: Run, blob: Make, tmp_pat
     ]
     alone = toy("run", "pair", tmp_path / "in/p1/image", "-o", tmp_path / "alone")
     assert alone.paths == [tmp_path / "alone/image_copy.nii.gz"]
+
+
+def test_links_are_followed_but_not_in_circles(toy: Run, blob: Make, tmp_path: Path) -> None:
+    blob("in/a.nii.gz"), blob("elsewhere/b.nii.gz")
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    done = toy("run", "pair", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert done.paths == [tmp_path / "out" / name for name in ("a_copy.nii.gz", "link/b_copy.nii.gz")]
+
+
+def test_folders_that_cannot_be_read_are_counted(
+    toy: Run, blob: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob("in/a.nii.gz"), blob("in/shut/b.nii.gz")
+    scandir = os.scandir
+
+    def refuse(place: str | Path) -> object:
+        if Path(place).name == "shut":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    done = toy("run", "pair", tmp_path / "in", "-o", tmp_path / "out")
+    assert "1 taken, left out: 1 folder that cannot be read" in done.err
