@@ -95,7 +95,7 @@ class ResultMaker:
             },
             spatial_reference=None if self.choices.midpoint else self.path,
             description=self._description(case.path),
-            figure=functools.partial(self._figure, maps.target, moved, case.path.name),
+            figure=functools.partial(self._figure, maps.target, moved, self._title(case.path.name, before, after)),
         )
 
     def _on_fixed(self, solution: Solution) -> SolutionTransforms:
@@ -159,10 +159,15 @@ class ResultMaker:
             return f"{moving.name} and {self.path.name} half-way to each other by {self.choices.kind} registration"
         return f"{moving.name} resampled onto {self.path.name} by {self.choices.kind} registration"
 
-    def _figure(self, fixed: Image, moved: Image, name: str) -> np.ndarray:
+    def _title(self, moving: str, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+        """Return the title of the picture: what is what in it, and how alike both scans became."""
+        names = f"{moving} (outlines) on {self.path.name} (grey), {self.choices.kind}"
+        return f"{names}: correlation {before['ncc']:.2f} to {after['ncc']:.2f}"
+
+    def _figure(self, fixed: Image, moved: Image, title: str) -> np.ndarray:
         from medkit.figures import overlay_mosaic
 
-        return overlay_mosaic(fixed, moved, kind="image", title=f"{name} on {self.path.name}, {self.choices.kind}")
+        return overlay_mosaic(fixed, moved, kind="image", title=title)
 
 
 def similarity_of(fixed: Image, moved: Image) -> dict[str, float]:

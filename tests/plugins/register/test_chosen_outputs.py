@@ -57,3 +57,15 @@ def test_what_this_type_does_not_make_is_refused(register: Run, words: tuple[str
     done = register("--type", "rigid", *words)
     assert done.code == 2
     assert "expected some of image, transform, inverse_transform" in done.err
+
+
+def test_the_picture_says_what_is_what(monkeypatch: pytest.MonkeyPatch, register: Run, tmp_path: Path) -> None:
+    titles = []
+    monkeypatch.setattr(
+        "medkit.figures.overlay_mosaic",
+        lambda *_, title, **__: titles.append(title) or np.zeros((8, 8, 3), np.uint8),
+    )
+    (record,) = register("--type", "rigid", "--qc", tmp_path / "qc").records
+    before, after = (record["medkit"]["metrics"][when]["ncc"] for when in ("before", "after"))
+    assert titles == [f"m.nii.gz (outlines) on f.nii.gz (grey), rigid: correlation {before:.2f} to {after:.2f}"]
+    assert after > before
