@@ -14,12 +14,15 @@ from pathlib import Path
 from medkit.errors import MedkitError
 from medkit.options import RunOptions
 from medkit.pipe.lines import in_shard, input_lines, take_shard
+from medkit.pipe.names import is_bids, kind_of_name, split_bids
 from medkit.pipe.records import Record, absolute, find_kind, read_sidecar, record_from_json, record_from_line
 from medkit.run.failures import explain, failed_record
 from medkit.run.folders import FolderContents
 from medkit.run.task import Task
 
 log = logging.getLogger("medkit")
+_DERIVED = {"space", "desc", "from", "to", "label", "res", "den"}
+"""BIDS entities that only derivatives have."""
 _SHOWN = 3
 """Names of inputs that a warning lists."""
 
@@ -182,7 +185,7 @@ class Arrivals:
 
     def _result_with(self, path: Path) -> Record | None:
         """Return the record of the result that a file without a record belongs to: a further output, or a sidecar."""
-        return self._files_of_results(path.parent).get(str(path))
+        return None if _is_raw_bids(path) else self._files_of_results(path.parent).get(str(path))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - lives as long as the run
     def _files_of_results(self, folder: Path) -> Mapping[str, Record]:
@@ -202,6 +205,11 @@ class Arrivals:
         count = len(self.left_out)
         what = "input is a result" if count == 1 else "inputs are results"
         return f"{count} {what} made from another input, and left out: {names}"
+
+
+def _is_raw_bids(path: Path) -> bool:
+    """Return whether a name is that of a BIDS scan, and not of a derivative: its folder need not be looked through."""
+    return is_bids(path) and kind_of_name(path) == "image" and not _DERIVED & set(split_bids(path)[0])
 
 
 def _is_ours(sidecar: Path) -> bool:

@@ -105,3 +105,26 @@ def test_a_dry_run_leaves_out_the_same(toy: Run, scans: list[Path]) -> None:
     done = toy("run", "double", *globbed(scans[0].parent), "--skip-existing", "--dry-run")
     assert done.err.count("would keep") == 2
     assert "would run" not in done.err
+
+
+def test_names_of_bids(toy: Run, scan: Make, tmp_path: Path) -> None:
+    fixed = scan("tpl-MNI_T1w.nii.gz")
+    moving = scan("in/sub-1/anat/sub-1_T1w.nii.gz")
+    words = ("run", "align", "--reference", fixed)
+    first = toy(*words, moving)
+    found = globbed(moving.parent, "*")
+    assert len(found) == 5
+    second = toy(*words, *found, "--skip-existing")
+    assert second.paths == first.paths
+    assert "4 inputs are results" in second.err
+
+
+def test_folders_of_raw_scans_are_not_looked_through(toy: Run, blob: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medkit.run import arrivals
+
+    looked = []
+    listed = arrivals.os.listdir
+    monkeypatch.setattr(arrivals.os, "listdir", lambda place: looked.append(str(place)) or listed(place))
+    scans = [blob(f"in/sub-{n}/anat/sub-{n}_T1w.nii.gz") for n in (1, 2)]
+    assert toy("run", "pair", *scans).code == 0
+    assert not [place for place in looked if "anat" in place]
