@@ -13,8 +13,10 @@ from medkit_segment import airway, shapes, sides
 if TYPE_CHECKING:
     from medkit_segment.upright import Upright
 
-EDGE = -350.0
+EDGE = -400.0
 """HU of the border of a lung, about half-way between lung and soft tissue."""
+LARGEST_SHIFT = 50.0
+"""HU; errors of calibration are smaller."""
 GAS = -960.0
 """HU; the median of gas around the body and in the bowel lies below, that of lungs (of emphysema too) above."""
 LIGHT = -925.0
@@ -30,6 +32,8 @@ SHARE = 0.04
 IN_FLESH, AMID_FLESH = 0.8, 0.6
 """Share of a lung's voxels that lie in axial slices of the body, or else of the voxels around it without its vessels
 that are thick flesh."""
+SECOND = 0.15
+"""Smallest share of one lung that the other one has."""
 LAYER = 20.0
 """mm; depth of a lung that reaches from one side of the field of view to the other."""
 LIGHTER = 60.0
@@ -69,8 +73,10 @@ def find(scan: Upright) -> Lungs | None:
     solid = scan.values >= EDGE
     flesh = _flesh(solid, scan)
     tube = airway.find(scan, flesh)
-    aerated = air & ~airway.with_wall(tube, scan.spacing)
-    both, odd = _lung_like(scan, aerated, flesh)
+    both, odd = _lung_like(scan, air & ~airway.with_wall(tube, scan.spacing), flesh)
+    if tube.any() and both.any() and _below(tube, both):
+        tube = np.zeros_like(tube)  # gas in the bowel
+        both, odd = _lung_like(scan, air, flesh)
     if not both.any():
         return None
     left, right = sides.split(both, scan)
@@ -84,7 +90,7 @@ def find(scan: Upright) -> Lungs | None:
 
 def _padding(values: np.ndarray) -> np.ndarray:
     """Return what lies beyond a round field of view: one lowest value, from the corners inwards."""
-    pieces, count = ndimage.label(values <= max(float(values.min()), -1024) + 0.5)
+    pieces, count = ndimage.label(values <= values.min() + 0.5)
     outer = np.zeros(count + 1, bool)
     outer[np.unique(pieces[:: pieces.shape[0] - 1 or 1, :: pieces.shape[1] - 1 or 1])] = True
     outer[0] = False
@@ -113,10 +119,14 @@ def _lung_like(scan: Upright, aerated: np.ndarray, flesh: np.ndarray) -> tuple[n
     if not medians:
         return np.zeros_like(aerated), 0.0
     main = max(medians, key=lambda number: sizes[number])
+    boxes = ndimage.find_objects(pieces)
+    middle = (boxes[main - 1][2].start + boxes[main - 1][2].stop) / 2
     kept = [
         number
         for number, median in medians.items()
-        if sizes[number] >= SHARE * sizes[main] and median > medians[main] - LIGHTER
+        if sizes[number] >= SHARE * sizes[main]
+        and median > medians[main] - LIGHTER
+        and boxes[number - 1][2].stop > min(middle, pieces.shape[2] - 1)  # bowel lies lower
     ]
     odd = sum(sizes[number] for number in kept if medians[number] > medians[main] + DENSER)
     return np.isin(pieces, kept), float(odd)
@@ -126,6 +136,7 @@ def _medians(scan: Upright, pieces: np.ndarray, sizes: np.ndarray, flesh: np.nda
     """Return number -> median HU of the pieces that are like lungs; `sizes`: ml, by number."""
     boxes = ndimage.find_objects(pieces)
     within = flesh | shapes.enclosed(flesh)
+    shift = _shift(scan.values)
     margin = 2 + np.ceil(TABLE / scan.spacing).astype(int)
     inside: dict[int, float] = {}
     open_: dict[int, float] = {}
@@ -135,14 +146,31 @@ def _medians(scan: Upright, pieces: np.ndarray, sizes: np.ndarray, flesh: np.nda
         own = pieces[box] == number
         values = scan.values[box][ndimage.binary_erosion(own, border_value=1)]
         in_corner = _in_corner(pieces, number)
-        if not _like_lung(values, corner=in_corner):
+        if not _like_lung(values - shift, corner=in_corner):
             continue
         if within[box][own].mean() > IN_FLESH:
             inside[number] = float(np.median(values))
         elif _amid_flesh(own, within[box], scan.spacing, pieces.shape):
             (corner if in_corner else open_)[number] = float(np.median(values))
-    # a lung in a corner is only seen in scans that are cut all around the lungs; else the table lies there
-    return inside | open_ | ({} if inside else corner)
+    if not inside:
+        # a lung in a corner is only seen in scans that are cut all around the lungs; else the table lies there
+        return open_ | corner
+    most = max(sizes[number] for number in inside)
+    if sum(sizes[number] > SECOND * most for number in inside) > 1:
+        return inside  # both lungs
+    return inside | {number: median for number, median in open_.items() if not _spans(boxes[number - 1], pieces.shape)}
+
+
+def _spans(box: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
+    """Return whether a piece reaches from the left border to the right one, as tables do."""
+    return box[0].start == 0 and box[0].stop == shape[0]
+
+
+def _shift(values: np.ndarray) -> float:
+    """Return by how many HU the air around the body is off -1000, where it is seen in the corners of the slices."""
+    corners = [float(np.median(values[x, y])) for x in (0, -1) for y in (0, -1)]
+    near = [level + 1000 for level in corners if abs(level + 1000) <= LARGEST_SHIFT]
+    return min(near, default=0.0)
 
 
 def _like_lung(values: np.ndarray, *, corner: bool) -> bool:
@@ -171,6 +199,12 @@ def _amid_flesh(own: np.ndarray, flesh: np.ndarray, spacing: np.ndarray, whole: 
         return False
     across = any(own.shape[axis] == whole[axis] for axis in (0, 1))
     return not across or float(shapes.depth(full, spacing).max()) > LAYER
+
+
+def _below(tube: np.ndarray, lungs: np.ndarray) -> bool:
+    """Return whether a tube ends in the lower half of the lungs, as no trachea does."""
+    bounds = shapes.box_of(lungs)[2]
+    return shapes.box_of(tube)[2].stop < (bounds.start + bounds.stop) / 2
 
 
 def _plausible(left: np.ndarray, right: np.ndarray, scan: Upright) -> bool:

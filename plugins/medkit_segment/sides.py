@@ -12,7 +12,7 @@ from medkit_segment import shapes
 if TYPE_CHECKING:
     from medkit_segment.upright import Upright
 
-RADII = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+RADII = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0, 16.0, 20.0)
 """mm; depths of erosion, tried in turn until two lungs come apart."""
 SPINE_HU = 200.0
 """HU of bone."""

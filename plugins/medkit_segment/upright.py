@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from medkit.images import Image
 
 
-RANGE = (-1024, 3071)
+RANGE = (-1100, 3071)
 """HU; what lies outside says nothing about tissue: beyond the field of view, and metal."""
 
 

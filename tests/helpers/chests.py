@@ -31,6 +31,8 @@ class Chest:
     """Whether a bridge of lung in front of the heart joins the lungs."""
     foam: bool = False
     """Whether the table is filled with foam as dense as a lung, which touches the back."""
+    shift: float = 0.0
+    """HU by which all values are off."""
     noise: float = 15.0
 
     def write(self, path: Path) -> np.ndarray:
@@ -40,7 +42,7 @@ class Chest:
         affine = np.diag([*self.spacing, 1.0])
         affine[:3, 3] = [axis[0] for axis in axes]
         rng = np.random.default_rng(0)
-        values = np.clip(values + rng.normal(0, self.noise, values.shape), -1024, 3071).astype(np.int16)
+        values = np.clip(values + self.shift + rng.normal(0, self.noise, values.shape), -1100, 3071).astype(np.int16)
         image = nibabel.Nifti1Image(values, affine)
         truth = nibabel.Nifti1Image(lungs, affine)
         turn = nibabel.orientations.axcodes2ornt(self.orientation)

@@ -37,6 +37,7 @@ CHESTS = {
     "bases": Chest(high=(185, 145, -60)),
     "upper half": Chest(low=(-185, -145, 0)),
     "cut at the sides": Chest(low=(-90, -80, -100), high=(110, 90, 100)),
+    "badly calibrated": Chest(foam=True, shift=-45),
     "one lung": Chest(low=(20, -70, -80), high=(120, 80, 80)),
 }
 
@@ -58,6 +59,22 @@ def test_lungs_are_found_in_any_field_of_view(name: str, tmp_path: Path) -> None
             assert dice(found.labels == number, truth == number) > 0.985, CHEST_LABELS[number]
     whole = min(-CHESTS[name].low[2], CHESTS[name].high[2]) >= 110 and CHESTS[name].low[0] < -130
     assert whole == (not found.doubts), found.doubts
+
+
+def test_gas_in_the_bowel_is_neither_lung_nor_airway(tmp_path: Path) -> None:
+    truth = Chest(high=(185, 145, -20)).write(tmp_path / "ct.nii.gz")
+    scan = nibabel.load(tmp_path / "ct.nii.gz")
+    x, y, z = (
+        np.einsum("ab,bijk->aijk", scan.affine[:3, :3], np.indices(scan.shape)) + scan.affine[:3, 3, None, None, None]
+    )
+    colon = (x**2 + (y - 70) ** 2 < 12**2) & (z < -95) | ((x - 60) ** 2 + (y - 60) ** 2 + (z + 120) ** 2 < 28**2)
+    gas = np.where(colon & (truth == 0), -930, np.asarray(scan.dataobj)).astype(np.int16)
+    nibabel.Nifti1Image(gas, scan.affine).to_filename(tmp_path / "gas_ct.nii.gz")
+
+    labels = chest_labels(read_image(tmp_path / "gas_ct.nii.gz")).labels
+
+    assert not np.isin(labels[colon & (truth == 0)], (2, 3, 4)).mean() > 0.1
+    assert dice(np.isin(labels, (2, 3)), truth > 0) > 0.98
 
 
 def test_airway_and_bones_are_apart_from_lungs_and_blood(tmp_path: Path) -> None:
