@@ -63,7 +63,6 @@ def test_shards_divide_what_lies_in_a_folder(toy: Run, blob: Make, tmp_path: Pat
         blob(f"in/{name}.nii.gz")
     halves = [toy("run", "pair", tmp_path / "in", "--shard", f"{k}/2", "-o", tmp_path / "out").paths for k in (1, 2)]
     assert sorted(path.name for half in halves for path in half) == [f"{name}_copy.nii.gz" for name in "abcd"]
-    assert min(map(len, halves)) > 0
 
 
 def test_dicom_without_images_and_segmentations_are_left_out(toy: Run, blob: Make, tmp_path: Path) -> None:
