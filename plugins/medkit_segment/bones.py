@@ -30,6 +30,10 @@ CANAL = (60.0, 700.0)
 """mm2; cross-sections of the spinal canal."""
 VERTEBRA = (26.0, 50.0)
 """mm from the spinal canal to the sides and to the front, within which vertebrae lie."""
+ASIDE = 30.0
+"""mm to the sides of the middle within which the spinal canal lies."""
+SMOOTHED = 9
+"""Slices with a canal over which the median of its place is taken."""
 CANAL_MM = 4.0
 """mm from the middle of the spinal canal within which a hole is the canal itself."""
 MARROW = 1500.0
@@ -47,10 +51,12 @@ def find(scan: Upright, found: Lungs) -> np.ndarray:
     dense = (scan.values > EDGE) & found.body & ~found.left & ~found.right & ~found.airway
     if not dense.any():
         return dense
-    middle = middle_of(scan, found.left | found.right)
-    canal = _canal(scan, middle)
+    lungs = found.left | found.right
+    middle = middle_of(scan, lungs)
+    back = shapes.box_of(lungs)[1]
+    canal = _canal(scan, middle, (back.start + back.stop) / 2)
     spine = _around_spine(scan, canal)
-    bright = _pools(scan, found.body & ~spine & _trunk(scan, found.left | found.right, middle))
+    bright = _pools(scan, found.body & ~spine & _trunk(scan, lungs, middle))
     if bright.any():
         dense = _without_blood(scan, dense, bright)
     pieces, count = ndimage.label(dense)
@@ -118,8 +124,11 @@ def _around_spine(scan: Upright, centre: np.ndarray | None) -> np.ndarray:
     return out
 
 
-def _canal(scan: Upright, middle: float) -> np.ndarray | None:
-    """Return the place of the spinal canal in each slice, (K, 2) voxels, from neighbours where it is open, or None."""
+def _canal(scan: Upright, middle: float, front: float) -> np.ndarray | None:
+    """Return the place of the spinal canal in each slice, (K, 2) voxels, from neighbours where it is open, or None.
+
+    middle, front: where it lies from side to side, and in front of which it does not lie, in voxels.
+    """
     bone = scan.values > EDGE
     holes, count = ndimage.label(shapes.enclosed(bone) & ~bone, shapes.PLANAR)
     areas = np.bincount(holes.ravel(), minlength=count + 1) * scan.spacing[0] * scan.spacing[1]
@@ -128,15 +137,15 @@ def _canal(scan: Upright, middle: float) -> np.ndarray | None:
     if not len(fits):
         return None
     places = np.array(ndimage.center_of_mass(holes > 0, holes, fits))
-    places = places[np.abs(places[:, 0] - middle) * scan.spacing[0] < 30]
-    if len(places) < 3:
+    places = places[(np.abs(places[:, 0] - middle) * scan.spacing[0] < ASIDE) & (places[:, 1] < front)]
+    seen = np.unique(places[:, 2])
+    if len(seen) < 3:
         return None
-    # openings within the heart or the sternum lie off the line of the others
-    usual = np.median(places, axis=0)
-    places = places[np.abs(places[:, 1] - usual[1]) * scan.spacing[1] < 30]
-    order = places[np.argsort(places[:, 2])]
+    # of the openings of a slice the hindmost; in front of the canal lies marrow, with openings of its own
+    hindmost = np.array([min(places[places[:, 2] == k], key=lambda place: place[1]) for k in seen])
+    steady = ndimage.median_filter(hindmost[:, :2], size=(SMOOTHED, 1), mode="nearest")
     slices = np.arange(scan.values.shape[2])
-    return np.stack([np.interp(slices, order[:, 2], order[:, axis]) for axis in (0, 1)], axis=1)
+    return np.stack([np.interp(slices, seen, steady[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def _without_blood(scan: Upright, dense: np.ndarray, bright: np.ndarray) -> np.ndarray:
