@@ -114,7 +114,10 @@ class SegmentRunner(BundleRunner):
         if wanted in ("MR", "CT"):
             found, why = modality_of(case)
             if found != wanted:
-                raise InputError(f"{case.path}: expected {wanted} for bundle {self.bundle.name}, got {found}: {why}")
+                chest = "; --method threshold labels CT of the chest" if found == "CT" else ""
+                raise InputError(
+                    f"{case.path}: expected {wanted} for bundle {self.bundle.name}, got {found}: {why}{chest}"
+                )
         return super().prepare(case)
 
     def finish(self, case: Case, computed: Prepared) -> Result:

@@ -176,6 +176,7 @@ def test_the_other_modality_is_refused(segment: Run, tmp_path: Path) -> None:
     done = segment(tmp_path / "chest.nii.gz", root=root)
     assert done.code == 3
     assert "expected MR for bundle mr, got CT" in done.err
+    assert "--method threshold" in done.err
 
 
 def test_a_bundle_of_regions_gives_what_its_postprocessing_makes(medkit: Run, tmp_path: Path) -> None:
