@@ -74,6 +74,14 @@ class Grid:
         return bool(np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR)
 
     @property
+    def to_index(self) -> np.ndarray:
+        """(4, 4), RAS+ mm -> voxel index. A file of two axes has no place along z: K is 0 for every z."""
+        inverse: np.ndarray = np.linalg.inv(self.affine)
+        if self.dims == 2:
+            inverse[2] = 0
+        return inverse
+
+    @property
     def centre(self) -> np.ndarray:
         """(3,) RAS+ mm, the middle of the grid."""
         middle: np.ndarray = apply_affine(self.affine, (np.array([self.shape]) - 1) / 2)[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,12 @@ import numpy as np
 from isal import igzip_threaded, isal_zlib
 
 from medkit.errors import InputError
+from medkit.images.nifti_forms import MILLIMETRES, geometry_fields, header_for
 from medkit.images.stored import Stored, check_real, pick_frame
 from medkit.space import Grid, three_axes
 
-GEOMETRY_FIELDS = (
-    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
-    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
-)
-"""Fields of the header that define the grid, besides the spacing."""
 VECTOR_INTENTS = (1006, 1007)
 """NIFTI_INTENT_DISPVECT and NIFTI_INTENT_VECTOR."""
-_MILLIMETRES = {1: 1000.0, 3: 0.001}
-"""Millimetres in the units of length metre and micrometre, by their NIfTI codes; other codes count as millimetres."""
 _DATA_OFFSET = {348: 352, 540: 544}
 """First byte of the voxels at the earliest, by the size of the header (NIfTI-1 and NIfTI-2)."""
 _ROUNDING = 1e-3
@@ -36,6 +29,8 @@ _HALF_TURN = 1 - 3 * 2.0**-23
 """Square of the stored quaternion's length above which its fourth number counts as 0: 1 in single precision."""
 _LONGEST_AXIS = 32767
 """Largest number of voxels along an axis that NIfTI-1 can state (int16); longer ones are written as NIfTI-2."""
+_TILT = 1e-4
+"""Largest cosine between the normal of a plane and the x or y axis with which it counts as axial."""
 _BEST_DEFLATE = 1032
 """Largest factor by which a deflate stream grows (zlib's technical notes); a file that promises more is damaged."""
 
@@ -116,34 +111,6 @@ def write_gzip(stream: Any, content: list[Any]) -> None:
             packed.write(part)
 
 
-def geometry_fields(header: Any) -> dict[str, Any]:
-    """Return the stored fields that define the grid, as plain values, so that an output can repeat them bit for bit."""
-    fields: dict[str, Any] = {name: np.array(header[name]) for name in GEOMETRY_FIELDS}
-    units = int(header["xyzt_units"]) & 7
-    return fields | {"pixdim": np.array(header["pixdim"][:4]), "xyzt_units": units, "version": _version(header)}
-
-
-def header_for(fields: Mapping[str, Any] | None, affine: np.ndarray, spacing: np.ndarray) -> Any:
-    """Return a new header with the stored geometry `fields`, or if None with `affine` (4, 4), voxel -> RAS+ mm.
-
-    A sheared affine has no qform. Its qform code is 0, so that no reader uses a wrong grid.
-    """
-    from nibabel import Nifti1Header, Nifti2Header
-
-    header = Nifti1Header() if fields is None or fields["version"] == 1 else Nifti2Header()
-    if fields is None:
-        header["pixdim"][1:4] = spacing
-        axes = affine[:3, :3] / spacing
-        header.set_sform(affine, 1)
-        header.set_qform(affine, 1 if np.allclose(axes.T @ axes, np.eye(3), atol=1e-4) else 0, strip_shears=True)
-        header["xyzt_units"] = 2
-        return header
-    for name in (*GEOMETRY_FIELDS, "xyzt_units"):
-        header[name] = fields[name]
-    header["pixdim"][:4] = fields["pixdim"]
-    return header
-
-
 def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
     """Return the affine (4, 4), voxel -> RAS+ mm, and warnings about it.
 
@@ -166,7 +133,7 @@ def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
         affine = usable.get_base_affine()
         warnings.append("neither sform nor qform is set: orientation and left/right are a guess")
     affine = np.array(affine, np.float64)
-    affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    affine[:3] *= MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
     if three_axes(promised_shape(path, header))[2] == 1 and not affine[:3, 2].any():
         affine[:3, 2] = _normal(affine)
         if int(header["dim"][0]) > 2:
@@ -234,10 +201,6 @@ def _parse_header(path: Path, head: bytes) -> Any:
 def _data_start(header: Any) -> int:
     """Return the first byte of the voxels."""
     return max(int(header["vox_offset"]), _DATA_OFFSET[int(header["sizeof_hdr"])])
-
-
-def _version(header: Any) -> int:
-    return 1 if int(header["sizeof_hdr"]) == 348 else 2
 
 
 def _quaternion(header: Any) -> np.ndarray:
@@ -345,11 +308,20 @@ def read_grid(path: Path, series: str | None) -> Grid:
 def write_image(path: Path, data: np.ndarray, grid: Grid) -> None:
     """Write (C, I, J, K) as (I, J), (I, J, K) or with several channels (I, J, K, C)."""
     voxels = np.moveaxis(data, 0, -1) if len(data) > 1 else data[0, ..., 0] if grid.dims == 2 else data[0]
-    write(path, voxels, header_for(grid.header, grid.affine, grid.spacing))
+    write(path, voxels, header_for(grid))
 
 
 def _grid(path: Path, header: Any, shape: tuple[int, ...]) -> tuple[Grid, list[str]]:
     if len(shape) == 1:
         raise InputError(f"{path}: expected 2 or 3 axes, got one")
     affine, warnings = affine_of(path, header)
-    return Grid(three_axes(shape), affine, min(len(shape), 3), geometry_fields(header)), warnings
+    dims = 2 if len(shape) == 2 and _is_axial(affine) else 3
+    return Grid(three_axes(shape), affine, dims, geometry_fields(header)), warnings
+
+
+def _is_axial(affine: np.ndarray) -> bool:
+    """Return whether the plane of the first two axes is one of x and y, as ITK takes every file of two axes to be.
+
+    Other planes are written with three axes, since ITK would lose their orientation.
+    """
+    return bool(np.abs(_normal(affine)[:2]).max() < _TILT)

@@ -13,6 +13,7 @@ import numpy as np
 
 from medkit.errors import InputError
 from medkit.images import nifti
+from medkit.images.nifti_forms import geometry_fields, header_for
 from medkit.space import Grid
 from medkit.transforms.transform import AffineTransform, DisplacementField, Transform, is_invertible
 
@@ -70,7 +71,7 @@ def read_warp(path: Path, fixed: Grid, moving: Grid) -> DisplacementField:
         )
     if voxels.ndim != 4 or voxels.shape[3] != 3 or voxels.dtype.kind != "f":
         raise InputError(f"{path}: expected a warp of FSL (I, J, K, 3) of floats, got {voxels.shape} {voxels.dtype}")
-    grid = Grid(voxels.shape[:3], nifti.affine_of(path, header)[0], header=nifti.geometry_fields(header))
+    grid = Grid(voxels.shape[:3], nifti.affine_of(path, header)[0], header=geometry_fields(header))
     to_ras = moving.affine @ np.linalg.inv(scaled_affine(moving))
     here = scaled_affine(fixed) @ np.linalg.inv(fixed.affine) @ grid.affine  # voxel of the warp -> FSL's mm of fixed
     start = np.diag([0.0, 0, 0, 1]) if _holds_positions(voxels, here) else here
@@ -88,7 +89,7 @@ def write_warp(path: Path, transform: Transform, fixed: Grid, moving: Grid) -> N
     to_fsl = scaled_affine(moving) @ np.linalg.inv(moving.affine)
     values = displacements(transform, fixed) @ to_fsl[:3, :3].T.astype(np.float32)
     values += _affine_field(to_fsl @ fixed.affine - scaled_affine(fixed), fixed.shape)
-    header = nifti.header_for(fixed.header, fixed.affine, fixed.spacing)
+    header = header_for(fixed)
     header["intent_code"] = _RELATIVE_FIELD
     header["pixdim"][4] = 1
     nifti.write(path, values, header)

@@ -89,7 +89,7 @@ class InverseSearch:
         return cls(
             volume=torch.from_numpy(np.ascontiguousarray(field.transpose(3, 2, 1, 0)))[None],
             size=torch.tensor(grid.shape, dtype=torch.float64)[:, None],
-            to_index=torch.from_numpy(np.linalg.inv(grid.affine)),
+            to_index=torch.from_numpy(grid.to_index),
             back=torch.from_numpy(np.linalg.inv(matrix)),
             margin=margin,
             tolerance=INVERSE_TOLERANCE * float(grid.spacing[: grid.dims].min()),

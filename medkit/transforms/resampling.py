@@ -112,7 +112,8 @@ def _steps(grid: Grid, transform: Transform | None, moving: Grid) -> list[Step]:
             continue
         steps += [_affine_step(matrix), _warp_step(part, grid if number == 0 else None)]
         matrix = np.eye(4)
-    return [*steps, _affine_step(np.linalg.inv(moving.affine) @ matrix)]
+    to_index = moving.to_index if grid.dims == 2 else np.linalg.inv(moving.affine)
+    return [*steps, _affine_step(to_index @ matrix)]
 
 
 def _affine_step(matrix: np.ndarray) -> Step:
@@ -136,7 +137,7 @@ def _warp_step(part: Transform, grid: Grid | None) -> Step:
     if grid is not None and part.grid.matches(grid):
         return _same_grid_step(part)
     volume = _Volume.padded(part.field, "linear")
-    to_index = _affine_step(np.linalg.inv(part.grid.affine))
+    to_index = _affine_step(part.grid.to_index)
 
     def step(points: Coordinates, slab: slice) -> Coordinates:
         shift = _linear(volume, to_index(points, slab))

@@ -89,7 +89,7 @@ class DisplacementField:
         Displacements are linear between voxels and constant in the half voxel beyond the outermost centres.
         """
         points = np.asarray(points, np.float64)
-        index = apply_affine(np.linalg.inv(self.grid.affine), points)
+        index = apply_affine(self.grid.to_index, points)
         size = np.array(self.grid.shape)
         inside = ((index >= -0.5) & (index < size - 0.5)).all(axis=1)
         index = np.clip(index[inside], 0, size - 1)
@@ -237,7 +237,7 @@ def in_first_field(transform: Transform, points: np.ndarray) -> np.ndarray:
     """
     for part in reversed(parts_of(transform)):
         if isinstance(part, DisplacementField):
-            index = apply_affine(np.linalg.inv(part.grid.affine), points)
+            index = apply_affine(part.grid.to_index, points)
             inside: np.ndarray = np.all((index >= -0.5) & (index < np.array(part.grid.shape) - 0.5), axis=1)
             return inside
         if not isinstance(part, AffineTransform):
