@@ -7,9 +7,11 @@ allow bundles that no installed plugin brings (`--trust`, see `medkit.bundles.sa
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from medkit.specs import BundleSpec
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
+INFERENCE = "inference"
+"""The config that runs a network on images."""
+_WORKFLOW = re.compile(rb"class\s+\w+\([^)]*\b(PythonicWorkflow|BundleWorkflow)\b")
+"""In Python files of bundles whose steps are not in a config."""
 WEIGHTS = "models/model.pt"
 """The state dict that a bundle's inference config loads."""
 
@@ -48,6 +54,8 @@ class Bundle:
     """What its plugin states about it."""
     archive: Path | None = None
     """The zip that was unpacked to `root`, for this process only."""
+    configs: tuple[str, ...] = (INFERENCE,)
+    """Names of the configs that are run, each one laid over those before it."""
 
     @property
     def metadata_path(self) -> Path:
@@ -90,11 +98,17 @@ class Bundle:
     def config(self, name: str) -> Path:
         """Return the path of the config of that name, such as `train`. Raises BundleError if it does not exist."""
         folder = self.root / "configs"
+        name = name.removesuffix(Path(name).suffix) if Path(name).suffix in CONFIG_SUFFIXES else name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"bundle {self.name}: expected the name of a config in {folder}, got {name}")
         for suffix in CONFIG_SUFFIXES:
             if (folder / f"{name}{suffix}").is_file():
                 return folder / f"{name}{suffix}"
         there = sorted(p.stem for p in folder.glob("*") if p.suffix in CONFIG_SUFFIXES and p.stem != "metadata")
-        raise BundleError(f"bundle {self.name}: no config {name} in {folder}; there is {listed(there or ['none'])}")
+        raise BundleError(
+            f"bundle {self.name}: no config {name} in {folder}; there is {listed(there or ['none'])}"
+            f"{_in_python(self.root)}"
+        )
 
     def has_config(self, name: str) -> bool:
         """Return whether it has a config of that name."""
@@ -105,8 +119,31 @@ class Bundle:
         """Path of the file with its weights. Raises WeightsMissingError."""
         path = self.root / WEIGHTS
         if not path.is_file():
-            raise WeightsMissingError(f"bundle {self.name}: no weights at {path}")
+            raise WeightsMissingError(f"bundle {self.name}: no weights at {path}{where_to_fetch(self.root)}")
         return path
+
+
+def _in_python(root: Path) -> str:
+    """Return the end of a message about a missing config: whether the bundle's steps are a Python class instead."""
+    for path in sorted(root.rglob("*.py")):
+        with contextlib.suppress(OSError):
+            if match := _WORKFLOW.search(path.read_bytes()):
+                return (
+                    f". Its workflow is written in Python ({path.relative_to(root).as_posix()}, {match[1].decode()}); "
+                    f"medkit runs workflows that are configs, python -m monai.bundle run_workflow runs this one"
+                )
+    return ""
+
+
+def where_to_fetch(root: Path) -> str:
+    """Return the end of a message about missing weights: the addresses that a bundle's `large_files` list states."""
+    for name in (f"large_files{suffix}" for suffix in CONFIG_SUFFIXES):
+        if (root / name).is_file():
+            with open(root / name, "rb") as file:
+                text = file.read(100_000).decode(errors="replace")
+            urls = re.findall(r"https?://[^\s\"',]+", text)
+            return f"; {name} lists what is to be fetched, which medkit does not do: {listed(urls or ['no address'])}"
+    return ""
 
 
 def read_metadata(root: Path) -> dict[str, Any]:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medkit.bundles.bundle import Bundle
-from medkit.bundles.config import class_name, read_config, walk
-from medkit.errors import BundleError
+from medkit.bundles.config import class_name, walk
+from medkit.bundles.keys import keys_of, loaded, saved, sources, transforms
+from medkit.bundles.layers import read_configs, value_at
+from medkit.bundles.places import preprocessing_of
+from medkit.errors import BundleError, listed
 
 OutputKind = Literal["labels", "image", "table"]
 SUFFIX: Mapping[OutputKind, str] = {"labels": "dseg", "image": "pred", "table": "class"}
 """Kind of output -> what is added to an input's stem."""
 _NO_FILE = {"dict": "boxes", "object": "boxes", "points": "points", "tuples": "points"}
 """Types of output that medkit writes no file of -> what they are."""
-_NO_INPUT = {"noise", "latent", "timesteps"}
-"""Types of input that are not images: networks that generate images take them."""
+_NO_INPUT = {"noise": "noise", "latent": "random numbers", "timesteps": "noise"}
+"""Types of input that are not images, which networks that generate images take -> what they are."""
+_LABELS = {
+    "segmentation", "segmentations", "seg", "label", "labels", "labelmap", "labelmaps", "mask", "masks",
+    "classification", "onehot", "multiclass", "multilabel", "binary", "binarymask", "discrete", "regions", "instances",
+}  # fmt: skip
+"""Formats of outputs that are labels, as authors write them, in the form that `_word` returns."""
+_IMAGES = {"magnitude", "hounsfield", "kspace", "raw", "rgb", "gray", "grey", "image", "regression", "probabilities"}
+"""Formats of outputs that are images."""
 NO_IMAGES = {"label", "labels", "mask", "seg"}
 """Keys of training data that are not images; inference does not need them unless another transform reads them."""
 _CLICKS = "AddClickSignals"
@@ -44,6 +54,16 @@ class Contract:
     aspects: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Independent questions that a classifier answers, such as contrast and usability -> the channels of their classes;
     empty if all classes exclude each other."""
+    kinds: Mapping[str, OutputKind] = field(default_factory=dict)
+    """Key of a result -> what it is, for those besides the main one."""
+    suffixes: Mapping[str, str] = field(default_factory=dict)
+    """Key of a result -> what is added to an input's stem, for those besides the main one."""
+    named_channels: bool = True
+    """Whether the names in `channels` are the metadata's; else they are numbers."""
+    multiple: int = 0
+    """The input's sizes are multiples of this number of voxels, by the metadata; 0 if they do not state one."""
+    numbers: bool = False
+    """Whether `classes` are the numbers of labels in one channel, instead of channels."""
 
     @property
     def accepts(self) -> tuple[str, ...]:
@@ -52,35 +72,79 @@ class Contract:
         return tuple(dict.fromkeys([*self.keys[1:], *more]))
 
 
-def contract_of(bundle: Bundle, config: str = "inference") -> Contract:
+def contract_of(bundle: Bundle) -> Contract:
     """Return what a bundle takes and returns. Raises BundleError, with the reason, if medkit cannot run the bundle."""
-    formats = bundle.metadata.get("network_data_format") or {}
-    inputs, outputs = formats.get("inputs") or {}, formats.get("outputs") or {}
-    if not inputs or not outputs:
-        raise BundleError(f"bundle {bundle.name}: its metadata do not describe its inputs and outputs")
-    given = inputs.get("image") or next(iter(inputs.values()))
-    made = outputs.get("pred") or next(iter(outputs.values()))
-    if _NO_INPUT & {given.get("type"), given.get("format")}:
-        raise BundleError(
-            f"bundle {bundle.name}: makes images from {given.get('type')}: there is no image to run it on"
-        )
-    content = read_config(bundle.config(config))
+    given, made = _described(bundle)
+    content = read_configs(bundle)
     if any(class_name(node).startswith(_CLICKS) for _, node in walk(content)):
         raise BundleError(f"bundle {bundle.name}: needs a user who clicks ({_CLICKS}); medkit has only images")
-    keys = tuple(dict.fromkeys(_keys_of(content, "LoadImaged"))) or ("image",)
+    _require_images(bundle, content)
+    keys = loaded(content, preprocessing_of(content)) or ("image",)
     classes = _names_of(made.get("channel_def")) or _names_of(made.get("label_def"))
-    saved = [key for key in dict.fromkeys(_keys_of(content, "SaveImaged")) if key not in keys]
+    endings = saved(content, keys) or {"pred": ""}
+    main, *more = endings
+    kind = _kind(bundle, made, content)
+    # facts that come with an image are a channel too, but not one that a file has
+    channels = _channels(given) if len(keys) == 1 and "context" not in bundle.block else ()
     return Contract(
-        kind=_kind(bundle, made),
-        results=("pred",) if "pred" in saved or not saved else tuple(saved),
+        kind=kind,
+        results=tuple(endings),
         keys=keys,
-        optional=tuple(key for key in keys[1:] if key in NO_IMAGES and key not in _sources(content)),
-        # facts that come with an image are a channel too, but not one that a file has
-        channels=_channels(given) if len(keys) == 1 and "context" not in bundle.block else (),
+        optional=tuple(key for key in keys[1:] if key in NO_IMAGES and key not in sources(content)),
+        channels=channels or (_numbered(given) if len(keys) == 1 and "context" not in bundle.block else ()),
         classes=classes,
         planar=len(given.get("spatial_shape") or ()) == 2,
         aspects=_aspects(bundle, classes),
+        kinds={key: kind if main != "pred" else _kind_of_key(bundle, key, content) for key in more},
+        suffixes=_suffixes(more, endings, SUFFIX[kind]),
+        named_channels=bool(channels),
+        multiple=max((int(n) for n in re.findall(r"(\d+)\s*\*", str(given.get("spatial_shape")))), default=0),
+        numbers=_count(made) == 1 and len(classes) > 1,
     )
+
+
+def _described(bundle: Bundle) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the metadata's description of the network's input and output. Raises BundleError if there is no image."""
+    formats = bundle.metadata.get("network_data_format")
+    formats = formats if isinstance(formats, Mapping) else {}
+    inputs, outputs = formats.get("inputs") or {}, formats.get("outputs") or {}
+    others = [key.removesuffix("_data_format") for key in bundle.metadata if key.endswith("_data_format")]
+    if (not inputs or not outputs) and (networks := [name for name in others if name != "network"]):
+        raise BundleError(
+            f"bundle {bundle.name}: generates images by several networks ({listed(networks)}): it takes no image; "
+            f"python -m monai.bundle run makes them"
+        )
+    if not inputs or not outputs:
+        raise BundleError(f"bundle {bundle.name}: its metadata do not describe its inputs and outputs")
+    given = inputs.get("image") or next(iter(inputs.values()))
+    for tensor in (given, *inputs.values()):
+        words = [word for key in ("type", "format") if (word := _word(tensor.get(key))) in _NO_INPUT]
+        if words:
+            raise BundleError(
+                f"bundle {bundle.name}: makes images from {_NO_INPUT[words[0]]}: it generates them from no image; "
+                f"python -m monai.bundle run makes them"
+            )
+    return given, outputs.get("pred") or next(iter(outputs.values()))
+
+
+def _require_images(bundle: Bundle, content: Mapping[str, Any]) -> None:
+    """Raise BundleError if the transforms before the network are all known, and none of them loads an image."""
+    slides = [class_name(node) for _, node in walk(content) if "WSI" in class_name(node)]
+    if slides:
+        raise BundleError(f"bundle {bundle.name}: works on whole slides ({slides[0]}), which medkit does not read")
+    name = preprocessing_of(content)
+    if name is None or transforms(content, "LoadImage"):
+        return
+    parts = [(place, node) for place, node in walk(value_at(content, name))]
+    nodes = [node for place, node in parts if len(place) > 0 and class_name(node)]
+    hidden = any(isinstance(value, str) and value.startswith(("$", "@")) and len(place) < 3 for place, value in parts)
+    loaders = [class_name(node) for node in nodes if class_name(node).startswith("Load")]
+    if not hidden and nodes and not any("LoadImage" in str(value) for _, value in parts):
+        other = f", but reads files by {loaders[0]}" if loaders else ""
+        raise BundleError(
+            f"bundle {bundle.name}: its preprocessing loads no image{other}: expected a LoadImaged, which medkit can "
+            f"hand its images to"
+        )
 
 
 def _names_of(stated: Any) -> dict[int, str]:
@@ -106,16 +170,40 @@ def _aspects(bundle: Bundle, classes: Mapping[int, str]) -> dict[str, tuple[int,
     return {str(aspect): tuple(numbers[name] for name in names) for aspect, names in stated.items()}
 
 
-def _kind(bundle: Bundle, made: Mapping[str, Any]) -> OutputKind:
+def _kind(bundle: Bundle, made: Mapping[str, Any], content: Any) -> OutputKind:
     what, form = (_word(made.get(key)) for key in ("type", "format"))
     for word in (what, form):
         if word in _NO_FILE:
             raise BundleError(f"bundle {bundle.name}: finds {_NO_FILE[word]}, which medkit cannot write to a file")
-    if form in ("classes", "classification") and not _has_place(made):
+    if form in ("classes", "classification", "labels") and not _has_place(made):
         return "table"
-    if form == "labels" and not _has_place(made):
-        return "table"
-    return "labels" if form in ("segmentation", "labels", "classification", "onehot") else "image"
+    if form in _LABELS or what in _LABELS:
+        return "labels"
+    discrete = form not in _IMAGES and "pred" in _discrete(content)
+    return "labels" if discrete and _has_place(made) else "image"
+
+
+def _kind_of_key(bundle: Bundle, key: str, content: Any) -> OutputKind:
+    """Return what a result besides the main one is: as the metadata state, or by the transforms that make it."""
+    outputs = (bundle.metadata.get("network_data_format") or {}).get("outputs") or {}
+    if isinstance(stated := outputs.get(key), Mapping):
+        return _kind(bundle, stated, content)
+    return "labels" if key in _discrete(content) else "image"
+
+
+def _discrete(content: Any) -> set[str]:
+    """Return the keys whose values are made labels of: by the largest channel, by a threshold, or by rounding."""
+    return set(keys_of(content, "AsDiscrete"))
+
+
+def _suffixes(keys: list[str], endings: Mapping[str, str], main: str) -> dict[str, str]:
+    """Return key -> the ending that the bundle gives its files, or the key if that does not tell files apart."""
+    found = {key: "".join(c for c in endings[key] if c.isalnum()) for key in keys}
+    taken = [main, "probseg", *(ending for key, ending in endings.items() if key not in keys), *found.values()]
+    return {
+        key: text if text and taken.count(text) == 1 else "".join(c for c in key if c.isalnum())
+        for key, text in found.items()
+    }
 
 
 def _word(value: Any) -> str:
@@ -129,36 +217,21 @@ def _has_place(made: Mapping[str, Any]) -> bool:
     return bool(shape) and shape not in ([1, made.get("num_channels")], [1, 1], [1], [made.get("num_channels")])
 
 
+def _count(tensor: Mapping[str, Any]) -> int:
+    stated = tensor.get("num_channels")
+    return int(str(stated)) if str(stated).isdigit() else 1
+
+
+def _numbered(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return names for channels without names; none for one channel, and for the colours of a picture."""
+    count = _count(given)
+    colours = {_word(given.get("type")), _word(given.get("format"))} & {"rgb", "png"}
+    picture = len(given.get("spatial_shape") or ()) == 2 and count in (3, 4)
+    return tuple(f"channel_{n}" for n in range(count)) if count > 1 and not (colours or picture) else ()
+
+
 def _channels(given: Mapping[str, Any]) -> tuple[str, ...]:
-    count, names = int(given.get("num_channels") or 1), given.get("channel_def")
+    count, names = _count(given), given.get("channel_def")
     texts = list(names.values()) if isinstance(names, Mapping) else names if isinstance(names, list) else []
     slugs = [re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_").removesuffix("_image") for name in texts]
     return tuple(slugs) if len(set(slugs)) == count else ()
-
-
-def _keys_of(content: Any, target: str) -> Iterator[str]:
-    """Yield the keys of all transforms of a class, with references to plain values resolved."""
-    for _, node in walk(content):
-        if class_name(node) == target:
-            yield from _plain(content, node.get("keys"))
-
-
-def _sources(content: Any) -> set[str]:
-    """Return the keys from which transforms make others, such as the `source_key` of a crop."""
-    nodes = [node for _, node in walk(content) if class_name(node) and "keys" in node]
-    return {
-        key for node in nodes for name in node.keys() - {"keys", "orig_keys"} for key in _plain(content, node[name])
-    }
-
-
-def _plain(content: Any, value: Any) -> Iterator[str]:
-    """Yield the strings of a value, or of a list of them, with references resolved; expressions are left out."""
-    if isinstance(value, list):
-        for part in value:
-            yield from _plain(content, part)
-    elif isinstance(value, str) and value.startswith("@"):
-        yield from _plain(content, content.get(value[1:]) if isinstance(content, dict) else None)
-    elif isinstance(value, str) and (common := re.fullmatch(r"\$monai\.utils\.CommonKeys\.(\w+)", value)):
-        yield common[1].lower()
-    elif isinstance(value, str) and not value.startswith("$"):
-        yield value

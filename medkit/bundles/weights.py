@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.bundles.config import class_name, one_line, walk
+from medkit.bundles.places import argument_of, evaluator_of, runs
 from medkit.errors import BundleError
 
 _FILLS = re.compile(r"load_state_dict|copy_model_state|load_(checkpoint|pretrained|weights)")
@@ -19,7 +20,8 @@ _READS = re.compile(rf"{_FILLS.pattern}|torch\.(jit\.)?load\b")
 _OTHER_LOADER = re.compile(r"(Checkpoint|Weights?|Model)\w*Loader|Load(Checkpoint|Weights?|Model)")
 """In the name of a class that fills a network otherwise than MONAI's CheckpointLoader."""
 _LOADER = "CheckpointLoader"
-_EVALUATORS = ("evaluator", "validator")
+NETWORKS = ("network", "network_def")
+"""The ids that networks usually have."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,20 @@ def weights_plan(parser: Any) -> WeightsPlan:
     it.
     """
     search = _Search(parser)
-    runs = [name for name, value in parser.config.items() if _runs_evaluator(value)]
-    for name in ("initialize", *runs):
+    evaluator = evaluator_of(parser.config)
+    running = [name for name, run in runs(parser.config) if run == evaluator]
+    for name in ("initialize", *running):
         search.visit(name, statement=True)
-    for name in (*_EVALUATORS, "network", "network_def"):
+    for name in (*([evaluator] if evaluator else []), *NETWORKS):
         search.visit(name)
     steps = search.in_order()
     loaders = ["::".join(place) for place, node in walk(parser.config) if class_name(node) == _LOADER]
     enabled = [name for name in loaders if not is_disabled(parser, name)]
     if not steps:
         steps = [LoadStep(name, True) for name in enabled]
-    texts = [parser.config.get(name) for name in ("network", "network_def")]
+    texts = [parser.config.get(name) for name in NETWORKS]
+    if (own := argument_of(parser.config, "network")) is not None:
+        texts.append(parser[own])
     return WeightsPlan(
         tuple(steps),
         tuple(name for name in loaders if name not in enabled),
@@ -96,11 +101,6 @@ def load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
             module.load_state_dict(state[key], strict=strict)
         except RuntimeError as error:
             raise BundleError(f"{path}: does not fit the network: {one_line(error)}") from None
-
-
-def _runs_evaluator(value: Any) -> bool:
-    parts = value if isinstance(value, list) else [value]
-    return any(isinstance(part, str) and re.search(rf"@({'|'.join(_EVALUATORS)})\.run\(", part) for part in parts)
 
 
 class _Search:

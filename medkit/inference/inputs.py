@@ -47,15 +47,16 @@ class ScanReader:
         """Return whether medkit has read the images of all these names."""
         return all(name in self.images for name in _tuple(names))
 
-    def read(self, names: Sequence[str] | str) -> list[Image]:
-        """Return the images. Raises KeyError for an unknown name: MONAI then asks its next reader."""
-        return [self.images[name] for name in _tuple(names)]
+    def read(self, names: Sequence[str] | str) -> list[tuple[str, Image]]:
+        """Return names and images. Raises KeyError for an unknown name: MONAI then asks its next reader."""
+        return [(name, self.images[name]) for name in _tuple(names)]
 
-    def get_data(self, images: Sequence[Image]) -> tuple[np.ndarray, dict[str, Any]]:
+    def get_data(self, images: Sequence[tuple[str, Image]]) -> tuple[np.ndarray, dict[str, Any]]:
         """Return (I, J, K), or (I, J) of a 2D image, or several of them stacked first; and MONAI's metadata of them."""
-        arrays = [self._array(image) for image in images]
-        affine = images[0].grid.affine
-        meta = {
+        arrays = [self._array(image) for _, image in images]
+        name, first = images[0]
+        affine = first.grid.affine
+        meta = _header_facts(name, first.grid) | {
             "affine": affine.copy(),
             "original_affine": affine.copy(),
             "spatial_shape": np.array(arrays[0].shape),
@@ -67,6 +68,24 @@ class ScanReader:
     def _array(self, image: Image) -> np.ndarray:
         flat = image.grid.dims == 2 or (self.planar and image.grid.shape[2] == 1)
         return image.data[0, ..., 0] if flat else image.data[0]
+
+
+def _header_facts(name: str, grid: Grid) -> dict[str, Any]:
+    """Return what MONAI's readers take from a NIfTI header; of other formats, the spacing (mm) in NIfTI's form."""
+    path = Path(name)
+    if not path.is_file():  # a frame, whose name has its number at the end, or an image that was made
+        path = Path(name.rpartition(":")[0] or name)
+    facts: dict[str, Any] = {"pixdim": np.array([1, *grid.spacing, 0, 0, 0, 0], np.float32)}
+    if path.is_file() and path.name.lower().endswith((".nii", ".nii.gz")):
+        from medkit.images import nifti
+
+        # torch has no texts, and no numbers in the other byte order
+        header = dict(nifti.read_header(path).as_byteswapped("<"))
+        facts = {key: value for key, value in header.items() if np.asarray(value).dtype.kind in "iuf"}
+        # where and how voxels are stored no longer matters
+        stored = {"vox_offset": 0.0, "scl_slope": np.nan, "scl_inter": np.nan}
+        facts |= {key: np.array(value, np.float32) for key, value in stored.items()}
+    return facts | {"original_pixdim": np.array(facts["pixdim"]), "as_closest_canonical": False}
 
 
 def _tuple(names: Sequence[str] | str) -> tuple[str, ...]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundles.bundle import AUTO, Bundle
-from medkit.bundles.contract import SUFFIX, Contract, contract_of
-from medkit.errors import BundleError, MedkitError
+from medkit.bundles.bundle import AUTO, INFERENCE, Bundle
+from medkit.bundles.contract import SUFFIX, Contract, OutputKind, contract_of
+from medkit.bundles.requirements import explained, version_notes
+from medkit.errors import BundleError, MedkitError, UsageError, listed
 from medkit.inference.choice import bundle_for_case, common_contract
 from medkit.pipe.records import sha256_of
 from medkit.run.outputs import Output
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     from medkit.space import Grid
 
 
+log = logging.getLogger("medkit")
+
+EXTENSION: Mapping[OutputKind, str] = {"labels": ".nii.gz", "image": ".nii.gz", "table": ".tsv"}
+"""Kind of output -> suffix of its file."""
+PROBABILITIES = Output("probabilities", "image", "probseg")
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """How a bundle is run."""
@@ -40,6 +49,8 @@ class RunSettings:
     """`bf16`, `fp16`, `float32`, or `auto`: what is fast on the device."""
     memory: int | None = None
     """Bytes that this process may take in all; None: what is free on the machine."""
+    probabilities: bool = False
+    """Whether a segmentation also returns the probabilities that its labels are made of."""
 
 
 def bundle_task(
@@ -53,13 +64,18 @@ def bundle_task(
     case.
     """
     contract = common_contract(name, bundles)
+    if settings.probabilities and contract.kind != "labels":
+        raise UsageError(f"--probabilities: bundle {bundles[0].name} returns no labels that are made of probabilities")
+    for bundle in bundles:
+        for note in version_notes(bundle) if bundle.distribution is None else ():
+            log.warning("bundle %s: %s", bundle.name, note)
     one = len(bundles) == 1
     load = functools.partial(load_stages, bundle=bundles[0]) if one else functools.partial(load_choice, bundles=bundles)
     return Task(
         name=name,
-        outputs=_outputs(contract),
+        outputs=_outputs(contract, settings.probabilities),
         setup=functools.partial(load, settings=settings, runner=runner),
-        arguments={"set": dict(settings.overrides), "precision": settings.precision},
+        arguments={"set": dict(settings.overrides), "precision": settings.precision, **_further(bundles, settings)},
         role=contract.keys[0],
         accepts=contract.accepts,
         memory=functools.partial(memory_needed, bundles[0], max(len(contract.classes), 1)),
@@ -67,6 +83,12 @@ def bundle_task(
         devices=("cpu", "cuda"),
         staged=True,
     )
+
+
+def _further(bundles: Sequence[Bundle], settings: RunSettings) -> dict[str, Any]:
+    """Return the arguments for sidecars that are not the usual ones."""
+    configs = {"config": list(bundles[0].configs)} if bundles[0].configs != (INFERENCE,) else {}
+    return configs | ({"probabilities": True} if settings.probabilities else {})
 
 
 def bundle_identity(bundle: Bundle) -> dict[str, Any]:
@@ -87,12 +109,11 @@ def memory_needed(bundle: Bundle, channels: int, grid: Grid) -> int:
     return rough_estimate(channels, weights, math.prod(grid.shape))
 
 
-def _outputs(contract: Contract) -> tuple[Output, ...]:
+def _outputs(contract: Contract, probabilities: bool) -> tuple[Output, ...]:
     first, *others = contract.results
-    extension = ".tsv" if contract.kind == "table" else ".nii.gz"
-    main = Output(role_of(contract, first), contract.kind, SUFFIX[contract.kind], extension)
-    more = (Output(key, contract.kind, "".join(c for c in key if c.isalnum()), extension) for key in others)
-    return (main, *more)
+    main = Output(role_of(contract, first), contract.kind, SUFFIX[contract.kind], EXTENSION[contract.kind])
+    more = [Output(key, contract.kinds[key], contract.suffixes[key], EXTENSION[contract.kinds[key]]) for key in others]
+    return (main, *more, *([PROBABILITIES] if probabilities else []))
 
 
 def role_of(contract: Contract, key: str) -> str:
@@ -116,9 +137,13 @@ def open_bundle(
     from medkit.machine.precision import choose_device, choose_precision
 
     device = choose_device(runtime.device)
-    parts = InferenceConfig(bundle, device, settings.overrides).open()
+    config = InferenceConfig(bundle, device, settings.overrides)
+    if reason := config.own_evaluator():
+        raise BundleError(f"{config.path}: {reason}, which decides how the network is called; medkit cannot run it")
     precision = choose_precision(settings.precision, device)
-    return (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
+    loaded = (runner or BundleRunner)(bundle, config.open(), device, precision, settings.memory)
+    loaded.postprocessing.keeps_probabilities = settings.probabilities
+    return loaded
 
 
 def load_choice(
@@ -175,18 +200,22 @@ class BundleRunner:
         planes = self.contract.planar and not isinstance(parts.inferer, SliceInferer)
         if not isinstance(parts.network, torch.jit.ScriptModule):
             lay_channels_last(parts.network)
-        self.preprocessing = Preprocessing(parts.preprocessing, self.contract, bundle.name, planes=planes)
+        self.preprocessing = Preprocessing(
+            parts.preprocessing, self.contract, bundle.name, planes=planes, task=bundle.task
+        )
+        if left_out := [key for key in parts.saved if key not in (*self.contract.results, *self.contract.keys)]:
+            log.warning("bundle %s: also saves %s, which medkit does not write", bundle.name, listed(left_out))
         self.postprocessing = Postprocessing(parts.postprocessing, self.contract)
         self.network = Network(parts.network, parts.inferer, self.postprocessing, device, precision, limit)
 
     def prepare(self, case: Case) -> Prepared:
         """Read a case and run the bundle's preprocessing on it. Raises InputError and BundleError."""
-        with self.errors_named("preprocessing"):
+        with self.errors_named("preprocessing", None):
             return self.preprocessing(case)
 
     def compute(self, case: Case, prepared: Prepared) -> Prepared:
         """Run the network and add its answer to the item under `pred`. Raises BundleError and MemoryError."""
-        with self.errors_named("network"):
+        with self.errors_named("network", tuple(prepared.item["image"].shape)):
             return self.network(prepared)
 
     def finish(self, case: Case, computed: Prepared) -> Result:
@@ -198,8 +227,12 @@ class BundleRunner:
         for key in self.contract.results:
             if key not in item:
                 raise BundleError(f"bundle {self.bundle.name}: returned no {key}, only {', '.join(map(str, item))}")
-            outputs[role_of(self.contract, key)], found = self._output(item[key], computed.grid)
+            kind = self.contract.kinds.get(key, self.contract.kind)
+            outputs[role_of(self.contract, key)], found = self._output(item[key], computed.grid, kind)
             metrics = found | metrics  # of several label maps the first one is the main output
+        if self.postprocessing.keeps_probabilities:
+            with self.errors_named("probabilities"):
+                outputs[PROBABILITIES.role] = self._probabilities(computed)
         return Result(
             outputs,
             metrics=metrics,
@@ -209,9 +242,12 @@ class BundleRunner:
         )
 
     @contextlib.contextmanager
-    def errors_named(self, what: str) -> Iterator[None]:
-        """Turn errors of the bundle's stage `what` into a BundleError that names both, in one line."""
-        from medkit.bundles.config import one_line
+    def errors_named(self, what: str, shape: tuple[int, ...] | None = ()) -> Iterator[None]:
+        """Turn errors of the bundle's stage `what` into a BundleError that names both, in one line.
+
+        `shape`: of the prepared image, (C, I, J, K); None if it could not be prepared, () if that does not matter.
+        """
+        from medkit.inference.hints import hints
         from medkit.machine.memory import ran_out
 
         try:
@@ -219,7 +255,10 @@ class BundleRunner:
         except Exception as error:
             if isinstance(error, MedkitError) or ran_out(error):
                 raise
-            raise BundleError(f"bundle {self.bundle.name}: {what}: {one_line(error)}") from error
+            text = explained(error, self.bundle)
+            planes = self.preprocessing.reader.planar
+            more = "" if shape == () else hints(text, self.contract, shape, task=self.bundle.task, planes=planes)
+            raise BundleError(f"bundle {self.bundle.name}: {what}: {text}{more}") from error
 
     def _classes(self, table: Mapping[str, float]) -> dict[str, Any]:
         """Return the most probable class, or that of each aspect."""
@@ -229,14 +268,19 @@ class BundleRunner:
         best = {aspect: max((names[n] for n in own), key=lambda name: table[name]) for aspect, own in aspects.items()}
         return {"classes": best}
 
-    def _output(self, value: Any, grid: Grid) -> tuple[Writable, dict[str, Any]]:
+    def _probabilities(self, computed: Prepared) -> Writable:
+        from medkit.inference.outputs import to_image
+
+        return to_image(self.postprocessing.probabilities(computed), computed.grid)
+
+    def _output(self, value: Any, grid: Grid, kind: OutputKind) -> tuple[Writable, dict[str, Any]]:
         from medkit.inference.outputs import to_image, to_labels, to_table
         from medkit.inference.volumes import volumes_of
 
-        if self.contract.kind == "table":
+        if kind == "table":
             text, table = to_table(value, self.contract.classes, activated=self.postprocessing.activated)
             return text, {**self._classes(table), "probabilities": table}
-        if self.contract.kind == "image":
+        if kind == "image":
             return to_image(value, grid), {}
         labels = to_labels(value, grid, f"bundle {self.bundle.name}")
         return labels, volumes_of(labels, self._names().get("labels", {}))
@@ -247,7 +291,7 @@ class BundleRunner:
             return {}
         if names := self.bundle.block.get("labels"):
             return {"labels": names}
-        if not self.postprocessing.labels_are_channels:
+        if not (self.postprocessing.labels_are_channels or self.contract.numbers):
             return {}
         return {"labels": {str(n): name for n, name in self.contract.classes.items() if n}}
 

@@ -38,13 +38,13 @@ _KEEP_VALUES = (*_BY_VOXEL, "KeepLargest", "RemoveSmall", "FillHoles", "SqueezeD
 class Preprocessing:
     """The transforms before the network, applied to the images that medkit has read."""
 
-    def __init__(self, compose: Any, contract: Contract, name: str, *, planes: bool) -> None:
+    def __init__(self, compose: Any, contract: Contract, name: str, *, planes: bool, task: str | None = None) -> None:
         from monai.transforms import LoadImaged, MapTransform, Randomizable
 
         from medkit.inference.axis_resampling import patch_monai
 
         patch_monai()
-        self.contract, self.name = contract, name
+        self.contract, self.name, self.task = contract, name, task
         steps = compose.flatten().transforms
         self.reader = ScanReader(planes)
         for loader in loaders_of(compose):
@@ -73,10 +73,11 @@ class Preprocessing:
             )
         image: Any = item.get("image", item.get(self.contract.keys[0]))
         channels = self.contract.channels
-        if len(channels) > 1 and len(image) != len(channels):
+        if self.contract.named_channels and len(channels) > 1 and len(image) != len(channels):
+            own_task = f"; medkit run {self.task} makes them of one image" if self.task else ""
             raise InputError(
                 f"{case.path}: expected {len(channels)} channels ({', '.join(channels)}), got {len(image)}; "
-                f'a record names their files: {{"path": ..., "inputs": {{"{channels[1]}": ...}}}}'
+                f'a record names their files: {{"path": ..., "inputs": {{"{channels[1]}": ...}}}}{own_task}'
             )
         for value in item.values():
             _forget_ids(getattr(value, "applied_operations", ()))
@@ -97,10 +98,10 @@ class Postprocessing:
         from monai.transforms import MapTransform
 
         self.contract = contract
+        self.keeps_probabilities = False
+        """Whether `probabilities` is asked for as well, so that the network's channels have to be kept."""
         if contract.kind == "table":  # a bare class would hide how sure the network is
             steps = [s for s in steps if not _named(s, "AsDiscrete")]
-        if contract.kind == "labels":
-            steps = _labels_by_nearest(steps)
         self.steps = tuple(map(_quick, steps))
         _allow_missing(s for s in self.steps if isinstance(s, MapTransform))  # only training data has a label
         self.activated = bool(contract.aspects) or any(_named(s, "Activations") for s in self.steps)
@@ -116,7 +117,9 @@ class Postprocessing:
         """Whether all channels of an answer are resampled back to the scan, instead of the labels made from them."""
         names = [type(s).__name__ for s in self.steps]
         back = next((n for n, name in enumerate(names) if name.startswith("Invert")), None)
-        return back is not None and not any(name.startswith("AsDiscrete") for name in names[:back])
+        if back is None or self.keeps_probabilities:
+            return back is not None
+        return not any(name.startswith("AsDiscrete") for name in names[:back])
 
     @property
     def picks_largest(self) -> bool:
@@ -136,7 +139,7 @@ class Postprocessing:
     def voxelwise(self) -> tuple[Any, ...] | None:
         """The steps that turn the network's values of a voxel into its label; None if they look at other voxels."""
         index = next((n for n, s in enumerate(self.steps) if _named(s, "AsDiscrete")), None)
-        if index is None:
+        if index is None or self.keeps_probabilities:
             return None
         before = [s for s in self.steps[:index] if not _named(s, "Invert")]
         return (*before, self.steps[index]) if all(_named(s, *_BY_VOXEL) for s in before) else None
@@ -144,10 +147,38 @@ class Postprocessing:
     def __call__(self, prepared: Prepared) -> dict[str, Any]:
         """Return the item after all steps, or after the remaining steps if it is already labelled."""
         if not prepared.labelled:
-            return dict(_through(self.steps, dict(prepared.item)))
+            item: Any = dict(prepared.item)
+            for step in self.steps:
+                item = _through([_keeping_labels(step, item, self.contract)], item)
+            return dict(item)
         done = {id(s) for s in self.voxelwise or ()}
         left = [_nearest(s) for s in self.steps if id(s) not in done]
         return dict(_through(left, dict(prepared.item)))
+
+    def probabilities(self, prepared: Prepared) -> Any:
+        """Return what the largest channel, or a threshold, is taken of: (C, I, J, K) on the scan's grid or an own one.
+
+        Raises BundleError if the steps make labels in another way.
+        """
+        index = next((n for n, s in enumerate(self.steps) if _named(s, "AsDiscrete") and "pred" in s.keys), None)
+        item = dict(_through(self.steps[:index], dict(prepared.item)))
+        value = item["pred"]
+        if len(value) == 1 and _whole(value) and float(value.max()) > 1:
+            raise BundleError("its postprocessing makes labels without AsDiscreted: there are no probabilities")
+        largest = len(value) > 1 and (index is None or _takes_largest(self.steps[index]))
+        item["pred"] = _as_probabilities(value, largest)
+        if index is None:
+            return item["pred"]
+        back = [_resampling_by(s, nearest=False) for s in self.steps[index + 1 :] if _named(s, "Invert")]
+        return _through(back, item)["pred"]
+
+
+def _as_probabilities(value: Any, largest: bool) -> Any:
+    """Return probabilities for channels, (C, I, J, K), that may be logits; `largest`: classes exclude each other."""
+    low, high = float(value.min()), float(value.max())
+    if largest:
+        return value if low >= 0 and abs(value.sum(0) - 1).max() < 0.05 else value.softmax(0)
+    return value if low >= 0 and high <= 1 else value.sigmoid()
 
 
 def _quick(step: Any) -> Any:
@@ -169,18 +200,35 @@ def _quick(step: Any) -> Any:
     return step
 
 
-def _labels_by_nearest(steps: Sequence[Any]) -> list[Any]:
-    """Return steps that do not blend numbers of labels on their way back to the scan, whatever the bundle asks for."""
-    first = next((n for n, step in enumerate(steps) if _named(step, "AsDiscrete") and _takes_largest(step)), len(steps))
-    return [_nearest(step) if n > first else step for n, step in enumerate(steps)]
+def _keeping_labels(step: Any, item: Mapping[str, Any], contract: Contract) -> Any:
+    """Return a step that does not blend the numbers of several labels on their way back, whatever the bundle asks for.
+
+    A single label is left to the bundle: what is half of it is rounded.
+    """
+    if not _named(step, "Invert"):
+        return step
+    kinds = {contract.results[0]: contract.kind, **contract.kinds}
+    nearest = [bool(flag) for flag in step.nearest_interp]
+    for n, key in enumerate(step.keys):
+        if kinds.get(key) == "labels" and key in item and _whole(value := item[key]) and float(value.max()) > 1:
+            nearest[n] = True
+    return _resampling_by(step, nearest=nearest)
+
+
+def _whole(value: Any) -> bool:
+    """Return whether all values are whole numbers; a part of them is looked at first."""
+    return all(bool((part == part.round()).all()) for part in (value[..., ::16], value)) if len(value) == 1 else False
 
 
 def _nearest(step: Any) -> Any:
     """Return a step; one that inverts resamples labels then, by nearest neighbour."""
-    if not _named(step, "Invert"):
-        return step
+    return _resampling_by(step, nearest=True) if _named(step, "Invert") else step
+
+
+def _resampling_by(step: Any, *, nearest: bool | Sequence[bool]) -> Any:
+    """Return an `Invertd` that resamples its keys, all or each, by nearest neighbour or as on the way forward."""
     step = copy.copy(step)
-    step.nearest_interp = [True] * len(step.keys)
+    step.nearest_interp = [nearest] * len(step.keys) if isinstance(nearest, bool) else list(nearest)
     return step
 
 

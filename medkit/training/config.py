@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medkit.bundles.config import BundleConfig
+from medkit.bundles.parsed import BundleConfig
 from medkit.errors import BundleError, InputError, UsageError
 from medkit.training.data import DataList, check_files, find_items, find_unpaired
 from medkit.training.parts.handlers import Progress

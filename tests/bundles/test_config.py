@@ -12,7 +12,8 @@ from strangers import change_json, write_sound
 
 from medkit.bundles import config
 from medkit.bundles.bundle import Bundle
-from medkit.bundles.config import BundleConfig, build_without_monai, class_name, put_code_first, read_config, walk
+from medkit.bundles.config import build_without_monai, class_name, put_code_first, read_config, walk
+from medkit.bundles.parsed import BundleConfig
 from medkit.errors import BundleError, UsageError
 
 pytestmark = pytest.mark.usefixtures("own_modules")

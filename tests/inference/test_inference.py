@@ -16,7 +16,7 @@ import torch
 import zoo
 
 from medkit.bundles.bundle import Bundle
-from medkit.bundles.config import _search_snapshot
+from medkit.bundles.parsed import _search_snapshot
 from medkit.images.phantom import make_image
 from medkit.inference.axis_resampling import along_axes
 from medkit.inference.memory import footprint

@@ -13,7 +13,8 @@ from typing import Any
 from medkit.bundles.bundle import WEIGHTS
 from medkit.bundles.checks.comparison import FINER, GRID, difference
 from medkit.bundles.checks.subject import CheckedBundle, Skipped
-from medkit.bundles.config import BundleConfig, one_line, walk
+from medkit.bundles.config import one_line, walk
+from medkit.bundles.parsed import BundleConfig
 
 MATCHES = 1e-3
 """Largest difference between two affines (mm) that count as equal."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import WEIGHTS, Bundle
-from medkit.bundles.config import raw_parser
+from medkit.bundles.parsed import raw_parser
 
 if TYPE_CHECKING:
     import torch

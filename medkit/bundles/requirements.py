@@ -1,0 +1,99 @@
+"""The packages and versions that a bundle's metadata ask for, and errors that come from other ones, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from medkit.bundles.bundle import Bundle
+from medkit.bundles.config import one_line
+from medkit.errors import BundleError, listed
+
+_CORE = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
+"""Key of the metadata -> the package whose version it holds."""
+_OF_OTHER_VERSIONS = re.compile(
+    r"unexpected keyword|positional argument|has no attribute|cannot import name|Cannot locate|not found in module"
+)
+"""In errors that usually mean that a package has another version than the author's."""
+
+
+def asked_for(metadata: Mapping[str, Any], *, optional: bool = True) -> dict[str, str]:
+    """Return package -> version as a bundle's metadata state them; with `optional` those too that it may do without."""
+    found = {name: metadata[key] for key, name in _CORE.items() if isinstance(metadata.get(key), str)}
+    for key in ("required_packages_version", *(["optional_packages_version"] if optional else [])):
+        if isinstance(stated := metadata.get(key), Mapping):
+            found |= stated
+    return {str(name): str(text) for name, text in found.items()}
+
+
+def missing_packages(metadata: Mapping[str, Any], *, optional: bool = True) -> list[str]:
+    """Return the packages of the metadata that are not installed."""
+    return [name for name in asked_for(metadata, optional=optional) if _installed(name) is None]
+
+
+def other_versions(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the packages that are installed in another version, by its first two numbers, in words."""
+    stated = asked_for(metadata, optional=False).items()
+    found = [(name, text, there) for name, text in stated if (there := _installed(name)) is not None]
+    return [f"{name} {text} (here: {there})" for name, text, there in found if _release(text) != _release(there)]
+
+
+def version_notes(bundle: Bundle) -> list[str]:
+    """Return a sentence about packages that a bundle needs and that are missing, and one about other versions."""
+    try:
+        metadata = bundle.metadata
+    except BundleError:
+        return []
+    notes = []
+    if missing := missing_packages(metadata, optional=False):
+        notes.append(f"its metadata ask for {listed(missing)}, which {_are(missing)} not installed")
+    if others := other_versions(metadata):
+        notes.append(f"was made with {listed(others)}")
+    return notes
+
+
+def explained(error: BaseException, bundle: Bundle) -> str:
+    """Return an error of a bundle's code in one line, with the packages or versions that it may come from."""
+    text = one_line(error)
+    try:
+        metadata = bundle.metadata
+    except BundleError:
+        return text
+    if missing := re.match(r"needs the Python package (\w+)", text):
+        return _missing_module(missing[1], bundle.root, metadata)
+    if _OF_OTHER_VERSIONS.search(text) and (others := other_versions(metadata)):
+        return f"{text}; it was made with {listed(others)}"
+    return text
+
+
+def _missing_module(module: str, root: Path, metadata: Mapping[str, Any]) -> str:
+    own = next((path.relative_to(root) for path in sorted(root.rglob(f"{module}.py"))), None)
+    if own is not None:
+        return (
+            f"its code imports {module}, which is {own.as_posix()} of the bundle: expected the import of "
+            f"{'.'.join(own.with_suffix('').parts)}; PYTHONPATH={own.parent} would let MONAI find it"
+        )
+    more = [name for name in missing_packages(metadata) if name.replace("-", "_").lower() != module.lower()]
+    names = [module, *more]
+    if not more:
+        return f"needs the Python package {module}, which is not installed"
+    return f"needs the Python package {module}, which is not installed; its metadata ask for all of {listed(names)}"
+
+
+def _are(names: list[str]) -> str:
+    return "are" if len(names) > 1 else "is"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except (PackageNotFoundError, ValueError):
+        return None
+
+
+def _release(text: str) -> tuple[str, ...]:
+    """Return the first two numbers of a version; of a version without numbers, nothing."""
+    return tuple(re.findall(r"\d+", text.partition("+")[0])[:2])
