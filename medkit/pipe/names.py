@@ -78,8 +78,6 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(stem(path) + ".json")
 
 
-def is_bids(path: Path) -> bool:
-    """Return whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
 def shard_file(path: Path, shard: tuple[int, int]) -> Path:
     """Return the name that one of N shards uses in place of a file which all of them would write.
 
@@ -91,6 +89,8 @@ def shard_file(path: Path, shard: tuple[int, int]) -> Path:
     return path.with_name(f"{path.stem}.{k}-of-{n}{path.suffix}" if is_table else f"{path.name}.{k}-of-{n}")
 
 
+def is_bids(path: Path) -> bool:
+    """Return whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
     *entities, suffix = stem(path).split("_")
     return (
         bool(entities) and entities[0].startswith("sub-") and suffix.isalnum() and all(map(_ENTITY.fullmatch, entities))

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,12 +35,13 @@ _REPLACED = ".replaced.json"
 class Claim:
     """The exclusive right to write one case's files, and the folder they are made in.
 
-    Use it as a context manager; entering undoes what a killed run left half done under this name. Raises OutputError
-    if another process holds the name.
+    Use it as a context manager; entering undoes what a killed run left half done under this name. While another process
+    holds the name, `pause` is called between two looks at it; without `pause`, that is an OutputError.
     """
 
-    def __init__(self, targets: Targets) -> None:
+    def __init__(self, targets: Targets, pause: Callable[[], None] | None = None) -> None:
         self.targets = targets
+        self._pause = pause
         main = targets.main
         self.part = main.with_name(f".{main.name}.{socket.gethostname()}.{os.getpid()}.part")
         """The hidden folder where the files are made."""
@@ -92,7 +94,10 @@ class Claim:
                 lock(descriptor, wait=False)
             except BlockingIOError:
                 os.close(descriptor)
-                raise OutputError(f"{self.targets.main}: another process is writing it") from None
+                if self._pause is None:
+                    raise OutputError(f"{self.targets.main}: another process is writing it") from None
+                self._pause()
+                continue
             except OSError:
                 is_locked = False
             with contextlib.suppress(FileNotFoundError):
@@ -138,9 +143,9 @@ class Unclaimed:
         """Do nothing: there are no files."""
 
 
-def claim_of(targets: Targets) -> Claim | Unclaimed:
-    """Return the claim that a case needs."""
-    return Claim(targets) if targets.table is None else Unclaimed()
+def claim_of(targets: Targets, pause: Callable[[], None] | None = None) -> Claim | Unclaimed:
+    """Return the claim that a case needs; `pause`: see `Claim`."""
+    return Claim(targets, pause) if targets.table is None else Unclaimed()
 
 
 def remove_leftovers(targets: Targets) -> None:

@@ -97,7 +97,8 @@ class TaskRun:
             with self.stop.working():
                 yield from in_children(items, self.task, self.options, lambda: self.stop.received)
         else:
-            yield from in_this_process(self._while_working(items), self.task, self.options)
+            items = self._while_working(items)
+            yield from in_this_process(items, self.task, self.options, lambda: self.stop.received)
 
     def _while_working(self, items: Iterator[Item]) -> Iterator[Item]:
         """Yield the items; `stop` counts the time on each as work, but not the time waiting for the next line."""
@@ -124,7 +125,11 @@ class TaskRun:
         """Report a case and print its line; return whether anybody wants the next one."""
         if self.table and not (record.failed or record.medkit.get("skipped")):
             record = self._added(self.table, record)
-        self.report.add(record, reported_before=id(record) in self.planner.arrivals.passed_on)
+        earlier = id(record) in self.planner.arrivals.passed_on
+        self.report.add(record, reported_before=earlier)
         if self.table is None or self.options.json:
             self.emitter.emit(record)
+        if record.medkit.get("no_room") and not earlier:  # the others would be computed for nothing
+            log.error("%s: nothing more can be written there: the run ends", self.task.name)
+            return False
         return not (self.options.fail_fast and record.failed) and not self.emitter.reader_gone()

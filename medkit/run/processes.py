@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import multiprocessing
 import os
 import queue
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing import resource_tracker, util
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any
 
@@ -20,8 +24,10 @@ from medkit.options import RunOptions
 from medkit.pipe.records import Record
 from medkit.run.failures import failed_record
 from medkit.run.task import CasePlan, Item, Task
-from medkit.run.worker import CaseWorker
+from medkit.run.worker import PAUSE, CaseWorker, pause_until
 
+_PATIENCE = 5.0
+"""Seconds that a child has to drop its case before it is killed."""
 _TICK = 0.2
 """Seconds between two looks at whether to stop."""
 _START_UP = 60.0
@@ -34,9 +40,14 @@ _starting = threading.Lock()
 """Held while a child is started with a changed environment."""
 
 
-def in_this_process(items: Iterable[Item], task: Task, options: RunOptions) -> Iterator[Record]:
-    """Work on the cases one at a time, in this process."""
-    work = CaseWorker(task, options)
+def in_this_process(
+    items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]
+) -> Iterator[Record]:
+    """Work on the cases one at a time, in this process.
+
+    Raises Stopped if `stopped()` is true while a result is waited for that another process makes.
+    """
+    work = CaseWorker(task, options, pause_until(stopped))
     for item in items:
         yield item if isinstance(item, Record) else work(item)
 
@@ -120,7 +131,10 @@ class _Crew:
                 if self._dismissed:  # while the child was starting, so `dismiss` may have missed it
                     child.dismiss()
                     return
-            self._finished.put(child.work(item))
+            answer = child.work(item, self._stopped)
+            if isinstance(answer, Stopped):  # it waited for another process, and began nothing
+                break
+            self._finished.put(answer)
         if child:
             child.close()
 
@@ -163,25 +177,42 @@ class _Child:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._task, self._options = task, options
+        # before multiprocessing waits for its processes at the end of Python: they ignore its SIGTERM
+        util.Finalize(self, _dismiss, args=(self._process,), exitpriority=1)
 
     def alive(self) -> bool:
         """Return whether the process still runs."""
         return self._process.is_alive()
 
-    def work(self, plan: CasePlan) -> Record | BaseException:
-        """Return the record of a case, a failed one if the child died; an exception if the set-up failed."""
-        limit = self._options.timeout_per_case
+    def work(self, plan: CasePlan, stopped: Callable[[], bool] = lambda: False) -> Record | BaseException:
+        """Return the record of a case, a failed one if the child died; an exception if the set-up failed.
+
+        Stopped is returned if `stopped()` became true while the child waited for another process.
+        """
         try:
             self._pipe.send(plan)
-            # the child stops itself at the limit, unless it hangs in native code: then it is killed from here
-            if limit is not None and not self._pipe.poll(_START_UP + 2 * limit):
-                self._process.kill()
-            answer: Record | BaseException = self._pipe.recv()
-            return answer
+            return self._answer(stopped)
         except (EOFError, OSError):
             self._process.join()
             error = OutputError(f"its worker process died ({_end(self._process.exitcode)})")
             return failed_record(plan.record, self._task.name, str(error), error)
+
+    def _answer(self, stopped: Callable[[], bool]) -> Record | BaseException:
+        """Wait for what the child sends in the end; while it waits for another process, it sends None."""
+        limit = self._options.timeout_per_case
+        patience = math.inf if limit is None else _START_UP + 2 * limit
+        told, deadline = False, time.monotonic() + patience
+        while True:
+            if self._pipe.poll(_TICK):
+                answer: Record | BaseException | None = self._pipe.recv()
+                if answer is not None:
+                    return answer
+                deadline = time.monotonic() + patience
+            elif time.monotonic() > deadline:
+                self._process.kill()  # it stops itself at the limit, unless it hangs in native code
+            if stopped() and not told:
+                self._pipe.send(None)  # the end of its wait, or of its work after this case
+                told = True
 
     def close(self) -> None:
         """Let the child end, since no case is left."""
@@ -190,11 +221,15 @@ class _Child:
 
     def dismiss(self) -> None:
         """Make the child drop its case, clean up and end."""
-        if self._process.is_alive() and self._process.pid:
-            with contextlib.suppress(ProcessLookupError):  # it may end by itself in the meantime
-                os.kill(self._process.pid, signal.SIGUSR2)
-            self._process.join(5)
-            self._process.kill()
+        _dismiss(self._process)
+
+
+def _dismiss(process: SpawnProcess) -> None:
+    if process.is_alive() and process.pid:
+        with contextlib.suppress(ProcessLookupError):  # it may end by itself in the meantime
+            os.kill(process.pid, signal.SIGUSR2)
+        process.join(_PATIENCE)
+        process.kill()
 
 
 @contextlib.contextmanager
@@ -233,16 +268,36 @@ def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions, saf
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, _drop_the_case)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
-    work = CaseWorker(task, options)
-    with contextlib.suppress(EOFError, Stopped):
-        while True:
-            plan = pipe.recv()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work = CaseWorker(task, options, functools.partial(_pause, pipe))
+    with contextlib.suppress(EOFError, OSError, Stopped):
+        while (plan := pipe.recv()) is not None:
             try:
                 pipe.send(work(plan))
+            except Stopped as stopped:
+                pipe.send(stopped)
+                return
             except MedkitError as error:
                 pipe.send(error)
             except Exception as error:
                 pipe.send(MedkitError(f"{type(error).__name__}: {error}"))
+
+
+def _pause(pipe: Connection[Any, Any]) -> None:
+    """Tell the parent that another process is waited for; raise Stopped once the parent wants no more."""
+    pipe.send(None)
+    if pipe.poll(PAUSE):
+        raise Stopped("a signal")
+
+
+def _end_with_parent() -> None:
+    """End this process soon after its parent, however that ends: nobody takes the result of its case any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a child has a parent"
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGUSR2)
+    time.sleep(_PATIENCE)
+    os._exit(1)  # it hangs in native code
 
 
 def _drop_the_case(number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ from medkit.options import RunOptions
 from medkit.pipe.records import Record
 from medkit.run.claims import claim_of
 from medkit.run.task import CasePlan, Item, Result, Stages, Task
-from medkit.run.worker import CaseInWork, CaseWorker
+from medkit.run.worker import CaseInWork, CaseWorker, pause_until
 
 log = logging.getLogger("medkit")
 
@@ -57,7 +57,7 @@ def run_staged(
     raises is raised here. After a signal the case that is computed is finished, and those before it. Returns whether a
     signal left cases undone.
     """
-    staged = _StagedRun(items, CaseWorker(task, options), finished, stopped)
+    staged = _StagedRun(items, CaseWorker(task, options, pause_until(stopped)), finished, stopped)
     try:
         return staged.work()
     finally:
@@ -263,11 +263,14 @@ class _StagedRun:
             self._ready.wait()
         if self._stages is None:  # the set-up has failed, or was interrupted
             return None
-        job = _Job(self._worker.start(plan, claim_of(plan.targets), fingerprint))
+        job = _Job(self._worker.start(plan, claim_of(plan.targets, self._worker.pause), fingerprint))
         try:
             with job.timed():
                 job.held.enter_context(job.work.claim)
                 self._jobs[id(job)] = job
+                if done := self._worker.made_meanwhile(plan, fingerprint):
+                    self._release(job)
+                    return done
                 self._worker.check(plan, fingerprint)
                 job.value = self._stages.prepare(job.work.case)
         except (Exception, SystemExit) as error:

@@ -142,7 +142,7 @@ class ResultTable:
             "warnings": [rows[0][LOOK]] if look else [],
             "metrics": {"rows": rows},
         }
-        return Record(self.path, "table", sources=(plan.record.path,), medkit=block)
+        return Record(self.path, "table", sources=(plan.record.path,), medkit=block, extra=plan.extra)
 
     def add(self, record: Record) -> None:
         """Append the rows of a finished case; outdated rows of an earlier run are removed."""

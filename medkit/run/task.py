@@ -174,6 +174,12 @@ class CasePlan:
     members: tuple[Record, ...] = ()
     """All records of the case, for tasks that take several lines as one."""
 
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """The keys that medkit does not know, to be passed on; of several records, those in which all agree."""
+        others = [member.extra for member in self.members]
+        return {k: v for k, v in self.record.extra.items() if all(k in o and o[k] == v for o in others)}
+
 
 Item = CasePlan | Record
 """A case to work on, or the record of one that is already decided, such as an earlier failure that is passed on."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from medkit.errors import CaseTimeout, MedkitError
+from medkit.errors import CaseTimeout, MedkitError, Stopped
 from medkit.machine.allocator import keep_freed_memory
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
@@ -29,6 +29,9 @@ from medkit.run.task import Case, Runtime
 if TYPE_CHECKING:
     from medkit.run.task import CasePlan, Result, Task
 
+PAUSE = 0.5
+"""Seconds between two looks at a name that another process holds."""
+
 
 @dataclass(frozen=True)
 class CaseInWork:
@@ -43,9 +46,11 @@ class CaseInWork:
 class CaseWorker:
     """Works on cases, one at a time, in one process; sets up the task before the first case that needs it."""
 
-    def __init__(self, task: Task, options: RunOptions) -> None:
+    def __init__(self, task: Task, options: RunOptions, pause: Callable[[], None] | None = None) -> None:
         self.task = task
         self.options = options
+        self.pause = pause if options.skip_existing else None
+        """Called while another process makes the result of a case, which is waited for under `--skip-existing`."""
         if task.uses_torch:
             keep_freed_memory()  # here, since `limit_torch` comes after the threads that read and write were started
         self._process: Callable[[Case], Result] | None = None
@@ -61,7 +66,9 @@ class CaseWorker:
         process = self.set_up()
         start = time.perf_counter()
         try:
-            with claim_of(plan.targets) as claim:
+            with claim_of(plan.targets, self.pause) as claim:
+                if done := self.made_meanwhile(plan, fingerprint):
+                    return done
                 self.check(plan, fingerprint)
                 work = self.start(plan, claim, fingerprint)
                 with time_limit(self.options.timeout_per_case):
@@ -81,6 +88,10 @@ class CaseWorker:
         except (MedkitError, OSError) as error:
             return self.failed(plan, error)
         return fingerprint
+
+    def made_meanwhile(self, plan: CasePlan, fingerprint: ResultFingerprint) -> Record | None:
+        """Return the record of a result that another process made before this one got the case's names."""
+        return self._existing(plan, fingerprint) if os.path.lexists(plan.targets.sidecar) else None
 
     def foreseen(self, plan: CasePlan) -> Record | None:
         """Return the record of a case that will be kept or will fail, if that is certain before any work on it."""
@@ -157,7 +168,7 @@ class CaseWorker:
             and fingerprint.equals(record)
             and is_whole(record, plan.targets)
         ):
-            return replace(record, medkit=dict(record.medkit) | {"skipped": True})
+            return replace(record, medkit=dict(record.medkit) | {"skipped": True}, extra=plan.extra)
         return None
 
     def write(self, work: CaseInWork, result: Result) -> None:
@@ -216,8 +227,20 @@ class CaseWorker:
             spatial_reference=result.spatial_reference or work.case.path,
             description=result.description or f"Result of medkit run {self.task.name}",
             generated_by=self.options.programs,
+            extra=plan.extra,
             medkit=block | {name: value for name, value in result.details.items() if name not in block},
         )
+
+
+def pause_until(stopped: Callable[[], bool]) -> Callable[[], None]:
+    """Return a function that sleeps a moment, and raises Stopped once `stopped()` is true."""
+
+    def pause() -> None:
+        if stopped():
+            raise Stopped("a signal")
+        time.sleep(PAUSE)
+
+    return pause
 
 
 def peak_memory_mb() -> int:

@@ -5,6 +5,7 @@ Its tasks need no torch and hardly any time; most copy bytes, so that a test of 
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -189,7 +190,7 @@ def _wait(case: Case, marks: Path) -> Result:
 @click.option("--noise", is_flag=True, help="Write to stdout in every way there is.")
 @task_options
 def fragile(options: RunOptions, noise: bool) -> None:
-    """Copy a file; for names that start with fail, exit, die, hang or nothing do that instead.
+    """Copy a file; for names that start with fail, exit, die, hang, full or nothing do that instead.
 
     Results of names that start with doubt need a look.
     """
@@ -211,6 +212,8 @@ def _fragile(case: Case, noise: bool) -> Result:
         os.kill(os.getpid(), signal.SIGKILL)
     if name.startswith("hang"):
         time.sleep(60)
+    if name.startswith("full"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if name.startswith("nothing"):
         return Result({})
     return Result({"image": Copy(case.path)}, metrics={"pid": os.getpid()}, warnings=_doubts(case))

@@ -92,19 +92,20 @@ def test_nothing_arrived_is_noticed_whatever_else_is_asked(toy: Run, more: list[
     assert "no input arrived" in done.err
 
 
-def test_an_empty_shard_is_no_failure(toy: Run, blob: Make) -> None:
-    assert toy("run", "pair", blob("a.nii.gz"), "--shard", "2/2").code == 0
+def test_an_empty_shard_is_no_failure(toy: Run, blob: Make, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{blob('a.nii.gz')}\n")
+    assert toy("run", "pair", "--list", tmp_path / "list", "--shard", "2/2").code == 0
 
 
 def test_shards_cover_all_and_share_none(toy: Run, blob: Make, tmp_path: Path) -> None:
     inputs = [blob(f"{n:02}.nii.gz") for n in range(7)]
     parts = [toy("run", "pair", *inputs, "-o", tmp_path / "o", "--shard", f"{k}/3").paths for k in (1, 2, 3)]
-    assert [len(p) for p in parts] == [3, 2, 2]
+    assert len([p for part in parts for p in part]) == 7
     assert len({p for part in parts for p in part}) == 7
 
 
 def test_shard_auto_takes_the_rank_of_the_array(toy: Run, blob: Make) -> None:
-    inputs = [blob(f"{n}.nii.gz") for n in "abcd"]
+    inputs = ["--list", blob("list", "".join(f"{blob(f'{n}.nii.gz')}\n" for n in "abcd"))]
     rank = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "1"}
     done = toy("run", "pair", *inputs, "--shard", "auto", env=rank | {"SLURM_ARRAY_TASK_COUNT": "2"})
     assert [p.name for p in done.paths] == ["a_copy.nii.gz", "c_copy.nii.gz"]
@@ -240,3 +241,19 @@ def test_progress_goes_to_stderr_and_can_be_turned_off(toy: Run, blob: Make) -> 
         assert toy("run", "pair", blob("a.nii.gz"), "--overwrite", *more).err == ""
     for variable in ("MEDKIT_NO_PROGRESS", "MEDKIT_QUIET"):
         assert toy("run", "pair", blob("a.nii.gz"), "--overwrite", env={variable: "1"}).err == ""
+
+
+def test_keys_of_others_travel_with_a_case(toy: Run, scan: Make, tmp_path: Path) -> None:
+    """Done, kept and failed ones; a result's sidecar has them, so plain paths lose nothing."""
+    line = json.dumps({"path": str(scan("a.nii.gz")), "my_id": 17}) + "\n"
+    again = json.dumps({"path": str(tmp_path / "a.nii.gz"), "my_id": 18}) + "\n"
+    assert toy("run", "double", "--json", input=line).records[0]["my_id"] == 17
+    assert toy("run", "double", "--json", "--skip-existing", input=again).records[0]["my_id"] == 18
+    assert toy("run", "double", "--json", input=again).records[0]["my_id"] == 18
+    assert toy("run", "halves", "--json", input=f"{tmp_path / 'a_double.nii.gz'}\n").records[0]["my_id"] == 17
+
+
+def test_a_group_passes_on_the_keys_in_which_all_agree(toy: Run, scan: Make, tmp_path: Path) -> None:
+    records = [{"path": str(scan(f"{n}.nii.gz", seed=i)), "site": "x", "n": n} for i, n in enumerate("ab")]
+    done = toy("run", "merge", "--json", input="".join(json.dumps(r) + "\n" for r in records))
+    assert (done.records[0]["site"], done.records[0].get("n")) == ("x", None)

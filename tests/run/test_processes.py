@@ -194,7 +194,42 @@ def test_a_killed_parent_takes_its_children_with_it(start: Start, blob: Make, tm
     process = start("run", "wait", "--marks", tmp_path, *[blob(f"{n}.nii.gz") for n in "abc"], "--workers", 2)
     wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2)
     started = working(process.pid)
-    os.kill(process.pid, signal.SIGKILL)
-    (tmp_path / "go").touch()
+    os.kill(process.pid, signal.SIGKILL)  # while they compute: their cases are dropped
     wait_for(lambda: not any(Path(f"/proc/{c}").exists() for c in started))
     assert len(list(tmp_path.glob("*.started"))) == 2
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("end", ["", "import os; os.kill(os.getpid(), 9)"])
+def test_no_child_outlives_or_holds_up_a_program_that_ends(
+    shell_environment: dict[str, str], blob: Make, tmp_path: Path, end: str
+) -> None:
+    """A child at work ignores SIGTERM, which multiprocessing sends to its processes before it waits for them."""
+    blob("a.nii.gz")
+    (tmp_path / "program.py").write_text(f"""
+import functools, threading, time
+from pathlib import Path
+import toy
+from medkit.options import RunOptions
+from medkit.pipe.records import record_of
+from medkit.run.outputs import Output, Targets
+from medkit.run.processes import _Child
+from medkit.run.task import CasePlan, Task
+
+if __name__ == "__main__":
+    folder = Path({str(tmp_path)!r})
+    work = functools.partial(toy._wait, marks=folder)
+    task = Task("wait", [Output("image", "image", "waited")], process=work, uses_torch=False)
+    image, made = folder / "a.nii.gz", folder / "x.nii.gz"
+    plan = CasePlan(record_of(image), {{"image": image}}, Targets({{"image": made}}))
+    child = _Child(task, RunOptions())
+    threading.Thread(target=child.work, args=(plan,), daemon=True).start()
+    while not (folder / "a.started").exists():
+        time.sleep(0.05)
+    {end}
+""")
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=shell_environment, timeout=30)
+    assert done.returncode == (-9 if end else 0)
+    worker = int((tmp_path / "a.started").read_text())
+    wait_for(lambda: not Path(f"/proc/{worker}").exists(), 8)
+    assert leftovers(tmp_path) == []
