@@ -12,12 +12,13 @@ import numpy as np
 
 from medkit.errors import InputError
 from medkit.evaluation.matching import FilesOfCases
+from medkit.images.label_values import is_whole, looks_like_labels
 from medkit.pipe.records import absolute
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Task
 from medkit.space import Grid
 from medkit.transform_tasks.checks import check_ends
-from medkit.transform_tasks.label_images import is_whole, looks_like_labels, stated_kind
+from medkit.transform_tasks.label_images import stated_kind
 from medkit.transforms.files import read_transform
 from medkit.transforms.points import POINT_SUFFIXES, Points, read_points, write_points
 from medkit.transforms.transform import Transform, compose
