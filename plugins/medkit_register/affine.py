@@ -39,6 +39,8 @@ SEARCHES = 4
 """Searches for a start at most."""
 LOW_OVERLAP = 0.5
 """Share of the object inside the other scan below which a warning is due."""
+UNFINISHED = "the registration had not converged"
+"""How a warning begins of a registration whose steps ran out."""
 MARGIN = 0.15
 """Margin around the object while a start is searched, as a share of the object's radius."""
 FINALISTS = 4
@@ -103,6 +105,10 @@ class AffineResult:
     """Plain sentences."""
     intensity_correlation: float | None = None
     """Correlation of the intensities inside both objects; None if the user chose the metric."""
+    information: float | None = None
+    """Nats that the scans have in common, see `verdict`; None where nobody asked."""
+    start: str | None = None
+    """The start that was taken in place of the one asked for, see `verdict`."""
 
 
 def register_affine(
@@ -274,7 +280,7 @@ class AffineRun:
     def check(self, best: Optimum) -> None:
         """Add warnings about a result that may be wrong."""
         if not best.converged:
-            self.warnings.append(f"the registration had not converged after {best.steps} steps at the finest level")
+            self.warnings.append(f"{UNFINISHED} after {best.steps} steps at the finest level")
         if best.overlap < LOW_OVERLAP:
             self.warnings.append(f"only {100 * best.overlap:.0f} % of the object lies inside the other scan")
 

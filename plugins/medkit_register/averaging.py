@@ -21,7 +21,7 @@ from medkit.inference import choose_device
 from medkit.space import Grid, apply_affine
 from medkit.task import Case, Result, Runtime, numbered
 from medkit.transforms import Transform, resample, write_transform
-from medkit_register.affine import AffineSettings, register_affine
+from medkit_register.affine import AffineSettings
 from medkit_register.choices import TemplateChoices
 from medkit_register.deformable import Warp, register_deformable
 from medkit_register.fields import backward_transform, forward_transform
@@ -29,6 +29,7 @@ from medkit_register.mean_maps import after_affine, centred, mean_map, with_inve
 from medkit_register.midpoint import common_grid
 from medkit_register.pyramid import Pyramid, intensity_range
 from medkit_register.registration import volume_of, warp_metric
+from medkit_register.verdict import register_better
 
 MIN_COVERAGE = 0.5
 """Share of the scans that must cover a voxel: where fewer do, the template fades."""
@@ -112,7 +113,7 @@ class ScanGroup:
             if first is None:
                 first = pyramid
             else:
-                found = register_affine(first, pyramid, AffineSettings("rigid", seed=self.runtime.seed))
+                found = register_better(first, pyramid, AffineSettings("rigid", seed=self.runtime.seed))
                 self._warn(role, found.warnings)
                 matrix = found.matrix
             self.scans.append(
@@ -135,7 +136,7 @@ class ScanGroup:
         moving = Pyramid(volume_of(self._image(scan.role)))
         affine_type: Any = "rigid" if kind == "rigid" else "affine"
         settings = AffineSettings(affine_type, init=scan.matrix, seed=self.runtime.seed)
-        found = register_affine(fixed, moving, settings)
+        found = register_better(fixed, moving, settings)
         self._warn(scan.role, found.warnings)
         scan.matrix = found.matrix
         if kind == "deformable":

@@ -21,13 +21,14 @@ from medkit.inference import choose_device
 from medkit.space import Grid
 from medkit.task import Case, Result, Runtime, Stages
 from medkit.transforms import read_transform, resample
-from medkit_register.affine import AffineResult, AffineSettings, register_affine
+from medkit_register.affine import AffineResult, AffineSettings
 from medkit_register.choices import RegisterChoices
 from medkit_register.deformable import Warp, prepare_fixed, register_deformable
 from medkit_register.midpoint import mean_matrix, middle_warp, root
 from medkit_register.network import StartNetwork
 from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.result import ResultMaker, Solution, similarity_of
+from medkit_register.verdict import register_better
 
 LIKE_CONTRASTS = 0.58
 """Correlation of intensities from which on a warp follows local correlation. T1 and FLAIR reach 0.55, since scalp and
@@ -150,7 +151,7 @@ class Registration:
             start = rigid = self._affine(self.pyramid, moving.pyramid, "rigid", start).matrix
         affine = self._affine(self.pyramid, moving.pyramid, self._affine_type, start)
         warp = self._warp(self.pyramid, moving.pyramid, affine.matrix, affine)
-        return Solution(moving.image, moving.before, affine, warp, rigid=rigid)
+        return Solution(moving.image, moving.pyramid, moving.before, affine, warp, rigid=rigid)
 
     def _to_midpoint(self, moving: Moving) -> Solution:
         """Align both images on a grid between them; see `midpoint`."""
@@ -162,7 +163,7 @@ class Registration:
         forward = self._warp(self.pyramid, moving.pyramid, affine.matrix, affine)
         backward = self._warp(moving.pyramid, self.pyramid, np.linalg.inv(affine.matrix), affine)
         warp = middle_warp(forward, backward, half) if forward and backward else None
-        return Solution(moving.image, moving.before, affine, warp, half=half)
+        return Solution(moving.image, moving.pyramid, moving.before, affine, warp, half=half)
 
     @property
     def _affine_type(self) -> str:
@@ -171,7 +172,7 @@ class Registration:
     def _affine(self, fixed: Pyramid, moving: Pyramid, kind: Any, start: Any) -> AffineResult:
         """Find the rigid or affine map from `fixed` to `moving`; `start` is as `init` of `AffineSettings`."""
         metric: Any = "mi" if self.choices.metric == "mind" else self.choices.metric
-        return register_affine(fixed, moving, AffineSettings(kind, metric, start, self.runtime.seed))
+        return register_better(fixed, moving, AffineSettings(kind, metric, start, self.runtime.seed))
 
     def _warp(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, affine: AffineResult) -> Warp | None:
         """Refine the affine map `matrix` (4, 4) RAS+ mm by a warp; None where the type is rigid or affine.

@@ -24,6 +24,7 @@ from medkit_register.fields import backward_transform, folding, forward_transfor
 from medkit_register.label_scores import scores
 from medkit_register.midpoint import middle_grid, to_fixed
 from medkit_register.pyramid import Pyramid
+from medkit_register.verdict import doubts_about, doubts_about_scores
 
 PROBES = 20_000
 """Voxels at which the inverse of a warp is checked."""
@@ -34,6 +35,8 @@ class Solution:
     """A map that was found between two scans."""
 
     moving: Image
+    pyramid: Pyramid
+    """Of the moving image."""
     before: Future[dict[str, float]]
     """Similarity of the scans before registration."""
     affine: AffineResult
@@ -83,12 +86,18 @@ class ResultMaker:
         before, affine = solution.before.result(), solution.affine
         inverse = maps.inverse.result() if maps.inverse else None
         quality = self._quality(solution, maps.transform, inverse)
+        doubts = [
+            *affine.warnings,
+            *doubts_about(self.pyramid, solution.pyramid, maps.whole, affine),
+            *doubts_about_scores(agreement),
+        ]
+        case.warnings.extend([*self.fixed.warnings, *missing])
         made = {"image": moved, "transform": maps.transform, "inverse_transform": inverse, **maps.files}
         wanted: dict[str, Any] = {role: value for role, value in made.items() if self.choices.wants(role)}
         return Result(
             {role: value if isinstance(value, Image) else TransformFile(value) for role, value in wanted.items()},
             metrics={"before": before, "after": after, **quality, **agreement},
-            warnings=[*self.fixed.warnings, *affine.warnings, *missing, *_similarity_warnings(before, after)],
+            warnings=doubts,
             details={
                 "grids": {"from": maps.transform.from_grid, "to": maps.transform.to_grid},
                 "registration": _sidecar_block(affine, solution.warp),
@@ -182,6 +191,7 @@ def _sidecar_block(affine: AffineResult, warp: Warp | None) -> dict[str, Any]:
     block: dict[str, Any] = {
         "metric": affine.metric,
         "reason": affine.reason,
+        **({"start": affine.start} if affine.start else {}),
         "matrix_ras_mm": np.round(affine.matrix, 6).tolist(),
         "levels": [_level_block(level) for level in affine.levels],
     }
@@ -195,10 +205,3 @@ def _sidecar_block(affine: AffineResult, warp: Warp | None) -> dict[str, Any]:
 
 def _level_block(level: Any) -> dict[str, Any]:
     return {"spacing_mm": round(level.spacing, 2), "steps": level.steps, "converged": level.converged}
-
-
-def _similarity_warnings(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Return a warning if mutual information fell: alignment raises it whatever the contrasts."""
-    if after["mi"] >= before["mi"]:
-        return []
-    return [f"mutual information fell from {before['mi']:.3f} to {after['mi']:.3f}: look at the result (--qc)"]
