@@ -15,7 +15,7 @@ import numpy as np
 from medkit.errors import InputError, OutputError
 from medkit.images import itk, mgh, nifti, pictures
 from medkit.images.dicom import reader as dicom
-from medkit.images.stored import Stored
+from medkit.images.stored import FramesError, Stored
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, WRITABLE_IMAGES
 from medkit.space import Grid, check_grid
 
@@ -98,18 +98,42 @@ class Image:
         found.write_image(path, _storable(self.data), self.grid)
 
 
-def read_image(path: Path, *, frame: int | None = None, series: str | None = None, labels: bool = False) -> Image:
+def read_image(
+    path: Path,
+    *,
+    frame: int | None = None,
+    series: str | None = None,
+    labels: bool = False,
+    frame_if_several: bool = False,
+) -> Image:
     """Read one image and check it. Raises InputError, which names the file, what was expected and what came.
 
-    `frame` is the index of one frame in a file of several; `series` is the UID or number of one DICOM series in a
-    folder. With `labels` the voxels must be whole numbers of 0 or more, are returned as integers, and may be constant.
+    `frame` is the index of one frame in a file of several; with `frame_if_several` files of one frame are read without
+    it. `series` is the UID or number of one DICOM series in a folder. With `labels` the voxels must be whole numbers of
+    0 or more, are returned as integers, and may be constant.
     """
     path = _existing(path)
-    stored = _reader_of(path).read_stored(path, frame, series)
+    try:
+        stored = _reader_of(path).read_stored(path, frame, series)
+    except FramesError as error:
+        if error.count > 1 or not frame_if_several:
+            raise
+        stored = _reader_of(path).read_stored(path, None, series)
     warnings = list(stored.warnings) + check_grid(path, stored.grid)
     data = _label_values(path, stored, warnings) if labels else _finite_values(path, stored.values(), warnings)
     own = stored.data.dtype if stored.holds_integers else None
     return Image(data, stored.grid, path, None if labels else own, tuple(warnings))
+
+
+def holds_several_frames(path: Path, *, series: str | None = None) -> bool:
+    """Return whether a file or folder is an image of several frames, in any format."""
+    try:
+        read_image(path, series=series)
+    except FramesError as error:
+        return error.count > 1
+    except InputError:
+        return False
+    return False
 
 
 def count_frames(path: Path) -> int:

@@ -41,7 +41,7 @@ class Stored:
 
 
 class FramesError(InputError):
-    """A file holds several frames, and none was picked."""
+    """A file holds several frames and none was picked, or it has no such frame as was picked."""
 
     def __init__(self, message: str, count: int = 0) -> None:
         super().__init__(message)
@@ -51,20 +51,21 @@ class FramesError(InputError):
 def checked_frame(path: Path, count: int, frame: int | None) -> int:
     """Return the index of the only frame of `count`, or `frame` of several.
 
-    Raises FramesError if `frame` is missing, InputError if the file has no such frame.
+    Raises FramesError if `frame` is missing or the file has no such frame.
     """
-    if count == 1:
+    if frame is None and count == 1:
         return 0
     if frame is None:
         message = f"{path}: expected one frame, got {count}; pick one with --frame N (0 to {count - 1})"
         raise FramesError(message, count)
     if not 0 <= frame < count:
-        raise InputError(f"{path}: there is no frame {frame}: the file has the frames 0 to {count - 1}")
+        held = "one frame, 0" if count == 1 else f"the frames 0 to {count - 1}"
+        raise FramesError(f"{path}: there is no frame {frame}: the file has {held}", count)
     return frame
 
 
 def pick_frame(path: Path, voxels: np.ndarray, frame: int | None) -> np.ndarray:
-    """Return (I, J, K) of (I, J, K, T): the only frame, or the one that is asked for. Raises InputError."""
+    """Return (I, J, K) of (I, J, K, T): the only frame, or the one that is asked for. Raises FramesError."""
     return voxels[..., checked_frame(path, voxels.shape[3], frame)]
 
 

@@ -209,16 +209,28 @@ class Case:
     def image(self, role: str | None = None, *, labels: bool = False) -> Image:
         """Return the checked image of a role (None: the case's own input); `labels`: whole numbers are expected.
 
-        Raises InputError.
+        `--frame` picks one of the frames of every image that has several. Raises InputError, also if no image of the
+        case has the frame.
         """
         path = self.path if role is None else self.inputs[role]
         if path not in self._read:
-            from medkit.images.image import read_image
-
-            image = read_image(path, frame=self._options.frame, series=self._options.series, labels=labels)
+            image = self._one_frame(path, labels)
             self.warnings.extend(image.warnings)
             self._read[path] = image
         return self._read[path]
+
+    def _one_frame(self, path: Path, labels: bool) -> Image:
+        from medkit.images.image import holds_several_frames, read_image
+        from medkit.images.stored import FramesError
+
+        frame, series = self._options.frame, self._options.series
+        try:
+            return read_image(path, frame=frame, series=series, labels=labels)
+        except FramesError:
+            others = {file for file in self.inputs.values() if file != path}
+            if frame is None or not any(holds_several_frames(file, series=series) for file in others):
+                raise
+        return read_image(path, frame=frame, series=series, labels=labels, frame_if_several=True)
 
     def release(self, role: str) -> None:
         """Forget the image of a role, for cases of more images than fit into memory."""

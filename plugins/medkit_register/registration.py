@@ -42,7 +42,7 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: RegisterCho
     Raises UsageError for a given start that is not an affine transform.
     """
     runtime = replace(runtime, device=str(choose_device(runtime.device)))
-    fixed = read_image(shared["fixed"], frame=runtime.frame)
+    fixed = read_image(shared["fixed"], frame=runtime.frame, frame_if_several=True)
     pyramid = Pyramid(
         volume_of(fixed, _compared(fixed.grid, shared.get("fixed_mask"), shared.get("fixed_lesion_mask")))
     )

@@ -324,6 +324,8 @@ def test_a_dose_is_in_gray(name: str) -> None:
     np.testing.assert_allclose(image.data[0], expected.transpose(2, 1, 0), rtol=1e-6)
     offsets = np.diff(np.array(data.GridFrameOffsetVector, float))
     assert image.grid.spacing[2] == pytest.approx(abs(offsets[0]))
+    with pytest.raises(InputError, match="there is no frame 3: the file has one frame, 0"):
+        read_image(path, frame=3)
 
 
 def test_stored_values_are_pydicoms() -> None:

@@ -248,7 +248,9 @@ def test_one_frame_in_many_axes(tmp_path: Path) -> None:
     image = read_image(saved(tmp_path / "x.nii", VOXELS[..., None, None]))
     assert image.data.shape == (1, *VOXELS.shape)
     assert read_image(tmp_path / "x.nii", frame=0).grid.digest() == image.grid.digest()
-    assert read_image(tmp_path / "x.nii", frame=2).grid.digest() == image.grid.digest()  # for images that hold several
+    with pytest.raises(InputError, match="there is no frame 2: the file has one frame, 0"):
+        read_image(tmp_path / "x.nii", frame=2)
+    assert read_image(tmp_path / "x.nii", frame=2, frame_if_several=True).grid.digest() == image.grid.digest()
 
 
 def _colours(path: Path) -> None:

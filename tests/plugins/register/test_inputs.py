@@ -32,6 +32,12 @@ def test_frame_picks_one_of_the_fixed_image_too(scan: Path) -> None:
     nib.save(nib.Nifti1Image(np.stack([voxels[::-1], voxels], -1), image.affine), series)
     code, message = register(series, scan)
     assert (code, "series.nii.gz: expected one frame, got 2; pick one with --frame N (0 to 1)" in message) == (3, True)
+    code, message = register(series, scan, "--frame", 2)
+    assert "series.nii.gz: there is no frame 2: the file has the frames 0 to 1" in message
+    code, message = register(scan, make_image(scan.with_name("other.nii.gz"), *SIZE, seed=4), "--frame", 1)
+    assert "other.nii.gz: there is no frame 1: the file has one frame, 0" in message
+    code, message = register(scan, series, "--frame", 1)
+    assert code == 0, message
     code, message = register(series, scan, "--frame", 1)
     assert code == 0, message
     made = nib.load(scan.parent / "out" / "scan_registered.nii.gz")
