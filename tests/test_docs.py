@@ -164,6 +164,7 @@ def _lines(path: Path) -> list[str]:
 def _check_pipes(folder: Path) -> None:
     assert len(_lines(folder / "rigid.jsonl")) == 2
     assert len(_lines(folder / "aligned.txt")) == 2
+    assert len(_lines(folder / "planned.jsonl")) == 2
 
 
 def _check_run_bundle(folder: Path) -> None:

@@ -50,6 +50,11 @@ class Record:
         """Whether this or an earlier stage failed on this case."""
         return self.medkit.get("status") == "failed"
 
+    @property
+    def planned(self) -> bool:
+        """Whether the file is a result that `--dry-run` foresees, and that may not exist yet."""
+        return self.medkit.get("status") == "planned"
+
     def to_json(self, relative_to: Path | None = None) -> dict[str, Any]:
         """Return the JSON object; with `relative_to`, its paths are relative to that folder."""
 

@@ -71,7 +71,7 @@ class TaskRun:
     def _loop(self) -> int:
         items = self.planner.items()
         if self.options.dry_run:
-            dry_run(items, self.task, self.options, self.report)
+            dry_run(items, self.task, self.options, self.report, self._foreseen)
         elif self._stopped_early(items):
             return self.report.stopped("a signal")
         if not self.planner.arrivals.arrived:
@@ -120,6 +120,11 @@ class TaskRun:
             case = record_of(record.sources[0])
             return failed_record(case, self.task.name, explain(error, self.options), error)
         return record
+
+    def _foreseen(self, record: Record) -> None:
+        """Print the record of a case that was only planned; a path would be taken for that of a result."""
+        if self.options.json:
+            self.emitter.emit(record)
 
     def _finished(self, record: Record) -> bool:
         """Report a case and print its line; return whether anybody wants the next one."""

@@ -105,8 +105,7 @@ class Planner:
         own = record.inputs.get(self.task.role, record.path)
         if own != record.path:
             record = replace(record_of(own), inputs=record.inputs, extra=record.extra)
-        if not own.exists():
-            raise InputError(f"{own}: no such file{_hint(own)}")
+        self._require(own, record, f"{own}: no such file{_hint(own)}")
         inputs = self._inputs(record, members)
         targets = self._targets(own if not members else self._group_name(own, group))
         if members and self.task.members:
@@ -132,8 +131,9 @@ class Planner:
                 f"{record.path}: unknown input {', '.join(sorted(unknown))}; {self.task.name} knows {known}"
             )
         found = find_kind(record, self.task.takes)
-        if not found.path.exists():
-            raise InputError(f"{found.path}: no such file, though {record.path.name} names it as its source")
+        self._require(
+            found.path, record, f"{found.path}: no such file, though {record.path.name} names it as its source"
+        )
         inputs = {} if found.path == record.path else {record.kind: record.path}
         inputs[self.task.role] = found.path
         for number, member in enumerate(members[1:], start=2):
@@ -141,6 +141,11 @@ class Planner:
         named = {role: path for role, path in record.inputs.items() if role != self.task.role}
         own = dict(self.task.own(record.path)) if self.task.own else {}
         return inputs | named | own | {role: absolute(p) for role, p in self.task.shared.items()}
+
+    def _require(self, path: Path, record: Record, message: str) -> None:
+        """Raise InputError if a file is missing; `--dry-run` takes files that an earlier stage would make."""
+        if not (path.exists() or (record.planned and self.options.dry_run)):
+            raise InputError(f"{message}; --dry-run only foresaw it" if record.planned else message)
 
     def _count_slices(self, path: Path) -> None:
         """Warn once if many single DICOM files come from one folder."""

@@ -98,7 +98,7 @@ class CaseWorker:
         if not any(os.path.lexists(path) for path in plan.targets.names):
             return None
         try:
-            fingerprint = self._fingerprint(plan)
+            fingerprint = self._fingerprint(plan, foreseen=plan.record.planned)
             if done := self._existing(plan, fingerprint):
                 return done
             self.check(plan, fingerprint)
@@ -150,10 +150,13 @@ class CaseWorker:
         """Return a case that is ready for the task's function; its names are claimed already."""
         return CaseInWork(plan, Case(plan, self.task, self.options, self.runtime), claim, fingerprint)
 
-    def _fingerprint(self, plan: CasePlan) -> ResultFingerprint:
+    def _fingerprint(self, plan: CasePlan, *, foreseen: bool = False) -> ResultFingerprint:
+        """Return what the result of a case depends on; `foreseen`: files that do not exist yet differ from all."""
         return ResultFingerprint(
             source=plan.record.path,
-            inputs={role: file_digest(path) for role, path in plan.inputs.items()},
+            inputs={
+                role: "" if foreseen and not path.exists() else file_digest(path) for role, path in plan.inputs.items()
+            },
             settings=settings_of_run(self.task, self.options),
         )
 
