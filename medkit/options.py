@@ -53,9 +53,12 @@ class RunOptions:
     json: bool = False
     null: bool = False
     failed: Path | None = None
+    records: Path | None = None
     fail_fast: bool = False
     strict: bool = False
     shard: tuple[int, int] | None = None
+    part: tuple[int, int] | None = None
+    """Which of N parts of a larger run this is (`--shard`, MEDKIT_PART), for names of files that all parts write."""
     workers: int = 0
     timeout_per_case: float | None = None
     device: str = "auto"
@@ -132,7 +135,7 @@ def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _PREFIX = "MEDKIT_"
-_variables = {_PREFIX + name for name in ("BUNDLES", "NO_PROGRESS", "PLUGINS", "TRUST", "MEMORY")}
+_variables = {_PREFIX + name for name in ("BUNDLES", "NO_PROGRESS", "PART", "PLUGINS", "TRUST", "MEMORY")}
 """The variables that are read: those of the program, of tasks that run bundles, and of all options made by `option`."""
 _WITHOUT = {_PREFIX + name for name in ("SHARD", "LIST", "BUNDLE")}
 """Variables that options might be thought to have."""
@@ -196,6 +199,8 @@ _OPTIONS = (
            help="Print a line per finished case on stderr.  [default: on]"),
     _work("--failed", callback=absolute_path, type=_FILE, metavar="FILE",
           help="Write the paths of failed inputs to FILE."),
+    _work("--records", callback=absolute_path, type=click.Path(file_okay=False), metavar="DIR",
+          help="Add the record of each case to a file in DIR that only this process writes."),
     _work("--fail-fast", is_flag=True, help="Stop at the first failure."),
     _work("--shard", variable=False, callback=_shard, metavar="K/N|auto|auto/N",
           help="Work on the K-th of N parts of the inputs; auto: rank in the job array, auto/N: its task's number."),
@@ -210,7 +215,7 @@ _OPTIONS = (
     _work("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]"),
 )  # fmt: skip
 
-_COMMON = {f.name for f in fields(RunOptions)} - {"command"} | {"quiet", "verbose"}
+_COMMON = {f.name for f in fields(RunOptions)} - {"command", "part"} | {"quiet", "verbose"}
 """The names of the options that all tasks share."""
 _OF_RESULTS = {"output", "keep_tree", "seed", "frame", "series", "group_by"}
 """Those that a result, or its name, depends on."""
@@ -238,16 +243,26 @@ def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
     """Return the options as one value. Raises UsageError if they contradict each other."""
     _let_options_outrank_variables(common, ("overwrite", "skip_existing"))
     command = given_command(_COMMON - _OF_RESULTS)
-    options = RunOptions(verbosity=verbose - quiet, programs=_programs(), command=command, **common)
+    part = common["shard"] or _part(os.environ)
+    options = RunOptions(verbosity=verbose - quiet, programs=_programs(), command=command, part=part, **common)
     if options.overwrite and options.skip_existing:
         raise UsageError("--overwrite and --skip-existing contradict each other")
     if options.failed and not (options.failed.parent.is_dir() and os.access(options.failed.parent, os.W_OK)):
         raise UsageError(f"--failed {options.failed}: there is no folder {options.failed.parent} that can be written")
     if options.keep_tree and (options.output is None or is_file_name(options.output)):
         raise UsageError("--keep-tree needs a folder as --output")
-    if options.failed and options.shard:
-        return replace(options, failed=shard_file(options.failed, options.shard))
+    if options.failed and options.part:
+        return replace(options, failed=shard_file(options.failed, options.part))
     return options
+
+
+def _part(environ: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return the part of a larger run whose lines are all that arrives here: job scripts state it to all stages."""
+    text = environ.get("MEDKIT_PART")
+    try:
+        return shard_of(text) if text else None
+    except UsageError:
+        raise UsageError(f"MEDKIT_PART={text}: expected K/N, such as 3/8") from None
 
 
 def _let_options_outrank_variables(common: dict[str, Any], opposites: Sequence[str]) -> None:

@@ -60,8 +60,8 @@ def run_task(task: Task, options: RunOptions) -> None:
     """
     if options.device != "auto" and options.device.partition(":")[0] not in task.devices:
         raise UsageError(f"--device {options.device}: {task.name} computes on {listed(task.devices)} only")
-    if task.table and options.shard:  # all shards at once cannot write the same file
-        task = replace(task, table=replace(task.table, path=shard_file(task.table.path, options.shard)))
+    if task.table and options.part:  # all parts at once cannot write the same file
+        task = replace(task, table=replace(task.table, path=shard_file(task.table.path, options.part)))
     log.setLevel({1: logging.DEBUG, -1: logging.ERROR}.get(options.verbosity, logging.WARNING))
     with guarded_stdout() as stdout, StopRequest() as stop:
         emitter = Emitter(stdout, json=options.json, null=options.null)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medkit.errors import INTERRUPTED, MedkitError, Stopped
 from medkit.options import RunOptions
@@ -18,6 +18,7 @@ from medkit.run.existing import settings_of_run
 from medkit.run.failures import explain, failed_record
 from medkit.run.planning import Planner
 from medkit.run.processes import in_children, in_this_process
+from medkit.run.record_file import RecordFile
 from medkit.run.report import RunReport
 from medkit.run.stages import run_staged, runs_staged
 from medkit.run.table import ResultTable, open_table
@@ -36,6 +37,11 @@ class TaskRun:
     stop: StopRequest
     table: ResultTable | None = None
     """The table that takes all results, if the task has one; open during `all`."""
+    record_file: RecordFile = field(init=False)
+    """Where the records go besides, with `--records`."""
+
+    def __post_init__(self) -> None:
+        self.record_file = RecordFile(self.task.name, self.options)
 
     @functools.cached_property
     def planner(self) -> Planner:
@@ -132,6 +138,8 @@ class TaskRun:
             record = self._added(self.table, record)
         earlier = id(record) in self.planner.arrivals.passed_on
         self.report.add(record, reported_before=earlier)
+        if not earlier:  # an earlier stage of the pipe has kept the record of its failure
+            self.record_file.add(record)
         if self.table is None or self.options.json:
             self.emitter.emit(record)
         if record.medkit.get("no_room") and not earlier:  # the others would be computed for nothing

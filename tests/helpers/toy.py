@@ -25,8 +25,9 @@ import click
 from medkit import hookimpl
 from medkit.errors import WeightsMissingError
 from medkit.options import RunOptions, group_by_option, settings, task_options
+from medkit.pipe.records import Record
 from medkit.run.outputs import Output
-from medkit.run.task import Case, Result, Runtime, Stages, Task, Text
+from medkit.run.task import Case, Result, Runtime, Stages, Table, Task, Text
 from medkit.specs import TaskSpec
 from medkit.task import run_task
 
@@ -277,6 +278,25 @@ def _align(case: Case) -> Result:
 
 
 @click.command()
+@click.option("--table", type=click.Path(path_type=Path), required=True, help="The table of all cases.")
+@task_options
+def tabled(options: RunOptions, table: Path) -> None:
+    """Write a row with the size of each file into one table; fail for names that start with fail."""
+    rows = Table(table.absolute(), ["size"], _rows)
+    run_task(Task("tabled", [], process=_tabled, uses_torch=False, table=rows), options)
+
+
+def _tabled(case: Case) -> Result:
+    if case.path.name.startswith("fail"):
+        raise ValueError("told to fail")
+    return Result({}, metrics={"size": case.path.stat().st_size}, warnings=_doubts(case))
+
+
+def _rows(record: Record) -> list[dict[str, str]]:
+    return [{"size": str(record.medkit["metrics"]["size"])}]
+
+
+@click.command()
 @task_options
 def unready(options: RunOptions) -> None:
     """A task whose weights are missing."""
@@ -322,7 +342,10 @@ def _stages(runtime: Runtime, marks: Path, hold: str, fail: str) -> Stages:
     return Stages(lambda case: stage("prepare", case, []), lambda case, value: stage("compute", case, value), finish)
 
 
-TASKS = ("staged", "double", "spoken", "halves", "measure", "merge", "wait", "fragile", "pair", "align", "unready")
+TASKS = (
+    *("staged", "double", "spoken", "halves", "measure", "merge", "wait", "fragile", "pair", "align", "tabled"),
+    "unready",
+)
 
 
 # ---- a medkit that has this plugin
