@@ -30,8 +30,12 @@ POINTS = 40
 FALL = 0.9
 """Share of the information at the start below which a result is worse: interpolation alone costs up to 3 %."""
 LITTLE = 0.1
-"""Nats of information in common below which a result is doubtful: a chest on a head has 0.02 to 0.15, scans of the same
-part of the body 0.22 to 1.4, slabs of the neck whose contrasts differ 0.11 to 0.15."""
+"""Nats of information in common below which a result is doubtful: slabs of the neck with unlike contrasts have 0.11."""
+UNCONFIRMED = 0.2
+"""The same where the headers do not confirm the result: a chest on a head reaches 0.17, scans of the same part of the
+body have 0.22 to 1.4."""
+CONFIRMED = 0.5
+"""Share of the information at the end that the headers alone have if they confirm the result."""
 
 DICE, TRE = 0.02, 0.5
 """Dice, and mm, by which labels and landmarks may be off for other reasons than the registration."""
@@ -62,8 +66,8 @@ def _doubts(found: AffineResult, settings: AffineSettings, began: float, ended: 
     """Yield what is doubtful about a result, `began` and `ended` with this information in common."""
     if ended < FALL * began:
         yield f"the scans match less than before: {ended:.2f} nats of information in common, {began:.2f} at the start"
-    elif ended < LITTLE:
-        yield f"the scans have little in common: {ended:.2f} nats of information, at least {LITTLE} are expected"
+    elif ended < (least := LITTLE if began > CONFIRMED * ended else UNCONFIRMED):
+        yield f"the scans have little in common: {ended:.2f} nats of information, at least {least} are expected"
     if found.start and not (isinstance(settings.init, str) and settings.init == "auto"):
         yield f"the start {_named(settings)} led nowhere; the result is that of {found.start}"
     # steps that ran out do no harm where another measure confirms the result
