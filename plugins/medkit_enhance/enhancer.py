@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medkit.errors import InputError
-from medkit.scanner import Noise, estimate
+from medkit.scanner import Noise, estimate, span
 from medkit.task import Case, Result, Runtime, Stages
 from medkit_enhance import bias, contrast, denoise
 from medkit_enhance.methods import EnhanceSteps
@@ -161,8 +161,8 @@ class Enhancer:
     ) -> np.ndarray | None:
         """Return the image without bias field; None if the field is weak."""
         method = work.steps.bias
-        # a field multiplies: intensities that start below 0 are counted from the lowest one
-        low = min(float(work.image.data.min()), 0.0)
+        # a field multiplies: intensities that start below 0 are counted from the lowest ones
+        low = min(span(work.image.data)[0], 0.0)
         if low < 0:
             values = values - np.float32(low)
         if method == "network":
