@@ -58,13 +58,15 @@ def saved(content: Any, given: tuple[str, ...]) -> dict[str, str]:
     endings = {key: ending if len(sharing[ending]) == 1 else "" for key, ending in endings.items()}
     nodes = [node for _, node in walk(content) if class_name(node) and not kind_of(node).startswith(("Save", "Load"))]
     known = {key for node in nodes for name in node for key in plain(content, node[name])}
-    own_code = any("." in str(node["_target_"]) and not _of_monai(node) for node in nodes if "keys" in node)
+    own_code = any(not is_of_monai(node) for node in nodes if "keys" in node)
     found = [key for key in endings if key not in given and (key in known or key == "pred" or own_code)]
     return {key: endings[key] for key in sorted(found, key=lambda key: key != "pred")}
 
 
-def _of_monai(node: Mapping[str, Any]) -> bool:
-    return str(node["_target_"]).startswith(("monai.", "torch."))
+def is_of_monai(node: Any) -> bool:
+    """Return whether a value of a config describes an object of MONAI or of the libraries below it, or no object."""
+    target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
+    return "." not in target or target.startswith(("monai.", "torch.", "ignite."))
 
 
 def plain(content: Any, value: Any) -> Iterator[str]:

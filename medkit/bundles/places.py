@@ -9,9 +9,13 @@ from typing import Any
 from medkit.bundles.config import class_name, walk
 from medkit.bundles.layers import followed, has_id, value_at
 
-_RUN = re.compile(r"@([\w:#]+)\.run\(")
+RUN = re.compile(r"@([\w:#]+)\.run\(")
+"""In an expression that runs an engine."""
 _NAMES = ("evaluator", "validator", "validate::evaluator")
 """The ids that evaluators usually have."""
+_POST = "PostProcessing"
+"""MONAI's handler that runs transforms after the network."""
+_TRUE = (True, "true", "True")
 PREPROCESSING = ("preprocessing", "dataset::transform", "validate::preprocessing", "validate::dataset::transform")
 """Ids that hold the preprocessing where the evaluator's arguments do not lead to it."""
 
@@ -30,7 +34,7 @@ def runs(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each id at the top of a config that runs something, with the id of what it runs; trainers are left out."""
     for name, value in content.items():
         for text in value if isinstance(value, list) else [value]:
-            for match in _RUN.finditer(text) if isinstance(text, str) else ():
+            for match in RUN.finditer(text) if isinstance(text, str) else ():
                 found = followed(content, match[1])
                 if found is not None and not class_name(_node(content, found)).endswith("Trainer"):
                     yield name, found
@@ -48,6 +52,27 @@ def argument_of(content: Mapping[str, Any], key: str, *others: str) -> str | Non
     """Return the id of an argument of the evaluator, else the first of `others` that the config has, else None."""
     own = f"{evaluator_of(content)}::{key}"
     return next((name for name in (own, *others) if has_id(content, name)), None)
+
+
+def postprocessings_of(content: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the transforms after the network, in their order: the evaluator's, then those of handlers.
+
+    Where the evaluator has none, those that usually are.
+    """
+    evaluator = evaluator_of(content)
+    own = [name for name in [f"{evaluator}::postprocessing"] if has_id(content, name)]
+    added = [f"{name}::transform" for name in handlers_of(content) if class_name(_node(content, name)) == _POST]
+    return [*own, *added] or [name for name in ("postprocessing", "validate::postprocessing") if has_id(content, name)][
+        :1
+    ]
+
+
+def handlers_of(content: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the evaluator's handlers, as far as they are a list; switched-off ones are left out."""
+    place = followed(content, f"{evaluator_of(content)}::val_handlers")
+    listed = value_at(content, place) if place is not None else None
+    found = [followed(content, f"{place}::{n}") for n in range(len(listed))] if isinstance(listed, list) else []
+    return [name for name in found if name is not None and _node(content, name).get("_disabled_") not in _TRUE]
 
 
 def _node(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:

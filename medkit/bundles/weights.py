@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medkit.bundles.config import class_name, one_line, walk
-from medkit.bundles.places import argument_of, evaluator_of, runs
+from medkit.bundles.layers import followed, has_id, value_at
+from medkit.bundles.places import RUN, evaluator_of, runs
 from medkit.errors import BundleError
 
 _FILLS = re.compile(r"load_state_dict|copy_model_state|load_(checkpoint|pretrained|weights)")
@@ -19,6 +20,8 @@ _READS = re.compile(rf"{_FILLS.pattern}|torch\.(jit\.)?load\b")
 """In an expression that fills a network or reads a file of weights."""
 _OTHER_LOADER = re.compile(r"(Checkpoint|Weights?|Model)\w*Loader|Load(Checkpoint|Weights?|Model)")
 """In the name of a class that fills a network otherwise than MONAI's CheckpointLoader."""
+_WEIGHTS_FILE = re.compile(r"\.(pt|pth|ckpt|ts|safetensors)\b")
+"""In an argument of a network that is the name of a file of weights."""
 _LOADER = "CheckpointLoader"
 NETWORKS = ("network", "network_def")
 """The ids that networks usually have."""
@@ -30,8 +33,9 @@ class LoadStep:
 
     name: str
     """Its config id."""
-    is_loader: bool
-    """Whether it is a CheckpointLoader; else it is an expression."""
+    kind: Literal["loader", "reads", "network", "evaluator"]
+    """A CheckpointLoader; or an expression that reads weights, that only names a network, or that names the evaluator:
+    what the latter two do cannot be told from their texts."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class WeightsPlan:
     in_network: bool
     """Whether the network is itself read from a file."""
 
+    @property
+    def loads(self) -> bool:
+        """Whether the config says where weights come from."""
+        return self.in_network or any(step.kind in ("loader", "reads") for step in self.steps)
+
 
 def weights_plan(parser: Any) -> WeightsPlan:
     """Return how an inference config, a monai.bundle.ConfigParser, fills its networks.
@@ -52,9 +61,12 @@ def weights_plan(parser: Any) -> WeightsPlan:
     Raises BundleError if a class of the bundle's own does it. Loaders that nothing refers to count if nothing else does
     it.
     """
-    search = _Search(parser)
-    evaluator = evaluator_of(parser.config)
-    running = [name for name, run in runs(parser.config) if run == evaluator]
+    config = parser.config
+    evaluator = evaluator_of(config)
+    named = (followed(config, name) for name in (f"{evaluator}::network", *NETWORKS))
+    networks = {name for name in named if name is not None}
+    search = _Search(parser, evaluator, networks)
+    running = [name for name, run in runs(config) if run == evaluator]
     for name in ("initialize", *running):
         search.visit(name, statement=True)
     for name in (*([evaluator] if evaluator else []), *NETWORKS):
@@ -62,16 +74,24 @@ def weights_plan(parser: Any) -> WeightsPlan:
     steps = search.in_order()
     loaders = ["::".join(place) for place, node in walk(parser.config) if class_name(node) == _LOADER]
     enabled = [name for name in loaders if not is_disabled(parser, name)]
-    if not steps:
-        steps = [LoadStep(name, True) for name in enabled]
-    texts = [parser.config.get(name) for name in NETWORKS]
-    if (own := argument_of(parser.config, "network")) is not None:
-        texts.append(parser[own])
+    if not any(step.kind in ("loader", "reads") for step in steps):
+        steps = [*(LoadStep(name, "loader") for name in enabled), *steps]
     return WeightsPlan(
         tuple(steps),
         tuple(name for name in loaders if name not in enabled),
-        any(isinstance(text, str) and text.startswith("$") and _READS.search(text) for text in texts),
+        any(_is_read(config, name) for name in networks),
     )
+
+
+def _is_read(config: Mapping[str, Any], network: str) -> bool:
+    """Return whether a network is made by an expression, or by arguments, that name a file of weights."""
+    texts = [text for _, text in walk(value_at(config, network)) if isinstance(text, str)]
+    names = [name for text in texts for name in re.findall(r"@([\w:#]+)", text) if has_id(config, name)]
+    texts += [
+        text for name in names if name not in ("bundle_root", network) for _, text in walk(value_at(config, name))
+    ]
+    found = (text for text in texts if isinstance(text, str))
+    return any((text.startswith("$") and _READS.search(text)) or _WEIGHTS_FILE.search(text) for text in found)
 
 
 def is_disabled(parser: Any, name: str) -> bool:
@@ -106,8 +126,8 @@ def load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
 class _Search:
     """Follows the references of a config in the order in which MONAI evaluates it."""
 
-    def __init__(self, parser: Any) -> None:
-        self.parser = parser
+    def __init__(self, parser: Any, evaluator: str | None, networks: Collection[str]) -> None:
+        self.parser, self.evaluator, self.networks = parser, evaluator, networks
         self.done: set[str] = set()
         self.called: list[LoadStep] = []
         """Expressions, and loaders that an expression calls."""
@@ -117,7 +137,7 @@ class _Search:
     def in_order(self) -> list[LoadStep]:
         """Return all steps that were found."""
         called = {step.name for step in self.called}
-        return [*self.called, *(LoadStep(name, True) for name in self.handlers if name not in called)]
+        return [*self.called, *(LoadStep(name, "loader") for name in self.handlers if name not in called)]
 
     def visit(self, name: str, *, statement: bool = False) -> None:
         """Look at what an id holds and at all that it refers to; `statement`: it is evaluated for its effect."""
@@ -128,8 +148,10 @@ class _Search:
         if isinstance(value, dict):
             self._component(name, value)
         elif isinstance(value, list):
-            for number in range(len(value)):
+            for number, text in enumerate(value):
                 self.visit(f"{name}::{number}", statement=statement)
+                if statement and isinstance(text, str) and RUN.search(text):
+                    break  # what comes after the run does not change its result
         elif isinstance(value, str):
             self._text(name, value, statement=statement)
 
@@ -150,6 +172,15 @@ class _Search:
             self.visit(reference, statement=statement and text == f"@{reference}")
         if not text.startswith("$"):
             return
-        self.called += [LoadStep(loader, True) for loader in self.handlers if re.search(rf"@{loader}\s*\(", text)]
+        called = [loader for loader in self.handlers if re.search(rf"@{loader}\s*\(", text)]
+        self.called += [LoadStep(loader, "loader") for loader in called]
         if (_READS if statement else _FILLS).search(text):
-            self.called.append(LoadStep(name, False))
+            self.called.append(LoadStep(name, "reads"))
+        elif statement and not called and not RUN.search(text):
+            named = {
+                followed(self.parser.config, reference) for reference in ReferenceResolver.match_refs_pattern(text)
+            }
+            if self.evaluator in named:
+                self.called.append(LoadStep(name, "evaluator"))
+            elif named & set(self.networks):
+                self.called.append(LoadStep(name, "network"))

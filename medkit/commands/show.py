@@ -91,7 +91,7 @@ def _text_of(word: str | Mapping[str, Any]) -> str:
     """Return a word of a command; an input that came with further ones is a record, which a task takes as a line."""
     if isinstance(word, str):
         return word
-    return json.dumps(word) if word.get("inputs") else str(word["path"])
+    return json.dumps(word) if len(word) > 1 else str(word["path"])
 
 
 def _in_words(record: Record) -> str:

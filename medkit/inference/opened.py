@@ -7,7 +7,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +15,24 @@ from typing import TYPE_CHECKING, Any
 from medkit.bundles.bundle import WEIGHTS, Bundle, where_to_fetch
 from medkit.bundles.config import class_name
 from medkit.bundles.guards import arrays_allowed, at_home, offline, on_device, root_in, without_downloads
+from medkit.bundles.keys import is_of_monai
+from medkit.bundles.layers import followed, has_id, value_at
 from medkit.bundles.parsed import BundleConfig
-from medkit.bundles.places import argument_of, evaluator_of, preprocessing_of
+from medkit.bundles.places import argument_of, evaluator_of, handlers_of, postprocessings_of, preprocessing_of
 from medkit.bundles.requirements import explained
-from medkit.bundles.weights import NETWORKS, LoadStep, load, weights_plan
+from medkit.bundles.weights import NETWORKS, LoadStep, WeightsPlan, load, weights_plan
 from medkit.errors import BundleError, WeightsMissingError
 
 if TYPE_CHECKING:
     import torch
 
+    from medkit.inference.evaluator import OwnEvaluator
+
 log = logging.getLogger("medkit")
 
 TORCHSCRIPT = "models/model.ts"
+_OWN_WAYS = ("prepare_batch", "iteration_update", "to_kwargs")
+"""Arguments of evaluators that decide how a network is called."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class InferenceParts:
     """The transforms after the network, without those that save files."""
     saved: tuple[str, ...] = ()
     """Keys of what those would save."""
+    evaluator: OwnEvaluator | None = None
+    """The config's own evaluator, if only that can call the network."""
 
 
 class InferenceConfig(BundleConfig):
@@ -65,15 +73,23 @@ class InferenceConfig(BundleConfig):
 
     def own_evaluator(self) -> str | None:
         """Return why only the config's own evaluator can run its network, in words; None if medkit can."""
-        name = evaluator_of(self.parser.config)
+        config = self.parser.config
+        name = evaluator_of(config)
         if name is None:
             return None
         evaluator = self.parser[name]
-        for key in ("prepare_batch", "iteration_update"):
+        for key in _OWN_WAYS:
             if evaluator.get(key) is not None:
                 return f"its evaluator has a {key} of its own"
         if evaluator.get("mode", "eval") != "eval":
             return f"its evaluator runs the network in the mode {evaluator['mode']}"
+        if has_id(config, f"{followed(config, f'{name}::val_data_loader')}::collate_fn"):
+            return "its data loader has a collate_fn of its own"
+        for handler in handlers_of(config):
+            if not is_of_monai(value_at(config, handler)):
+                return f"its evaluator has a handler of its own, {value_at(config, handler)['_target_']}"
+        if changing := [step.name for step in weights_plan(self.parser).steps if step.kind == "evaluator"]:
+            return f"its evaluator is changed by {changing[0]}"
         if class_name(evaluator) == "SupervisedEvaluator":
             return None
         with self.building():
@@ -91,20 +107,46 @@ class InferenceConfig(BundleConfig):
         with self.building():
             preprocessing = self.preprocessing()
             network = self.network()
-            postprocessing = _compose(self._argument("postprocessing", "validate::postprocessing"))
+            steps = self.postprocessing()
             inferer = self._argument("inferer", "validate::inferer")
         if inferer is None:
             from monai.inferers import SimpleInferer
 
             inferer = SimpleInferer()
-        steps = postprocessing.flatten().transforms if postprocessing is not None else ()
+        return InferenceParts(preprocessing, network.to(self.device).eval(), inferer, *steps)
+
+    def open_evaluator(self) -> InferenceParts:
+        """Build all parts, with the config's own evaluator, which gets its data from medkit and saves nothing.
+
+        Raises WeightsMissingError and BundleError.
+        """
+        from medkit.inference.evaluator import OneCase, OwnEvaluator
+
+        config = self.parser.config
+        name = str(evaluator_of(config))
+        if not has_id(config, f"{name}::val_data_loader"):
+            raise BundleError(f"{self.path}: its evaluator has no val_data_loader, by which medkit can give it a case")
+        with self.building():
+            preprocessing = self.preprocessing()
+            steps = self.postprocessing()
+            collate = self.get(f"{followed(config, f'{name}::val_data_loader')}::collate_fn")
+            plan = weights_plan(self.parser)
+            case = OneCase()
+            for place in handlers_of(config):
+                if is_of_monai(value_at(config, place)):  # they report, measure, save or load weights
+                    self.parser[f"{place}::_disabled_"] = True
+            left_out = ("postprocessing", "key_val_metric", "additional_metrics")
+            self.put({f"{name}::{key}": None for key in left_out})
+            self.put({f"{name}::val_data_loader": case, f"{name}::epoch_length": 1})
+            files = self._weight_files(plan)
+            evaluator = self.get(name)
+            networks = [getattr(evaluator, "network", None), *getattr(evaluator, "networks", ())]
+            modules = [module.to(self.device) for module in networks if module is not None]
+            self._fill(plan, files, modules)
         return InferenceParts(
-            preprocessing,
-            network.to(self.device).eval(),
-            inferer,
-            tuple(step for step in steps if not _saves(step)),
-            tuple(dict.fromkeys(key for step in steps if _saves(step) for key in getattr(step, "keys", ()))),
-        )
+            preprocessing, modules[0], getattr(evaluator, "inferer", None), *steps,
+            evaluator=OwnEvaluator(evaluator, case, collate),
+        )  # fmt: skip
 
     def preprocessing(self) -> Any:
         """Build the transforms before the network, a monai.transforms.Compose to run forward. Raises BundleError."""
@@ -122,6 +164,15 @@ class InferenceConfig(BundleConfig):
         # MONAI's transforms switch their tracing off while they are inverted, which another thread must not see
         return copy.deepcopy(preprocessing)
 
+    def postprocessing(self) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+        """Build the transforms after the network; return them without those that save, and what those save."""
+        steps: list[Any] = []
+        for name in postprocessings_of(self.parser.config):
+            compose = _compose(self.get(name))
+            steps += compose.flatten().transforms if compose is not None else ()
+        saved = dict.fromkeys(key for step in steps if _saves(step) for key in getattr(step, "keys", ()))
+        return tuple(step for step in steps if not _saves(step)), tuple(saved)
+
     def _argument(self, key: str, *others: str) -> Any:
         """Build and return an argument of the evaluator, else what the config holds under an id of that name."""
         name = argument_of(self.parser.config, key, key, *others)
@@ -133,32 +184,52 @@ class InferenceConfig(BundleConfig):
         """Build the network and fill it as the config does. Raises WeightsMissingError and BundleError."""
         import torch
 
-        files, plan = self._weight_files()
-        missing = [path for path in files.values() if not path.is_file()]
-        missing += [self._path_of(name) for name in plan.disabled if not plan.steps and not plan.in_network]
+        plan = weights_plan(self.parser)
         script = self.bundle.root / TORCHSCRIPT
-        if missing and len(missing) >= len(plan.steps) and script.is_file():
+        try:
+            files = self._weight_files(plan)
+        except WeightsMissingError:
+            if not script.is_file():
+                raise
             return torch.jit.load(str(script), map_location=self.device)
-        if missing:
-            why = ", whose CheckpointLoader is disabled" if plan.disabled and not plan.steps else ""
-            hint = where_to_fetch(self.bundle.root)
-            raise WeightsMissingError(f"bundle {self.bundle.name}: no weights at {missing[0]}{why}{hint}")
         network = self._argument("network", *NETWORKS)
         if network is None:
             raise BundleError(f"{self.path}: has no id network or network_def")
-        for step in plan.steps:
-            self._take(step, files)
-        if "" in files:
-            load(files[""], {"model": network}, strict=True)
+        self._fill(plan, files, [network])
         return network
 
-    def _weight_files(self) -> tuple[dict[str, Path], Any]:
-        """Return the files of the config's CheckpointLoaders by their ids, models/model.pt under "", and its plan."""
-        plan = weights_plan(self.parser)
-        files = {step.name: self._path_of(step.name) for step in plan.steps if step.is_loader}
-        if not plan.steps and not plan.in_network and not plan.disabled:
+    def _weight_files(self, plan: WeightsPlan) -> dict[str, Path]:
+        """Return the files of the config's CheckpointLoaders by their ids; models/model.pt under "" for one without.
+
+        Raises WeightsMissingError if one does not exist.
+        """
+        files = {step.name: self._path_of(step.name) for step in plan.steps if step.kind == "loader"}
+        if not plan.loads and not plan.disabled and not plan.steps:
             files[""] = self.bundle.root / WEIGHTS
-        return files, plan
+        missing = [path for path in files.values() if not path.is_file()]
+        why = ""
+        if plan.disabled and not plan.loads:
+            missing, why = [self._path_of(name) for name in plan.disabled], ", whose CheckpointLoader is disabled"
+        if missing:
+            hint = where_to_fetch(self.bundle.root)
+            raise WeightsMissingError(f"bundle {self.bundle.name}: no weights at {missing[0]}{why}{hint}")
+        return files
+
+    def _fill(self, plan: WeightsPlan, files: Mapping[str, Path], networks: Sequence[torch.nn.Module]) -> None:
+        """Fill networks as the config does, else by models/model.pt. Raises WeightsMissingError and BundleError."""
+        before = [_sums(network) for network in networks]
+        for step in plan.steps:
+            self._take(step, files)
+        if plan.loads or before != [_sums(network) for network in networks]:
+            return
+        if len(networks) > 1:
+            raise BundleError(f"{self.path}: has several networks, and loads weights for none of them")
+        path = self.bundle.root / WEIGHTS
+        if not path.is_file():
+            hint = where_to_fetch(self.bundle.root)
+            raise WeightsMissingError(f"bundle {self.bundle.name}: no weights at {path}{hint}")
+        log.warning("bundle %s: its config loads no weights; loading %s", self.bundle.name, WEIGHTS)
+        load(path, {"model": networks[0]}, strict=True)
 
     def _path_of(self, loader: str) -> Path:
         """Return the file that a CheckpointLoader reads; a relative one lies below the bundle's folder.
@@ -173,13 +244,14 @@ class InferenceConfig(BundleConfig):
         return own
 
     def _take(self, step: LoadStep, files: Mapping[str, Path]) -> None:
-        """Fill the networks of one step of the config."""
-        if not step.is_loader:
+        """Do one step of the config that fills or changes its networks."""
+        if step.kind != "loader":
             try:
                 self.parser.get_parsed_content(step.name)
             except Exception as error:
                 text = explained(error, self.bundle)
-                raise BundleError(f"{self.path}: {step.name}, which loads weights: {text}") from error
+                what = "which loads weights" if step.kind == "reads" else f"which prepares the {step.kind}"
+                raise BundleError(f"{self.path}: {step.name}, {what}: {text}") from error
             return
         modules = self.parser.get_parsed_content(f"{step.name}::load_dict")
         strict = self.get(f"{step.name}::strict", True)
@@ -203,6 +275,11 @@ def _changes_nothing(target: str) -> bool:
         return False
     added = {key for base in kind.__mro__ if base not in SupervisedEvaluator.__mro__ for key in vars(base)}
     return all(key.startswith("__") and key != "__init__" for key in added)
+
+
+def _sums(network: torch.nn.Module) -> list[float]:
+    """Return a number for each tensor of a network, which changes with its values."""
+    return [float(tensor.double().sum()) for tensor in network.state_dict().values() if hasattr(tensor, "double")]
 
 
 def _saves(step: Any) -> bool:

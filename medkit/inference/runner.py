@@ -20,6 +20,7 @@ from medkit.bundles.contract import SUFFIX, Contract, OutputKind, contract_of
 from medkit.bundles.requirements import explained, version_notes
 from medkit.errors import BundleError, MedkitError, UsageError, listed
 from medkit.inference.choice import bundle_for_case, common_contract
+from medkit.inference.prompts import Prompts, prompts_of
 from medkit.pipe.records import sha256_of
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Stages, Task, Writable
@@ -82,6 +83,7 @@ def bundle_task(
         bundle=bundle_identity(bundles[0]) if one else {"name": AUTO, "among": [bundle_identity(b) for b in bundles]},
         devices=("cpu", "cuda"),
         staged=True,
+        reads=prompts_of(bundles[0], contract, settings.overrides).of_record if one and runner is None else None,
     )
 
 
@@ -137,11 +139,18 @@ def open_bundle(
     from medkit.machine.precision import choose_device, choose_precision
 
     device = choose_device(runtime.device)
-    config = InferenceConfig(bundle, device, settings.overrides)
-    if reason := config.own_evaluator():
-        raise BundleError(f"{config.path}: {reason}, which decides how the network is called; medkit cannot run it")
+    prompts = prompts_of(bundle, contract_of(bundle), settings.overrides) if runner is None else Prompts()
+    ids = {name: value for name, value in settings.overrides.items() if name not in prompts.given}
+    config = InferenceConfig(bundle, device, ids)
+    reason = config.own_evaluator()
+    if reason and runner is not None:
+        raise BundleError(
+            f"{config.path}: {reason}, which decides how the network is called; only medkit run bundle runs it"
+        )
+    parts = config.open_evaluator() if reason else config.open()
     precision = choose_precision(settings.precision, device)
-    loaded = (runner or BundleRunner)(bundle, config.open(), device, precision, settings.memory)
+    loaded = (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
+    loaded.preprocessing.prompts = prompts
     loaded.postprocessing.keeps_probabilities = settings.probabilities
     return loaded
 
@@ -192,13 +201,14 @@ class BundleRunner:
         import torch
         from monai.inferers import SliceInferer
 
+        from medkit.inference.evaluator import EvaluatorNetwork
         from medkit.inference.network import Network
         from medkit.inference.transforms import Postprocessing, Preprocessing
         from medkit.machine.precision import lay_channels_last
 
         self.bundle, self.contract, self.precision = bundle, contract_of(bundle), precision
         planes = self.contract.planar and not isinstance(parts.inferer, SliceInferer)
-        if not isinstance(parts.network, torch.jit.ScriptModule):
+        if parts.evaluator is None and not isinstance(parts.network, torch.jit.ScriptModule):
             lay_channels_last(parts.network)
         self.preprocessing = Preprocessing(
             parts.preprocessing, self.contract, bundle.name, planes=planes, task=bundle.task
@@ -206,7 +216,8 @@ class BundleRunner:
         if left_out := [key for key in parts.saved if key not in (*self.contract.results, *self.contract.keys)]:
             log.warning("bundle %s: also saves %s, which medkit does not write", bundle.name, listed(left_out))
         self.postprocessing = Postprocessing(parts.postprocessing, self.contract)
-        self.network = Network(parts.network, parts.inferer, self.postprocessing, device, precision, limit)
+        kind = Network if parts.evaluator is None else functools.partial(EvaluatorNetwork, parts.evaluator)
+        self.network: Network = kind(parts.network, parts.inferer, self.postprocessing, device, precision, limit)
 
     def prepare(self, case: Case) -> Prepared:
         """Read a case and run the bundle's preprocessing on it. Raises InputError and BundleError."""

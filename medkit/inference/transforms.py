@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medkit.bundles.contract import Contract
 from medkit.errors import BundleError, InputError
 from medkit.inference.inputs import Feed, ScanReader, feed_of
+from medkit.inference.prompts import Prompts
 from medkit.run.task import Case
 from medkit.space import Grid
 
@@ -49,8 +50,11 @@ class Preprocessing:
         self.reader = ScanReader(planes)
         for loader in loaders_of(compose):
             loader.readers.append(self.reader)
-        # results must not depend on chance, even if the bundle's demonstration adds random transforms
-        self.steps = [s for s in steps if not isinstance(s, Randomizable) or not _is_random(s)]
+        # results must not depend on chance, even if the bundle's demonstration adds random transforms; those that are
+        # done with a probability stay, since the inverse asks for their traces
+        self.steps = [s for s in steps if not isinstance(s, Randomizable) or not _is_random(s) or _never(s)]
+        self.prompts = Prompts()
+        """What a case's item holds besides images."""
         self.by_file = not any(isinstance(s, LoadImaged) for s in steps)
         """Whether the transforms take the name of one file instead of a dictionary."""
         if contract.optional:
@@ -58,7 +62,8 @@ class Preprocessing:
 
     def __call__(self, case: Case) -> Prepared:
         """Read and prepare a case. Raises InputError."""
-        return self.prepare(feed_of(case, self.contract), case)
+        feed = feed_of(case, self.contract)
+        return self.prepare(replace(feed, item={**self.prompts.of(case.record), **feed.item}), case)
 
     def prepare(self, feed: Feed, case: Case) -> Prepared:
         """Prepare images that were read, or made, for a case. Raises InputError."""
@@ -265,6 +270,13 @@ def _is_softmax(step: Any) -> bool:
 
 def _is_random(step: Any) -> bool:
     return type(step).__name__.startswith("Rand")
+
+
+def _never(step: Any) -> bool:
+    """Set the probability of a random transform to 0; return whether it has one."""
+    if hasattr(step, "prob"):
+        step.prob = 0.0
+    return hasattr(step, "prob")
 
 
 def _allow_missing(steps: Iterable[Any]) -> None:

@@ -98,7 +98,7 @@ def _map_word(word: Any, change: Callable[[str], str]) -> Any:
         return word
     inputs = word.get("inputs")
     brought = {role: change(str(path)) for role, path in inputs.items()} if isinstance(inputs, Mapping) else {}
-    return {"path": change(word["path"])} | ({"inputs": brought} if brought else {})
+    return {**word, "path": change(word["path"])} | ({"inputs": brought} if brought else {})
 
 
 def _plain(value: Any) -> Any:

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from medkit.pipe.records import Record
-from medkit.run.task import CasePlan
+from medkit.run.task import CasePlan, Task
 
 
-def command_of(plan: CasePlan, given: Sequence[str | Path]) -> list[Any]:
+def command_of(plan: CasePlan, task: Task, given: Sequence[str | Path]) -> list[Any]:
     """Return the words after `medkit` that make a case's result again; empty if no command was given.
 
     A word is a text, or an object with the `path` of a file, which a sidecar states relative to its own folder. The
-    object of an input also has the `inputs` that its record brought.
+    object of an input also has the `inputs` that its record brought, and the values that the task read of it.
     """
     if not given:
         return []
     first, last = _with_places_last(given)
-    inputs = [_input(record) for record in plan.members or (plan.record,)]
+    inputs = [_input(record, task) for record in plan.members or (plan.record,)]
     return [*map(_word, first), *inputs, *map(_word, last)]
 
 
@@ -39,7 +39,6 @@ def _word(word: str | Path) -> Any:
     return {"path": str(word)} if isinstance(word, Path) else word
 
 
-def _input(record: Record) -> dict[str, Any]:
-    if not record.inputs:
-        return {"path": str(record.path)}
-    return {"path": str(record.path), "inputs": {role: str(path) for role, path in record.inputs.items()}}
+def _input(record: Record, task: Task) -> dict[str, Any]:
+    brought = {"inputs": {role: str(path) for role, path in record.inputs.items()}} if record.inputs else {}
+    return {"path": str(record.path), **brought, **(task.reads(record) if task.reads is not None else {})}

@@ -54,6 +54,13 @@ def settings_of_run(task: Task, options: RunOptions) -> dict[str, Any]:
     }
 
 
+def settings_of_case(task: Task, options: RunOptions, record: Record) -> dict[str, Any]:
+    """Return what the result of a case depends on besides its inputs: those of the run, and values of its record."""
+    settings = settings_of_run(task, options)
+    values = dict(task.reads(record)) if task.reads is not None else {}
+    return settings | {"arguments": settings["arguments"] | {"record": values}} if values else settings
+
+
 def settings_of(record: Record) -> dict[str, Any]:
     """Return the same settings as a record states them; threads, device, workers and qc do not make it outdated."""
     block = record.medkit

@@ -122,6 +122,8 @@ class Task:
     """The name of the case's own input among `inputs`."""
     accepts: Sequence[str] = ()
     """Further named inputs that a record may bring for its case."""
+    reads: Callable[[Record], Mapping[str, Any]] | None = None
+    """Returns what the task takes from a case's record besides files; a result made with other values is outdated."""
     shared: Mapping[str, Path] = field(default_factory=dict)
     """Role -> file that all cases use, such as the fixed image."""
     own: Callable[[Path], Mapping[str, Path]] | None = None

@@ -20,7 +20,7 @@ from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.pipe.signals import time_limit
 from medkit.run.again import command_of
 from medkit.run.claims import Claim, Unclaimed, claim_of, remove_leftovers
-from medkit.run.existing import ResultFingerprint, check_existing, file_digest, is_whole, settings_of_run
+from medkit.run.existing import ResultFingerprint, check_existing, file_digest, is_whole, settings_of_case
 from medkit.run.failures import explain, failed_record
 from medkit.run.outputs import describe_dataset
 from medkit.run.pictures import draw_case, picture_path
@@ -157,7 +157,7 @@ class CaseWorker:
             inputs={
                 role: "" if foreseen and not path.exists() else file_digest(path) for role, path in plan.inputs.items()
             },
-            settings=settings_of_run(self.task, self.options),
+            settings=settings_of_case(self.task, self.options, plan.record),
         )
 
     def _existing(self, plan: CasePlan, fingerprint: ResultFingerprint) -> Record | None:
@@ -221,7 +221,7 @@ class CaseWorker:
             # the reason to look comes first: `medkit.run.looks` shows it
             "warnings": list(dict.fromkeys([*result.warnings, *work.case.warnings])),
             "look": bool(result.warnings),
-            "command": command_of(plan, self.options.command),
+            "command": command_of(plan, self.task, self.options.command),
         }
         return Record(
             path=plan.targets.main,

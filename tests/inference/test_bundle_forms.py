@@ -201,6 +201,37 @@ def test_names_of_one_channel(run: Run, root: Path, source: Path) -> None:
     assert run(root, source).records[0]["medkit"]["labels"] == {"1": "liver"}
 
 
+def test_transforms_after_the_network_that_handlers_run(run: Run, root: Path, source: Path, tmp_path: Path) -> None:
+    config = config_of(root)
+    activate, invert, discrete, save = config["postprocessing"]["transforms"]
+    mapped = {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [1], "target_labels": [7]}
+    config["after"] = {"_target_": "Compose", "transforms": [mapped, save]}
+    config["postprocessing"]["transforms"] = [activate, invert, discrete]
+    config["handlers"].append({"_target_": "PostProcessing", "transform": "@after"})
+    write_config(root, config)
+    expected = monai_run(root, {"image": str(source)}, tmp_path / "monai")["trans"]
+    assert np.unique(expected).tolist() == [0, 7]
+    np.testing.assert_array_equal(output(run(root, source), "labels"), expected)
+    # and nothing else: an id that no evaluator names is not run
+    config["evaluator"].pop("postprocessing")
+    config["after"] = {"_target_": "Compose", "transforms": [invert, activate, discrete, mapped, save]}
+    write_config(root, config)
+    expected = monai_run(root, {"image": str(source)}, tmp_path / "monai_2")["trans"]
+    np.testing.assert_array_equal(output(run(root, source, "--overwrite"), "labels"), expected)
+
+
+def test_random_transforms_that_are_inverted(run: Run, root: Path, source: Path, tmp_path: Path) -> None:
+    """They are not done, whatever their probability, and their inverse finds that."""
+    config = config_of(root)
+    flip = {"_target_": "RandFlipd", "keys": "image", "prob": 0.0, "spatial_axis": 0}
+    config["preprocessing"]["transforms"].insert(4, flip)
+    write_config(root, config)
+    expected = monai_run(root, {"image": str(source)}, tmp_path / "monai")["trans"]
+    flip["prob"] = 1.0
+    write_config(root, config)
+    np.testing.assert_array_equal(output(run(root, source), "labels"), expected)
+
+
 # ---- configs
 
 

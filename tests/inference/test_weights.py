@@ -98,8 +98,42 @@ def test_model_pt_replaces_nothing(tmp_path: Path) -> None:
         loaded(write(tmp_path / "d", handlers=[loader("other.pt", _target_="scripts.MyCheckpointLoader")]))
 
 
-def test_without_any_it_is_model_pt(tmp_path: Path) -> None:
+def test_without_any_it_is_model_pt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert loaded(write(tmp_path / "b")) == 1
+    assert "bundle b: its config loads no weights; loading models/model.pt" in caplog.text
+    assert loaded(write(tmp_path / "c", initialize=["$len(list(@network.parameters()))"])) == 1
+
+
+OWN = """
+import torch
+
+
+def fill(network, path):
+    network.load_state_dict(torch.load(path, weights_only=True))
+    return network
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        # a function of the bundle's own, whose name says nothing
+        ({"initialize": ["$own.fill(@network, @bundle_root + '/models/other.pt')"]}, 2),
+        ({"run": ["$own.fill(@network, @more)", "$@evaluator.run()", FILL], "more": "$@bundle_root + '/models/more.pt'"},
+         3),
+        ({"network": {"_target_": "scripts.own.fill", "network": "@network_def", "path": "@other"},
+          "other": "$@bundle_root + '/models/other.pt'"}, 2),
+        # weights that are changed after they are loaded
+        ({"handlers": [], "checkpoint": loader("model.pt"),
+          "initialize": ["$@checkpoint(@evaluator)", "$[p.data.mul_(5) for p in @network.parameters()]"]}, 5),
+    ],
+)  # fmt: skip
+def test_what_code_of_the_bundle_does_with_the_network(tmp_path: Path, changes: Any, number: float) -> None:
+    root = tmp_path / "b"
+    (root / "scripts").mkdir(parents=True)
+    (root / "scripts" / "__init__.py").touch()
+    (root / "scripts" / "own.py").write_text(OWN)
+    assert loaded(write(root, imports=["$import torch", "$import scripts.own as own"], **changes)) == number
 
 
 @pytest.mark.parametrize(
