@@ -25,7 +25,7 @@ FLOORS = (
     ("images", "options", "plugins", "scanner"),
     ("bundles", "cli", "figures", "synthesis", "transforms"),
     ("evaluation", "run", "testing", "training"),
-    ("inference", "task", "transform_tasks"),
+    ("cluster", "inference", "task", "transform_tasks"),
     ("robustness", *PLUGINS),
     ("commands",),
 )
@@ -42,6 +42,7 @@ LIGHT_PACKAGES = {
     "options": {"click"},
     "plugins": {"pluggy"},
     "bundles": set(),
+    "cluster": set(),
     "cli": {"click"},
     "run": set(),
     "task": set(),

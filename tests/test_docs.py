@@ -44,6 +44,7 @@ FACES = (
 PAGE_OF = {
     "medkit bundle": "bundles.md",
     "medkit completion": "options.md",
+    **dict.fromkeys(("medkit merge", "medkit status", "medkit submit"), "clusters.md"),
     "medkit demo": "index.md",
     "medkit evaluate": "evaluate.md",
     "medkit plugins": "plugins.md",
@@ -347,7 +348,7 @@ def test_no_option_is_made_up() -> None:
     for page in PAGES:
         for block in (*blocks(page, "sh"), *blocks(page, "console"), *blocks(page, "text")):
             for line in block.splitlines():
-                for stage in re.split(r"\||&&", line):
+                for stage in re.split(r"\||&&|-- '", line):
                     check_options(page, stage)
 
 

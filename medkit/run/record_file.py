@@ -54,7 +54,7 @@ def _name(task: str, part: tuple[int, int] | None, environ: Mapping[str, str]) -
     """Return a name that no other running process uses: containers may share host names and process numbers."""
     job = next((environ[name] for name in _JOBS if environ.get(name)), "")
     words = [
-        task,
+        task.replace(" ", "-"),
         "{}-of-{}".format(*part) if part else "",
         re.sub(r"\W+", "-", job),
         socket.gethostname(),

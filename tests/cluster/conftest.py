@@ -1,0 +1,50 @@
+"""Fixtures of the tests of job arrays: schedulers that only note what they were told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Shell = Callable[..., "Outcome"]  # noqa: F821
+
+
+@pytest.fixture
+def pretend(tmp_path: Path) -> Callable[..., Path]:
+    """Make a program that notes its arguments and its stdin, and answers: pretend("sbatch", "17"); returns the note."""
+    (tmp_path / "bin").mkdir()
+
+    def make(name: str, answer: str = "", code: int = 0) -> Path:
+        (tmp_path / f"{name}.answer").write_text(answer)
+        program = tmp_path / "bin" / name
+        program.write_text(
+            f'#!/bin/bash\necho "$@" >> {tmp_path}/{name}.note\n'
+            f"[ {name} = bsub ] && cat >> {tmp_path}/{name}.note\ncat {tmp_path}/{name}.answer\nexit {code}\n"
+        )
+        program.chmod(0o755)
+        return tmp_path / f"{name}.note"
+
+    return make
+
+
+@pytest.fixture
+def here(shell: Shell, shell_environment: dict[str, str], tmp_path: Path) -> Shell:
+    """Run a line of bash in which the pretended programs come first."""
+    path = f"{tmp_path}/bin:{shell_environment['PATH']}"
+    return lambda line, **more: shell(line, env={"PATH": path}, **more)
+
+
+@pytest.fixture
+def submitted(here: Shell, pretend: Callable[..., Path]) -> Shell:
+    """Submit files in `scans` to a pretended Slurm: submitted("medkit run pair", shards=2)."""
+    pretend("sbatch", "17\n")
+    pretend("squeue")
+    pretend("scontrol")
+
+    def submit(pipeline: str, *, shards: int = 2, more: str = "") -> object:
+        done = here(f"ls scans/* | medkit submit slurm --shards {shards} {more} -o out -- '{pipeline}'")
+        assert done.code == 0, done.err
+        return done
+
+    return submit
