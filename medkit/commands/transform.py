@@ -29,6 +29,7 @@ class _FileOfCase(click.Path):
 
 _FILE_OF_CASE = _FileOfCase(exists=True, path_type=Path)
 _FORMS = ("itk", "itk-mat", "itk-h5", "field", "flirt", "fsl-warp", "lta", "lta-voxels", "register-dat")
+_KINDS = ("flirt", "ras-matrix", "fsl-warp", "ras-displacements", "ras-positions", "voxel-displacements")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -196,15 +197,25 @@ def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, log
     run_task(measurement(reference, mask, log), options)
 
 
+_from_option = click.option(
+    "--from",
+    "kind",
+    type=click.Choice(_KINDS),
+    help="What a file holds that does not say it: a matrix as text, a warp of three frames.",
+)
+
+
 @transform.command(short_help="Convert between ITK, FSL and FreeSurfer.")
 @click.option("--to", "form", type=click.Choice(_FORMS), help="The format.  [default: from the name of --output]")
 @click.option("--fixed", type=_FILE, help="The image the transform leads from: FSL's -ref, FreeSurfer's dst.")
 @click.option("--moving", type=_FILE, help="The image the transform leads to: FSL's -in, FreeSurfer's src.")
+@_from_option
 @task_options
-def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: Path | None) -> None:
+def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: Path | None, kind: str | None) -> None:
     """Convert transforms between ITK and ANTs, FSL (FLIRT matrix, warp) and FreeSurfer (LTA, register.dat).
 
-    FSL's files and register.dat have a meaning only with their two images, which must be named.
+    FSL's files and register.dat have a meaning only with their two images, which must be named. Matrices of greedy and
+    c3d, and warps of SynthMorph, MRtrix and VoxelMorph, are read with --from.
 
     \b
     medkit transform convert flirt.mat --fixed mni.nii.gz --moving scan.nii.gz -o x.tfm
@@ -212,16 +223,19 @@ def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: P
     """
     from medkit.transform_tasks.convert import conversion
 
-    run_task(conversion(form, options.output, fixed, moving), options)
+    run_task(conversion(form, options.output, fixed, moving, kind), options)
 
 
 @transform.command(short_help="Describe transforms.")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--fixed", type=_FILE, help="The fixed image, for files of FSL and register.dat.")
 @click.option("--moving", type=_FILE, help="The moving image, for files of FSL and register.dat.")
+@_from_option
 @option("--json", "as_json", is_flag=True, help="Print a JSON object per file.")
 @option("-0", "--null", is_flag=True, help="Lines in end in NUL instead of newline.")
-def show(files: tuple[str, ...], fixed: Path | None, moving: Path | None, as_json: bool, null: bool) -> int:
+def show(
+    files: tuple[str, ...], fixed: Path | None, moving: Path | None, kind: str | None, as_json: bool, null: bool
+) -> int:
     """Describe transforms: kind, grids, rotation, translation, scale and shear; displacements, Jacobian range.
 
     \b
@@ -232,7 +246,7 @@ def show(files: tuple[str, ...], fixed: Path | None, moving: Path | None, as_jso
         for line in input_lines(files, None, null):
             count += 1
             try:
-                text = _description(line, fixed, moving, as_json)
+                text = _description(line, fixed, moving, kind, as_json)
             except MedkitError as error:
                 refused += 1
                 click.echo(f"medkit: {error}", err=True)
@@ -244,13 +258,13 @@ def show(files: tuple[str, ...], fixed: Path | None, moving: Path | None, as_jso
     return InputError.exit_code if refused == count else int(refused > 0)
 
 
-def _description(line: str, fixed: Path | None, moving: Path | None, as_json: bool) -> str:
+def _description(line: str, fixed: Path | None, moving: Path | None, kind: str | None, as_json: bool) -> str:
     from medkit.images.image import read_grid
     from medkit.transform_tasks.convert import read_any
     from medkit.transform_tasks.describe import describe, in_words
     from medkit.transforms.freesurfer import FreeSurferVolume
 
     path = record_from_line(line).path
-    images = [None if image is None else FreeSurferVolume(image, read_grid(image)) for image in (fixed, moving)]
-    facts = describe(path, read_any(path, *images))
+    first, second = (None if image is None else FreeSurferVolume(image, read_grid(image)) for image in (fixed, moving))
+    facts = describe(path, read_any(path, first, second, kind))
     return (json.dumps(facts) if as_json else "\n".join(in_words(facts))) + "\n"

@@ -25,10 +25,17 @@ from medkit.transforms.freesurfer import (
     write_lta,
     write_register_dat,
 )
-from medkit.transforms.fsl import read_flirt, read_warp, write_flirt, write_warp
-from medkit.transforms.itk_fields import is_fsl_warp
-from medkit.transforms.itk_linear import is_text_matrix
+from medkit.transforms.fsl import is_marked_warp, read_flirt, read_warp, write_flirt, write_warp
 from medkit.transforms.transform import AffineTransform, Transform, with_grids
+from medkit.transforms.unmarked import (
+    WARPS,
+    is_text_matrix,
+    is_three_frames,
+    read_ras_displacements,
+    read_ras_matrix,
+    read_ras_positions,
+    read_voxel_displacements,
+)
 
 
 @dataclass(frozen=True)
@@ -65,18 +72,49 @@ FORMS = {
 """Formats by their names for `--to`. Without `--to`, the first format with the ending of the output is used."""
 
 
-def conversion(form: str | None, output: Path | None, fixed: Path | None, moving: Path | None) -> Task:
-    """Return the task that writes each of its inputs in another format. Raises UsageError if the format is unclear."""
+@dataclass(frozen=True)
+class Kind:
+    """A meaning of a file that does not state its own."""
+
+    help: str
+    """Description for the sidecar."""
+    read: Callable[..., Transform]
+    """Function that reads such a file: of its path and, with `images`, of the fixed and the moving grid."""
+    images: bool = True
+    """Whether the file has a meaning only together with its two images."""
+
+
+KINDS = {
+    "flirt": Kind("a matrix of FSL FLIRT", read_flirt),
+    "ras-matrix": Kind("a matrix of greedy or c3d, RAS mm", read_ras_matrix, images=False),
+    "fsl-warp": Kind("a warp of FSL", read_warp),
+    "ras-displacements": Kind("displacements in RAS mm, as of SynthMorph", read_ras_displacements, images=False),
+    "ras-positions": Kind("positions in RAS mm, as of MRtrix", read_ras_positions, images=False),
+    "voxel-displacements": Kind("displacements in voxels, as of VoxelMorph", read_voxel_displacements),
+}
+"""Meanings by their names for `--from`."""
+
+
+def conversion(
+    form: str | None, output: Path | None, fixed: Path | None, moving: Path | None, kind: str | None = None
+) -> Task:
+    """Return the task that writes each of its inputs in another format.
+
+    kind: what the inputs hold, one of `KINDS`; None: what their names and headers state. Raises UsageError if the
+    format is unclear or an image is missing.
+    """
     form = form or _form_of(output)
     images = {role: absolute(path) for role, path in (("fixed", fixed), ("moving", moving)) if path is not None}
     if (FORMS[form].write or form == "fsl-warp") and len(images) < 2:
         raise UsageError(f"--to {form}: needs both images, --fixed and --moving")
+    if kind and KINDS[kind].images and len(images) < 2:
+        raise UsageError(f"--from {kind}: needs both images, --fixed and --moving")
     first, *others = FORMS[form].extensions
     return Task(
         name="transform convert",
         outputs=(Output("transform", "transform", form.replace("-", "_"), first, extensions=tuple(others)),),
-        process=functools.partial(_convert, form=form),
-        arguments={"to": form},
+        process=functools.partial(_convert, form=form, kind=kind),
+        arguments={"to": form} | ({"from": kind} if kind else {}),
         takes=TAKES,
         role="transform",
         shared=images,
@@ -92,15 +130,16 @@ def _form_of(output: Path | None) -> str:
     return found
 
 
-def _convert(case: Case, *, form: str) -> Result:
+def _convert(case: Case, *, form: str, kind: str | None) -> Result:
     fixed, moving = _volume(case.inputs.get("fixed")), _volume(case.inputs.get("moving"))
-    transform = read_any(case.path, fixed, moving)
+    transform = read_any(case.path, fixed, moving, kind)
     ends = [None if volume is None else volume.grid for volume in (fixed, moving)]
     if form in ("field", "fsl-warp"):
         case.runtime.limit_torch()
     warnings = check_ends(transform, ends[0], ends[1], "exchange --fixed and --moving, or invert it")
-    if _reader_with_images(case.path) is read_flirt:
-        warnings = [*warnings, "read as a matrix of FSL, not of greedy or c3d (RAS mm), which look the same"]
+    if kind is None and _is_text_matrix(case.path):
+        note = "read as a matrix of FSL (--from flirt), not of greedy or c3d (--from ras-matrix), which look the same"
+        warnings = [*warnings, note]
     transform = with_grids(transform, *(None if grid is None else grid.digest() for grid in ends))
     return Result(
         {"transform": _InForm(transform, form, fixed, moving)},
@@ -117,32 +156,53 @@ def _volume(path: Path | None) -> FreeSurferVolume | None:
     return None if path is None else FreeSurferVolume(path, read_grid(path))
 
 
-def read_any(path: Path, fixed: FreeSurferVolume | None = None, moving: FreeSurferVolume | None = None) -> Transform:
+def read_any(
+    path: Path, fixed: FreeSurferVolume | None = None, moving: FreeSurferVolume | None = None, kind: str | None = None
+) -> Transform:
     """Read a transform of any program, from fixed to moving points in RAS+ mm.
 
-    Raises InputError, also if the format needs `fixed` and `moving` and they are missing.
+    `kind`, one of `KINDS`, states what the file holds. Raises InputError, also if the file does not state it and may
+    hold several things, or if it needs `fixed` and `moving` and they are missing.
     """
-    reader = _reader_with_images(path)
-    if path.suffix.lower() == ".lta":
+    if kind is not None and not KINDS[kind].images:
+        return KINDS[kind].read(path)
+    if kind is None and path.suffix.lower() == ".lta":
         return read_lta(path, *(None if volume is None else volume.grid for volume in (fixed, moving)))
+    reader = KINDS[kind].read if kind else _reader_with_images(path)
     if reader is None:
         return read_transform(path)
     if fixed is None or moving is None:
+        also = ", or state that it is one of greedy or c3d: --from ras-matrix" if reader is read_flirt else ""
         raise InputError(
-            f"{path}: only has a meaning together with its two images: name them with --fixed and --moving"
+            f"{path}: only has a meaning together with its two images: name them with --fixed and --moving{also}"
         )
     return reader(path, fixed.grid, moving.grid)
 
 
 def _reader_with_images(path: Path) -> Callable[..., Transform] | None:
-    """Return the reader of a format that needs the two images; None for other formats."""
+    """Return the reader of a format that needs the two images; None for other formats.
+
+    Raises InputError for a warp of three frames whose header does not state that it is FSL's.
+    """
     if path.suffix.lower() == ".dat":
         return read_register_dat
-    if path.suffix.lower() in (".mat", ".txt") and path.is_file() and is_text_matrix(path.read_bytes()):
+    if _is_text_matrix(path):
         return read_flirt
-    if path.name.lower().endswith((".nii", ".nii.gz")) and path.is_file():
-        return read_warp if is_fsl_warp(nifti.promised_shape(path, nifti.read_header(path))) else None
-    return None
+    if not path.name.lower().endswith((".nii", ".nii.gz")) or not path.is_file():
+        return None
+    header = nifti.read_header(path)
+    if not is_three_frames(nifti.promised_shape(path, header)):
+        return None
+    if not is_marked_warp(header):
+        kinds = "; ".join(f"--from {name}: {KINDS[name].help}" for name in WARPS)
+        raise InputError(
+            f"{path}: has three frames, which mean different things to different programs; name it, {kinds}"
+        )
+    return read_warp
+
+
+def _is_text_matrix(path: Path) -> bool:
+    return path.suffix.lower() in (".mat", ".txt") and path.is_file() and is_text_matrix(path.read_bytes())
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from medkit.images.nifti_forms import geometry_fields, header_for
 from medkit.space import Grid, apply_affine, check_grid, three_axes
 from medkit.transforms.itk_frame import checked_field, field_from_lps, field_to_lps, grid_note, with_noted_grids
 from medkit.transforms.transform import DisplacementField, Transform
+from medkit.transforms.unmarked import WARPS, is_three_frames
 
 _RAS_VECTORS, _VECTORS = 1006, 1007
 """NIFTI_INTENT_DISPVECT, whose vectors ITK turns from RAS to LPS, and NIFTI_INTENT_VECTOR, which are LPS already."""
@@ -75,10 +75,10 @@ def _three_slices(grid: Grid, field: np.ndarray) -> tuple[Grid, np.ndarray]:
 def read_field_nifti(path: Path) -> Transform:
     """Read a displacement field from NIfTI, LPS mm or, by its intent, RAS+ mm. Raises InputError."""
     header, voxels = nifti.read(path)
-    if is_fsl_warp(voxels.shape):
+    if is_three_frames(voxels.shape):
         raise InputError(
-            f"{path}: looks like a warp of FSL, which only has a meaning together with its two images: "
-            f"medkit transform convert {path.name} --fixed F --moving M -o x.nii.gz"
+            f"{path}: has three frames, as warps of FSL, SynthMorph and others, which mean different things: "
+            f"medkit transform convert {path.name} --from KIND -o x.nii.gz, where KIND is one of {', '.join(WARPS)}"
         )
     vectors = voxels.ndim == 5 and voxels.shape[3] == 1 and voxels.shape[4] in (2, 3)
     if not vectors or voxels.dtype.kind != "f":
@@ -93,11 +93,6 @@ def read_field_nifti(path: Path) -> Transform:
     values = voxels[:, :, :, 0]
     field = checked_field(path, values, np.ones(dims)) if in_ras else field_from_lps(path, values)
     return with_noted_grids(DisplacementField(field, grid), bytes(header["descrip"]).decode("latin-1"))
-
-
-def is_fsl_warp(shape: Sequence[int]) -> bool:
-    """Return whether a NIfTI file of this shape can be a warp of FSL: three frames, where ITK has a fifth axis."""
-    return len(shape) == 4 and shape[3] == 3
 
 
 def read_field_itk(path: Path) -> DisplacementField:

@@ -17,6 +17,7 @@ from medkit.errors import InputError, OutputError
 from medkit.transforms.itk import read_itk
 from medkit.transforms.itk_frame import affine_from_lps, affine_to_lps, grid_note, with_noted_grids
 from medkit.transforms.transform import AffineTransform, Transform, chain, is_invertible
+from medkit.transforms.unmarked import is_text_matrix
 
 _MAGIC = "#Insight Transform File V1.0"
 _AFFINE = ("AffineTransform", "MatrixOffsetTransformBase")
@@ -78,18 +79,9 @@ def _refuse_text_matrix(path: Path, content: bytes) -> None:
         raise InputError(
             f"{path}: expected a transform of ITK or ANTs, got a text of 16 numbers, which has one of two meanings. An "
             "FSL matrix belongs to its two images: "
-            f"medkit transform convert {path.name} --fixed F --moving M -o x.tfm. A matrix of greedy or c3d is in RAS "
-            f"mm: c3d_affine_tool {path.name} -oitk x.txt"
+            f"medkit transform convert {path.name} --from flirt --fixed F --moving M -o x.tfm. A matrix of greedy or "
+            f"c3d is in RAS mm: medkit transform convert {path.name} --from ras-matrix -o x.tfm"
         )
-
-
-def is_text_matrix(content: bytes) -> bool:
-    """Return whether the bytes are a text of 16 numbers, such as the matrices of FSL, greedy and c3d."""
-    try:
-        rows = [line.split() for line in content.decode("ascii").split("\n") if line.strip()]
-        return np.array(rows, float).size == 16
-    except ValueError:
-        return False
 
 
 def _text(transform: AffineTransform) -> str:

@@ -475,11 +475,56 @@ def test_fsl_warps(toy: Run, folder: Path, positions: bool) -> None:
     if positions:
         values = (in_fsl(fixed, index) + shift).reshape(stored.shape).astype(np.float32)
         nib.save(nib.Nifti1Image(values, stored.affine), folder / "fsl.nii.gz")
-    back = toy("transform", "convert", folder / "fsl.nii.gz", *images, "--to", "field", "-o", folder / "back.nii.gz")
+    stated = ["--from", "fsl-warp"] if positions else []  # the header of displacements states it
+    back = toy(
+        "transform", "convert", folder / "fsl.nii.gz", *images, *stated, "--to", "field", "-o", folder / "back.nii.gz"
+    )
     assert back.code == 0, back.err
     np.testing.assert_allclose(
         read_transform(folder / "back.nii.gz").field, read_transform(folder / "total.nii.gz").field, atol=1e-3
     )
+
+
+def test_a_warp_of_three_frames_is_asked_for_its_kind(toy: Run, folder: Path) -> None:
+    """As SynthMorph, MRtrix and VoxelMorph write them; the same map in each."""
+    fixed, moving = (read_grid(folder / name) for name in ("fixed.nii.gz", "scan.nii.gz"))
+    images = ["--fixed", folder / "fixed.nii.gz", "--moving", folder / "scan.nii.gz"]
+    total = Composite((AffineTransform(affine_matrix()), waves(fixed)))
+    index = np.argwhere(np.ones(fixed.shape)).astype(float)
+    here = apply_affine(fixed.affine, index)
+    there = total.map_points(here)
+    voxels = apply_affine(np.linalg.inv(moving.affine), there) - index
+    for kind, values in {
+        "ras-displacements": there - here, "ras-positions": there, "voxel-displacements": voxels,
+    }.items():  # fmt: skip
+        path = folder / f"{kind}.nii.gz"
+        nib.save(nib.Nifti1Image(values.reshape(*fixed.shape, 3).astype(np.float32), fixed.affine), path)
+        done = toy("transform", "convert", path, *images, "--to", "field", "-o", folder / "no.nii.gz")
+        assert (done.code, f"--from {kind}: " in done.err) == (3, True)
+        done = toy("transform", "apply", folder / "scan.nii.gz", "--reference", images[1], "--transform", path)
+        assert (done.code, "--from KIND" in done.err and kind in done.err) == (3, True), done.err
+        words = [path, "--from", kind, *images, "--overwrite", "-o", folder / "x.nii.gz"]
+        done = toy("transform", "convert", *words)
+        assert done.code == 0, done.err
+        assert "look" not in done.err
+        field = read_transform(folder / "x.nii.gz").field
+        np.testing.assert_allclose(field.reshape(-1, 3), there - here, atol=1e-3)
+    done = toy("transform", "convert", path, "--from", kind, "--to", "field")
+    assert (done.code, "needs both images" in done.err) == (2, True)
+
+
+def test_a_matrix_as_text_is_what_it_is_said_to_be(toy: Run, folder: Path) -> None:
+    images = ["--fixed", folder / "fixed.nii.gz", "--moving", folder / "scan.nii.gz"]
+    np.savetxt(folder / "greedy.mat", affine_matrix())
+    done = toy("transform", "convert", folder / "greedy.mat", "--from", "ras-matrix", "-o", folder / "x.tfm")
+    assert done.code == 0, done.err
+    np.testing.assert_allclose(read_transform(folder / "x.tfm").matrix, affine_matrix(), atol=1e-9)
+    done = toy("transform", "convert", folder / "greedy.mat", *images, "-o", folder / "y.tfm")
+    assert (done.code, "--from ras-matrix" in done.err and "need a look" in done.err) == (0, True), done.err
+    done = toy("transform", "convert", folder / "greedy.mat", "--from", "flirt", *images, "-o", folder / "z.tfm")
+    assert (done.code, "look" in done.err) == (0, False)
+    assert "--from ras-matrix" in toy("transform", "show", folder / "greedy.mat").err
+    assert toy("transform", "show", folder / "greedy.mat", "--from", "ras-matrix").code == 0
 
 
 def test_lta_s_geometry_is_that_of_the_images(toy: Run, folder: Path) -> None:

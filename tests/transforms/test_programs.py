@@ -83,7 +83,7 @@ def test_an_lta_with_commas_is_one_without(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.mat", "x.txt", "x.tfm"])
 def test_a_text_of_16_numbers_has_two_meanings(tmp_path: Path, name: str) -> None:
     np.savetxt(tmp_path / name, TURN)
-    with pytest.raises(InputError, match=rf"{name}: .*FSL.*convert {name} --fixed F.*greedy or c3d is in RAS mm"):
+    with pytest.raises(InputError, match=rf"{name}: .*FSL.*convert {name} --from flirt .*greedy or c3d is in RAS"):
         read_transform(tmp_path / name)
 
 
