@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from medkit.cluster.folder import JobFolder, Submission, path_of
 from medkit.cluster.outcomes import CaseOutcome, latest, read_outcomes
 from medkit.cluster.request import Needs, needs_of
 from medkit.cluster.schedulers import RUNNING, WAITING, queue
+from medkit.cluster.stages import is_medkit_only, tasks_of
 
 ENDED, LOST = "ended", "lost"
 DONE, FAILED, TO_DO, UNKNOWN = "done", "failed", "to do", "unknown"
@@ -63,7 +63,8 @@ class Progress:
         self._by_source: dict[str, list[CaseOutcome]] = {}
         for (_, source), outcome in self._latest.items():
             self._by_source.setdefault(source, []).append(outcome)
-        self._expected = Counter(tasks_of(self.submission.pipeline)) if self.submission else Counter()
+        pipeline = self.submission.pipeline if self.submission else ""
+        self._expected, self._records_tell_all = Counter(tasks_of(pipeline)), is_medkit_only(pipeline)
         workdir = Path(self.submission.workdir) if self.submission else Path.cwd()
         paths = [path_of(line, workdir) for line in self.folder.lines()]
         self.cases = [self._case(path, number) for number, path in enumerate(paths)]
@@ -78,14 +79,16 @@ class Progress:
         found = list(self._reached(path))
         if any(outcome.error is not None for outcome in found):
             return FAILED
-        if self._expected and not self._expected - Counter(outcome.task for outcome in found):
-            return DONE
         if self.submission is None:
             return DONE if found else TO_DO
         code = self.folder.exit_code(number % self.submission.shards + 1)
-        if code == 0:
+        if code == 0 or (self._tasks_done(found) and (self._records_tell_all or code == 1)):
             return DONE
         return UNKNOWN if code == 1 else TO_DO
+
+    def _tasks_done(self, found: list[CaseOutcome]) -> bool:
+        """Return whether all tasks that stand in the commands are among the outcomes of a case."""
+        return bool(self._expected) and not self._expected - Counter(outcome.task for outcome in found)
 
     def _reached(self, path: str) -> Iterator[CaseOutcome]:
         """Yield the outcomes of a case in all stages: a result is the input of the next stage."""
@@ -181,13 +184,3 @@ def progress_of(folder: JobFolder) -> Progress:
     # the queue first: a job that ends between the two looks has then left its exit code
     waiting = queue(submission) if submission and submission.jobs else None
     return Progress(folder, submission, read_outcomes(folder.records), waiting)
-
-
-def tasks_of(pipeline: str) -> list[str]:
-    """Return the tasks of medkit in shell commands.
-
-    >>> tasks_of("medkit run register --fixed f.nii.gz | medkit transform apply --transform x.tfm")
-    ['register', 'transform apply']
-    """
-    found = re.finditer(r"\bmedkit\s+(?:run\s+([a-z][\w-]*)|(transform\s+[a-z]\w*))", pipeline)
-    return [" ".join((match[1] or match[2]).split()) for match in found]

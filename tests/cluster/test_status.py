@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_for
 
-from medkit.cluster.progress import tasks_of
+from medkit.cluster.stages import is_medkit_only, tasks_of
 
 Shell = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
@@ -187,3 +187,29 @@ def test_a_damaged_submission(submitted: Shell, here: Shell, blob: Make, tmp_pat
 )
 def test_the_tasks_of_commands(pipeline: str, tasks: list[str]) -> None:
     assert tasks_of(pipeline) == tasks
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "expected"),
+    [
+        ("medkit run register --fixed 'a|b' | medkit run segment", True),
+        ("A=1 medkit run register 2>> log | medkit run segment > names", True),
+        ("medkit run register | gzip", False),
+        ("medkit run register && medkit run segment", False),
+        ("medkit run register | medkit run segment; ls", False),
+        ("(medkit run register)", False),
+        ("medkit run register | tee >(medkit run segment) | medkit run classify", False),
+        ("medkit run 'register", False),
+        ("", False),
+    ],
+)
+def test_whether_records_tell_all(pipeline: str, expected: bool) -> None:
+    assert is_medkit_only(pipeline) is expected
+
+
+def test_the_end_of_a_foreign_stage_is_waited_for(submitted: Shell, here: Shell, blob: Make) -> None:
+    blob("scans/a.nii.gz")
+    submitted("medkit run pair | (cat; exit 137)", shards=1)
+    assert here("bash out/shard.sh 1").code == 137
+    code, found = state(here)
+    assert (code, counts(found)) == (75, [0, 0, 1, 0])

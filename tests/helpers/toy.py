@@ -191,9 +191,9 @@ def _wait(case: Case, marks: Path) -> Result:
 @click.option("--noise", is_flag=True, help="Write to stdout in every way there is.")
 @task_options
 def fragile(options: RunOptions, noise: bool) -> None:
-    """Copy a file; for names that start with fail, exit, die, hang, full or nothing do that instead.
+    """Copy a file; for names that start with fail, exit, die, hang, full, hungry or nothing do that instead.
 
-    Results of names that start with doubt need a look.
+    Results of names that start with doubt need a look, those that start with slow take a second.
     """
     process = functools.partial(_fragile, noise=noise)
     run_task(Task("fragile", [Output("image", "image", "copy")], process=process, uses_torch=False), options)
@@ -213,6 +213,12 @@ def _fragile(case: Case, noise: bool) -> Result:
         os.kill(os.getpid(), signal.SIGKILL)
     if name.startswith("hang"):
         time.sleep(60)
+    if name.startswith("slow"):
+        time.sleep(1)
+    if name.startswith("hungry"):
+        held = bytearray(2**30)
+        time.sleep(60)
+        del held
     if name.startswith("full"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if name.startswith("nothing"):
