@@ -28,6 +28,7 @@ from medkit.options import RunOptions, group_by_option, settings, task_options
 from medkit.pipe.records import Record
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Stages, Table, Task, Text
+from medkit.space import Grid
 from medkit.specs import TaskSpec
 from medkit.task import run_task
 
@@ -54,10 +55,14 @@ def double(options: RunOptions, factor: int) -> None:
         process=functools.partial(_double, factor=factor),
         arguments={"factor": factor},
         uses_torch=False,
-        memory=lambda grid: 8 * 2**20,
+        memory=_memory,
         accepts=("mask",),
     )
     run_task(task, options)
+
+
+def _memory(grid: Grid) -> int:
+    return 8 * 2**20
 
 
 def _double(case: Case, factor: int) -> Result:
