@@ -48,6 +48,15 @@ def preprocessing_of(content: Mapping[str, Any]) -> str | None:
     return chain or next((name for name in PREPROCESSING if has_id(content, name)), None)
 
 
+def data_of(content: Mapping[str, Any]) -> str | None:
+    """Return the id of the list of cases that the evaluator's data set takes; None if it is made by an expression."""
+    chain: str | None = evaluator_of(content)
+    for key in ("val_data_loader", "dataset"):
+        chain = followed(content, f"{chain}::{key}")
+    names = [f"{chain}::data", "dataset::data", "validate::dataset::data"]
+    return next((name for name in names if has_id(content, name)), None)
+
+
 def argument_of(content: Mapping[str, Any], key: str, *others: str) -> str | None:
     """Return the id of an argument of the evaluator, else the first of `others` that the config has, else None."""
     own = f"{evaluator_of(content)}::{key}"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.archive import printable
 from medkit.bundles.bundle import WEIGHTS, Bundle, installed, read_record, tensors
+from medkit.bundles.contract import contract_of
+from medkit.bundles.requirements import version_notes
 from medkit.errors import BundleError, size_text
 from medkit.pipe.records import sha256_of
 
@@ -59,10 +61,17 @@ def row(bundle: Bundle) -> BundleRow:
         distribution=BY_USER if bundle.by_user else bundle.distribution,
         kinds=("image",) if error else bundle.kinds,
         modality=None if error else bundle.modality,
-        weights_bytes=_size(bundle.root / WEIGHTS),
+        weights_bytes=_size(weights_of(bundle.root)),
         root=str(bundle.root),
         error=error,
     )
+
+
+def weights_of(root: Path) -> Path:
+    """Return a bundle's file of weights: models/model.pt, or the largest of `models` if there is none of that name."""
+    others = [path for path in (root / "models").glob("*") if path.suffix in (".pt", ".pth", ".ts")]
+    path = root / WEIGHTS
+    return path if path.is_file() or not others else max(others, key=lambda other: other.stat().st_size)
 
 
 def _size(path: Path) -> int | None:
@@ -98,10 +107,23 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "eval_metrics": metadata.get("eval_metrics") or {},
             "training": bundle.block.get("training") or {},
         },
-        "weights": _weights(bundle.root / WEIGHTS),
+        "weights": _weights(weights_of(bundle.root)),
         "sha256": record.get("sha256") if record else None,
+        "runs": _runs(bundle),
         "card": _card(bundle.root / "docs" / "README.md"),
     }
+
+
+def _runs(bundle: Bundle) -> dict[str, Any]:
+    """Return whether `medkit run bundle` refuses a bundle, and why, as far as its files tell without running them."""
+    found = {"refused": None, "task": bundle.task, "notes": [] if bundle.distribution else version_notes(bundle)}
+    try:
+        contract = contract_of(bundle)
+    except BundleError as error:
+        return found | {"refused": str(error).removeprefix(f"bundle {bundle.name}: ")}
+    if "context" in bundle.block:
+        found["refused"] = "reads facts besides images"
+    return found | {"returns": contract.kind, "takes": list(dict.fromkeys([contract.keys[0], *contract.accepts]))}
 
 
 def _weights(path: Path) -> dict[str, Any] | None:
@@ -182,6 +204,7 @@ def _show_lines(about: Mapping[str, Any]) -> Iterator[str]:
         for name, tensor in about[side].items():
             yield f"{side[:-1]} {name}: {_tensor_line(tensor)}"
             yield from _numbered(tensor.get("channel_def"))
+    yield from _runs_lines(about["runs"])
     for title, key in (("labels", "labels"), ("changelog", "changelog")):
         if about[key]:
             yield title
@@ -193,6 +216,17 @@ def _show_lines(about: Mapping[str, Any]) -> Iterator[str]:
     if about["card"]:
         yield "model card"
         yield from (f"  {line}" for line in about["card"])
+
+
+def _runs_lines(runs: Mapping[str, Any]) -> Iterator[str]:
+    if runs["task"]:
+        yield f"medkit run {runs['task']} runs it"
+    if runs["refused"]:
+        yield f"medkit run bundle refuses it: {runs['refused']}"
+    else:
+        kind = {"labels": "label maps", "image": "images", "table": "tables of classes"}[runs["returns"]]
+        yield f"medkit run bundle makes {kind} of: {', '.join(runs['takes'])}"
+    yield from (f"  {note}" for note in runs["notes"])
 
 
 def _tensor_line(tensor: Mapping[str, Any]) -> str:

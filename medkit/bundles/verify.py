@@ -6,13 +6,17 @@ Checks that only read files are made here. Those that run the bundle's code run 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +32,8 @@ _ABSOLUTE_PATH = re.compile(r"""(?:^|(?<!\+)(?<!\+\s)['"])(?:/\w[\w.-]*(?:/|$)|~
 """A path of one machine; `@bundle_root + '/models/model.pt'` is not one, since its quote follows a plus."""
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
+SECONDS = 900
+"""Longest time that a check that runs the bundle may take."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,18 @@ class Check:
     """What was checked, everything that is wrong, or why nothing could be checked."""
 
 
-def verify_bundle(root: Path) -> Iterator[Check]:
-    """Make all checks of a bundle and yield each as soon as it is done.
+def verify_bundle(
+    root: Path, skip: Collection[str] = (), begins: Callable[[str], None] = lambda name: None
+) -> Iterator[Check]:
+    """Make all checks of a bundle but those in `skip`, and yield each as soon as it is done.
 
-    Runs the bundle's code, which has to be trusted (see `medkit.bundles.safety.trust`).
+    `begins` is called with the name of a check that runs the bundle before it is made. The bundle's code has to be
+    trusted (see `medkit.bundles.safety.trust`).
     """
     for name in READ:
-        yield check_files(name, root)
-    yield from _run_apart(root, RUN)
+        if name not in skip:
+            yield check_files(name, root)
+    yield from _run_apart(root, [name for name in RUN if name not in skip], begins)
 
 
 def bundle_problems(root: Path) -> Iterator[str]:
@@ -144,15 +154,16 @@ RUN = ("references", "properties", "in_out", "weights", "export", "case")
 # ---- checks that run the bundle's code
 
 
-def _run_apart(root: Path, names: Sequence[str]) -> Iterator[Check]:
+def _run_apart(root: Path, names: Sequence[str], begins: Callable[[str], None]) -> Iterator[Check]:
     """Make checks in a child process; if it dies, the check it was at has failed, and another child goes on."""
     left = list(names)
     while left:
-        at, last_words = None, ""
+        at, last_words, began = None, "", 0.0
         with tempfile.TemporaryDirectory(prefix="medkit-verify-") as folder:
             for line in _child(root, left, Path(folder)):
                 if "begin" in line:
-                    at = line["begin"]
+                    at, began = line["begin"], time.monotonic()
+                    begins(line["begin"])
                 else:
                     yield Check(line["name"], line["status"], tuple(line["messages"]))
                     left.remove(line["name"])
@@ -160,14 +171,20 @@ def _run_apart(root: Path, names: Sequence[str]) -> Iterator[Check]:
             last_words = _last_line(Path(folder) / "log")
         if left:
             died = at or left[0]
-            yield Check(died, FAILED, (f"its process died{': ' + last_words if last_words else ''}",))
+            why = f"its process died{': ' + last_words if last_words else ''}"
+            if at and time.monotonic() - began >= SECONDS:
+                why = f"was stopped after {SECONDS} s; --skip {died} leaves it out"
+            yield Check(died, FAILED, (why,))
             left.remove(died)
 
 
 def _child(root: Path, names: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
     """Start the child in a scratch folder and yield what it reports, line by line."""
     reader, writer = os.pipe()
+    # relative paths of configs are those of the bundle; what its code writes to such a path stays out of it
     (folder / "work").mkdir()
+    for entry in root.iterdir():
+        (folder / "work" / entry.name).symlink_to(entry)
     paths = [p for p in (*sys.path, os.environ.get("PYTHONPATH", "")) if p]
     environment = os.environ | {
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -175,22 +192,36 @@ def _child(root: Path, names: Sequence[str], folder: Path) -> Iterator[dict[str,
     }
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "medkit.bundles.checks", str(writer), str(root), *names],
+            [sys.executable, "-P", "-m", "medkit.bundles.checks", str(writer), str(root), *names],
             cwd=folder / "work",
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=[writer],
+            start_new_session=True,
         )
         os.close(writer)
+        watch = threading.Timer(SECONDS, _kill, [process])
         try:
             with open(reader, encoding="utf-8") as lines:
-                yield from _reports(lines)
+                for report in _reports(lines):
+                    watch.cancel()
+                    if "begin" in report:
+                        watch = threading.Timer(SECONDS, _kill, [process])
+                        watch.start()
+                    yield report
         finally:
+            watch.cancel()
             if process.poll() is None and sys.exc_info()[0] is not None:
-                process.kill()
+                _kill(process)
             process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and those that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _reports(lines: IO[str]) -> Iterator[dict[str, Any]]:

@@ -101,8 +101,35 @@ def is_disabled(parser: Any, name: str) -> bool:
     return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
 
 
+def loader_file(parser: Any, loader: str, root: Path) -> tuple[Path, Path]:
+    """Return the file that a CheckpointLoader names, and the one to load instead; a relative one lies in the bundle.
+
+    The path of another machine stands for the file of that name in the bundle's models.
+    """
+    stated = root / str(parser.get_parsed_content(f"{loader}::load_path"))
+    own = root / "models" / stated.name
+    return stated, stated if stated.is_file() or stated.is_relative_to(root) or not own.is_file() else own
+
+
 def load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
     """Fill modules from a checkpoint as MONAI's CheckpointLoader does; only tensors are unpickled."""
+    states = states_of(path, modules)
+    for key, module in modules_of(modules).items():
+        try:
+            module.load_state_dict(states[key], strict=strict)
+        except RuntimeError as error:
+            raise BundleError(f"{path}: does not fit the network: {one_line(error)}") from None
+
+
+def modules_of(modules: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a loader's objects that are networks."""
+    import torch
+
+    return {key: module for key, module in modules.items() if isinstance(module, torch.nn.Module)}
+
+
+def states_of(path: Path, modules: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of each of a loader's networks in a checkpoint. Raises BundleError if it lacks one."""
     import torch
 
     try:
@@ -111,16 +138,14 @@ def load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
         raise BundleError(
             f"{path}: holds more than weights (weights_only=True refuses it); medkit does not load such files"
         ) from None
-    wanted = {key: module for key, module in modules.items() if isinstance(module, torch.nn.Module)}
+    wanted = modules_of(modules)
+    if not isinstance(state, dict):
+        raise BundleError(f"{path}: expected a state dict, got {type(state).__name__}")
     if len(wanted) == 1 and next(iter(wanted)) not in state:
         state = {next(iter(wanted)): state}
-    for key, module in wanted.items():
-        if key not in state:
-            raise BundleError(f"{path}: has no {key}; it has {', '.join(map(str, list(state)[:5]))}")
-        try:
-            module.load_state_dict(state[key], strict=strict)
-        except RuntimeError as error:
-            raise BundleError(f"{path}: does not fit the network: {one_line(error)}") from None
+    if missing := [key for key in wanted if key not in state]:
+        raise BundleError(f"{path}: has no {missing[0]}; it has {', '.join(map(str, list(state)[:5]))}")
+    return state
 
 
 class _Search:

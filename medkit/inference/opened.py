@@ -20,7 +20,7 @@ from medkit.bundles.layers import followed, has_id, value_at
 from medkit.bundles.parsed import BundleConfig
 from medkit.bundles.places import argument_of, evaluator_of, handlers_of, postprocessings_of, preprocessing_of
 from medkit.bundles.requirements import explained
-from medkit.bundles.weights import NETWORKS, LoadStep, WeightsPlan, load, weights_plan
+from medkit.bundles.weights import NETWORKS, LoadStep, WeightsPlan, load, loader_file, weights_plan
 from medkit.errors import BundleError, WeightsMissingError
 
 if TYPE_CHECKING:
@@ -232,16 +232,11 @@ class InferenceConfig(BundleConfig):
         load(path, {"model": networks[0]}, strict=True)
 
     def _path_of(self, loader: str) -> Path:
-        """Return the file that a CheckpointLoader reads; a relative one lies below the bundle's folder.
-
-        The path of another machine stands for the file of that name in the bundle's models.
-        """
-        stated = Path(str(self.parser.get_parsed_content(f"{loader}::load_path")))
-        path, own = self.bundle.root / stated, self.bundle.root / "models" / stated.name
-        if path.is_file() or path.is_relative_to(self.bundle.root) or not own.is_file():
-            return path
-        log.warning("bundle %s: no file %s, which its config names; loading %s", self.bundle.name, path, own)
-        return own
+        """Return the file that a CheckpointLoader reads, and say so if it is another one than the config names."""
+        stated, path = loader_file(self.parser, loader, self.bundle.root)
+        if stated != path:
+            log.warning("bundle %s: no file %s, which its config names; loading %s", self.bundle.name, stated, path)
+        return path
 
     def _take(self, step: LoadStep, files: Mapping[str, Path]) -> None:
         """Do one step of the config that fills or changes its networks."""

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import zoo
 from strangers import INFERENCE, change_json, write_json, write_sound
 
 from medkit import plugins
@@ -228,12 +229,12 @@ def test_without_weights_some_cannot_be_checked(root: Path, name: str) -> None:
 
 
 def test_what_cannot_apply(root: Path) -> None:
-    change_tensor(root, "inputs", "image", format="RGB")
-    assert outcome("case", CheckedBundle(root))[0] == SKIPPED
     change_json(root / "configs" / "metadata.json", network_data_format={"inputs": {"fixed": {}}, "outputs": {}})
-    for name in ("in_out", "export", "case"):
+    for name in ("in_out", "export"):
         status, messages = outcome(name, CheckedBundle(root))
         assert (status, messages) == (SKIPPED, ["network_data_format does not describe any input named image"])
+    status, messages = outcome("case", CheckedBundle(root))
+    assert (status, "medkit run bundle refuses it: " in messages[0]) == (SKIPPED, True)
 
 
 def test_a_case_that_lands_elsewhere(root: Path) -> None:
@@ -284,7 +285,7 @@ def test_a_network_of_planes_over_a_volume(root: Path) -> None:
 def test_a_case_without_a_result(root: Path) -> None:
     transforms = INFERENCE["postprocessing"]["transforms"][:-1]
     change_inference(root, postprocessing={"_target_": "Compose", "transforms": transforms})
-    assert "wrote no NIfTI" in failed(root, "case")
+    assert "wrote no image" in failed(root, "case")
 
 
 @pytest.mark.slow
@@ -321,7 +322,7 @@ def test_medkit_and_monai_return_the_same(root: Path, monkeypatch: pytest.Monkey
     """The case is also run by `medkit run bundle`, whose weights are other ones here."""
     from medkit.bundles.checks import comparison
 
-    assert outcome("case", CheckedBundle(root))[0] == OK
+    assert outcome("case", CheckedBundle(root))[1][1:] == ["medkit run bundle returns the same as MONAI's own run"]
     weights = root / "models" / "other.pt"
     run = comparison.subprocess.run
 
@@ -331,3 +332,67 @@ def test_medkit_and_monai_return_the_same(root: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(comparison.subprocess, "run", run_with_others)
     assert re.search(r"returns another image than MONAI: they differ by [.\d]+", failed(root, "case"))
+
+
+@pytest.mark.slow
+def test_what_medkit_does_not_run_fails_unless_a_task_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "own.py").write_text("class Fails:\n    def __call__(self, data):\n        raise ValueError('in medkit')\n")
+    path = root / "configs" / "inference.json"
+    steps = json.loads(path.read_text())["preprocessing"]["transforms"]
+    fails = {"_target_": "own.Fails", "_disabled_": "$'medkit' not in __import__('sys').argv[0]"}
+    change_inference(root, preprocessing={"_target_": "Compose", "transforms": [*steps, fails]})
+    change_json(root / "configs" / "metadata.json", medkit=None)
+    monkeypatch.setattr("sys.argv", ["verify"])
+    assert "medkit run bundle: " in failed(root, "case")
+    assert "ValueError: in medkit" in failed(root, "case")
+    change_json(root / "configs" / "metadata.json", medkit={"task": "halves"})
+    status, messages = outcome("case", CheckedBundle(root))
+    assert (status, "ValueError: in medkit" in messages[1]) == (OK, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pancreas_ct_dints_segmentation", "returns the same"), ("brats_mri_segmentation", "returns the same"),
+        ("breast_density_classification", "runs it as well"), ("classification_template", "own run needs a label"),
+        ("renalStructures_CECT_segmentation", "returns the same"), ("wholeBody_ct_segmentation", "returns the same"),
+        ("prostate_mri_anatomy", "returns the same"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")  # theirs
+def test_bundles_like_those_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    """Arrays among weights, lists of files, downloads, measures, other names of weights: as `run bundle` takes them."""
+    root = zoo.write(tmp_path / name, name)
+    if name.startswith("pancreas"):
+        torch.save({"window": np.array([16, 16, 16])}, root / "models" / "search.pt")
+    if name.startswith("classification"):
+        import yaml
+
+        path = root / "configs" / "inference.yaml"
+        config = yaml.safe_load(path.read_text())
+        accuracy = {"_target_": "ignite.metrics.Accuracy", "output_transform": "$lambda x: (x['pred'], x['label'])"}
+        config["evaluator"]["key_val_metric"] = {"accuracy": accuracy}
+        path.write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(root)
+    zoo.forget_scripts()
+    for check in ("in_out", "weights", "case"):
+        status, messages = outcome(check, CheckedBundle(root))
+        assert status == (SKIPPED if "needs a label" in messages[0] else OK), (check, messages)
+    assert words in messages[-1]
+    zoo.forget_scripts()
+
+
+@pytest.mark.slow
+def test_a_check_that_does_not_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medkit.bundles import verify
+
+    (root / "endless.py").write_text("import time\n\ntime.sleep(900)\n")
+    write_json(root / "configs" / "more.json", {"a": {"_target_": "endless.A"}})
+    monkeypatch.setattr(verify, "SECONDS", 20)
+    begun: list[str] = []
+    found = {c.name: c for c in verify_bundle(root, skip=("case", "export"), begins=begun.append)}
+    assert found["references"].messages == ("was stopped after 20 s; --skip references leaves it out",)
+    assert found["weights"].status == OK
+    assert begun == ["references", "properties", "in_out", "weights"]

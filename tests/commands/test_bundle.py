@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zoo
 from strangers import change_json, write_hostile, write_sound, write_zip
 from tiny import write_labels
 
@@ -132,6 +133,40 @@ def test_verify_lists_everything(toy: Run, root: Path) -> None:
         ["failed", "properties"], ["failed", "properties"], ["ok", "in_out"], ["skipped", "weights"], ["ok", "export"],
         ["skipped", "case"],
     ]  # fmt: skip
+
+
+def test_show_states_what_run_bundle_does_with_it(toy: Run, tmp_path: Path) -> None:
+    """Nothing of the bundle is run, so that no trust is needed."""
+    sound = zoo.write(tmp_path / "kidneys", "renalStructures_CECT_segmentation")
+    change_json(sound / "configs" / "metadata.json", monai_version="1.4.0", required_packages_version={"nowhere": "1"})
+    (sound / "models" / "model.pt").rename(sound / "models" / "best.pt")
+    lines = toy("bundle", "show", sound).lines
+    assert "medkit run bundle makes label maps of: artery, vein, excret, label" in lines
+    assert "  its metadata ask for nowhere, which is not installed" in lines
+    assert any(line.startswith("  was made with monai 1.4.0 (here: ") for line in lines)
+    assert not any("missing" in line for line in lines)
+    boxes = zoo.write(tmp_path / "boxes", "lung_nodule_ct_detection", weights=False)
+    assert (
+        "medkit run bundle refuses it: finds boxes, which medkit cannot write to a file"
+        in toy("bundle", "show", boxes).lines
+    )
+    about = json.loads(toy("bundle", "show", boxes, "--json").out)
+    assert about["runs"]["refused"] == "finds boxes, which medkit cannot write to a file"
+
+
+@pytest.mark.slow
+def test_checks_can_be_left_out(toy: Run, root: Path) -> None:
+    """A line tells which one runs, and for how long at most."""
+    left_out = [word for name in ("in_out", "weights", "export", "case") for word in ("--skip", name)]
+    done = toy("bundle", "verify", root, "--trust", *left_out)
+    assert done.code == 0, done.out
+    assert [line.split()[1] for line in done.lines] == ["files", "metadata", "configs", "references", "properties"]
+    assert done.err.splitlines() == [
+        "medkit: verify [4/5] references, at most 900 s", "medkit: verify [5/5] properties, at most 900 s"
+    ]  # fmt: skip
+    assert toy("bundle", "verify", root, *left_out, env={"MEDKIT_NO_PROGRESS": "1"}).err == ""
+    refused = toy("bundle", "verify", root, "--skip", "all")
+    assert (refused.code, "--skip all: expected one of files, metadata, " in refused.err) == (2, True)
 
 
 def test_verify_as_json(toy: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

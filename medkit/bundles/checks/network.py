@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from medkit.bundles.bundle import WEIGHTS
-from medkit.bundles.checks.subject import NETWORK, CheckedBundle
+from medkit.bundles.checks.subject import NETWORK, CheckedBundle, Skipped
+from medkit.bundles.layers import read_configs
 
 TOLERANCE = 1e-4
 """Largest difference between a scripted network and the eager one, relative and absolute."""
@@ -20,28 +20,39 @@ def check_in_out(subject: CheckedBundle) -> Iterator[str]:
     subject.tensor("outputs", "pred")
     subject.random_input()
     size = subject.size()
+    content = read_configs(subject.bundle)
+    changes = subject.changes(content)
+    content |= {name: changes.pop(name) for name in content.keys() & changes.keys()}  # ids may be called like arguments
+    if shape != list(size):
+        changes["_meta_::network_data_format::inputs::image::spatial_shape"] = list(size)
+    name = NETWORK if NETWORK in content else "network"
     verify_net_in_out(
-        NETWORK,
-        meta_file=str(subject.bundle.metadata_path),
-        config_file=str(subject.inference),
-        device="cpu",
-        bundle_root=str(subject.root),
-        **{"_meta_::network_data_format::inputs::image::spatial_shape": list(size)} if shape != list(size) else {},
-    )
+        name, meta_file=str(subject.bundle.metadata_path), config_file=content, device="cpu", **changes
+    )  # fmt: skip
     yield from ()
 
 
 def check_weights(subject: CheckedBundle) -> Iterator[str]:
     """The weights contain only numbers, and fit the network exactly."""
-    weights = subject.state_dict()
-    own = subject.network().state_dict()
-    yield from (f"{WEIGHTS}: has no {name}" for name in own if name not in weights)
-    yield from (f"{WEIGHTS}: {name} is not in the network" for name in weights if name not in own)
-    for name in set(own) & set(weights):
-        if own[name].shape != weights[name].shape:
-            yield f"{WEIGHTS}: {name} is {tuple(weights[name].shape)}, the network's {tuple(own[name].shape)}"
-        elif weights[name].is_floating_point() and not weights[name].isfinite().all():
-            yield f"{WEIGHTS}: {name} holds values that are not finite"
+    for file, network, weights, strict in subject.states():
+        own = network.state_dict()
+        yield from (f"{file}: has no {name}" for name in own if strict and name not in weights)
+        yield from (f"{file}: {name} is not in the network" for name in weights if strict and name not in own)
+        for name in set(own) & set(weights):
+            if own[name].shape != weights[name].shape:
+                yield f"{file}: {name} is {tuple(weights[name].shape)}, the network's {tuple(own[name].shape)}"
+            elif weights[name].is_floating_point() and not weights[name].isfinite().all():
+                yield f"{file}: {name} holds values that are not finite"
+
+
+def _filled(subject: CheckedBundle) -> bool:
+    """Fill the networks as the config does; return whether there are weights."""
+    try:
+        for _, network, weights, strict in subject.states():
+            network.load_state_dict(weights, strict=strict)
+    except Skipped:
+        return False
+    return True
 
 
 def check_export(subject: CheckedBundle) -> Iterator[str]:
@@ -51,9 +62,7 @@ def check_export(subject: CheckedBundle) -> Iterator[str]:
 
     image = subject.random_input()
     network = subject.network()
-    with_weights = (subject.root / WEIGHTS).is_file()
-    if with_weights:
-        network.load_state_dict(subject.state_dict(), strict=True)
+    with_weights = _filled(subject)
     with torch.no_grad():
         expected = network(image)
     scripts: dict[str, Any] = {"its TorchScript": convert_to_torchscript(network)}
