@@ -1,6 +1,7 @@
 # The names that plugins may use; `__init__.py` imports each when it is first asked for.
 from .measures.images import rounded_scores as rounded_scores
 from .measures.label_maps import LabelMap as LabelMap
+from .measures.label_maps import names_next_to as names_next_to
 from .measures.metrics import dice as dice
 from .measures.metrics import similarity as similarity
 from .measures.metrics import target_registration_error as target_registration_error

@@ -27,13 +27,15 @@ MARKUP_SUFFIXES = (".mrk.json", ".fcsv")
 """3D Slicer's files of points; tables may hold points as well."""
 TABLE_SUFFIXES = (".tsv", ".csv")
 """Tables, separated by tabs or commas."""
+POLYGON_SUFFIXES = (".json",)
+"""Files of polygons. Sidecars end in it too, but lie next to a file of the same stem and are no inputs themselves."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Pictures; medkit reads those of `GREY_PICTURES`, bundles for pictures may read others."""
 GREY_PICTURES = (".png", ".jpg", ".jpeg")
 """Pictures that medkit reads and writes as images of one plane, 8 or 16 bits of grey."""
 KNOWN_SUFFIXES = (
     *(*IMAGE_SUFFIXES, *ANALYZE_SUFFIXES, *TRANSFORM_SUFFIXES, REGISTER_DAT),
-    *(*MARKUP_SUFFIXES, *TABLE_SUFFIXES, *PICTURE_SUFFIXES),
+    *(*MARKUP_SUFFIXES, *POLYGON_SUFFIXES, *TABLE_SUFFIXES, *PICTURE_SUFFIXES),
 )
 """Everything that counts as a file's suffix; the rest of a name is its stem."""
 

@@ -1,0 +1,221 @@
+"""Contours as a DICOM RT Structure Set (RTSTRUCT), written with pydicom.
+
+DICOM PS3.3 A.19 (the object), C.8.8.5 and C.8.8.6 (structures, contours). Holes are joined to the contour around them
+by a channel of no width ("keyhole"), which every reader fills right.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkit.errors import InputError
+from medkit.figures import label_colours
+from medkit.options import PROGRAM
+from medkit_contours.dicom_frame import to_dicom
+from medkit_contours.polygons import Contour, ContourSet, Structure, directions_across
+from medkit_contours.series import Series, SeriesImage, tolerance
+
+RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+_STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.2"
+"""The retired class by which a structure set names its study, as the standard asks."""
+_COPIED = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber"),
+    *("ReferringPhysicianName", "PositionReferenceIndicator", "PatientIdentityRemoved", "DeidentificationMethod"),
+)
+"""What a structure set shares with its series, so that archives file it under the same patient and study."""
+_REQUIRED = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator"),
+)
+"""Of these, what must be there even if it is empty."""
+
+
+@dataclass(frozen=True, eq=False)
+class StructureSetFile:
+    """An RTSTRUCT as an output of a task."""
+
+    dataset: Any
+    """pydicom data set with its file meta information."""
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        self.dataset.save_as(path, enforce_file_format=True)
+
+
+def structure_set(contours: ContourSet, series: Series, name: str, path: Path) -> StructureSetFile:
+    """Return contours as an RTSTRUCT that refers to a series.
+
+    name: label of the structure set; path: the label map, for messages. Raises InputError if the contours do not lie in
+    the planes of the images, or if there are none.
+    """
+    from pydicom.uid import generate_uid
+
+    if not any(one.contours for one in contours.structures):
+        raise InputError(f"{path}: an RTSTRUCT needs a contour, and the label map is empty")
+    content = _Content(contours, series, path)
+    out = _head(series, name)
+    out.ReferencedFrameOfReferenceSequence = [_frame_of_reference(out.FrameOfReferenceUID, series)]
+    out.StructureSetROISequence = [content.roi(one, out.FrameOfReferenceUID) for one in contours.structures]
+    out.ROIContourSequence = [content.contours(one) for one in contours.structures]
+    out.RTROIObservationsSequence = [_observation(one) for one in contours.structures]
+    out.SOPInstanceUID = generate_uid(entropy_srcs=[series.header.SeriesInstanceUID, out.to_json()])
+    out.SeriesInstanceUID = generate_uid(entropy_srcs=["series", out.SOPInstanceUID])
+    out.file_meta.MediaStorageSOPInstanceUID = out.SOPInstanceUID
+    return StructureSetFile(out)
+
+
+def _head(series: Series, name: str) -> Any:
+    """Return a data set with everything but the structures."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, ImplicitVRLittleEndian, generate_uid
+
+    now = datetime.datetime.now()
+    series.header.decode()
+    out = Dataset()
+    out.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of structures may be in any language
+    for keyword in _COPIED:
+        if keyword in series.header:
+            out[keyword] = series.header[keyword]
+        elif keyword in _REQUIRED:
+            setattr(out, keyword, "")
+    out.SOPClassUID = UID(RTSTRUCT)
+    out.Modality = "RTSTRUCT"
+    out.Manufacturer, out.ManufacturerModelName, out.SoftwareVersions = "", PROGRAM["Name"], PROGRAM["Version"]
+    out.SeriesNumber = None
+    out.SeriesDescription = f"Contours: {name}"[:64]
+    out.OperatorsName = ""
+    out.StructureSetLabel, out.StructureSetName = name[:16], name[:64]
+    out.StructureSetDate = out.InstanceCreationDate = now.strftime("%Y%m%d")
+    out.StructureSetTime = out.InstanceCreationTime = now.strftime("%H%M%S")
+    out.ApprovalStatus = "UNAPPROVED"
+    stated = series.header.get("FrameOfReferenceUID")
+    out.FrameOfReferenceUID = stated or generate_uid(entropy_srcs=["frame", str(series.header.SeriesInstanceUID)])
+    out.file_meta = FileMetaDataset()
+    out.file_meta.MediaStorageSOPClassUID = UID(RTSTRUCT)
+    # explicit lengths of ContourData have 16 bits, and the outline of a body has more numbers
+    out.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    return out
+
+
+def _frame_of_reference(uid: str, series: Series) -> Any:
+    """Return the item that names the series and its images."""
+    named = dict.fromkeys((one.sop_class, one.sop_instance) for one in series.images)
+    images = [_item(ReferencedSOPClassUID=kind, ReferencedSOPInstanceUID=instance) for kind, instance in named]
+    own = _item(SeriesInstanceUID=series.header.SeriesInstanceUID, ContourImageSequence=images)
+    study = _item(
+        ReferencedSOPClassUID=_STUDY_COMPONENT,
+        ReferencedSOPInstanceUID=series.header.StudyInstanceUID,
+        RTReferencedSeriesSequence=[own],
+    )
+    return _item(FrameOfReferenceUID=uid, RTReferencedStudySequence=[study])
+
+
+@dataclass(frozen=True, eq=False)
+class _Content:
+    """The structures as items of a data set."""
+
+    all: ContourSet
+    series: Series
+    path: Path
+
+    def roi(self, structure: Structure, frame_of_reference: str) -> Any:
+        return _item(
+            ROINumber=structure.number,
+            ReferencedFrameOfReferenceUID=frame_of_reference,
+            ROIName=structure.name.replace("\\", "/")[:64],  # DICOM separates values by a backslash
+            ROIGenerationAlgorithm="AUTOMATIC",
+        )
+
+    def contours(self, structure: Structure) -> Any:
+        colour = [int(value) for value in label_colours(np.array(structure.number))]
+        items = [
+            self._contour(slice_contours[0].slice, points)
+            for slice_contours in _by_slice(structure.contours)
+            for points in joined(slice_contours, self.all.normal)
+        ]
+        out = _item(ROIDisplayColor=colour, ReferencedROINumber=structure.number)
+        if items:
+            out.ContourSequence = items
+        return out
+
+    def _contour(self, number: int | None, points: np.ndarray) -> Any:
+        places = to_dicom(points)
+        image = self._image(number, float(points.mean(axis=0) @ self.series.normal))
+        reference = _item(ReferencedSOPClassUID=image.sop_class, ReferencedSOPInstanceUID=image.sop_instance)
+        if image.frame is not None:
+            reference.ReferencedFrameNumber = image.frame
+        return _item(
+            ContourImageSequence=[reference],
+            ContourGeometricType="CLOSED_PLANAR",
+            NumberOfContourPoints=len(places),
+            ContourData=[f"{value:.4f}" for value in places.ravel()],
+        )
+
+    def _image(self, number: int | None, height: float) -> SeriesImage:
+        image = self.series.at(height, tolerance(self.all.step))
+        if image is None:
+            raise InputError(
+                f"{self.path}: its slice {number} lies on no image of {self.series.path}: an RTSTRUCT needs a label "
+                "map on the grid of the series (`medkit transform apply --reference FOLDER` brings it there)"
+            )
+        return image
+
+
+def _item(**values: Any) -> Any:
+    from pydicom.dataset import Dataset
+
+    out = Dataset()
+    for keyword, value in values.items():
+        setattr(out, keyword, value)
+    return out
+
+
+def _observation(structure: Structure) -> Any:
+    return _item(
+        ObservationNumber=structure.number,
+        ReferencedROINumber=structure.number,
+        RTROIInterpretedType="",
+        ROIInterpreter="",
+    )
+
+
+def _by_slice(contours: Sequence[Contour]) -> Iterator[list[Contour]]:
+    slices: dict[int | None, list[Contour]] = {}
+    for one in contours:
+        slices.setdefault(one.slice, []).append(one)
+    yield from slices.values()
+
+
+def joined(contours: Sequence[Contour], normal: np.ndarray) -> list[np.ndarray]:
+    """Return the contours of one slice as polygons (N, 3) RAS+ mm, each with its holes reached through channels."""
+    from scipy.spatial import KDTree
+
+    flat = directions_across(normal)
+    bodies = [one.points for one in contours if not one.hole]
+    out = list(bodies)
+    for hole in (one.points for one in contours if one.hole):
+        owner = _around(hole, bodies, flat)
+        polygon = out[owner]
+        apart, nearest = KDTree(polygon).query(hole)
+        start = int(apart.argmin())
+        at, ring = int(nearest[start]), np.roll(hole, -start, axis=0)
+        out[owner] = np.concatenate([polygon[: at + 1], ring, ring[:1], polygon[at:]])
+    return out
+
+
+def _around(hole: np.ndarray, bodies: Sequence[np.ndarray], flat: np.ndarray) -> int:
+    """Return the number of the smallest of `bodies` that surrounds a hole."""
+    from skimage.measure import points_in_poly
+
+    # a corner of a hole may lie on the outline of another body: most of the middles of its edges decide
+    middles = (hole + np.roll(hole, -1, axis=0)) / 2 @ flat
+    inside = [n for n, body in enumerate(bodies) if points_in_poly(middles, body @ flat).mean() > 0.5]
+    extents = [float(np.prod(np.ptp(body @ flat, axis=0))) for body in bodies]
+    return min(inside or range(len(bodies)), key=extents.__getitem__)
