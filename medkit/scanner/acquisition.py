@@ -9,14 +9,15 @@ Images are torch tensors (I, J, K) on any device; a plane has one voxel along an
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.scanner.separable import apply_along_axes, gaussian_weights
+from medkit.scanner.separable import BandMatrix, Operator, apply_along_axes, gaussian_weights
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,14 @@ SLACK = 1e-3
 """Voxels by which a field of view may miss a whole number of voxels, since files round spacings."""
 SAME = 1 + 1e-6
 """Largest ratio of two spacings that are equal except for rounding; such an axis stays unchanged."""
+LONG = 1024
+"""Voxels of a scan along an axis from which on the axis is worked on in parts."""
+PART = 256
+"""Rows of a matrix for a long axis, and voxels of a scan, that are one part."""
+FADED = 32
+"""Voxels of a scan over which the weights of a cubic B-spline, and of the correction, fade to nothing (0.27^32)."""
+REACH = 6.5
+"""Standard deviations within which a voxel's profile counts on a long axis: beyond are 1e-9 of it."""
 _WEAKEST = 1e-4
 """Smallest weight of the uncorrected image: details that the scan hardly shows are not made from rounding errors."""
 
@@ -53,30 +62,130 @@ class Sampling:
         """Whether the voxels of the scan are the fine voxels."""
         return self.size == self.count and self.step < SAME and self.width <= 1
 
-    @functools.cached_property
-    def scan(self) -> np.ndarray:
-        """(count, size) weights of the fine voxels in each voxel of the scan; rows sum to 1."""
-        if self.unchanged:
-            return np.eye(self.size)
-        centres = self.start + (np.arange(self.count) + 0.5) * self.step - 0.5
-        return gaussian_weights(centres, self.size, self.step * self.width / FWHM)
+    @property
+    def long(self) -> bool:
+        """Whether the axis is worked on in parts, since whole matrices grow with the square of its length."""
+        return self.count > LONG and not self.unchanged
 
     @functools.cached_property
-    def interpolation(self) -> np.ndarray:
+    def scan(self) -> Operator:
+        """(count, size) weights of the fine voxels in each voxel of the scan; rows sum to 1."""
+        if not self.long:
+            return self.profiles(slice(0, self.count), slice(0, self.size))
+        bands = []
+        for rows in _parts(self.count):
+            columns = self._seen(rows)
+            bands.append((columns.start, self.profiles(rows, columns)))
+        return BandMatrix(self.size, bands)
+
+    @functools.cached_property
+    def back(self) -> Operator:
+        """(size, count), the transpose of `scan`."""
+        if not isinstance(self.scan, BandMatrix):
+            return self.scan.T
+        bands = []
+        for fine in _parts(self.size):
+            rows = self._seeing(fine)
+            if rows.stop <= rows.start:
+                bands.append((0, np.zeros((fine.stop - fine.start, 1))))
+                continue
+            seen = self._seen(rows)
+            columns = slice(min(seen.start, fine.start), max(seen.stop, fine.stop))
+            weights = self.profiles(rows, columns)[:, fine.start - columns.start : fine.stop - columns.start]
+            bands.append((rows.start, weights.T))
+        return BandMatrix(self.count, bands)
+
+    @functools.cached_property
+    def interpolation(self) -> Operator:
         """(size, count) weights of the scan's voxels in their cubic B-spline at the fine voxels (see `bspline`)."""
         positions = (np.arange(self.size) + 0.5 - self.start) / self.step - 0.5
-        return np.eye(self.size) if self.unchanged else bspline(self.count, positions)
+        if not self.long:
+            return np.eye(self.size) if self.unchanged else bspline(self.count, positions)
+        mirrored = np.mod(positions + 0.5, 2 * self.count)
+        positions = np.minimum(mirrored, 2 * self.count - mirrored) - 0.5
+        bands = []
+        for fine in _parts(self.size):
+            places = positions[fine]
+            first = max(0, math.floor(places.min()) - FADED)
+            last = min(self.count, math.ceil(places.max()) + FADED)
+            bands.append((first, bspline(last - first, places - first)))
+        return BandMatrix(self.count, bands)
 
-    @functools.cached_property
-    def gains(self) -> tuple[np.ndarray, np.ndarray]:
-        """(count, count) patterns that the scan shows, as columns of length 1, and (count,) the square of their gains.
+    def gains(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(n, n) patterns that n voxels of the scan show, as columns of length 1, and (n,) the square of their gains.
 
         Patterns and gains are the eigenvectors and eigenvalues of the scan times its transpose.
         """
         if self.unchanged:
-            return np.eye(self.count), np.ones(self.count)
-        values, vectors = np.linalg.eigh(self.scan @ self.scan.T)
-        return vectors, np.maximum(values, 0)
+            return np.eye(0), np.ones(self.count)
+        seen = self._seen(rows)
+        # away from the ends, parts that see the fine voxels at the same places have the same patterns
+        place = round(self.start + rows.start * self.step - seen.start, 9)
+        key = (rows.stop - rows.start, place, seen.start == 0, seen.stop == self.size)
+        if key not in self._known:
+            scan = self.profiles(rows, seen)
+            values, vectors = np.linalg.eigh(scan @ scan.T)
+            self._known[key] = vectors, np.maximum(values, 0)
+        return self._known[key]
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]]:
+        """What `gains` has found."""
+        return {}
+
+    def kept(self) -> tuple[float, float]:
+        """Return the sum of squares and the trace of the scan of the interpolation, (count, count)."""
+        if self.unchanged:
+            return float(self.count), float(self.count)
+        if self.long:  # both grow by the same with every voxel in the middle
+            one, two = (self._shorter(count).kept() for count in (LONG // 2, LONG))
+            more = (self.count - LONG) / (LONG - LONG // 2)
+            return two[0] + more * (two[0] - one[0]), two[1] + more * (two[1] - one[1])
+        assert isinstance(self.scan, np.ndarray)
+        assert isinstance(self.interpolation, np.ndarray)
+        loop = self.scan @ self.interpolation
+        return float(np.square(loop).sum()), float(np.trace(loop))
+
+    def profiles(self, rows: slice, columns: slice) -> np.ndarray:
+        """Return the weights of some fine voxels, all that count, in some voxels of the scan; rows sum to 1."""
+        if self.unchanged:
+            return np.eye(self.size)[rows, columns]
+        centres = self.start + (np.arange(rows.start, rows.stop) + 0.5) * self.step - 0.5
+        return gaussian_weights(centres - columns.start, columns.stop - columns.start, self._sigma)
+
+    @property
+    def _sigma(self) -> float:
+        return self.step * self.width / FWHM
+
+    def _seen(self, rows: slice) -> slice:
+        """Return the fine voxels that some voxels of the scan show."""
+        if not self.long:
+            return slice(0, self.size)
+        reach = REACH * self._sigma + 1
+        first = self.start + (rows.start + 0.5) * self.step - 0.5 - reach
+        last = self.start + (rows.stop - 0.5) * self.step - 0.5 + reach
+        return slice(min(max(0, math.floor(first)), self.size - 1), max(1, min(self.size, math.ceil(last) + 1)))
+
+    def _seeing(self, fine: slice) -> slice:
+        """Return the voxels of the scan that show some fine voxels."""
+        reach = REACH * self._sigma + 1
+        first, last = (
+            (place + 0.5 - self.start) / self.step - 0.5 for place in (fine.start - reach, fine.stop + reach)
+        )
+        # those beyond the ends see the outermost fine voxel
+        start = 0 if fine.start == 0 else max(0, math.floor(first))
+        stop = self.count if fine.stop == self.size else min(self.count, math.ceil(last) + 1)
+        return slice(start, stop)
+
+    def _shorter(self, count: int) -> Sampling:
+        size = self.size - round((self.count - count) * self.step)
+        return Sampling(size, count, self.step, self.start, self.width)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Yield an axis in parts."""
+    for first in range(0, count, PART):
+        yield slice(first, min(count, first + PART))
 
 
 def bspline(count: int, positions: np.ndarray) -> np.ndarray:
@@ -125,7 +234,7 @@ class Acquisition:
         """Return a scan on the fine grid, interpolated by cubic B-splines."""
         return self._along(scan, lambda axis: axis.interpolation)
 
-    def _along(self, image: torch.Tensor, matrix: Callable[[Sampling], np.ndarray]) -> torch.Tensor:
+    def _along(self, image: torch.Tensor, matrix: Callable[[Sampling], Operator]) -> torch.Tensor:
         """Return an image multiplied by a matrix along each axis, except along unchanged ones."""
         matrices = [None if axis.unchanged else matrix(axis) for axis in self.axes]
         return apply_along_axes(image, matrices, smallest_first=True)
@@ -133,9 +242,8 @@ class Acquisition:
     @functools.cached_property
     def leftover(self) -> float:
         """Standard deviation of a scan minus the scan of its interpolation, if the scan is noise of 1."""
-        loops = [axis.scan @ axis.interpolation for axis in self.axes]
-        count = math.prod(len(loop) for loop in loops)
-        kept, shared = (math.prod(float(f(loop)) for loop in loops) for f in (_power, np.trace))
+        count = math.prod(axis.count for axis in self.axes)
+        kept, shared = (math.prod(numbers) for numbers in zip(*(axis.kept() for axis in self.axes), strict=True))
         return math.sqrt(max(kept - 2 * shared + count, 0.0) / count)
 
     def corrected(self, fine: torch.Tensor, missing: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -146,18 +254,63 @@ class Acquisition:
         how much stronger `missing` is in patterns that the scan shows well. If it is not positive, the image is
         returned as it is.
         """
-        patterns = self._along(missing, lambda axis: axis.gains[0].T)
-        gain = _product([axis.gains[1] for axis in self.axes], patterns)
-        error = float(((patterns.square() - sigma**2) * gain).sum() / gain.square().sum())
+        pieces = list(self._pieces(missing))
+        strength = sum(float(((piece.patterns.square() - sigma**2) * piece.gain).sum()) for piece in pieces)
+        error = strength / sum(float(piece.gain.square().sum()) for piece in pieces)
         if error <= 0:
             return fine
         weight = max(sigma**2 / error, _WEAKEST)
-        answer = self._along(patterns / (gain + weight), lambda axis: axis.gains[0])
-        return fine + self._along(answer, lambda axis: axis.scan.T)
+        answer = missing.new_zeros(missing.shape)
+        for piece in pieces:
+            answer[piece.place] += piece.share * piece.image(weight)
+        return fine + self._along(answer, lambda axis: axis.back)
+
+    def _pieces(self, missing: torch.Tensor) -> Iterator[_Piece]:
+        """Yield an image in pieces: one, if no axis is long."""
+        for overlapped in itertools.product(*(list(_overlapped(axis)) for axis in self.axes)):
+            place = tuple(rows for rows, _ in overlapped)
+            found = [axis.gains(rows) for axis, rows in zip(self.axes, place, strict=True)]
+            vectors = [None if axis.unchanged else own[0] for axis, own in zip(self.axes, found, strict=True)]
+            turned = [None if own is None else own.T for own in vectors]
+            patterns = apply_along_axes(missing[place], turned, smallest_first=True)
+            gain = _product([own[1] for own in found], patterns)
+            yield _Piece(place, _product([share for _, share in overlapped], patterns), vectors, patterns, gain)
 
 
-def _power(matrix: np.ndarray) -> float:
-    return float(np.square(matrix).sum())
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A piece of a scan, as the patterns that it shows."""
+
+    place: tuple[slice, ...]
+    share: torch.Tensor
+    """(I, J, K) how much its voxels count: where pieces overlap, all together 1."""
+    vectors: Sequence[np.ndarray | None]
+    """The patterns of each axis."""
+    patterns: torch.Tensor
+    gain: torch.Tensor
+    """(I, J, K) squares of the patterns' gains."""
+
+    def image(self, weight: float) -> torch.Tensor:
+        """Return the image of all patterns that is most likely, where the error of one has this `weight`."""
+        return apply_along_axes(self.patterns / (self.gain + weight), self.vectors, smallest_first=True)
+
+
+def _overlapped(axis: Sampling) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the voxels of a scan's axis in parts that overlap, and how much each voxel counts: all together 1.
+
+    What lies near the inner ends of a part depends on what is beyond them: it does not count.
+    """
+    if not axis.long:
+        yield slice(0, axis.count), np.ones(axis.count)
+        return
+    starts = range(0, axis.count - FADED, PART)
+    for first in starts:
+        end = first + PART + 2 * FADED
+        last = min(axis.count, end)
+        place = np.arange(first, last) + 0.5
+        up = np.ones(last - first) if first == 0 else np.clip((place - first - FADED / 2) / FADED, 0, 1)
+        down = np.ones(last - first) if first == starts[-1] else np.clip((end - FADED / 2 - place) / FADED, 0, 1)
+        yield slice(first, last), up * down
 
 
 def _product(factors: Sequence[np.ndarray], like: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,38 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True, eq=False)
+class BandMatrix:
+    """A matrix (positions, voxels) for a long axis, whose rows are 0 except near their own position."""
+
+    voxels: int
+    """Number of columns."""
+    bands: Sequence[tuple[int, np.ndarray]]
+    """For some rows after the others: their first column that is not 0, and their weights (rows, columns) from it."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(positions, voxels)."""
+        return sum(len(weights) for _, weights in self.bands), self.voxels
+
+    def along(self, image: torch.Tensor, axis: int) -> torch.Tensor:
+        """Return an image (..., I, J, K) multiplied along one of its last three axes, 0 to 2."""
+        import torch
+
+        parts = []
+        for first, weights in self.bands:
+            matrices: list[np.ndarray | None] = [None, None, None]
+            matrices[axis] = weights
+            parts.append(apply_along_axes(image.narrow(axis - 3, first, weights.shape[1]), matrices))
+        return torch.cat(parts, axis - 3)
+
+
+Operator = np.ndarray | BandMatrix
+"""A matrix (positions, voxels) for one axis."""
+
+
 def apply_along_axes(
-    image: torch.Tensor, matrices: Sequence[np.ndarray | torch.Tensor | None], *, smallest_first: bool = False
+    image: torch.Tensor, matrices: Sequence[Operator | torch.Tensor | None], *, smallest_first: bool = False
 ) -> torch.Tensor:
     """Return an image (..., I, J, K) multiplied by a matrix along each of its last three axes.
 
@@ -28,6 +59,9 @@ def apply_along_axes(
     for axis in order:
         matrix = matrices[axis]
         if matrix is None:
+            continue
+        if isinstance(matrix, BandMatrix):
+            image = matrix.along(image, axis)
             continue
         matrix = image.new_tensor(matrix) if isinstance(matrix, np.ndarray) else matrix
         if axis == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medkit.scanner import acquisition as module
 from medkit.scanner.acquisition import FWHM, Acquisition, Sampling, acquisition_of, bspline, refined
 from medkit.space import Grid, apply_affine
 
@@ -164,3 +166,43 @@ def test_leftover_is_the_noise_that_interpolation_does_not_keep(steps: tuple[flo
     noise = torch.randn([axis.count for axis in way.axes], generator=torch.Generator().manual_seed(0))
     left = noise - way.scanned(way.interpolated(noise))
     assert float(left.std()) == pytest.approx(way.leftover, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        Sampling(1500, 750, 2.0),
+        Sampling(1500, 442, 3.4, -1.4),
+        Sampling(1500, 500, 2.5, 100.0, 1.4),
+        Sampling(1300, 1213, 1.0717),
+    ],
+    ids=["2", "3.4", "a part", "1.07"],
+)
+def test_a_long_axis_in_parts_is_the_whole(axis: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 128 and fewer voxels, against matrices of the whole axis."""
+    random = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(module, "LONG", 10**9)
+    whole = Acquisition((Sampling(3, 3), axis, Sampling(4, 2, 2.0)))
+    fine = torch.rand(3, axis.size, 4, generator=random, dtype=torch.float64)
+    scan = torch.rand(3, axis.count, 2, generator=random, dtype=torch.float64)
+    wanted = [whole.scanned(fine), whole.interpolated(scan), whole.corrected(fine, scan, 0.05)]
+    leftover = whole.leftover
+    monkeypatch.setattr(module, "LONG", 256)
+    monkeypatch.setattr(module, "PART", 120)
+    parts = Acquisition((whole.axes[0], dataclasses.replace(axis), dataclasses.replace(whole.axes[2])))
+    found = [parts.scanned(fine), parts.interpolated(scan), parts.corrected(fine, scan, 0.05)]
+    torch.testing.assert_close(found[0], wanted[0], atol=1e-8, rtol=0)
+    torch.testing.assert_close(found[1], wanted[1], atol=1e-8, rtol=0)
+    torch.testing.assert_close(found[2], wanted[2], atol=2e-3, rtol=0)
+    assert parts.leftover == pytest.approx(leftover, rel=5e-3)
+
+
+def test_an_axis_that_is_very_long_takes_little_memory() -> None:
+    """No matrix of the whole axis is made: it would have 2 * 10^9 numbers."""
+    way = acquisition((60_000, 1, 1), (2, 1, 1))
+    fine = torch.sin(torch.arange(60_000) / 9).reshape(-1, 1, 1)
+    scan = way.scanned(fine)
+    plain = way.interpolated(scan)
+    better = way.corrected(plain, scan - way.scanned(plain), 1e-3 * way.leftover)
+    inner = slice(20, -20)
+    assert float((better - fine)[inner].abs().max()) < 0.5 * float((plain - fine)[inner].abs().max())
