@@ -4,34 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from medkit.bundles.config import walk
-
-_CUDA_CALL = re.compile(r"\.cuda\(\s*\d*\s*\)")
-"""In an expression that moves something to a CUDA device."""
-_CUDA_NAME = re.compile(r"""(?<![=!]=)(?<![=!]=\s)(?<!startswith\()(['"])cuda(:\d+)?\1(?!\s*([=!]=|in\b))""")
-"""A CUDA device in an expression that does not compare it with another."""
-
-
-def on_device(config: Any, device: Any) -> Iterator[tuple[str, Any]]:
-    """Yield id -> new value for each value of a config that names a CUDA device: the user's choice replaces it."""
-    for place, value in walk(config):
-        name = "::".join(place)
-        if not isinstance(value, str):
-            continue
-        if re.fullmatch(r"cuda(:\d+)?", value) or (
-            place and place[-1] == "device" and re.match(r"\$\s*torch\.device\(.*cuda", value)
-        ):
-            yield name, device
-        elif value.startswith("$"):
-            text = _CUDA_NAME.sub(f"'{device}'", _CUDA_CALL.sub(f".to('{device}')", value))
-            if text != value:
-                yield name, text
 
 
 def without_downloads(config: Any) -> Iterator[tuple[str, bool]]:
@@ -77,6 +55,25 @@ def arrays_allowed() -> Any:
     kinds = {type(np.dtype(letter)) for letter in "?bBhHiIlLqQefd"}
     allowed: list[Any] = [*makers, np.ndarray, np.dtype, *kinds]
     return torch.serialization.safe_globals(allowed)
+
+
+@contextlib.contextmanager
+def loading_onto(device: Any) -> Iterator[None]:
+    """Load tensors onto a torch.device inside the block where a bundle does not say onto which, instead of theirs."""
+    import torch
+
+    load = torch.load
+
+    def load_onto(*files: Any, **settings: Any) -> Any:
+        if len(files) < 2 and settings.get("map_location") is None:
+            settings["map_location"] = device
+        return load(*files, **settings)
+
+    torch.load = load_onto
+    try:
+        yield
+    finally:
+        torch.load = load
 
 
 @contextlib.contextmanager

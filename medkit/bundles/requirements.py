@@ -14,6 +14,10 @@ from medkit.errors import BundleError, listed
 
 _CORE = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 """Key of the metadata -> the package whose version it holds."""
+_NO_CUDA = re.compile(
+    r"not compiled with CUDA|NVIDIA driver|No CUDA GPUs|invalid device ordinal|no CUDA-capable device"
+)
+"""In errors of code that takes a CUDA device for granted."""
 _OF_OTHER_VERSIONS = re.compile(
     r"unexpected keyword|positional argument|has no attribute|cannot import name|Cannot locate|not found in module"
 )
@@ -64,6 +68,8 @@ def explained(error: BaseException, bundle: Bundle) -> str:
         return text
     if missing := re.match(r"needs the Python package (\w+)", text):
         return _missing_module(missing[1], bundle.root, metadata)
+    if _NO_CUDA.search(text):
+        return f"{text}; its code asks for a CUDA device, which is not here"
     if _OF_OTHER_VERSIONS.search(text) and (others := other_versions(metadata)):
         return f"{text}; it was made with {listed(others)}"
     return text

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import WEIGHTS, Bundle, where_to_fetch
 from medkit.bundles.config import class_name
-from medkit.bundles.guards import arrays_allowed, at_home, offline, on_device, root_in, without_downloads
+from medkit.bundles.devices import on_device
+from medkit.bundles.guards import arrays_allowed, at_home, loading_onto, offline, root_in, without_downloads
 from medkit.bundles.keys import is_of_monai
 from medkit.bundles.layers import followed, has_id, value_at
 from medkit.bundles.parsed import BundleConfig
@@ -99,7 +100,7 @@ class InferenceConfig(BundleConfig):
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
         """Build parts of the config inside the block: offline, in the bundle's folder, with errors that name it."""
-        with self.errors_named(), offline(), arrays_allowed(), at_home(self.bundle.root):
+        with self.errors_named(), offline(), arrays_allowed(), loading_onto(self.device), at_home(self.bundle.root):
             yield
 
     def open(self) -> InferenceParts:

@@ -119,8 +119,8 @@ def fill(network, path):
     [
         # a function of the bundle's own, whose name says nothing
         ({"initialize": ["$own.fill(@network, @bundle_root + '/models/other.pt')"]}, 2),
-        ({"run": ["$own.fill(@network, @more)", "$@evaluator.run()", FILL], "more": "$@bundle_root + '/models/more.pt'"},
-         3),
+        ({"more": "$@bundle_root + '/models/more.pt'",
+          "run": ["$own.fill(@network, @more)", "$@evaluator.run()", FILL]}, 3),
         ({"network": {"_target_": "scripts.own.fill", "network": "@network_def", "path": "@other"},
           "other": "$@bundle_root + '/models/other.pt'"}, 2),
         # weights that are changed after they are loaded
@@ -141,9 +141,17 @@ def test_what_code_of_the_bundle_does_with_the_network(tmp_path: Path, changes: 
     [
         {"network": "$@network_def.to('cuda:0')"},
         {"network": "$@network_def.cuda()"},
+        {"network": "$@network_def.cuda(device=0, non_blocking=True).eval()"},
+        {"network": "$@network_def.to(0)"},
+        {"gpu": 0, "network": "$@network_def.to(@gpu)"},
         {"gpu": "cuda:1", "network": "$@network_def.to(@gpu)"},
         {"gpu": '$torch.device("cuda")', "network": "$@network_def.to(@gpu)"},
+        {"gpu": 1, "network": "$@network_def.to(torch.device('cuda', @gpu))"},
+        {"gpu": 1, "network": "$@network_def.to(f'cuda:{@gpu}')"},
+        {"gpu": 1, "network": "$@network_def.to('cuda:' + str(@gpu))"},
+        {"gpu": {"_target_": "torch.device", "type": "cuda", "index": 0}, "network": "$@network_def.to(@gpu)"},
         {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16] * 3, "sw_device": "cuda:0"}},
+        {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": [16] * 3, "sw_device": 0}},
     ],
 )
 def test_cuda_is_replaced_by_the_device_at_hand(tmp_path: Path, change: Any) -> None:
@@ -153,7 +161,29 @@ def test_cuda_is_replaced_by_the_device_at_hand(tmp_path: Path, change: Any) -> 
     assert torch.device(getattr(parts.inferer, "sw_device", None) or "cpu").type == "cpu"
 
 
+def test_weights_stored_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expression that does not say where to load them."""
+    root = write(tmp_path / "b", initialize=[FILL])
+    state = torch.load(root / "models" / "more.pt", weights_only=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        torch.save(state, root / "models" / "other.pt")
+    assert loaded(root) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_code_that_takes_cuda_for_granted(tmp_path: Path) -> None:
+    (tmp_path / "b" / "scripts").mkdir(parents=True)
+    (tmp_path / "b" / "scripts" / "__init__.py").touch()
+    (tmp_path / "b" / "scripts" / "own.py").write_text("def fast(network):\n    return network.cuda()\n")
+    root = write(tmp_path / "b", network={"_target_": "scripts.own.fast", "network": "@network_def"})
+    with pytest.raises(BundleError, match="its code asks for a CUDA device, which is not here"):
+        loaded(root)
+
+
 def test_a_question_about_cuda_stays(tmp_path: Path) -> None:
-    root = write(tmp_path / "b", fast="$@device.type == 'cuda'", other="$str(@device).startswith('cuda')")
-    config = InferenceConfig(Bundle(root, root.name), torch.device("cpu"))
-    assert (config.get("fast"), config.get("other")) == (False, False)
+    questions = {
+        "a": "$@device.type == 'cuda'", "b": "$str(@device).startswith('cuda')", "c": "$'cuda' in [@device.type]",
+    }  # fmt: skip
+    config = InferenceConfig(Bundle(write(tmp_path / "b", **questions), "b"), torch.device("cpu"))
+    assert [config.get(name) for name in questions] == [False] * 3

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import WEIGHTS, Bundle, where_to_fetch
-from medkit.bundles.guards import arrays_allowed, offline, on_device, root_in, without_downloads
+from medkit.bundles.devices import on_device
+from medkit.bundles.guards import arrays_allowed, loading_onto, offline, root_in, without_downloads
 from medkit.bundles.parsed import BundleConfig, raw_parser
 from medkit.bundles.weights import loader_file, modules_of, states_of, weights_plan
 
@@ -56,7 +57,9 @@ class CheckedBundle:
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
         """Build parts of the bundle inside the block as `medkit run bundle` does: offline, arrays among its weights."""
-        with offline(), arrays_allowed():
+        import torch
+
+        with offline(), arrays_allowed(), loading_onto(torch.device("cpu")):
             yield
 
     @functools.cached_property
