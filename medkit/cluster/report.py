@@ -39,8 +39,8 @@ def lines(progress: Progress) -> Iterator[str]:
     """Yield the state in lines for people."""
     cases = Counter(progress.cases)
     for stage in progress.stages:
-        facts = f"{stage.done} done, {stage.failed} failed"
-        yield f"{stage.task}: {facts}, {stage.seconds:.1f} s a case, {stage.peak_rss_mb:.0f} MB"
+        needed = f", {stage.seconds:.1f} s a case, {stage.peak_rss_mb:.0f} MB" if stage.peak_rss_mb else ""
+        yield f"{stage.task}: {stage.done} done, {stage.failed} failed{needed}"
     for failure in progress.failures:
         error = failure.error.split("\n")[0]
         yield f"failed: {failure.task}: {error if failure.path in error else f'{failure.path}: {error}'}"
@@ -51,7 +51,7 @@ def lines(progress: Progress) -> Iterator[str]:
     if progress.cases:
         counts = f"{cases[DONE]} done, {cases[FAILED]} failed, {cases[TO_DO]} to do"
         unknown = f", {cases[UNKNOWN]} neither in the records nor failed by name" if cases[UNKNOWN] else ""
-        yield f"{len(progress.cases)} inputs: {counts}{unknown}"
+        yield f"inputs: {counts}{unknown}, {len(progress.cases)} in all"
     if rate := progress.cases_per_minute:
         left = progress.minutes_left
         yield f"{rate:.1f} cases a minute" + (f", about {left:.0f} minutes left" if left is not None else "")
@@ -61,7 +61,7 @@ def lines(progress: Progress) -> Iterator[str]:
 def _shard_lines(progress: Progress) -> Iterator[str]:
     states = Counter(progress.shards.values())
     named = [f"{states[state]} {state}" for state in (ENDED, RUNNING, WAITING, LOST) if states[state]]
-    yield f"{len(progress.shards)} shards: {', '.join(named)}"
+    yield f"shards: {', '.join(named)}"
     if lost := [k for k, state in progress.shards.items() if state == LOST]:
         why = (
             "not in the queue, and without an exit code"

@@ -14,6 +14,8 @@ _PARENT_MB = 150.0
 """Memory of the process that plans the cases, next to the child process that works on them."""
 _SPARE = 1.3
 """Factor of what is asked for to what was measured."""
+_PLENTY = 8
+"""From this multiple of the measured need on, more memory is no help."""
 _SHORTEST_WARNING = 180
 """Least seconds from the signal to the end of a job: Slurm may send it a minute late."""
 
@@ -63,7 +65,8 @@ class Needs:
 def needs_of(outcomes: Iterable[CaseOutcome], killed: Request | None = None) -> Needs | None:
     """Return what records say about the needs of a job; None if they say nothing.
 
-    `killed`: the request of jobs in which processes were killed, likely for memory; at least twice as much is needed.
+    `killed`: the request of jobs in which processes were killed, likely for memory: twice as much is needed, unless
+    that was plenty already.
     """
     by_task: dict[str, list[CaseOutcome]] = {}
     for outcome in outcomes:
@@ -74,7 +77,8 @@ def needs_of(outcomes: Iterable[CaseOutcome], killed: Request | None = None) -> 
     peaks = [max(outcome.peak_rss_mb for outcome in cases) for cases in by_task.values()]
     memory = 100 * math.ceil(_SPARE * sum(peak + _PARENT_MB for peak in peaks) / 100) if all(peaks) else None
     if killed and killed.memory_mb:
-        memory = max(memory or 0, 2 * killed.memory_mb)
+        plenty = memory is not None and killed.memory_mb > _PLENTY * memory
+        memory = max(memory or 0, killed.memory_mb if plenty else 2 * killed.memory_mb)
     seconds = [[outcome.seconds for outcome in cases] for cases in by_task.values()]
     return Needs(memory, sum(sum(s) / len(s) for s in seconds), max(map(max, seconds)), len(by_task))
 

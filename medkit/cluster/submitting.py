@@ -92,8 +92,10 @@ def prepare(
     _check_time(request)
     digest = digest_of(os.fsencode("".join(f"{line}\n" for line in lines)))
     submission = Submission(scheduler, pipeline, str(workdir), n, digest, request, max_running)
-    notes = [f"{len(lines)} inputs in {n} shards, sha256 {digest}"]
-    notes += [f"{len(inputs) - len(lines)} inputs came more than once"] if len(lines) < len(inputs) else []
+    notes = [f"{_counted(len(lines), 'input')} in {_counted(n, 'shard')}, sha256 {digest}"]
+    notes += (
+        [f"{_counted(len(inputs) - len(lines), 'line')} left out that came before"] if len(lines) < len(inputs) else []
+    )
     return Prepared(submission, folder, lines, notes=(*notes, _asked(request, needs)))
 
 
@@ -117,7 +119,7 @@ def prepare_again(folder: JobFolder, asked: Mapping[str, Any], max_running: int 
     submission = replace(earlier, request=request, max_running=max_running or earlier.max_running)
     shards = tuple(progress.unfinished)
     queued = sum(state not in ("ended", "lost") for state in progress.shards.values())
-    notes = [f"{queued} shards are still in the queue"] if queued else []
+    notes = [f"{_counted(queued, 'shard')} still in the queue"] if queued else []
     notes += (
         [f"shard {array_text(shards)} of {earlier.shards}", _asked(request, needs)]
         if shards
@@ -164,4 +166,8 @@ def _asked(request: Request, needs: Needs | None) -> str:
     memory = f"{request.memory_mb} MB" if request.memory_mb else "the cluster's default memory"
     time = f"{request.minutes} minutes" if request.minutes else "its default time"
     source = ", from records" if needs else ""
-    return f"each job asks for {request.cpus} CPUs, {memory}, {time}{source}"
+    return f"each job asks for {_counted(request.cpus, 'CPU')}, {memory}, {time}{source}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

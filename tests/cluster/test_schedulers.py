@@ -107,7 +107,7 @@ def test_shards_in_the_queue_are_not_submitted_again(
     pretend("squeue", "17 1 RUNNING\n17 2 PENDING\n17 3 PENDING\n")
     done = here("medkit submit slurm -o out --only failed")
     assert (done.code, done.out) == (0, "")
-    assert "3 shards are still in the queue" in done.err
+    assert "3 shards still in the queue" in done.err
     assert "nothing to do again" in done.err
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +51,7 @@ def test_from_the_first_to_the_last_shard(submitted: Shell, here: Shell, pretend
         ("pair", 3, 0),
     ]
     text = here("medkit status out").out
-    assert "4 inputs: 3 done, 1 failed, 0 to do\n" in text
+    assert "inputs: 3 done, 1 failed, 0 to do, 4 in all\n" in text
     assert "/scans/fail.nii.gz: ValueError: told to fail\n" in text
     assert "--only failed  (shard 2)\n" in text
     assert "next request: --mem " in text
@@ -98,11 +100,12 @@ def test_a_job_that_was_killed_is_lost(submitted: Shell, here: Shell, start: She
         blob(f"scans/{name}.nii.gz")
     submitted(f"medkit run wait --marks {tmp_path}", shards=1)
     (tmp_path / "a.go").touch()
-    job = subprocess.Popen(["setsid", "bash", "-c", "exec bash out/shard.sh 1"], cwd=tmp_path, env=_environment(here))
+    command = ["bash", "out/shard.sh", "1"]
+    job = subprocess.Popen(command, cwd=tmp_path, env=_environment(here), start_new_session=True)
     wait_for(lambda: (tmp_path / "b.started").exists())
     held = state(here)[1]
     assert (counts(held), held["killed"]) == ([1, 0, 2, 0], [])
-    subprocess.run(["pkill", "-KILL", "--session", str(job.pid)], check=True)
+    os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     code, found = state(here)
     assert (code, counts(found), found["shards"]["lost"]) == (75, [1, 0, 2, 0], 1)

@@ -58,14 +58,14 @@ def test_a_list_that_was_changed_is_refused(submitted: Shell, here: Shell, scans
 def test_names_with_spaces_and_no_more_shards_than_inputs(submitted: Shell, here: Shell, blob: Make) -> None:
     blob("scans/a b.nii.gz")
     done = submitted("cat", shards=5)
-    assert "1 inputs in 1 shards" in done.err
+    assert "1 input in 1 shard" in done.err
     assert here("bash out/shard.sh 1").lines == ["scans/a b.nii.gz"]
 
 
 def test_inputs_that_come_twice_are_taken_once(here: Shell, pretend: Pretend, scans: Path, tmp_path: Path) -> None:
     pretend("sbatch", "17\n")
     done = here("ls scans/* scans/a* > list; medkit submit slurm --list list --shards 2 -o out -- cat")
-    assert "1 inputs came more than once" in done.err
+    assert "1 line left out that came before" in done.err
     assert len((tmp_path / "out/inputs.txt").read_text().splitlines()) == 5
 
 
