@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import platform
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ def asked_for(metadata: Mapping[str, Any], *, optional: bool = True) -> dict[str
     for key in ("required_packages_version", *(["optional_packages_version"] if optional else [])):
         if isinstance(stated := metadata.get(key), Mapping):
             found |= stated
-    return {str(name): str(text) for name, text in found.items()}
+    return {str(name): str(text or "").strip() for name, text in found.items()}
 
 
 def missing_packages(metadata: Mapping[str, Any], *, optional: bool = True) -> list[str]:
@@ -39,10 +42,13 @@ def missing_packages(metadata: Mapping[str, Any], *, optional: bool = True) -> l
 
 
 def other_versions(metadata: Mapping[str, Any]) -> list[str]:
-    """Return the packages that are installed in another version, by its first two numbers, in words."""
+    """Return the packages whose installed version does not fit the one that the metadata state, in words.
+
+    A version stands for all that share its first two numbers; a condition, such as `>=1.3`, for itself.
+    """
     stated = asked_for(metadata, optional=False).items()
     found = [(name, text, there) for name, text in stated if (there := _installed(name)) is not None]
-    return [f"{name} {text} (here: {there})" for name, text, there in found if _release(text) != _release(there)]
+    return [f"{name} {text} (here: {there})" for name, text, there in found if not _fits(there, text)]
 
 
 def version_notes(bundle: Bundle) -> list[str]:
@@ -94,10 +100,30 @@ def _are(names: list[str]) -> str:
 
 
 def _installed(name: str) -> str | None:
-    try:
+    """Return the version of an installed package; metadata name packages by distributions or by modules."""
+    if name.lower() == "python":
+        return platform.python_version()
+    with contextlib.suppress(PackageNotFoundError, ValueError):
         return version(name)
-    except (PackageNotFoundError, ValueError):
-        return None
+    brought = _distributions().get(name, [])
+    return version(brought[0]) if brought else None
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return module -> distributions that bring it."""
+    return packages_distributions()
+
+
+def _fits(there: str, stated: str) -> bool:
+    """Return whether an installed version is one that metadata state, as a version or a condition."""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    from packaging.version import InvalidVersion
+
+    with contextlib.suppress(InvalidSpecifier, InvalidVersion):
+        return SpecifierSet(stated).contains(there, prereleases=True)
+    length = min(len(_release(stated)), len(_release(there)))
+    return _release(stated)[:length] == _release(there)[:length]
 
 
 def _release(text: str) -> tuple[str, ...]:
