@@ -17,6 +17,7 @@ from medkit.images import itk, mgh, nifti, pictures
 from medkit.images.dicom import reader as dicom
 from medkit.images.stored import FramesError, Stored
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, WRITABLE_IMAGES
+from medkit.pipe.records import refuse_stream
 from medkit.space import Grid, check_grid
 
 
@@ -171,6 +172,7 @@ def _reader_of(path: Path) -> ImageReader:
 def _existing(path: Path) -> Path:
     if not Path(path).exists():
         raise InputError(f"{path}: no such file or folder")
+    refuse_stream(Path(path))
     return Path(path)
 
 

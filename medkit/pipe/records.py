@@ -239,6 +239,15 @@ def find_kind(record: Record, kinds: Sequence[str]) -> Record:
     raise InputError(f"expected {wanted}, got {record.kind} {record.path.name} and {origin}")
 
 
+def refuse_stream(path: Path) -> None:
+    """Raise InputError for a pipe, a device or another file that can be read once only, or never ends."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        kind = "a pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
+        raise InputError(
+            f"{path}: expected a file that can be read again, got {kind}; write it to a file first"
+        )
+
+
 def sha256_of(path: Path) -> str:
     """Return the digest of a file; of a folder, the digest of its files' sorted digests. Raises OSError."""
     if path.is_dir():

@@ -32,6 +32,21 @@ _REPLACED = ".replaced.json"
 """Name in the hidden folder of the earlier sidecar, which a commit moves there first."""
 
 
+_LONGEST_NAME = 255
+"""Bytes of a file's name on all common file systems."""
+_LONGEST_PROCESS = "4194304"
+"""The largest number of a process on Linux."""
+
+
+def check_lengths(targets: Targets) -> None:
+    """Raise OutputError if a result, or what is next to it while it is made, has too long a name for a file."""
+    for path in targets.names:
+        hidden = f".{path.name}.{socket.gethostname()}.{_LONGEST_PROCESS}.part" if path == targets.main else path.name
+        over = len(os.fsencode(hidden)) - _LONGEST_NAME
+        if over > 0:
+            raise OutputError(f"{path}: the name of this result is {over} bytes too long; choose a shorter -o")
+
+
 class Claim:
     """The exclusive right to write one case's files, and the folder they are made in.
 

@@ -13,8 +13,9 @@ from medkit.errors import InputError, MedkitError, OutputError, UsageError
 from medkit.options import RunOptions
 from medkit.pipe.lines import in_shard
 from medkit.pipe.names import is_bids, is_file_name, join_bids, split_bids, suffix_of
-from medkit.pipe.records import Record, absolute, find_kind, record_of
+from medkit.pipe.records import Record, absolute, find_kind, record_of, refuse_stream
 from medkit.run.arrivals import Arrivals
+from medkit.run.claims import check_lengths
 from medkit.run.failures import explain, failed_record
 from medkit.run.outputs import Targets, bids_folder, refuse_inputs, targets_of
 from medkit.run.task import CasePlan, Item, Task, numbered
@@ -110,6 +111,9 @@ class Planner:
         targets = self._targets(own if not members else self._group_name(own, group))
         if members and self.task.members:
             targets = Targets({**targets.outputs, **self._member_targets(inputs, members, targets.main.parent)})
+        for path in inputs.values():
+            refuse_stream(path)
+        check_lengths(targets)
         refuse_inputs(targets, list(inputs.values()))
         for path in targets.names:
             self.check_name(path)

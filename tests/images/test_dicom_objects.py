@@ -152,6 +152,15 @@ def test_an_empty_file_among_slices_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
+def test_damaged_compressed_pixels_are_said_to_be_damaged(tmp_path: Path) -> None:
+    content = (THEIRS / "JPEG2000.dcm").read_bytes()
+    pixels = content.index(b"\xff\x4f\xff\x51")
+    (tmp_path / "x.dcm").write_bytes(content[: pixels + 4] + bytes(80) + content[pixels + 84 :])
+    with pytest.raises(InputError, match=r"x\.dcm: its compressed pixels \(JPEG 2000 .*\) are damaged") as caught:
+        read_image(tmp_path / "x.dcm")
+    assert "Transfer Syntax" not in str(caught.value)
+
+
 # ---- which slice belongs to which frame
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from folders import names
 
+from medkit.errors import InputError
+from medkit.images.image import read_image
 from medkit.run.outputs import Output
 
 Run = Callable[..., "Outcome"]  # noqa: F821
@@ -231,3 +233,24 @@ def test_a_result_never_replaces_another_cases_input(toy: Run, blob: Make, tmp_p
     assert [r["medkit"]["status"] for r in done.records] == ["failed", "ok"]
     assert "would replace an input" in done.err
     assert second.read_bytes() == before
+
+
+def test_a_pipe_as_an_input_is_refused(toy: Run, scan: Make, tmp_path: Path) -> None:
+    """It would be waited for forever, and could be read once only."""
+    os.mkfifo(tmp_path / "a.nii.gz")
+    done = toy("run", "halves", tmp_path / "a.nii.gz", scan("b.nii.gz"))
+    assert (done.code, "a.nii.gz: expected a file that can be read again, got a pipe" in done.err) == (1, True)
+    with pytest.raises(InputError, match="got a device"):
+        read_image(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("length", [255, 240])
+def test_a_name_too_long_for_a_result_is_refused_before_the_work(
+    toy: Run, scan: Make, tmp_path: Path, length: int
+) -> None:
+    (tmp_path / "out").mkdir()
+    source = scan("b.nii.gz").rename(tmp_path / f"{'é' * (length // 2 - 5)}x.nii.gz")
+    done = toy("run", "halves", source, "-o", tmp_path / "out")
+    assert (done.code, "bytes too long; choose a shorter -o" in done.err) == (1, True), done.err
+    assert not list((tmp_path / "out").iterdir())
+    assert toy("run", "halves", source, "-o", tmp_path / "out" / "x.nii.gz").code == 0

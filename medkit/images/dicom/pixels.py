@@ -10,7 +10,7 @@ import numpy as np
 
 from medkit.errors import InputError
 from medkit.images.dicom.types import DEFLATED, DicomFile, DicomSlice, PixelLayout
-from medkit.images.itk import last_line, silence
+from medkit.images.itk import silence
 
 RUN_LENGTH = "1.2.840.10008.1.2.5"
 
@@ -112,8 +112,8 @@ def _decoded(file: DicomFile) -> np.ndarray:
         voxels = itk.array_from_image(itk.imread(str(file.path), imageio=reader))
     except RuntimeError as error:
         raise InputError(
-            f"{file.path}: its compressed pixels (transfer syntax {layout.syntax}) are damaged, or of a kind that "
-            f"itk's GDCM cannot read: {last_line(error)}"
+            f"{file.path}: its compressed pixels ({_name(layout.syntax)}) are damaged, or of a kind that medkit cannot "
+            "read; dcmtk's dcmdjpeg and dcmdjpls, or gdcmconv --raw, may make an uncompressed copy"
         ) from error
     if voxels.size != math.prod(shape):
         raise InputError(f"{file.path}: expected {math.prod(shape)} pixels, its compressed data holds {voxels.size}")
@@ -123,6 +123,13 @@ def _decoded(file: DicomFile) -> np.ndarray:
     if layout.inverted:  # itk's GDCM returns 2^bits - 1 minus the stored value (measured with itk 5.4)
         voxels = (-1 - voxels) if layout.signed else ((1 << layout.used) - 1 - voxels)
     return voxels
+
+
+def _name(syntax: str) -> str:
+    """Return the name of a transfer syntax, such as `JPEG 2000 Image Compression`, or its UID."""
+    from pydicom.uid import UID
+
+    return str(UID(syntax).name)
 
 
 def _run_length(path: Path) -> np.ndarray:
