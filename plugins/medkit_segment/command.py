@@ -67,6 +67,12 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
 )
 @click.option("--tta", is_flag=True, help="Average over the image and its mirror image: slower, a little better.")
 @click.option("--clean/--no-clean", default=True, show_default=True, help="Remove stray pieces of structures.")
+@click.option(
+    "--refine/--no-refine",
+    default=True,
+    show_default=True,
+    help="Refine the network's labels by the scan's intensities, where the bundle states how.",
+)
 @click.option("--seeds", type=_FILE, help='Points, mm, from which --method grow starts (or "seeds" in a record).')
 @click.option(
     "--range",
@@ -96,6 +102,7 @@ def segment(
     table: Path | None,
     tta: bool,
     clean: bool,
+    refine: bool,
     seeds: Path | None,
     limits: tuple[float, float] | None,
     coordinates: str,
@@ -111,14 +118,18 @@ def segment(
     medkit run segment chests/*.nii.gz --method threshold --outputs labels,regions -o lungs
     medkit run segment ct.nii.gz --method grow --seeds liver.csv --range 80,180
     """
-    choices = SegmentChoices(roles, clean, labels, split, table)
+    choices = SegmentChoices(roles, clean, labels, split, table, refine)
     if method == "network":
         _refuse(seeds=seeds, range=limits)
         from medkit_segment.task import segmentation
 
         task: Task = segmentation(chosen, choices, tta=tta)
     else:
-        _refuse(bundle=None if chosen.name == AUTO else chosen.name, tta=tta, **{"no-clean": not clean})
+        _refuse(
+            bundle=None if chosen.name == AUTO else chosen.name,
+            tta=tta,
+            **{"no-clean": not clean, "no-refine": not refine},
+        )
         from medkit_segment.classical import growing, thresholding
 
         if method == "threshold":

@@ -14,6 +14,7 @@ UNSURE = 0.75
 """Smallest mean probability of a structure's voxels without a request to look; used if no expected Dice is known."""
 POOR = 0.5
 """Smallest expected Dice of a structure without a request to look."""
+LOOK = "look at this one: "
 CUT_SHARE = 0.02
 """Largest share of a body's surface on the faces of the field of view; above it the body counts as cut off."""
 
@@ -45,6 +46,10 @@ class Expected:
     """Label -> intercept and slope of the expected Dice as a function of the confidence."""
     whole: tuple[int, ...] = ()
     """Labels that should lie within the field of view as a whole; empty: all of them."""
+    subject: str = "what the bundle is for"
+    """What the bundle labels, such as `an adult brain`."""
+    least_dice: float = 0.0
+    """Smallest mean of the expected Dice of all structures at which the image shows the subject."""
 
     @classmethod
     def of(cls, names: Mapping[int, str], block: Mapping[str, Any]) -> Expected:
@@ -53,7 +58,11 @@ class Expected:
         volumes = {0 if key == "total" else int(key): (float(low), float(high)) for key, (low, high) in stated.items()}
         lines = block.get("expected_dice") or {}
         dice = {int(key): (float(intercept), float(slope)) for key, (intercept, slope) in lines.items()}
-        return cls(names, volumes, dice, tuple(int(n) for n in block.get("whole") or ()))
+        whole = tuple(int(n) for n in block.get("whole") or ())
+        trust = block.get("trust") or {}
+        return cls(
+            names, volumes, dice, whole, str(trust.get("subject", cls.subject)), float(trust.get("expected_dice", 0))
+        )
 
     def of_some(self, names: Mapping[int, str]) -> Expected:
         """Return what is expected of some of the labels only, without the volume of all together."""
@@ -104,6 +113,22 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
+def strange(rows: Sequence[Structure], expected: Expected) -> list[str]:
+    """Return a sentence if an image seems to show another subject; `rows`: of all structures that the bundle knows.
+
+    A structure that is not found counts as a Dice of 0. Without an expected Dice nothing is said.
+    """
+    known = [row.expected_dice or 0.0 for row in rows if row.index in expected.dice]
+    if (
+        not known
+        or all(row.confidence is None for row in rows)
+        or (mean := sum(known) / len(known)) >= expected.least_dice
+    ):
+        return []
+    limit = f"{expected.least_dice:g}"
+    return [f"{LOOK}this may not be {expected.subject}: a mean Dice of {mean:.2f} is expected, at least {limit} of one"]
+
+
 def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) -> list[str]:
     """Return what is doubtful about the label map as a whole, in sentences that start with `look at this one`."""
     total = sum(row.volume_mm3 for row in rows)
@@ -123,7 +148,7 @@ def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) 
     doubtful = [row for row in rows if row.look]
     if len(doubtful) > max(1, len(rows) // 5):
         found.append(f"{len(doubtful)} of {len(rows)} structures are doubtful, {doubtful[0].name} among them")
-    return [f"look at this one: {text}" for text in found]
+    return [LOOK + text for text in found]
 
 
 def _at_the_faces(body: np.ndarray) -> float:

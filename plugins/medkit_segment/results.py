@@ -49,6 +49,8 @@ class SegmentChoices:
     """Whether each structure also gets a mask of its own."""
     table: Path | None = None
     """A file that takes the rows of all cases instead of files for each."""
+    refine: bool = True
+    """Whether the scan's intensities refine the labels of bundles that state how."""
 
     def names(self, known: Mapping[int, str], owner: str) -> dict[int, str]:
         """Return label -> name of what is kept. Raises UsageError if `owner` knows none of the names."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from medkit.images import Image
     from medkit.inference import InferenceParts, Prepared
+    from medkit_segment.refinement import Outcome
 
 MASK_GAP = 4.0
 """mm; narrower gaps in the mask of a body, such as the sulci of a brain, are closed."""
@@ -37,6 +38,7 @@ def segmentation(chosen: BundleOptions, choices: SegmentChoices, *, tta: bool) -
     if tta:
         settings = replace(settings, overrides={**_mirror(bundles), **settings.overrides})
     task = bundle_task("segment", bundles, settings, runner=functools.partial(SegmentRunner, choices=choices))
+    task = replace(task, arguments={**task.arguments, "refine": choices.refine})
     return choices.fitted(task, _split_names(bundles, choices) if choices.split else ())
 
 
@@ -72,7 +74,9 @@ class Labelled:
     labels: np.ndarray
     """(I, J, K) uint8 or uint16."""
     confidence: Mapping[int, float] | None
-    """Label -> mean probability of its voxels; None if the bundle returns labels only."""
+    """Label -> mean probability that the network gives its label of a voxel; None if the bundle returns labels only."""
+    refined: Outcome | None = None
+    """What the intensities of the scan add; None if nothing is refined."""
 
 
 class SegmentRunner(BundleRunner):
@@ -93,18 +97,23 @@ class SegmentRunner(BundleRunner):
         choices: SegmentChoices,
     ) -> None:
         super().__init__(bundle, parts, device, precision, limit)
+        from medkit_segment.refinement import Refinement
         from medkit_segment.report import Expected
 
         if self.contract.kind != "labels":
             raise BundleError(f"bundle {bundle.name}: expected labels as its output, got {self.contract.kind}")
         names = names_of(bundle)
         channels = [n for n in sorted(self.contract.classes) if n]
-        self.expected = Expected.of(names, bundle.block).of_some(choices.names(names, f"bundle {bundle.name}"))
+        self.stated = Expected.of(names, bundle.block)
+        """Of all structures, wanted or not."""
+        self.expected = self.stated.of_some(choices.names(names, f"bundle {bundle.name}"))
         self.choices = choices
         self.values = np.array([0, *sorted(names)])
         """Channel -> label."""
         self.uses_channels = self.postprocessing.picks_largest and len(channels) == len(names)
         self.network.keeps_half = self.uses_channels
+        wanted = choices.refine and self.uses_channels
+        self.refinement = Refinement.of(bundle.block, self.values.tolist()) if wanted else None
         if "probabilities" in choices.roles and not self.uses_channels:
             raise UsageError(f"--outputs probabilities: bundle {bundle.name} has none")
 
@@ -127,10 +136,11 @@ class SegmentRunner(BundleRunner):
         image = case.image()
         with self.errors_named("postprocessing"):
             made = self._from_channels(computed) if self.uses_channels else self._from_labels(computed)
+        everything = report.structures(made.labels, image.grid.voxel_volume, made.confidence, self.stated)
+        rows = [row for row in everything if row.index in self.expected.names]
         if self.choices.labels:
-            made = Labelled(results.kept(made.labels, self.expected.names), made.confidence)
-        rows = report.structures(made.labels, image.grid.voxel_volume, made.confidence, self.expected)
-        found = report.warnings(made.labels, rows, self.expected)
+            made = replace(made, labels=results.kept(made.labels, self.expected.names))
+        found = [*report.strange(everything, self.stated), *report.warnings(made.labels, rows, self.expected)]
         measured = results.measured(image, made.labels, self.expected.names, case.path)
         table = report.as_tsv(rows, measured.cells)
         return Result(
@@ -145,24 +155,47 @@ class SegmentRunner(BundleRunner):
                 **measured.metrics,
             },
             warnings=[*computed.warnings, *found],
-            details={"precision": self.precision, "labels": {str(r.index): r.name for r in rows}},
+            details={
+                "precision": self.precision,
+                "labels": {str(r.index): r.name for r in rows},
+                **_told(made.refined),
+            },
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
         )
 
     def _from_channels(self, computed: Prepared) -> Labelled:
-        from medkit_segment import cleaning, labelling
+        from medkit_segment import labelling
 
         logits, affine = self._logits(computed)
-        channels = labelling.most_likely(logits)
-        if self.choices.clean:
-            channels = cleaning.cleaned(channels, connected=bool(self.bundle.block.get("connected")))
+        channels = self._cleaned(labelling.most_likely(logits))
         sure = labelling.certainty(logits, channels)
         count = np.bincount(channels.ravel(), minlength=len(self.values))
         total = np.bincount(channels.ravel(), sure.ravel(), minlength=len(self.values))
         confidence = {int(self.values[n]): float(total[n] / count[n]) for n in range(1, len(count)) if count[n]}
+        refined = self._refined(computed, logits, channels)
+        if refined is not None and refined.evidence is not None:
+            channels = self._cleaned(refined.evidence.relabelled(logits, channels))
         kind = np.uint8 if self.values.max() < 256 else np.uint16
         labels = labelling.on_grid(self.values[channels].astype(kind), affine, computed.grid)
-        return Labelled(labels, confidence)
+        return Labelled(labels, confidence, refined)
+
+    def _cleaned(self, labels: np.ndarray) -> np.ndarray:
+        from medkit_segment import cleaning
+
+        if not self.choices.clean:
+            return labels
+        return cleaning.cleaned(labels, connected=bool(self.bundle.block.get("connected")))
+
+    def _refined(self, computed: Prepared, logits: torch.Tensor, channels: np.ndarray) -> Outcome | None:
+        """Return what the scan's intensities add; None if that is not wanted, or the bundle does not state how."""
+        import torch
+
+        from medkit_segment import refinement
+
+        if self.refinement is None:
+            return None
+        image = torch.from_numpy(np.asarray(computed.item["image"][0], np.float32))
+        return refinement.refine(logits, channels, image, self.refinement)
 
     def _logits(self, computed: Prepared) -> tuple[torch.Tensor, np.ndarray]:
         """Return the logits (C, I, J, K), and the affine that takes their voxel indices to RAS+ mm."""
@@ -172,12 +205,9 @@ class SegmentRunner(BundleRunner):
 
     def _from_labels(self, computed: Prepared) -> Labelled:
         from medkit.inference import to_labels
-        from medkit_segment import cleaning
 
         labels = to_labels(self.postprocessing(computed)["pred"], computed.grid, f"bundle {self.bundle.name}").data[0]
-        if self.choices.clean and labels.max() < 256:
-            labels = cleaning.cleaned(labels, connected=bool(self.bundle.block.get("connected")))
-        return Labelled(labels, None)
+        return Labelled(self._cleaned(labels) if labels.max() < 256 else labels, None)
 
     def _outputs(self, image: Image, made: Labelled, table: str, computed: Prepared) -> Iterable[tuple[str, Writable]]:
         from medkit_segment import cleaning, results
@@ -192,10 +222,10 @@ class SegmentRunner(BundleRunner):
             if "brain" in self.choices.roles:
                 yield "brain", image.with_data(np.where(mask, image.data, image.data.dtype.type(0)))
         if "probabilities" in self.choices.roles:
-            yield "probabilities", self._channel_probabilities(image, computed)
+            yield "probabilities", self._channel_probabilities(image, computed, made.refined)
         yield from results.more_files(image, made.labels, self.expected.names, self.choices)
 
-    def _channel_probabilities(self, image: Image, computed: Prepared) -> Image:
+    def _channel_probabilities(self, image: Image, computed: Prepared, refined: Outcome | None) -> Image:
         """Return the probabilities (C, I, J, K) float32 on the scan's grid, the background first."""
         from medkit.images import Image as Made
         from medkit.space import Grid
@@ -203,8 +233,15 @@ class SegmentRunner(BundleRunner):
         from medkit_segment import labelling
 
         logits, affine = self._logits(computed)
+        if refined is not None and refined.evidence is not None:
+            logits = refined.evidence.added(logits)
         out = np.empty((len(logits), *image.grid.shape), np.float32)
         for target, values in zip(out, labelling.probabilities(logits), strict=True):
             own = Made(values[None], Grid(values.shape, affine, image.grid.dims))
             target[:] = resample(own, image.grid).data[0]
         return image.with_data(out)
+
+
+def _told(refined: Outcome | None) -> dict[str, Any]:
+    """Return the entry of the sidecar that says whether labels were refined, and why not."""
+    return {} if refined is None else {"refinement": dict(refined.facts)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import zoo
 from medkit_segment import cleaning, labelling, report
 from medkit_segment.report import Expected
+from nearest import CENTRES, NAMES, write_bundle
 from outcome import Outcome
 
 from medkit.images.phantom import make_image
@@ -24,48 +24,6 @@ from medkit.space import Grid
 pytestmark = pytest.mark.usefixtures("clean_path")
 
 Run = Callable[..., Outcome]
-NAMES = {"4": "left part", "9": "right part"}
-CENTRES = (60.0, 451.0, 752.0)
-"""Intensities that the channels stand for: the background, label 4, label 9."""
-
-
-def write_bundle(root: Path, **block: Any) -> Path:
-    """A bundle whose network labels a voxel by the centre nearest to its intensity, on a grid of 3 mm."""
-    for folder in ("configs", "models", "docs"):
-        (root / folder).mkdir(parents=True)
-    compose = {"_target_": "Compose"}
-    config = {
-        "bundle_root": ".",
-        "mirror": False,
-        "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1},
-        "network": "$@network_def",
-        "preprocessing": {**compose, "transforms": [
-            {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
-            {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
-            {"_target_": "Spacingd", "keys": "image", "pixdim": [3.0, 3.0, 3.0], "mode": "bilinear"},
-            {"_target_": "BorderPadd", "keys": "image", "spatial_border": 2},
-        ]},
-        "inferer": "$lambda x, network, *_, **__: (network(x) + network(x.flip(2)).flip(2)) / 2 if @mirror "
-        "else network(x)",
-        "postprocessing": {**compose, "transforms": [
-            {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-            {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image",
-             "nearest_interp": True, "to_tensor": True},
-            {"_target_": "MapLabelValued", "keys": "pred", "orig_labels": [0, 1, 2], "target_labels": [0, 4, 9]},
-        ]},
-    }  # fmt: skip
-    (root / "configs" / "inference.json").write_text(json.dumps(config))
-    tensor = {"type": "image", "num_channels": 1, "spatial_shape": [16, 16, 16]}
-    made = {**tensor, "format": "segmentation", "num_channels": 3, "channel_def": {"0": "none", "1": "l", "2": "r"}}
-    metadata = {
-        "version": "0.3.0", "network_data_format": {"inputs": {"image": tensor}, "outputs": {"pred": made}},
-        "medkit": {"task": "segment", "labels": NAMES, **block},
-    }  # fmt: skip
-    (root / "configs" / "metadata.json").write_text(json.dumps(metadata))
-    # -(x - c)^2 without its square of x, over the variance of 50
-    weight = torch.tensor([2 * c for c in CENTRES]).reshape(3, 1, 1, 1, 1) / 2500
-    torch.save({"weight": weight, "bias": torch.tensor([-c * c for c in CENTRES]) / 2500}, root / "models" / "model.pt")
-    return root
 
 
 @pytest.fixture
@@ -348,6 +306,37 @@ def test_only_structures_that_should_be_whole_are_cut_off() -> None:
     assert report.warnings(labels, rows, expected) == []
     labels[0:8, 4:8, 4:8] = 2
     assert any("cut off" in text for text in report.warnings(labels, rows, expected))
+
+
+@pytest.mark.parametrize(("sure", "strange"), [(0.9, False), (0.6, True)])
+def test_images_of_another_subject(sure: float, strange: bool) -> None:
+    """The mean of the expected Dice decides, in which a structure that is not found counts as 0."""
+    block = {"expected_dice": {"1": [0, 1], "2": [0, 1]}, "trust": {"subject": "a foot", "expected_dice": 0.4}}
+    expected = Expected.of({1: "one", 2: "two"}, block)
+    found = report.strange(report.structures(cube(12, 3, 7), 1.0, {1: sure}, expected), expected)
+    assert bool(found) is strange
+    if strange:
+        assert "may not be a foot: a mean Dice of 0.30 is expected, at least 0.4" in found[0]
+
+
+def test_nothing_is_strange_without_a_statement() -> None:
+    expected = Expected.of({1: "one"}, {"expected_dice": {"1": [0, 1]}})
+    assert report.strange(report.structures(cube(12, 3, 7), 1.0, {1: 0.1}, expected), expected) == []
+    stated = Expected.of({1: "one"}, {"trust": {"subject": "a foot", "expected_dice": 0.4}})
+    assert report.strange(report.structures(cube(12, 3, 7), 1.0, {1: 0.1}, stated), stated) == []
+
+
+def test_another_subject_is_on_the_screen(medkit: Run, tmp_path: Path) -> None:
+    """Also if only one of the structures is wanted, whose own expected Dice is good."""
+    trust = {"subject": "a foot", "expected_dice": 0.6}
+    root = write_bundle(tmp_path / "feet", trust=trust, expected_dice={"4": [1, 0], "9": [0, 0]})
+    source = make_image(tmp_path / "a.nii.gz", (24, 22, 20), (3.0, 3.0, 3.0))
+    done = medkit("run", "segment", "--bundle", root, "--trust", "--labels", "left part", source)
+    assert done.code == 0, done.err
+    assert "needs a look: this may not be a foot" in done.err
+    record = read_sidecar(tmp_path / "a_dseg.json")
+    assert record is not None
+    assert record.medkit["look"]
 
 
 # ---- some structures, files of their own, one table
