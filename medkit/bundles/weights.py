@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Collection, Mapping
@@ -13,6 +14,8 @@ from medkit.bundles.config import class_name, one_line, walk
 from medkit.bundles.layers import followed, has_id, value_at
 from medkit.bundles.places import RUN, evaluator_of, runs
 from medkit.errors import BundleError
+
+log = logging.getLogger("medkit")
 
 _FILLS = re.compile(r"load_state_dict|copy_model_state|load_(checkpoint|pretrained|weights)")
 """In an expression that fills a network."""
@@ -116,7 +119,9 @@ def load(path: Path, modules: Mapping[str, Any], *, strict: bool) -> None:
     states = states_of(path, modules)
     for key, module in modules_of(modules).items():
         try:
-            module.load_state_dict(states[key], strict=strict)
+            missing = module.load_state_dict(states[key], strict=strict).missing_keys
+            if missing:
+                log.warning("%s: has no %s (%d in all): chance decides on them", path, missing[0], len(missing))
         except RuntimeError as error:
             raise BundleError(f"{path}: does not fit the network: {one_line(error)}") from None
 

@@ -216,6 +216,9 @@ class BundleRunner:
         if left_out := [key for key in parts.saved if key not in (*self.contract.results, *self.contract.keys)]:
             log.warning("bundle %s: also saves %s, which medkit does not write", bundle.name, listed(left_out))
         self.postprocessing = Postprocessing(parts.postprocessing, self.contract)
+        if self.preprocessing.left_out and self.postprocessing.inverts:
+            names = listed(self.preprocessing.left_out)
+            raise BundleError(f"bundle {bundle.name}: inverts {names}, by which results would depend on chance")
         kind = Network if parts.evaluator is None else functools.partial(EvaluatorNetwork, parts.evaluator)
         self.network: Network = kind(parts.network, parts.inferer, self.postprocessing, device, precision, limit)
 

@@ -52,7 +52,11 @@ class Preprocessing:
             loader.readers.append(self.reader)
         # results must not depend on chance, even if the bundle's demonstration adds random transforms; those that are
         # done with a probability stay, since the inverse asks for their traces
-        self.steps = [s for s in steps if not isinstance(s, Randomizable) or not _is_random(s) or _never(s)]
+        left_out = [s for s in steps if isinstance(s, Randomizable) and _named(s, "Rand") and not _can_stay(s)]
+        self.left_out = [type(s).__name__ for s in left_out]
+        """Names of transforms that are not done, since they draw at random in every case."""
+        self.steps = [s for s in steps if s not in left_out]
+        self.drawing = [s for s in self.steps if isinstance(s, Randomizable)]
         self.prompts = Prompts()
         """What a case's item holds besides images."""
         self.by_file = not any(isinstance(s, LoadImaged) for s in steps)
@@ -68,6 +72,8 @@ class Preprocessing:
     def prepare(self, feed: Feed, case: Case) -> Prepared:
         """Prepare images that were read, or made, for a case. Raises InputError."""
         self.reader.images = feed.images
+        for step in self.drawing:
+            step.set_random_state(seed=case.runtime.seed)
         try:
             item = self._by_file(feed) if self.by_file else _through(self.steps, dict(feed.item))
         finally:
@@ -125,6 +131,11 @@ class Postprocessing:
         if back is None or self.keeps_probabilities:
             return back is not None
         return not any(name.startswith("AsDiscrete") for name in names[:back])
+
+    @property
+    def inverts(self) -> bool:
+        """Whether answers are taken back to the scan."""
+        return any(_named(step, "Invert") for step in self.steps)
 
     @property
     def picks_largest(self) -> bool:
@@ -268,15 +279,13 @@ def _is_softmax(step: Any) -> bool:
     return tuple(getattr(step, "softmax", ())) == (True,) and not any(step.sigmoid) and not any(step.other)
 
 
-def _is_random(step: Any) -> bool:
-    return type(step).__name__.startswith("Rand")
+def _can_stay(step: Any) -> bool:
+    """Return whether a random transform is not done at the probability 0, which is set, or only orders others."""
+    from monai.transforms import Compose
 
-
-def _never(step: Any) -> bool:
-    """Set the probability of a random transform to 0; return whether it has one."""
     if hasattr(step, "prob"):
         step.prob = 0.0
-    return hasattr(step, "prob")
+    return hasattr(step, "prob") or isinstance(step, Compose)
 
 
 def _allow_missing(steps: Iterable[Any]) -> None:

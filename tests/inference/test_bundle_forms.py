@@ -232,6 +232,22 @@ def test_random_transforms_that_are_inverted(run: Run, root: Path, source: Path,
     np.testing.assert_array_equal(output(run(root, source), "labels"), expected)
 
 
+def test_transforms_in_a_random_order_are_the_same_in_every_run(
+    run: Run, root: Path, source: Path, tmp_path: Path
+) -> None:
+    config = config_of(root)
+    flips = [{"_target_": "Flipd", "keys": "image", "spatial_axis": axis} for axis in (0, 1)]
+    config["preprocessing"]["transforms"].insert(4, {"_target_": "OneOf", "transforms": flips})
+    config["preprocessing"]["transforms"].insert(5, {"_target_": "RandomOrder", "transforms": flips})
+    write_config(root, config)
+    made = [output(run(root, source, "-o", tmp_path / f"o{n}"), "labels") for n in range(6)]
+    assert all((labels == made[0]).all() for labels in made)
+    crop = {"_target_": "RandSpatialCropd", "keys": "image", "roi_size": [8, 8, 8], "random_size": False}
+    config["preprocessing"]["transforms"].insert(4, crop)
+    write_config(root, config)
+    assert "inverts RandSpatialCropd, by which results would depend on chance" in run(root, source, "--overwrite").err
+
+
 # ---- configs
 
 

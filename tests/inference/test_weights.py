@@ -86,6 +86,19 @@ def test_expressions_and_loaders_in_the_order_of_monai(tmp_path: Path) -> None:
     assert loaded(write(tmp_path / "c", **both)) == 1
 
 
+def test_parameters_that_a_file_lacks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write(tmp_path / "b", handlers=[loader("other.pt", strict=False)])
+    state = torch.load(root / "models" / "other.pt", weights_only=True)
+    (name, _), *_ = state.items()
+    torch.save({key: value for key, value in state.items() if key != name}, root / "models" / "other.pt")
+    loaded(root)
+    assert f"other.pt: has no {name} (1 in all): chance decides on them" in caplog.text
+    change = write(tmp_path / "c", handlers=[loader("other.pt")])
+    torch.save({key: value for key, value in state.items() if key != name}, change / "models" / "other.pt")
+    with pytest.raises(BundleError, match=r"other\.pt: does not fit the network: .*Missing key"):
+        loaded(change)
+
+
 def test_model_pt_replaces_nothing(tmp_path: Path) -> None:
     """Where the config's own way does not work, the bundle is not run, though a models/model.pt is there."""
     with pytest.raises(BundleError, match=r"initialize::0, which loads weights: .*nowhere\.pt"):
