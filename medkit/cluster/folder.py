@@ -61,7 +61,7 @@ class JobFolder:
     def lines(self) -> list[str]:
         """Return the frozen list; empty if there is none."""
         try:
-            return os.fsdecode(self.inputs.read_bytes()).splitlines()
+            return os.fsdecode(self.inputs.read_bytes()).split("\n")[:-1]
         except FileNotFoundError:
             return []
 

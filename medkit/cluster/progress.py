@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import statistics
 from collections import Counter
@@ -64,6 +65,8 @@ class Progress:
         self._by_source: dict[str, list[CaseOutcome]] = {}
         for (_, source), outcome in self._latest.items():
             self._by_source.setdefault(source, []).append(outcome)
+        count = self.submission.shards if self.submission else 0
+        self._codes = {k: self.folder.exit_code(k) for k in range(1, count + 1)}
         pipeline = self.submission.pipeline if self.submission else ""
         self._expected, self._records_tell_all = Counter(tasks_of(pipeline)), is_medkit_only(pipeline)
         workdir = Path(self.submission.workdir) if self.submission else Path.cwd()
@@ -83,7 +86,7 @@ class Progress:
             return FAILED
         if self.submission is None:
             return DONE if found else TO_DO
-        code = self.folder.exit_code(number % self.submission.shards + 1)
+        code = self._codes[number % self.submission.shards + 1]
         if code == 0 or (self._tasks_done(found) and (self._records_tell_all or code == 1)):
             return DONE
         return UNKNOWN if code == 1 else TO_DO
@@ -104,12 +107,12 @@ class Progress:
                     if outcome.error is None:
                         waiting.append(outcome.path)
 
-    @property
+    @functools.cached_property
     def failures(self) -> list[Failure]:
         """All cases that have failed, in any stage."""
         return [Failure(source, o.task, o.error) for (_, source), o in self._latest.items() if o.error is not None]
 
-    @property
+    @functools.cached_property
     def stages(self) -> list[StageCount]:
         """The tasks in the order in which they were first finished."""
         tasks = dict.fromkeys(outcome.task for outcome in self.outcomes)
@@ -124,22 +127,20 @@ class Progress:
 
     # ---- shards
 
-    @property
+    @functools.cached_property
     def shards(self) -> dict[int, str]:
         """Shard -> ENDED, RUNNING, WAITING, or LOST: neither has it an exit code nor is it in the queue."""
-        if self.submission is None:
-            return {}
-        return {k: self._shard(k) for k in range(1, self.submission.shards + 1)}
+        return {k: self._shard(k) for k in self._codes}
 
     def _shard(self, k: int) -> str:
-        if self.folder.exit_code(k) is not None:
+        if self._codes[k] is not None:
             return ENDED
         return LOST if self.queue is None else self.queue.get(k, LOST)
 
     @property
     def unfinished(self) -> list[int]:
         """The shards that are worth submitting again: lost, or ended with another exit code than 0."""
-        return [k for k, state in self.shards.items() if state == LOST or (state == ENDED and self.folder.exit_code(k))]
+        return [k for k, state in self.shards.items() if state == LOST or (state == ENDED and self._codes[k])]
 
     @property
     def exit_code(self) -> int:
@@ -173,7 +174,7 @@ class Progress:
             return None
         return self.cases.count(TO_DO) / rate
 
-    @property
+    @functools.cached_property
     def needs(self) -> Needs | None:
         """What the next request should ask for, from all that was worked on."""
         killed = bool(self.deaths) or any("SIGKILL" in failure.error for failure in self.failures)

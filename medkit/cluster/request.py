@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from medkit.cluster.outcomes import CaseOutcome
 
@@ -93,3 +94,17 @@ def completed(request: Request, needs: Needs | None, cases: int) -> Request:
         minutes=request.minutes or needs.minutes(cases),
         warning_seconds=max(request.warning_seconds, needs.warning_seconds),
     )
+
+
+def raised(earlier: Request, asked: Mapping[str, Any], needs: Needs | None, cases: int) -> Request:
+    """Return the request of a second try: what is asked for now, else the larger of the first one and the needs."""
+    given = replace(earlier, **asked)
+    if needs is None:
+        return given
+    memory, minutes = given.memory_mb, given.minutes
+    if "memory_mb" not in asked:
+        memory = max(memory or 0, needs.memory_mb or 0) or None
+    if "minutes" not in asked:
+        minutes = max(minutes or 0, needs.minutes(cases))
+    warning = max(given.warning_seconds, needs.warning_seconds)
+    return replace(given, memory_mb=memory, minutes=minutes, warning_seconds=warning)

@@ -13,7 +13,7 @@ from typing import Any
 from medkit.cluster.folder import JobFolder, Submission, digest_of, path_of
 from medkit.cluster.outcomes import read_outcomes
 from medkit.cluster.progress import progress_of
-from medkit.cluster.request import Needs, Request, completed, needs_of
+from medkit.cluster.request import Needs, Request, completed, needs_of, raised
 from medkit.cluster.schedulers import array_text, check_array, require, submit
 from medkit.cluster.scripts import check_syntax, job_script, shard_script
 from medkit.errors import InputError, MedkitError, UsageError
@@ -96,25 +96,30 @@ def prepare(
     notes += (
         [f"{_counted(len(inputs) - len(lines), 'line')} left out that came before"] if len(lines) < len(inputs) else []
     )
-    return Prepared(submission, folder, lines, notes=(*notes, _asked(request, needs)))
+    notes.append(_asked(request, needs))
+    if scheduler != "slurm" and request.minutes is None:
+        notes.append("without --time, the jobs cannot be told to stop before their time is over")
+    return Prepared(submission, folder, lines, notes=tuple(notes))
 
 
-def prepare_again(folder: JobFolder, asked: Mapping[str, Any], max_running: int | None, records: Path) -> Prepared:
+def prepare_again(
+    folder: JobFolder, scheduler: str, asked: Mapping[str, Any], max_running: int | None, records: Path
+) -> Prepared:
     """Return the submission of the shards that have failed or were lost.
 
-    Raises UsageError if nothing was submitted there, and InputError if its list was changed.
+    Raises UsageError if nothing was submitted there, or to another scheduler, and InputError if its list was changed.
     """
     earlier = Submission.read(folder)
     if earlier is None:
         raise UsageError(f"{folder.root}: nothing was submitted there")
+    if earlier.scheduler != scheduler:
+        raise UsageError(f"{folder.root}: was submitted to {earlier.scheduler}, not to {scheduler}")
     lines = folder.lines()
     if digest_of(folder.inputs.read_bytes()) != earlier.sha256:
         raise InputError(f"{folder.inputs}: was changed since it was submitted (sha256 {earlier.sha256})")
     progress = progress_of(folder)
-    unknown = {"memory_mb": None, "minutes": None} if progress.needs else {}
-    given = replace(earlier.request, **(unknown | dict(asked)))
     needs = progress.needs if records == folder.records else needs_of(read_outcomes(records))
-    request = completed(given, needs, _largest(lines, earlier.shards))
+    request = raised(earlier.request, asked, needs, _largest(lines, earlier.shards))
     _check_time(request)
     submission = replace(earlier, request=request, max_running=max_running or earlier.max_running)
     shards = tuple(progress.unfinished)

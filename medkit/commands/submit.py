@@ -96,7 +96,7 @@ def submit(
     if only:
         if pipeline or list_ or shards:
             raise UsageError("--only failed takes the list, the shards and the commands of the earlier submission")
-        prepared = prepare_again(folder, request, max_running, records)
+        prepared = prepare_again(folder, scheduler, request, max_running, records)
     else:
         if shards is None:
             raise UsageError("--shards N is missing: into how many jobs should the inputs be dealt out?")

@@ -140,6 +140,21 @@ def test_one_task_of_the_array_by_hand(on_slurm: Shell, blob: Make, tmp_path: Pa
     assert state(on_slurm)[1]["unfinished_shards"] == [1, 3]
 
 
+def test_a_merge_after_all_jobs_and_more_shards_than_arrays_hold(on_slurm: Shell, blob: Make, tmp_path: Path) -> None:
+    for name in ("a", "b", "fail", "c"):
+        blob(f"scans/{name}.nii.gz")
+    refused = on_slurm("seq 3000 | medkit submit slurm --shards 2000 -o out -- cat")
+    assert (refused.code, "at most 1000 jobs" in refused.err) == (2, True)
+    line = "ls scans/* | medkit submit slurm --shards 2 -o out -- 'medkit run tabled --table out/all.tsv'"
+    job = on_slurm(line).out.strip()
+    after = on_slurm(f"sbatch --dependency=afterany:{job} --output=merge.log --wrap 'medkit merge out'")
+    assert after.code == 0, after.err
+    finished()
+    rows = (tmp_path / "out/all.tsv").read_text().splitlines()[1:]
+    assert sorted(row.split("\t")[0] for row in rows) == [f"../scans/{name}.nii.gz" for name in "abc"]
+    assert len((tmp_path / "out/records.jsonl").read_text().splitlines()) == 4
+
+
 def test_two_equal_arrays_do_nothing_twice(on_slurm: Shell, blob: Make, tmp_path: Path) -> None:
     for name in range(12):
         blob(f"scans/slow{name}.nii.gz")

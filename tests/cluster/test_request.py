@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from medkit.cluster.outcomes import CaseOutcome
-from medkit.cluster.request import Request, completed, needs_of
+from medkit.cluster.request import Request, completed, needs_of, raised
 
 CASE = CaseOutcome("register", ("/a",), "/b", None, False, 60.0, 850.0, datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -45,3 +45,12 @@ def test_what_was_asked_for_stays() -> None:
     needs = needs_of([CASE])
     assert completed(Request(memory_mb=99), needs, 1) == Request(memory_mb=99, minutes=10, warning_seconds=198)
     assert completed(Request(), None, 1) == Request()
+
+
+def test_a_second_try_never_asks_for_less() -> None:
+    needs = needs_of([CASE])  # 1300 MB, 10 minutes
+    first = Request(memory_mb=9000, minutes=120)
+    assert raised(first, {}, needs, 1) == replace(first, warning_seconds=198)
+    assert raised(Request(), {}, needs, 1) == Request(memory_mb=1300, minutes=10, warning_seconds=198)
+    assert raised(first, {"memory_mb": 50, "minutes": 5}, needs, 1) == Request(1, 50, 5, warning_seconds=198)
+    assert raised(first, {"cpus": 3}, None, 1) == replace(first, cpus=3)

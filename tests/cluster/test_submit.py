@@ -237,6 +237,23 @@ def test_a_folder_is_submitted_once(submitted: Shell, here: Shell, scans: Path) 
     assert "was submitted before" in again.err
 
 
+def test_again_with_another_scheduler(submitted: Shell, here: Shell, scans: Path) -> None:
+    submitted("cat")
+    again = here("medkit submit lsf -o out --only failed")
+    assert again.code == 2
+    assert "was submitted to slurm, not to lsf" in again.err
+
+
+def test_names_that_hold_other_line_ends(submitted: Shell, here: Shell, blob: Make) -> None:
+    blob("scans/a\x0bb\rc.nii.gz")
+    blob("scans/d.nii.gz")
+    submitted("medkit run pair")
+    for k in (1, 2):
+        assert here(f"bash out/shard.sh {k}").code == 0
+    done = here("medkit status out")
+    assert (done.code, "inputs: 2 done" in done.out) == (0, True)
+
+
 def test_longer_than_arrays_may_be(here: Shell, pretend: Pretend, blob: Make) -> None:
     pretend("scontrol", "MaxArraySize            = 4\n")
     for name in "abcde":
