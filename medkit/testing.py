@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medkit.bundles.verify import bundle_problems
 from medkit.images.phantom import make_image
+from medkit.pipe.lines import text_lines
 from medkit.pipe.names import sidecar_path
 from medkit.pipe.records import read_sidecar, record_from_json, sha256_of
 from medkit.plugins import Offer, Plugin, registry
@@ -128,7 +129,7 @@ def _environment(added: Mapping[str, str]) -> dict[str, str]:
 
 def records(stdout: str) -> list[dict[str, Any]]:
     """Return the records that `--json` printed. Raises ValueError for a line that is not valid JSON."""
-    return [json.loads(line) for line in stdout.splitlines()]
+    return [json.loads(line) for line in text_lines(stdout)]
 
 
 # ---- what the contract asks of records and options
@@ -307,7 +308,7 @@ class PluginContract:
         """In a shell pipe it exits with 0 and prints only one absolute path of an existing file per case."""
         runs = self._runs(task, tmp_path_factory)
         assert runs.first.returncode == 0, runs.first.stderr
-        lines = runs.first.stdout.splitlines()
+        lines = text_lines(runs.first.stdout)
         wrong = [line for line in lines if not (os.path.isabs(line) and Path(line).is_file())]  # noqa: PTH117
         assert not wrong, f"lines on stdout that are not paths of results: {wrong}"
         expected = len(runs.inputs) if self.arity == "each" else 1

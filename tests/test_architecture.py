@@ -228,3 +228,16 @@ def test_the_size_of_things() -> None:
     """The picture of STYLE.md: small files; a module of over 400 lines wants to be two."""
     for path in (*CODE, *(p for name in PLUGINS for p in (ROOT / "plugins" / name).rglob("*.py"))):
         assert len(path.read_text().splitlines()) <= 500, path
+
+
+PROSE = {
+    *("bundles/checks/comparison.py", "bundles/safety/audit.py", "bundles/summary.py", "bundles/verify.py"),
+    *("cluster/schedulers.py", "commands/plugins.py", "images/itk.py"),
+}
+"""Modules that split messages, programs' answers and prose, and the audit, which is to see more lines rather than fewer."""
+
+
+def test_files_are_read_by_lines_that_end_in_newlines() -> None:
+    """`str.splitlines` tears a row at a form feed or U+2028 in a name: `medkit.pipe.lines.text_lines` does not."""
+    found = {str(path.relative_to(ROOT / "medkit")) for path in CORE if ".splitlines(" in path.read_text()}
+    assert found <= PROSE

@@ -13,6 +13,7 @@ from typing import Any
 from medkit.cluster.folder import JobFolder
 from medkit.errors import MedkitError, listed
 from medkit.pipe.atomic import whole, write_atomically
+from medkit.pipe.lines import text_lines
 from medkit.pipe.names import TABLE_SUFFIXES, sidecar_path
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 
@@ -37,7 +38,7 @@ def merge_records(folder: JobFolder) -> Path:
     """Write the latest record of each case and task into `records.jsonl`, in the order in which they were finished."""
     kept: dict[tuple[str, str], tuple[str, str]] = {}
     for path in sorted(folder.records.glob("*.jsonl")):
-        for line in path.read_text(errors="surrogateescape").splitlines():
+        for line in text_lines(path.read_bytes().decode(errors="surrogateescape")):
             try:
                 record = json.loads(line)
                 block, sources = record["medkit"], record.get("Sources")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from medkit.errors import MedkitError, UsageError
+from medkit.pipe.lines import text_lines
 from medkit.pipe.records import absolute
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def demo(output: Path) -> None:
         f"ls scans/*.nii.gz | medkit run register --type affine --fixed {fixed.name} --json --qc pictures -o aligned",
         folder,
     )
-    for record in map(json.loads, lines.splitlines()):
+    for record in map(json.loads, text_lines(lines)):
         name = Path(record["Sources"][0]).name.removesuffix(".nii.gz")
         before, after = _errors(fixed, Path(record["medkit"]["outputs"]["transform"]["path"]), truths[name])
         click.echo(f"{name}: {before:.1f} mm from the truth before, {after:.2f} mm after (mean over the brain)")

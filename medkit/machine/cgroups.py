@@ -37,7 +37,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
     Inside a container the folder of the job's own group may be missing; then the outermost folder is its group.
     """
     base = root / "sys/fs/cgroup"
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in filter(None, _text(root / "proc/self/cgroup").split("\n")):
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -69,7 +69,7 @@ def _room(group: Path) -> int | None:
     ):
         limit, used = _text(group / most).strip(), _text(group / held).strip()
         if limit.isdigit() and used.isdigit() and int(limit) < _NO_LIMIT:
-            facts = dict(line.split(maxsplit=1) for line in _text(group / "memory.stat").splitlines() if " " in line)
+            facts = dict(line.split(maxsplit=1) for line in _text(group / "memory.stat").split("\n") if " " in line)
             return max(0, int(limit) - int(used) + int(facts.get(cache, 0)))
     return None
 

@@ -49,7 +49,7 @@ def _statm(column: int) -> int:
 def _machine_left() -> int:
     """Return how many bytes of memory this machine can still give; if unknown, half of what it has."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text().split("\n")
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except OSError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

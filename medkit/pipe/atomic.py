@@ -41,6 +41,23 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             part.unlink()
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add to a file completely or not at all; no other process may write it. Raises OSError, as on a full disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            rest = memoryview(content)
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[os.write(descriptor, rest) :]
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True, mode: int = 0o600) -> Iterator[None]:
     """Hold the exclusive lock on a file for the block; the file is created with `mode` if it is missing, and stays.

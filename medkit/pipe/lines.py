@@ -29,6 +29,19 @@ class ReaderGoneError(Exception):
     """The next command of the pipe has ended, so nobody reads what would be printed."""
 
 
+def text_lines(text: str) -> list[str]:
+    """Return the lines of a file's text without their ends, which are newlines, CR and newline, or in old files CR.
+
+    `str.splitlines` also ends lines at form feeds, U+2028 and others, which may be in names and labels.
+
+    >>> text_lines("a" + chr(12) + "b" + chr(10) + "c" + chr(10))
+    ['a\\x0cb', 'c']
+    """
+    end = "\n" if "\n" in text else "\r"
+    lines = text.removesuffix(end).split(end)
+    return [line.removesuffix("\r") for line in lines] if text else []
+
+
 def input_lines(arguments: Sequence[str], list_file: Path | None, null: bool) -> Iterator[str]:
     """Yield the lines to work on: the arguments, or the lines of `list_file`, or of stdin.
 

@@ -243,9 +243,7 @@ def refuse_stream(path: Path) -> None:
     """Raise InputError for a pipe, a device or another file that can be read once only, or never ends."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         kind = "a pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
-        raise InputError(
-            f"{path}: expected a file that can be read again, got {kind}; write it to a file first"
-        )
+        raise InputError(f"{path}: expected a file that can be read again, got {kind}; write it to a file first")
 
 
 def sha256_of(path: Path) -> str:

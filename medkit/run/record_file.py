@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medkit.errors import OutputError
 from medkit.options import RunOptions
+from medkit.pipe.atomic import append
 from medkit.pipe.records import Record
 
 _JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
@@ -35,17 +36,13 @@ class RecordFile:
                 raise OutputError(f"--records {options.records}: cannot be made: {error.strerror}") from None
 
     def add(self, record: Record) -> None:
-        """Append a record with the time, `medkit.finished`, in a single write."""
+        """Append a record with the time, `medkit.finished`, completely or not at all."""
         if self.path is None:
             return
         block = dict(record.medkit) | {"finished": datetime.now(UTC).isoformat(timespec="milliseconds")}
         line = replace(record, medkit=block).line().encode() + b"\n"
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(descriptor, line)
-            finally:
-                os.close(descriptor)
+            append(self.path, line)
         except OSError as error:
             raise OutputError(f"--records: {self.path} cannot be written: {error.strerror}") from None
 

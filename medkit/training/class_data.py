@@ -27,6 +27,7 @@ import numpy as np
 
 from medkit.errors import InputError, MedkitError
 from medkit.pipe.atomic import write_atomically
+from medkit.pipe.lines import text_lines
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 """Name of a part in the sources -> its name in datalists."""
@@ -85,7 +86,7 @@ def _from_zip(source: Path, part: str) -> Iterator[Sample]:
     for path in (archive, table):
         if not path.is_file():
             raise InputError(f"{source}: expected a folder with {path.name}, or an .npz")
-    rows = (line.split() for line in table.read_text().splitlines() if line.strip())
+    rows = (line.rsplit(maxsplit=1) for line in text_lines(table.read_bytes().decode()) if line.strip())
     labels = {name: int(label) for name, label in rows}
     with zipfile.ZipFile(archive) as content:
         for name in sorted(set(content.namelist()) & set(labels)):

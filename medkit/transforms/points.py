@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from medkit.errors import InputError, OutputError
+from medkit.pipe.lines import text_lines
 from medkit.space import RAS_TO_LPS, apply_affine
 
 POINT_SUFFIXES = (".csv", ".tsv", ".fcsv", ".mrk.json")
@@ -74,7 +75,7 @@ def write_points(path: Path, points: Points, frame: str = "RAS") -> None:
     if path.name.endswith(".mrk.json"):
         text = _markups_text(points, json.loads(points.path.read_bytes()) if same else _EMPTY_MARKUPS)
     elif path.suffix == ".fcsv":
-        text = _fcsv_text(points, points.path.read_text(encoding="utf-8-sig") if same else _EMPTY_FCSV)
+        text = _fcsv_text(points, points.path.read_bytes().decode("utf-8-sig") if same else _EMPTY_FCSV)
     elif path.suffix in (".csv", ".tsv"):
         text = _table_text(points, frame, "\t" if path.suffix == ".tsv" else ",")
     else:
@@ -97,8 +98,8 @@ def _table(path: Path) -> list[_Row]:
 
 def _cells(path: Path) -> tuple[list[list[str]], list[list[str]], list[int], int | None]:
     """Return a table's header (no row or one), its other rows, the indices of x, y and z, and that of the names."""
-    text = path.read_text(encoding="utf-8-sig")
-    rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     header = [cell.lower() for cell in rows[0]] if rows else []
     if not {"x", "y", "z"} <= set(header):
@@ -119,11 +120,17 @@ def _is_number(text: str) -> bool:
 
 def _fcsv(path: Path) -> list[_Row]:
     """Read Slicer's older table: `# CoordinateSystem = LPS`, and the columns id, x, y, z, ..., label (12th)."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    comments = [line for line in lines if line.startswith("#")]
-    rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
+    comments, rows = _fcsv_parts(path.read_bytes().decode("utf-8-sig"))
     found = [(float(r[1]), float(r[2]), float(r[3]), r[11] if len(r) > 11 else "") for r in rows]
     return _in_ras(found, _fcsv_frame(comments))
+
+
+def _fcsv_parts(text: str) -> tuple[list[str], list[list[str]]]:
+    """Return the comments at the start, and the rows; a name in quotes may hold a newline."""
+    lines = text_lines(text)
+    count = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
+    rows = csv.reader(io.StringIO("\n".join(lines[count:]), newline=""))
+    return [line for line in lines[:count] if line.strip()], [row for row in rows if row and row[0][:1] != "#"]
 
 
 def _fcsv_frame(comments: Sequence[str]) -> str:
@@ -158,9 +165,7 @@ def _table_text(points: Points, frame: str, delimiter: str) -> str:
 
 def _fcsv_text(points: Points, text: str) -> str:
     """Return the file's text with other positions; rows are made if it has none."""
-    lines = text.splitlines()
-    comments = [line for line in lines if line.startswith("#")]
-    rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
+    comments, rows = _fcsv_parts(text)
     rows = rows or [
         [str(number), "", "", "", *"0001110", name, "", ""] for number, name in enumerate(points.names, start=1)
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
+import signal
 import stat
 import threading
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from medkit.pipe.atomic import locked, write_atomically
+from medkit.pipe.atomic import append, locked, write_atomically
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
@@ -28,6 +30,23 @@ def test_small_files_are_written_whole(tmp_path: Path, monkeypatch: pytest.Monke
         write_atomically(tmp_path / "a", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that may not grow takes a part of a line, as a disk that is nearly full does."""
+    path = tmp_path / "log"
+    append(path, b"first\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            append(path, b"second line\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    append(path, b"third\n")
+    assert path.read_bytes() == b"first\nthird\n"
 
 
 def test_one_process_holds_a_lock(tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from types import SimpleNamespace
 import pytest
 
 from medkit.errors import MedkitError, UsageError
-from medkit.pipe.lines import Emitter, ReaderGoneError, guarded_stdout, in_shard, input_lines, shard_of, take_shard
+from medkit.pipe.lines import (
+    Emitter,
+    ReaderGoneError,
+    guarded_stdout,
+    in_shard,
+    input_lines,
+    shard_of,
+    take_shard,
+    text_lines,
+)
 from medkit.pipe.records import Record
 
 
@@ -254,3 +263,12 @@ def test_the_guard_keeps_prints_and_descriptor_writes_from_stdout(capfd: pytest.
     assert out == "line\nafter\n"
     assert {"descriptor", "nested"} <= set(err.split())
     assert "python" not in out
+
+
+@pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\t", " "])
+def test_only_newlines_end_a_line_of_a_file(odd: str) -> None:
+    assert text_lines(f"a{odd}b\n\nc\n") == [f"a{odd}b", "", "c"]
+    assert text_lines(f"a{odd}b\r\nc") == [f"a{odd}b", "c"]
+    assert text_lines(f"a{odd}b\rc\r") == [f"a{odd}b", "c"]  # as old files have them
+    assert text_lines(f"a{odd}\rb\nc") == [f"a{odd}\rb", "c"]
+    assert text_lines("") == []

@@ -56,8 +56,8 @@ def test_patches_in_archives(tmp_path: Path) -> None:
                 stream = io.BytesIO()
                 value = 40 * number + len(part)
                 Picture.fromarray(np.full((4, 4), value, np.uint8)).save(stream, "PNG")
-                archive.writestr(f"{part}/{number}.png", stream.getvalue())
-        lines = [f"{part}/{number}.png {number}" for number in range(3)]  # the third is not in the archive
+                archive.writestr(f"{part}/{number}\u2028 \x0c.png", stream.getvalue())
+        lines = [f"{part}/{number}\u2028 \x0c.png {number}" for number in range(3)]  # the third is not in the archive
         (tmp_path / f"{part}datalabels.txt").write_text("\n".join(lines) + "\n")
     assert unpack([tmp_path], tmp_path / "out") == {"training": 2, "validation": 2, "test": 2}
     listed = json.loads((tmp_path / "out" / "dataset.json").read_text())

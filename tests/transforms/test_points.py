@@ -167,3 +167,16 @@ def test_a_row_without_numbers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y,z\n1,2,3\nx,5,6\n")
     with pytest.raises(InputError, match=r"a\.csv"):
         read_points(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["tip\x0cof", "a\u2028b", "a\x85b", "a\tb", "a\nb", "a,b", 'a"b'])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".fcsv", ".mrk.json"])
+def test_odd_names_of_points(tmp_path: Path, name: str, ending: str) -> None:
+    """They tear no row, and come back as they were."""
+    points = Points(np.array([[1.0, 2, 3], [4, 5, 6]]), (name, "other"), True, tmp_path / "none")
+    write_points(tmp_path / f"a{ending}", points)
+    write_points(tmp_path / f"b{ending}", read_points(tmp_path / f"a{ending}"))
+    for file in ("a", "b"):
+        read = read_points(tmp_path / f"{file}{ending}")
+        assert read.names == points.names
+        np.testing.assert_allclose(read.positions, points.positions)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import Bundle
+from medkit.pipe.lines import text_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ def medkit_results(bundle: Bundle, case: SyntheticCase, folder: Path) -> dict[st
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, input=json.dumps(dict(case.record)) + "\n"
     )
-    block = json.loads(done.stdout.splitlines()[0])["medkit"] if done.stdout else {}
+    block = json.loads(text_lines(done.stdout)[0])["medkit"] if done.stdout else {}
     if block.get("status") == "ok":
         return {role: Path(entry["path"]) for role, entry in block["outputs"].items()}
     words = [line.removeprefix("medkit: ") for line in done.stderr.splitlines() if line.startswith("medkit: ")]

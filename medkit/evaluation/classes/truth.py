@@ -11,6 +11,7 @@ from typing import Any
 from medkit.errors import InputError
 from medkit.evaluation.classes.predictions import CANDIDATE, CASE, CLASS, case_of, column, read_predictions, read_table
 from medkit.evaluation.matching import match, match_names
+from medkit.pipe.lines import text_lines
 from medkit.pipe.records import absolute
 
 _PATHS = ("image", "path")
@@ -104,7 +105,7 @@ def _of_datalist(place: Path) -> Iterator[_Entry]:
 
 def _class_in(file: Path) -> str:
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in text_lines(file.read_bytes().decode("utf-8-sig")) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: expected a class: {error}") from None
     if len(lines) == 1:

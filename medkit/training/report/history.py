@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -37,16 +36,16 @@ class History:
     def restore(self, rows: Sequence[Sequence[float | None]]) -> None:
         """Start with the rows of a checkpoint; rows that a killed run wrote after it are dropped."""
         self.rows = [HistoryRow(*row) for row in rows]  # type: ignore[arg-type]
-        head = f"step,seconds,learning_rate,loss,{self.metric_name or 'metric'}\n"
-        write_atomically(self.path, head + "".join(_line(row) for row in self.rows))
+        self._write()
 
     def add(self, row: HistoryRow) -> None:
-        """Append a row."""
+        """Add a row; the file is made anew, since a full disk would take a part of a row."""
         self.rows.append(row)
-        with open(self.path, "a") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+        self._write()
+
+    def _write(self) -> None:
+        head = f"step,seconds,learning_rate,loss,{self.metric_name or 'metric'}\n"
+        write_atomically(self.path, head + "".join(_line(row) for row in self.rows))
 
     def plain(self) -> list[tuple[float | None, ...]]:
         """Return the rows as a checkpoint stores them."""
