@@ -81,7 +81,8 @@ def _submit_pbs(submission: Submission, folder: JobFolder, shards: Sequence[int]
     commands = []
     for first, last in spans(shards or range(1, submission.shards + 1)):
         if first == last:  # PBS knows no array of one
-            commands.append(["qsub", "-v", f"K={first}", "-N", f"{job_name(submission)}-{first}", script])
+            # `qstat` shows 16 characters of a name, and nothing else tells the shard
+            commands.append(["qsub", "-v", f"K={first}", "-N", f"k{first}-{submission.sha256[:6]}", script])
         else:
             most = f"%{submission.max_running}" if submission.max_running else ""
             commands.append(["qsub", "-J", f"{first}-{last}{most}", script])
@@ -96,7 +97,7 @@ def _read_pbs(text: str, jobs: Sequence[str]) -> dict[int, str]:
         match = re.match(r"(\d+)(?:\[(\d+)\])?[.\s]", line)
         if match is None or match[1] not in numbers or len(words) < 5 or words[-2] not in "RQHSWTBE":
             continue
-        shard = match[2] or words[1].rpartition("-")[2]
+        shard = match[2] or words[1].partition("-")[0].removeprefix("k")
         if shard.isdecimal():
             found[int(shard)] = RUNNING if words[-2] in "RE" else WAITING
     return found

@@ -21,7 +21,7 @@ Job id                 Name             User              Time Use S Queue
 17[3].head             medkit-1a2b3c    anna              00:01:02 R workq
 17[4].head             medkit-1a2b3c    anna                     0 Q workq
 17[5].head             medkit-1a2b3c    anna              00:00:10 X workq
-18.head                medkit-1a2b3c-6  anna              00:00:10 E workq
+18.head                k6-1a2b3c        anna              00:00:10 E workq
 99[1].head             other            anna              00:00:10 R workq
 """
 QSTAT_SGE = """\
@@ -65,7 +65,7 @@ FIRST = {
 }
 AGAIN = {
     "slurm": ["--parsable --array=2,4-5%3 {job}"],
-    "pbs": ["-v K=2 -N medkit-{digest}-2 {job}", "-J 4-5%3 {job}"],
+    "pbs": ["-v K=2 -N k2-{digest} {job}", "-J 4-5%3 {job}"],
     "sge": ["-terse -t 2-2 {job}", "-terse -t 4-5 {job}"],
     "lsf": ["-J medkit-{digest}[2,4-5]%3", "#!/bin/bash"],
 }
