@@ -1,7 +1,8 @@
 """From contours to a label map: a voxel has the label of a structure if its centre lies inside the contours.
 
-A contour counts through half the distance to the next plane on both sides. Inside is what an odd number of polygons
-surround, so holes and contours that reach a hole through a channel (keyholes) are right.
+A contour counts through half the usual distance of planes on both sides, but not beyond half the way to the next one.
+Inside is what an odd number of polygons surround, so holes and contours that reach a hole through a channel (keyholes)
+are right.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ def mask_of(structure: Structure, contours: ContourSet, grid: Grid) -> np.ndarra
     axis = parallel_axis(contours.normal, grid)
     step = structure.step or contours.step or slice_distance(contours.normal, grid)
     mask = np.zeros(grid.shape, bool)
-    for height, polygons in _planes(structure, contours.normal, step):
+    for slab, polygons in _planes(structure, contours.normal, step):
         if axis is None:
-            _fill_oblique(mask, polygons, contours.normal, (height - step / 2, height + step / 2), grid)
+            _fill_oblique(mask, polygons, contours.normal, slab, grid)
         else:
-            _fill_slices(mask, polygons, contours.normal, (height - step / 2, height + step / 2), grid, axis)
+            _fill_slices(mask, polygons, contours.normal, slab, grid, axis)
     return mask
 
 
@@ -77,14 +78,22 @@ def slice_distance(normal: np.ndarray, grid: Grid) -> float:
     return float(np.abs(normal @ grid.affine[:3, :3]).max())
 
 
-def _planes(structure: Structure, normal: np.ndarray, step: float) -> Iterator[tuple[float, list[np.ndarray]]]:
-    """Yield the height along the normal, mm, and the polygons (N, 3) RAS+ mm of each plane of a structure."""
+def _planes(
+    structure: Structure, normal: np.ndarray, step: float
+) -> Iterator[tuple[tuple[float, float], list[np.ndarray]]]:
+    """Yield for each plane of a structure the slab it counts for, mm along the normal, and its polygons.
+
+    step: mm, the usual distance of planes; polygons: (N, 3) RAS+ mm.
+    """
     heights = np.array([float((one.points @ normal).mean()) for one in structure.contours])
     order = np.argsort(heights, kind="stable")
     starts = np.flatnonzero(np.diff(heights[order], prepend=-np.inf) > step / 4)
-    for group in np.split(order, starts[1:]):
-        if len(group):
-            yield float(heights[group].mean()), [structure.contours[n].points for n in group]
+    groups = [group for group in np.split(order, starts[1:]) if len(group)]
+    planes = np.array([heights[group].mean() for group in groups])
+    halves = np.minimum(np.diff(planes), step) / 2
+    low, high = planes - np.append(step / 2, halves), planes + np.append(halves, step / 2)
+    for slab, group in zip(zip(low.tolist(), high.tolist(), strict=True), groups, strict=True):
+        yield slab, [structure.contours[n].points for n in group]
 
 
 def _fill_slices(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medkit.errors import InputError
@@ -24,6 +24,8 @@ class Given:
     contours: ContourSet
     notes: tuple[str, ...] = ()
     """What is unusual about the file."""
+    doubts: Mapping[int, str] = field(default_factory=dict)
+    """Structure's number -> what a person should look at."""
 
 
 def read_contours(path: Path) -> Given:
@@ -38,7 +40,7 @@ def read_contours(path: Path) -> Given:
         return Given(_beside(record_of(path), path))
     if path.is_dir() or is_structure_set(path):
         found = read_structure_set(path)
-        return Given(found.contours, found.notes)
+        return Given(found.contours, found.notes, found.doubts)
     raise InputError(f"{path}: expected contours (JSON of `medkit run contours`, or RTSTRUCT), got something else")
 
 

@@ -77,6 +77,7 @@ def _grid(path: Path, contours: ContourSet, reference: Path | None, series: str 
 def _warnings(given: Given, contours: ContourSet, made: Filled, grid: Grid) -> Iterator[str]:
     """Yield what a person should look at."""
     names = {one.number: one.name for one in contours.structures}
+    yield from (f"look at this one: {text}" for number, text in given.doubts.items() if number in names)
     lost = [name for number, name in names.items() if not made.voxels[number]]
     if lost:
         yield f"look at this one: no voxel inside the contours of {', '.join(lost)}"

@@ -7,8 +7,9 @@ by a channel of no width ("keyhole"), which every reader fills right.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class StructureSetFile:
 
     dataset: Any
     """pydicom data set with its file meta information."""
+    missing: tuple[str, ...]
+    """Names of structures without a contour, since they lie between the images."""
 
     def write(self, path: Path) -> None:
         """Write the file."""
@@ -59,7 +62,7 @@ def structure_set(contours: ContourSet, series: Series, name: str, path: Path) -
 
     if not any(one.contours for one in contours.structures):
         raise InputError(f"{path}: an RTSTRUCT needs a contour, and the label map is empty")
-    content = _Content(contours, series, path)
+    content = _Content(contours.normal, planes_of(contours, series, path))
     out = _head(series, name)
     out.ReferencedFrameOfReferenceSequence = [_frame_of_reference(out.FrameOfReferenceUID, series)]
     out.StructureSetROISequence = [content.roi(one, out.FrameOfReferenceUID) for one in contours.structures]
@@ -68,7 +71,40 @@ def structure_set(contours: ContourSet, series: Series, name: str, path: Path) -
     out.SOPInstanceUID = generate_uid(entropy_srcs=[series.header.SeriesInstanceUID, out.to_json()])
     out.SeriesInstanceUID = generate_uid(entropy_srcs=["series", out.SOPInstanceUID])
     out.file_meta.MediaStorageSOPInstanceUID = out.SOPInstanceUID
-    return StructureSetFile(out)
+    empty = {int(item.ReferencedROINumber) for item in out.ROIContourSequence if "ContourSequence" not in item}
+    return StructureSetFile(out, tuple(one.name for one in contours.structures if one.number in empty))
+
+
+Planes = Mapping[int, Sequence[tuple[SeriesImage, np.ndarray]]]
+"""Slice of a label map -> the images that get its contours, each with the shift (3,) mm of the contours' points."""
+
+
+def planes_of(contours: ContourSet, series: Series, path: Path) -> Planes:
+    """Return which images get the contours of which slice of the label map.
+
+    Each slice lies on an image. Where the images are unevenly far apart, no label map has their slices, and each image
+    gets the contours of the nearest slice. Raises InputError for a slice with contours that lies on no image.
+    """
+    grid, axis = contours.grid, contours.axis
+    assert grid is not None, "only contours of label maps are written"
+    along = grid.affine[:3, axis]
+    step = float(along @ contours.normal)
+    found: dict[int, list[tuple[SeriesImage, np.ndarray]]] = {}
+    taken = set()
+    for image in series.images:
+        place = float((image.origin - grid.affine[:3, 3]) @ contours.normal) / step
+        number = round(place)
+        near = not series.is_even or abs(place - number) * step <= tolerance(step)
+        if near and round(place, 3) not in taken:  # of several images in a plane, such as echoes, one is enough
+            taken.add(round(place, 3))
+            found.setdefault(number, []).append((image, (place - number) * along))
+    drawn = {number for structure in contours.structures for number in _by_slice(structure.contours)}
+    if series.is_even and drawn - set(found):
+        raise InputError(
+            f"{path}: its slice {min(drawn - set(found))} lies on no image of {series.path}: an RTSTRUCT needs a "
+            "label map on the grid of the series (`medkit transform apply --reference FOLDER` brings it there)"
+        )
+    return found
 
 
 def _head(series: Series, name: str) -> Any:
@@ -121,9 +157,9 @@ def _frame_of_reference(uid: str, series: Series) -> Any:
 class _Content:
     """The structures as items of a data set."""
 
-    all: ContourSet
-    series: Series
-    path: Path
+    normal: np.ndarray
+    """(3,) RAS+, across the contours."""
+    planes: Planes
 
     def roi(self, structure: Structure, frame_of_reference: str) -> Any:
         return _item(
@@ -136,36 +172,28 @@ class _Content:
     def contours(self, structure: Structure) -> Any:
         colour = [int(value) for value in label_colours(np.array(structure.number))]
         items = [
-            self._contour(slice_contours[0].slice, points)
-            for slice_contours in _by_slice(structure.contours)
-            for points in joined(slice_contours, self.all.normal)
+            _contour(image, points + shift)
+            for number, slice_contours in _by_slice(structure.contours).items()
+            for points in joined(slice_contours, self.normal)
+            for image, shift in self.planes.get(number, ())
         ]
         out = _item(ROIDisplayColor=colour, ReferencedROINumber=structure.number)
         if items:
             out.ContourSequence = items
         return out
 
-    def _contour(self, number: int | None, points: np.ndarray) -> Any:
-        places = to_dicom(points)
-        image = self._image(number, float(points.mean(axis=0) @ self.series.normal))
-        reference = _item(ReferencedSOPClassUID=image.sop_class, ReferencedSOPInstanceUID=image.sop_instance)
-        if image.frame is not None:
-            reference.ReferencedFrameNumber = image.frame
-        return _item(
-            ContourImageSequence=[reference],
-            ContourGeometricType="CLOSED_PLANAR",
-            NumberOfContourPoints=len(places),
-            ContourData=[f"{value:.4f}" for value in places.ravel()],
-        )
 
-    def _image(self, number: int | None, height: float) -> SeriesImage:
-        image = self.series.at(height, tolerance(self.all.step))
-        if image is None:
-            raise InputError(
-                f"{self.path}: its slice {number} lies on no image of {self.series.path}: an RTSTRUCT needs a label "
-                "map on the grid of the series (`medkit transform apply --reference FOLDER` brings it there)"
-            )
-        return image
+def _contour(image: SeriesImage, points: np.ndarray) -> Any:
+    places = to_dicom(points)
+    reference = _item(ReferencedSOPClassUID=image.sop_class, ReferencedSOPInstanceUID=image.sop_instance)
+    if image.frame is not None:
+        reference.ReferencedFrameNumber = image.frame
+    return _item(
+        ContourImageSequence=[reference],
+        ContourGeometricType="CLOSED_PLANAR",
+        NumberOfContourPoints=len(places),
+        ContourData=[f"{value:.4f}" for value in places.ravel()],
+    )
 
 
 def _item(**values: Any) -> Any:
@@ -186,11 +214,12 @@ def _observation(structure: Structure) -> Any:
     )
 
 
-def _by_slice(contours: Sequence[Contour]) -> Iterator[list[Contour]]:
-    slices: dict[int | None, list[Contour]] = {}
+def _by_slice(contours: Sequence[Contour]) -> dict[int, list[Contour]]:
+    slices: dict[int, list[Contour]] = {}
     for one in contours:
+        assert one.slice is not None, "contours of label maps lie on slices"
         slices.setdefault(one.slice, []).append(one)
-    yield from slices.values()
+    return slices
 
 
 def joined(contours: Sequence[Contour], normal: np.ndarray) -> list[np.ndarray]:
@@ -198,10 +227,10 @@ def joined(contours: Sequence[Contour], normal: np.ndarray) -> list[np.ndarray]:
     from scipy.spatial import KDTree
 
     flat = directions_across(normal)
-    bodies = [one.points for one in contours if not one.hole]
-    out = list(bodies)
+    out = [one.points for one in contours if not one.hole]
+    bodies = _Bodies([points @ flat for points in out])
     for hole in (one.points for one in contours if one.hole):
-        owner = _around(hole, bodies, flat)
+        owner = bodies.around(hole @ flat)
         polygon = out[owner]
         apart, nearest = KDTree(polygon).query(hole)
         start = int(apart.argmin())
@@ -210,12 +239,26 @@ def joined(contours: Sequence[Contour], normal: np.ndarray) -> list[np.ndarray]:
     return out
 
 
-def _around(hole: np.ndarray, bodies: Sequence[np.ndarray], flat: np.ndarray) -> int:
-    """Return the number of the smallest of `bodies` that surrounds a hole."""
-    from skimage.measure import points_in_poly
+@dataclass(frozen=True, eq=False)
+class _Bodies:
+    """The outer contours of a slice, by which holes find theirs."""
 
-    # a corner of a hole may lie on the outline of another body: most of the middles of its edges decide
-    middles = (hole + np.roll(hole, -1, axis=0)) / 2 @ flat
-    inside = [n for n, body in enumerate(bodies) if points_in_poly(middles, body @ flat).mean() > 0.5]
-    extents = [float(np.prod(np.ptp(body @ flat, axis=0))) for body in bodies]
-    return min(inside or range(len(bodies)), key=extents.__getitem__)
+    polygons: Sequence[np.ndarray]
+    """(N, 2) mm each."""
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """(bodies, 2, 2): the smallest and the largest coordinates of each."""
+        return np.array([(points.min(axis=0), points.max(axis=0)) for points in self.polygons])
+
+    def around(self, hole: np.ndarray) -> int:
+        """Return the number of the smallest polygon that surrounds a hole (N, 2) mm."""
+        from skimage.measure import points_in_poly
+
+        low, high = self.boxes[:, 0], self.boxes[:, 1]
+        wide = ((low <= hole.min(axis=0)) & (high >= hole.max(axis=0))).all(axis=1)
+        possible = sorted(map(int, np.flatnonzero(wide)), key=lambda n: float(np.prod(high[n] - low[n])))
+        # a corner of a hole may lie on the outline of another body: most of the middles of its edges decide
+        middles = (hole + np.roll(hole, -1, axis=0)) / 2
+        inside = (n for n in possible[:-1] if points_in_poly(middles, self.polygons[n]).mean() > 0.5)
+        return next(inside, possible[-1])

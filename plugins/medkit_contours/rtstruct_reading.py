@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ class StructureSet:
 
     contours: ContourSet
     notes: tuple[str, ...]
-    """What was left out or is unusual, in sentences."""
+    """What was left out, in sentences."""
+    doubts: Mapping[int, str]
+    """Structure's number -> what a person should look at, in words."""
 
 
 def is_structure_set(path: Path) -> bool:
@@ -90,8 +93,8 @@ def _parsed(path: Path, dataset: Any) -> StructureSet:
         raise InputError(f"{path}: expected an RTSTRUCT with closed contours, got none")
     normal = _normal(path, structures)
     structures = [replace(one, step=_step([one], normal)) for one in structures]
-    notes += [note for one in structures if (note := _gap(one, normal))]
-    return StructureSet(ContourSet(tuple(structures), normal, _step(structures, normal)), tuple(notes))
+    doubts = {one.number: doubt for one in structures if (doubt := _gap(one, structures, normal))}
+    return StructureSet(ContourSet(tuple(structures), normal, _step(structures, normal)), tuple(notes), doubts)
 
 
 def _labels(numbers: list[int]) -> dict[int, int]:
@@ -144,10 +147,19 @@ def _step(structures: list[Structure], normal: np.ndarray) -> float | None:
     return float(np.median(np.concatenate(known))) if known else None
 
 
-def _gap(structure: Structure, normal: np.ndarray) -> str:
-    """Return a note on planes without contours between others, or an empty text."""
-    wide = np.diff(_heights(structure, normal))
-    wide = wide[wide > 1.5 * structure.step] if structure.step else wide[:0]
-    if not len(wide):
+def _gap(structure: Structure, structures: list[Structure], normal: np.ndarray) -> str:
+    """Return in words which gaps between the contours of a structure stay empty, or an empty text.
+
+    A gap in which another structure has contours is no doubt: there are images in it, without this structure.
+    """
+    if not structure.step:
         return ""
-    return f"{structure.name}: {len(wide)} gaps of up to {wide.max():.3g} mm between its contours stay empty"
+    heights, drawn = _heights(structure, normal), np.concatenate([_heights(one, normal) for one in structures])
+    wide = [
+        high - low
+        for low, high in itertools.pairwise(heights)
+        if high - low > 1.5 * structure.step and not ((drawn > low + _SAME) & (drawn < high - _SAME)).any()
+    ]
+    if not wide:
+        return ""
+    return f"{structure.name}: gaps between contours stay empty: {len(wide)} of up to {max(wide):.3g} mm"

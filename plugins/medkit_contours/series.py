@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from medkit.task import Record, lineage
 from medkit_contours.dicom_frame import from_dicom
 
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+_SAME = 1e-3
+"""mm between planes that are one."""
 _APART = 0.02
 """Share of the distance between slices by which a slice of the label map may lie beside an image of the series."""
 
@@ -45,11 +48,17 @@ class Series:
     normal: np.ndarray
     """(3,) RAS+, unit vector across the images."""
 
-    def at(self, height: float, tolerance: float) -> SeriesImage | None:
-        """Return the image whose plane lies at `height`, mm along the normal; None if none does."""
-        heights = np.array([one.origin @ self.normal for one in self.images])
-        nearest = int(np.abs(heights - height).argmin())
-        return self.images[nearest] if abs(heights[nearest] - height) <= tolerance else None
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """(N - 1,) mm between the planes of neighbouring images."""
+        heights = np.sort([one.origin @ self.normal for one in self.images])
+        steps: np.ndarray = np.diff(heights[np.diff(heights, prepend=-np.inf) > _SAME])
+        return steps
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all images are equally far apart, so that a label map may have their slices."""
+        return len(self.steps) < 2 or float(np.ptp(self.steps)) <= tolerance(float(self.steps.mean()))
 
 
 def series_of(record: Record, given: Path | None, series: str | None) -> Series:
@@ -124,6 +133,6 @@ def _plane(header: Any, keyword: str, frame: int = 0) -> Any:
     return found
 
 
-def tolerance(step: float | None) -> float:
+def tolerance(step: float) -> float:
     """Return how far, in mm, a slice may lie from an image and still be the same."""
-    return _APART * (step or 1.0) + 1e-3
+    return _APART * step + _SAME

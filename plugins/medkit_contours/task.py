@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.errors import InputError, MedkitError
+from medkit.errors import InputError, MedkitError, listed
 from medkit.images import Image
 from medkit.task import Case, Output, Record, Result, Task, Text, Writable, lineage, record_of, stem
 from medkit_contours import measures, mesh, tracing
@@ -23,8 +23,10 @@ from medkit_contours.structures import Box, names_of, places_of
 if TYPE_CHECKING:
     from medkit.space import Grid
     from medkit_contours.alignment import Alignment, Labelled
+    from medkit_contours.rtstruct import StructureSetFile
     from medkit_contours.series import Series
 
+LOOK = "look at this one"
 TABLE = Output("contours", "table", "contours", ".tsv")
 RTSTRUCT = Output("rtstruct", "points", "rtstruct", ".dcm")
 TRANSFORM = Output("transform", "transform", "transform", ".tfm")
@@ -140,11 +142,14 @@ def process(case: Case, *, choices: ContourChoices, other: Labelled | None) -> R
     traced = _traced(case, record, series, choices)
     alignment = _alignment(traced, other, case) if other is not None else None
     surfaces = mesh.surfaces(*_solid(traced)) if choices.mesh else []
-    empty = [] if traced.names else ["look at this one: no structure: the label map is empty"]
+    structures = _structure_set(traced, series, case) if series else None
+    doubts = [] if traced.names else ["no structure: the label map is empty"]
+    if structures and structures.missing:
+        doubts.append(f"no contour of {listed(structures.missing)} in the RTSTRUCT: they lie between the images")
     return Result(
-        dict(_outputs(traced, surfaces, alignment, series, record)),
+        dict(_outputs(traced, surfaces, alignment, structures)),
         metrics=_metrics(traced, surfaces) | ({"align": alignment.metrics} if alignment else {}),
-        warnings=[*empty, *(alignment.warnings if alignment else ())],
+        warnings=[*(f"{LOOK}: {text}" for text in doubts), *(alignment.warnings if alignment else ())],
         details={"labels": {str(n): name for n, name in traced.names.items()}},
         description=f"Contours of {case.path.name} on {tracing.VIEWS[traced.slices.view]} slices",
         figure=functools.partial(_figure, traced, record, case, choices.series),
@@ -185,6 +190,18 @@ def _slices_of(series: Series, labels: Image, path: Path) -> tracing.Slices:
     return tracing.Slices(labels.grid, axis)
 
 
+def _structure_set(traced: Traced, series: Series, case: Case) -> StructureSetFile:
+    from medkit_contours.rtstruct import structure_set
+
+    if not series.is_even:
+        low, high = float(series.steps.min()), float(series.steps.max())
+        case.warnings.append(
+            f"the images of the series are {low:.3g} to {high:.3g} mm apart: in the RTSTRUCT each has the contours of "
+            "the nearest slice"
+        )
+    return structure_set(traced.contours, series, stem(case.path), case.path)
+
+
 def _solid(traced: Traced) -> tuple[np.ndarray, Mapping[int, Box], Grid, Mapping[int, str]]:
     """Return what `mesh.surfaces` takes."""
     return traced.labels.data[0], traced.places, traced.labels.grid, traced.names
@@ -194,15 +211,12 @@ def _outputs(
     traced: Traced,
     surfaces: list[mesh.Surface],
     alignment: Alignment | None,
-    series: Series | None,
-    record: Record,
+    structures: StructureSetFile | None,
 ) -> Iterator[tuple[str, Writable]]:
     yield TABLE.role, Text(measures.as_tsv(traced.rows, traced.slices, traced.names))
     yield POLYGONS, Text(as_json(traced.contours))
-    if series:
-        from medkit_contours.rtstruct import structure_set
-
-        yield RTSTRUCT.role, structure_set(traced.contours, series, stem(record.path), record.path)
+    if structures:
+        yield RTSTRUCT.role, structures
     if surfaces:
         yield "mesh", mesh.MeshFile(surfaces)
         yield MESH_TABLE.role, Text(mesh.as_tsv(surfaces))

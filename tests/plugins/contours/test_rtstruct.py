@@ -194,6 +194,33 @@ def test_what_lies_on_no_image_is_refused(medkit: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.dcm"))
 
 
+def test_uneven_images_get_the_nearest_slice(medkit: Run, tmp_path: Path) -> None:
+    """Images at 0, 3, 6, 13, 20 and 23 mm: the label map has even slices, so most lie between images."""
+    folder = write_series(tmp_path / "scan", (12, 10, 6))
+    heights = np.array([0, 3, 6, 13, 20, 23.0])
+    for number in range(6):
+        data = pydicom.dcmread(folder / f"{number * 7:03}.dcm")
+        data.ImagePositionPatient = [-20, 35, 7 + float(heights[number])]
+        data.save_as(folder / f"{number * 7:03}.dcm")
+    grid = read_grid(folder)
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[3:8, 2:7] = 1
+    middle = round((7 + 16.5 - grid.affine[2, 3]) / grid.affine[2, 2])
+    labels[5, 4, middle] = 2
+    path = write_labels(tmp_path / "scan_dseg.nii.gz", labels, folder)
+
+    block = medkit("run", "contours", path, "--rtstruct", "--reference", folder, "--json").records[0]["medkit"]
+
+    made = pydicom.dcmread(tmp_path / "scan_dseg_rtstruct.dcm")
+    assert [float(one.ContourData[2]) for one in made.ROIContourSequence[0].ContourSequence] == pytest.approx(
+        heights + 7
+    )
+    assert "ContourSequence" not in made.ROIContourSequence[1]
+    assert "the images of the series are 3 to 7 mm apart" in str(block["warnings"])
+    assert block["look"]
+    assert "no contour of label_2 in the RTSTRUCT" in str(block["warnings"])
+
+
 # ---- RTSTRUCT of others
 
 
@@ -271,7 +298,25 @@ def test_a_gap_between_contours_is_said(reference: Path, medkit: Run, tmp_path: 
     assert np.flatnonzero(np.asarray(nibabel.load(done.records[0]["path"]).dataobj).any(axis=(0, 1))).tolist() == [
         *(9, 10, 11, 18, 19, 20)
     ]
-    assert "1 gaps of up to 7 mm between its contours stay empty" in str(done.records[0]["medkit"]["warnings"])
+    assert done.records[0]["medkit"]["look"]
+    assert "organ 1: gaps between contours stay empty: 1 of up to 7 mm" in str(done.records[0]["medkit"]["warnings"])
+
+
+def test_planes_nearer_than_usual_do_not_overlap(reference: Path, medkit: Run, tmp_path: Path) -> None:
+    """Planes 4 mm apart but for two at 0 and 2 mm: between these, voxels belong to the nearer one."""
+    contours = [("CLOSED_PLANAR", square(size, z)) for z, size in ((-8, 6.5), (-4, 6.5), (0, 6.5), (2, 2.5), (6, 2.5))]
+    path = structure_set(tmp_path / "rs.dcm", contours)
+
+    done = medkit("run", "contours", "--to-labels", path, "--reference", reference, "--json")
+
+    made = np.asarray(nibabel.load(done.records[0]["path"]).dataobj)
+    counts = np.count_nonzero(made, axis=(0, 1))
+    assert dict(zip(range(-12, 10), counts[3:25].tolist(), strict=True)) == {
+        **dict.fromkeys((-12, -11), 0),
+        **dict.fromkeys(range(-10, 1), 13 * 13),
+        **dict.fromkeys(range(1, 8), 5 * 5),
+        **dict.fromkeys((8, 9), 0),
+    }
 
 
 def test_structure_sets_that_cannot_be_filled(reference: Path, medkit: Run, tmp_path: Path) -> None:
