@@ -141,6 +141,9 @@ def open_bundle(
     device = choose_device(runtime.device)
     prompts = prompts_of(bundle, contract_of(bundle), settings.overrides) if runner is None else Prompts()
     ids = {name: value for name, value in settings.overrides.items() if name not in prompts.given}
+    if prompts.given:
+        names = listed(list(prompts.given))
+        log.warning("bundle %s: %s is no id of its config: its code gets it with each image", bundle.name, names)
     config = InferenceConfig(bundle, device, ids)
     reason = config.own_evaluator()
     if reason and runner is not None:

@@ -75,7 +75,7 @@ class Preprocessing:
         for step in self.drawing:
             step.set_random_state(seed=case.runtime.seed)
         try:
-            item = self._by_file(feed) if self.by_file else _through(self.steps, dict(feed.item))
+            item = self._item(feed)
         finally:
             self.reader.images = {}
         if not isinstance(item, dict):
@@ -93,6 +93,24 @@ class Preprocessing:
         for value in item.values():
             _forget_ids(getattr(value, "applied_operations", ()))
         return Prepared(item | {"image": image}, feed.grid)
+
+    def _item(self, feed: Feed) -> Any:
+        """Run the transforms; for a network of planes, a volume of one slice is a plane, else the volume that it is."""
+        run = self._by_file if self.by_file else self._by_keys
+        if not self.reader.planar or all(image.grid.dims == 2 for image in feed.images.values()):
+            return run(feed)
+        try:
+            return run(feed)
+        except Exception:
+            self.reader.planar = False
+            try:
+                return run(feed)
+            except Exception:
+                self.reader.planar = True
+            raise
+
+    def _by_keys(self, feed: Feed) -> Any:
+        return _through(self.steps, dict(feed.item))
 
     def _by_file(self, feed: Feed) -> dict[str, Any]:
         import torch

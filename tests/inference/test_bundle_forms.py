@@ -248,6 +248,25 @@ def test_transforms_in_a_random_order_are_the_same_in_every_run(
     assert "inverts RandSpatialCropd, by which results would depend on chance" in run(root, source, "--overwrite").err
 
 
+def test_a_plane_that_the_bundle_makes_of_a_volume(run: Run, root: Path, tmp_path: Path) -> None:
+    """A network of planes whose preprocessing removes the third axis itself; other bundles take the plane as it is."""
+    source = make_image(tmp_path / "plane.nii.gz", (20, 16, 1), (3.0, 3.5, 5.0))
+    config = config_of(root)
+    config["network_def"]["spatial_dims"] = 2
+    config["inferer"] = {"_target_": "SimpleInferer"}
+    load, first, *_ = config["preprocessing"]["transforms"]
+    squeeze = {"_target_": "SqueezeDimd", "keys": "image", "dim": -1}
+    config["preprocessing"]["transforms"] = [load, first, squeeze, {"_target_": "ScaleIntensityd", "keys": "image"}]
+    activate, _, discrete, save = config["postprocessing"]["transforms"]
+    config["postprocessing"]["transforms"] = [activate, discrete, save]
+    write_config(root, config)
+    zoo.write_weights(root, config)
+    for side, name in (("inputs", "image"), ("outputs", "pred")):
+        change_metadata(root, side, name, spatial_shape=[16, 16])
+    expected = monai_run(root, {"image": str(source)}, tmp_path / "monai")["trans"]
+    np.testing.assert_array_equal(np.squeeze(output(run(root, source), "labels")), np.squeeze(expected))
+
+
 # ---- configs
 
 

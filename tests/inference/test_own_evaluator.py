@@ -251,6 +251,7 @@ def test_a_number_of_the_record(run: Run, root: Path, source: Path, tmp_path: Pa
     assert done.records[0]["medkit"]["arguments"]["record"] == {"age": 70}
     done = run(root, source, "--set", "age=20", "--overwrite")
     np.testing.assert_array_equal(labels(done)[0], expected[20])
+    assert "bundle b: age is no id of its config: its code gets it with each image" in done.err
     assert "record" not in done.records[0]["medkit"]["arguments"]
     assert "--set ages: " in run(root, source, "--set", "ages=20", "--overwrite").err
 
