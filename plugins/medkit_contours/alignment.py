@@ -21,8 +21,8 @@ from medkit_contours.mesh import Surface, surfaces
 from medkit_contours.polygons import ContourSet, directions_across
 from medkit_contours.structures import Box, names_of, places_of, unnamed
 
-_MOVING_POINTS, _FIXED_POINTS = 4000, 20000
-"""Points on the surface of each structure."""
+_MOST_POINTS, _LEAST_POINTS, _ALL_POINTS = 20000, 3000, 200000
+"""Points on the surface of a structure, at most and at least; and of all together, roughly."""
 _POOR = 2.0
 """Voxels; surfaces farther apart on average after the fit are of different shapes, or the fit went wrong."""
 _POOR_SHARE = 0.05
@@ -99,7 +99,8 @@ def aligned(moving: Labelled, fixed: Labelled, seed: int) -> Alignment:
             what = "an empty label map" if not side.names else "a plane"
             raise InputError(f"{side.path}: --align needs structures in a volume, got {what}")
     shared = sorted(set(moving.names) & set(fixed.names))
-    ours, theirs = (_clouds(side, shared, count, seed) for side, count in _sides(moving, fixed))
+    count = min(_MOST_POINTS, max(_LEAST_POINTS, _ALL_POINTS // max(1, len(shared))))
+    ours, theirs = (_clouds(side, shared, count, seed) for side in (moving, fixed))
     voxel = float(max(moving.grid.spacing.max(), fixed.grid.spacing.max()))
     found = rigid.fitted(ours, theirs, 1e-3 * float(min(moving.grid.spacing.min(), fixed.grid.spacing.min())))
     before, after = (_summary(rigid.distances(ours, theirs, matrix)) for matrix in (np.eye(4), found.matrix))
@@ -126,10 +127,6 @@ def _names(number: int, *sides: Labelled) -> list[str]:
     return [side.names[number] for side in sides]
 
 
-def _sides(moving: Labelled, fixed: Labelled) -> Sequence[tuple[Labelled, int]]:
-    return ((moving, _MOVING_POINTS), (fixed, _FIXED_POINTS))
-
-
 def _clouds(side: Labelled, shared: Sequence[int], count: int, seed: int) -> dict[int, rigid.Cloud]:
     """Return points on the surfaces of the shared structures, or without any on that of all together (number 0)."""
     if shared:
@@ -144,7 +141,7 @@ def _cloud(surface: Surface, count: int, seed: int) -> rigid.Cloud:
     import trimesh
 
     points, faces = trimesh.sample.sample_surface(surface.mesh, count, seed=seed)
-    return rigid.Cloud(np.asarray(points), np.asarray(surface.mesh.face_normals[faces]))
+    return rigid.Cloud(np.asarray(points), np.asarray(surface.mesh.face_normals[faces]), float(surface.mesh.area))
 
 
 def _summary(both: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:

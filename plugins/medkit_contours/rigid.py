@@ -16,8 +16,8 @@ import numpy as np
 from medkit.space import apply_affine
 
 MOST_STEPS = 100
-_COARSE = 500
-"""Points of a structure for choosing a start."""
+_COARSE, _FINE = (30, 500, 5000), (200, 4000, 40000)
+"""Moving points of a structure, at least and at most, and of all together, roughly: to choose a start, and after it."""
 _COARSE_STEPS = 25
 _PREFERRED = 0.8
 """A later start is taken if its distance is less than this share of that of the earlier ones."""
@@ -38,6 +38,20 @@ class Cloud:
     """(N, 3) RAS+ mm, even and in random order."""
     normals: np.ndarray
     """(N, 3) unit vectors."""
+    area: float
+    """mm2 of the surface."""
+
+    def distances(self, places: np.ndarray) -> np.ndarray:
+        """Return how far places (N, 3) RAS+ mm are from the surface, (N,) mm.
+
+        The nearest point lies beside the place's foot on the surface by about the distance between points, which must
+        not count: along the surface, only what is more than that does.
+        """
+        apart, nearest = self.tree.query(places)
+        across = np.abs(((places - self.points[nearest]) * self.normals[nearest]).sum(axis=1))
+        along = np.sqrt(np.maximum(apart**2 - across**2, 0))
+        found: np.ndarray = np.hypot(across, np.maximum(along - np.sqrt(self.area / len(self.points)), 0))
+        return found
 
     @cached_property
     def tree(self) -> Any:
@@ -68,22 +82,27 @@ def fitted(moving: Clouds, fixed: Clouds, tolerance: float) -> RigidFit:
 
     tolerance: mm; a step that moves no point by more ends the search.
     """
-    thin = {n: Cloud(cloud.points[:_COARSE], cloud.normals[:_COARSE]) for n, cloud in moving.items()}
+    thin, fine = _thinned(moving, *_COARSE), _thinned(moving, *_FINE)
     best, least = np.eye(4), np.inf
     for start in _starts(moving, fixed):
         matrix = _descended(start, thin, fixed, tolerance, _COARSE_STEPS)[0]
         distance = float(np.concatenate(distances(thin, fixed, matrix)).mean())
         if distance < _PREFERRED * least:
             best, least = matrix, distance
-    matrix, steps, loose = _descended(best, moving, fixed, tolerance, MOST_STEPS)
+    matrix, steps, loose = _descended(best, fine, fixed, tolerance, MOST_STEPS)
     return RigidFit(matrix, steps < MOST_STEPS, steps, loose)
+
+
+def _thinned(clouds: Clouds, least: int, most: int, total: int) -> Clouds:
+    count = min(most, max(least, total // len(clouds)))
+    return {n: Cloud(cloud.points[:count], cloud.normals[:count], cloud.area) for n, cloud in clouds.items()}
 
 
 def distances(moving: Clouds, fixed: Clouds, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the distances, mm, of all moving points to the fixed surface, and of all fixed points to the moved one."""
     back = np.linalg.inv(matrix)
-    there = [fixed[n].tree.query(apply_affine(matrix, cloud.points))[0] for n, cloud in moving.items()]
-    here = [cloud.tree.query(apply_affine(back, fixed[n].points))[0] for n, cloud in moving.items()]
+    there = [fixed[n].distances(apply_affine(matrix, cloud.points)) for n, cloud in moving.items()]
+    here = [cloud.distances(apply_affine(back, fixed[n].points)) for n, cloud in moving.items()]
     return np.concatenate(there), np.concatenate(here)
 
 

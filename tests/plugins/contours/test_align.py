@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from medkit_contours.rigid import Cloud, distances
 from outcome import Outcome
 
 Run = Callable[..., Outcome]
@@ -73,6 +74,35 @@ def test_a_known_map_is_found(degrees: tuple, shift: tuple, medkit: Run, tmp_pat
     first, back = (np.asarray(nibabel.load(path).dataobj) for path in (fixed, tmp_path / "back_dseg.nii.gz"))
     assert min(overlap(first == n, back == n) for n in (1, 2)) > 0.85
     assert not [text for text in applied.records[0]["medkit"]["warnings"] if "grid" in text]
+
+
+def test_equal_surfaces_are_no_distance_apart(medkit: Run, tmp_path: Path) -> None:
+    """Although no point on one surface is a point on the other."""
+    fixed = write(tmp_path / "first_dseg.nii.gz", np.eye(4))
+    moving = write(tmp_path / "later_dseg.nii.gz", np.eye(4))
+
+    found = medkit("run", "contours", moving, "--align", fixed, "--json").records[0]["medkit"]["metrics"]["align"]
+
+    np.testing.assert_allclose(found["matrix"], np.eye(4), atol=0.02)
+    assert found["mean_mm"] < 0.02
+
+
+def test_distances_of_discs() -> None:
+    """Of 30 mm radius: one 4 mm above another, one beside it with 50 mm between the rims."""
+    rng = np.random.default_rng(0)
+
+    def disc(shift: tuple[float, float, float]) -> dict[int, Cloud]:
+        flat = rng.uniform(-30, 30, (5000, 2))
+        flat = flat[np.linalg.norm(flat, axis=1) < 30]
+        points = np.column_stack([flat, np.zeros(len(flat))]) + shift
+        return {1: Cloud(points, np.tile([0.0, 0, 1], (len(points), 1)), np.pi * 30**2)}
+
+    still = disc((0, 0, 0))
+    for found in distances(disc((0, 0, 4)), still, np.eye(4)):
+        assert np.abs(found - 4).max() < 0.3
+        assert found.mean() == pytest.approx(4, abs=0.01)
+    for found in distances(disc((110, 0, 0)), still, np.eye(4)):
+        assert (found.min(), found.max()) == pytest.approx((50, 110), abs=2)
 
 
 def test_contours_can_be_what_is_aligned_with(medkit: Run, tmp_path: Path) -> None:
