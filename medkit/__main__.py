@@ -6,8 +6,10 @@ modules are still imported, which may take seconds on a network disk, then start
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -25,6 +27,16 @@ def main() -> None:
     finally:
         for number in SIGNALS:  # all is done, and while Python ends it would take back a handler
             signal.signal(number, signal.SIG_IGN)
+        _leave_stdout()
+
+
+def _leave_stdout() -> None:
+    """Point stdout at stderr: what libraries and plugins print while Python ends is no line of a result."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)
 
 
 def stop(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ import click
 
 from medkit import __version__, plugins
 from medkit.commandline import WORDS
-from medkit.errors import INTERRUPTED, MedkitError, PluginError
+from medkit.errors import INTERRUPTED, MedkitError, PluginError, Stopped
 from medkit.helppages import list_in_groups, question
 from medkit.machine.user import give_matplotlib_a_folder, name_unknown_user
 from medkit.options import PLUGIN_KEY, doubtful_variables
@@ -197,6 +197,9 @@ def _exit_code(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("medkit: stopped by Ctrl-C", err=True)
         return INTERRUPTED
+    except Stopped as stopped:  # between the last case and the end
+        click.echo(f"medkit: stopped by {stopped}; run again", err=True)
+        return Stopped.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code

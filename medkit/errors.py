@@ -80,6 +80,10 @@ class CaseTimeout(BaseException):
     """A case took longer than --timeout-per-case."""
 
 
+RUN_ENDS = (Stopped, KeyboardInterrupt)
+"""What ends a run; everything else that is raised, also by `exit()` in a library, ends one case."""
+
+
 def listed(names: Sequence[str]) -> str:
     """Return names as a list in words, for messages.
 

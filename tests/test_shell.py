@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -60,7 +61,7 @@ def test_nothing_else_reaches_stdout(shell: Shell, blob: Make) -> None:
     for workers in (0, 2):
         done = shell(f"medkit run fragile --noise a.nii.gz b.nii.gz --json --overwrite -v --workers {workers} 2>log")
         assert [r["medkit"]["status"] for r in done.records] == ["ok", "ok"]
-        assert shell("grep -c noise log").out == "6\n"
+        assert shell("grep -c noise log").out == "8\n"
 
 
 def test_a_plugin_that_prints_on_import(shell: Shell, blob: Make, tmp_path: Path) -> None:
@@ -325,6 +326,24 @@ def test_a_second_signal_drops_the_case(waiting: Callable[..., subprocess.Popen[
     out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (75, "")
     assert not (tmp_path / "a_waited.nii.gz").exists()
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gap", [0.0005, 0.002, 0.01])
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_any_number_of_signals_ends_in_one_way(
+    waiting: Callable[..., subprocess.Popen[str]], tmp_path: Path, gap: float, workers: str
+) -> None:
+    process = waiting("a", "b", more=("--workers", workers))
+    for number in itertools.cycle([signal.SIGTERM, signal.SIGUSR1]):
+        if process.poll() is not None:
+            break
+        process.send_signal(number)
+        time.sleep(gap)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (75, ""), err
+    assert "Traceback" not in err
     assert leftovers(tmp_path) == []
 
 

@@ -1,7 +1,7 @@
 """Stopping in an orderly way: what SIGTERM, SIGUSR1 and a case's time limit do to a run.
 
 Schedulers send SIGTERM or SIGUSR1 some time before they kill. The first signal lets the current case finish; a second
-one drops it. A run that waits for input has nothing to finish and stops immediately.
+one drops it, and further ones change nothing. A run that waits for input has nothing to finish and stops immediately.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class StopRequest:
         """The signal that came first."""
         self._numbers = numbers
         self._working = False
+        self._ending = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -40,7 +41,8 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.received = self.received, True
         self.number = self.number or signal.Signals(number)
-        if again or not self._working:
+        if (again or not self._working) and not self._ending:
+            self._ending = True  # an exception in the middle of what the first one has cleaned up would undo that
             raise KeyboardInterrupt if number == signal.SIGINT else Stopped(signal.Signals(number).name)
 
     @contextlib.contextmanager

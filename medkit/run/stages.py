@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from medkit.errors import RUN_ENDS
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
 from medkit.run.claims import claim_of
@@ -221,7 +222,9 @@ class _StagedRun:
         try:
             with job.timed():
                 job.value = self._stages.compute(job.work.case, job.value)
-        except (Exception, SystemExit) as error:
+        except RUN_ENDS:
+            raise
+        except BaseException as error:
             return self._failed(job, error)
         return job
 
@@ -273,7 +276,9 @@ class _StagedRun:
                     return done
                 self._worker.check(plan, fingerprint)
                 job.value = self._stages.prepare(job.work.case)
-        except (Exception, SystemExit) as error:
+        except RUN_ENDS:
+            raise
+        except BaseException as error:
             return self._failed(job, error)
         return job
 
@@ -307,7 +312,9 @@ class _StagedRun:
                 job.value = None
                 self._worker.write(job.work, result)
             record = self._worker.commit(job.work, result, job.seconds)
-        except (Exception, SystemExit) as error:
+        except RUN_ENDS:
+            raise
+        except BaseException as error:
             return self._failed(job, error)
         self._release(job)
         return record

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from medkit.errors import CaseTimeout, MedkitError, Stopped
+from medkit.errors import RUN_ENDS, MedkitError, Stopped
 from medkit.machine.allocator import keep_freed_memory
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
@@ -75,7 +75,9 @@ class CaseWorker:
                     result = process(work.case)
                     self.write(work, result)
                 return self.commit(work, result, time.perf_counter() - start)
-        except (Exception, SystemExit, CaseTimeout) as error:  # a library's exit() ends its case, not the run
+        except RUN_ENDS:
+            raise
+        except BaseException as error:
             return self.failed(plan, error)
 
     def known(self, plan: CasePlan) -> ResultFingerprint | Record:

@@ -5,6 +5,7 @@ Its tasks need no torch and hardly any time; most copy bytes, so that a test of 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import json
@@ -196,12 +197,16 @@ def _wait(case: Case, marks: Path) -> Result:
 @click.option("--noise", is_flag=True, help="Write to stdout in every way there is.")
 @task_options
 def fragile(options: RunOptions, noise: bool) -> None:
-    """Copy a file; for names that start with fail, exit, die, hang, full, hungry or nothing do that instead.
+    """Copy a file; for names that start with fail, exit, odd, die, hang, full, hungry or nothing do that instead.
 
     Results of names that start with doubt need a look, those that start with slow take a second.
     """
     process = functools.partial(_fragile, noise=noise)
     run_task(Task("fragile", [Output("image", "image", "copy")], process=process, uses_torch=False), options)
+
+
+class Odd(BaseException):
+    """Not an Exception, as some libraries raise."""
 
 
 def _fragile(case: Case, noise: bool) -> Result:
@@ -210,10 +215,13 @@ def _fragile(case: Case, noise: bool) -> Result:
         print("noise by print")
         os.write(1, b"noise by write\n")
         os.system("echo noise by a child process")
+        atexit.register(print, "noise at exit")
     if name.startswith("fail"):
         raise ValueError("told to fail")
     if name.startswith("exit"):
         sys.exit(7)
+    if name.startswith("odd"):
+        raise Odd("told to be odd")
     if name.startswith("die"):
         os.kill(os.getpid(), signal.SIGKILL)
     if name.startswith("hang"):
@@ -372,6 +380,7 @@ def entry(name: str, module: str, distribution: str = "medkit-toy", version: str
 def main(arguments: Sequence[str] | None = None, extra: Sequence[EntryPoint] = ()) -> None:
     """Run `medkit` with no plugins but this one and those of TOY_PLUGINS (module names)."""
     from medkit import cli, plugins
+    from medkit.__main__ import main as medkit_main
 
     named = [entry(m, m, f"dist-{m}") for m in os.environ.get("TOY_PLUGINS", "").split(",") if m]
     found = [entry("toy", "toy"), *named, *extra]
@@ -382,7 +391,9 @@ def main(arguments: Sequence[str] | None = None, extra: Sequence[EntryPoint] = (
     if __name__ == "__main__":
         # a shell starts what it puts in the background with Ctrl-C ignored, and so everything that the tests start
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli.main(arguments)
+        medkit_main()
+    else:
+        cli.main(arguments)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def test_a_bad_record_fails_alone(toy: Run, blob: Make, tmp_path: Path, line: st
     assert done.paths == [tmp_path / "b_copy.nii.gz"]
 
 
-@pytest.mark.parametrize("bad", ["fail", "exit", "nothing"])
+@pytest.mark.parametrize("bad", ["fail", "exit", "odd", "nothing"])
 def test_one_bad_case_never_stops_the_others(toy: Run, blob: Make, tmp_path: Path, bad: str) -> None:
     inputs = [blob("a.nii.gz"), blob(f"{bad}.nii.gz"), blob("c.nii.gz")]
     done = toy("run", "fragile", *inputs)

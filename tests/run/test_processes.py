@@ -53,7 +53,7 @@ def test_workers_do_what_one_process_does(shell: Shell, blob: Make, tmp_path: Pa
     assert [r["medkit"]["skipped"] for r in again.records] == [True] * 6
 
 
-@pytest.mark.parametrize(("name", "reason"), [("die", "SIGKILL"), ("exit", "SystemExit: 7")])
+@pytest.mark.parametrize(("name", "reason"), [("die", "SIGKILL"), ("exit", "SystemExit: 7"), ("odd", "told to be odd")])
 def test_a_death_fails_its_own_case_alone(shell: Shell, blob: Make, tmp_path: Path, name: str, reason: str) -> None:
     inputs = [f"{n}.nii.gz" for n in ("a", f"{name}1", "b", f"{name}2", "c", "d")]
     for n in inputs:
