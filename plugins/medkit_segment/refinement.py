@@ -50,6 +50,8 @@ class Refinement:
     """Channel -> weight of the intensities where the network expects it; 1: as a Gaussian has it."""
     neighbours: float
     """Weight of the mean probability of the 26 neighbours."""
+    confidence: float
+    """Smallest mean probability that the network gives its labels; a network that errs much is a bad start."""
     contrast: float
     """Smallest difference of the means of the two largest tissues, in standard deviations."""
     voxels: int
@@ -69,12 +71,11 @@ class Refinement:
         try:
             tissues = [[int(label) for label in labels] for labels in stated["tissues"].values()]
             weights = {int(label): float(weight) for label, weight in stated.get("weights", {}).items()}
-            usual, neighbours, contrast, field = (
-                float(stated[key]) for key in ("weight", "neighbours", "contrast", "field")
-            )
+            keys = ("weight", "neighbours", "confidence", "contrast", "field")
+            usual, neighbours, confidence, contrast, field = (float(stated[key]) for key in keys)
             voxels = int(stated["voxels"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            expected = "expected tissues, weight, neighbours, contrast, voxels and field"
+            expected = "expected tissues, weight, neighbours, confidence, contrast, voxels and field"
             raise BundleError(f"medkit.refinement: {expected}: {type(error).__name__}: {error}") from None
         tissue = {label: number for number, labels in enumerate(tissues, start=1) for label in labels}
         if sorted(tissue) != sorted(map(int, values[1:])) or sum(map(len, tissues)) != len(tissue) or len(tissues) < 2:
@@ -82,7 +83,7 @@ class Refinement:
         return cls(
             tuple(tissue.get(int(label), 0) for label in values),
             tuple(weights.get(int(label), usual) for label in values),
-            neighbours, contrast, voxels, field,
+            neighbours, confidence, contrast, voxels, field,
         )  # fmt: skip
 
 
@@ -140,15 +141,20 @@ class _Tissues:
         return abs(float(self.mean[one] - self.mean[other])) / spread
 
 
-def refine(logits: torch.Tensor, channels: np.ndarray, image: torch.Tensor, how: Refinement) -> Outcome:
+def refine(
+    logits: torch.Tensor, channels: np.ndarray, image: torch.Tensor, confidence: float, how: Refinement
+) -> Outcome:
     """Return what the intensities of an image (I, J, K) say about the labels near a body.
 
     `channels` (I, J, K): the label of each voxel as a channel; 0 outside the body.
+    `confidence`: mean probability that the network gives the body's labels.
     """
     import torch
 
     if tuple(image.shape) != channels.shape:
         return _unchanged("the image is on another grid than the labels")
+    if confidence < how.confidence:
+        return _unchanged(f"the network is unsure: {confidence:.2f}, less than {how.confidence:g}")
     voxels = torch.from_numpy(ndimage.binary_dilation(channels > 0, iterations=_MARGIN)).nonzero(as_tuple=True)
     if len(voxels[0]) < how.voxels:
         return _unchanged(f"{len(voxels[0])} voxels, fewer than {how.voxels}")
@@ -162,11 +168,19 @@ def refine(logits: torch.Tensor, channels: np.ndarray, image: torch.Tensor, how:
     facts = {"contrast": round(tissues.contrast(), 3), "field": round(field.variation, 3)}
     if tissues.contrast() < how.contrast:
         return _unchanged(f"contrast of {facts['contrast']}, less than {how.contrast:g}", **facts)
-    if field.coefficients is not None:
-        values = field.removed(values, _polynomials(voxels, channels.shape))
-    terms = _terms(priors, values, weights, tissues, least)
+    terms = torch.empty_like(priors)
+    shares = torch.empty(priors.shape[::-1], dtype=torch.int16)
+    for part in _parts(len(values)):
+        where = tuple(axis[part] for axis in voxels)
+        flat = (
+            values[part]
+            if field.coefficients is None
+            else field.removed(values[part], _polynomials(where, channels.shape))
+        )
+        terms[part] = _terms(priors[part], flat, weights[part], tissues, least)
+        shares[:, part] = (torch.softmax(priors[part] + terms[part], 1) * _STEPS).short().T
     if how.neighbours:
-        terms += how.neighbours * _around(torch.softmax(priors + terms, 1), voxels)
+        _add_neighbours(terms, shares, voxels, how.neighbours)
     return Outcome(Evidence(voxels, terms, torch.tensor(how.tissue)), {"done": True, **facts})
 
 
@@ -174,11 +188,15 @@ def _unchanged(reason: str, **facts: float) -> Outcome:
     return Outcome(None, {"done": False, "reason": reason, **facts})
 
 
+def _parts(count: int) -> Iterator[slice]:
+    """Yield slices of lists of `count` voxels."""
+    return (slice(first, first + _ROWS) for first in range(0, count, _ROWS))
+
+
 def _chunks(logits: torch.Tensor, voxels: Voxels) -> Iterator[tuple[Voxels, torch.Tensor, slice]]:
     """Yield indices of some voxels, their logits (n, C) float32, and their place among all."""
     rows = logits.movedim(0, -1)
-    for first in range(0, len(voxels[0]), _ROWS):
-        part = slice(first, first + _ROWS)
+    for part in _parts(len(voxels[0])):
         where = tuple(axis[part] for axis in voxels)
         yield where, rows[where].float(), part
 
@@ -295,8 +313,11 @@ def _field(
     return _Field(coefficients / level if variation >= weakest else None, variation)
 
 
-def _around(shares: torch.Tensor, voxels: Voxels) -> torch.Tensor:
-    """Return the mean of each tissue's probability over the 26 neighbours of each voxel, (N, T)."""
+def _add_neighbours(terms: torch.Tensor, shares: torch.Tensor, voxels: Voxels, weight: float) -> None:
+    """Add the mean of each tissue's probability over the 26 neighbours of each voxel, times `weight`, to the terms.
+
+    `shares`: probabilities (T, N) in steps of 1 / _STEPS.
+    """
     import torch
 
     first = [int(axis.min()) - 1 for axis in voxels]
@@ -304,12 +325,11 @@ def _around(shares: torch.Tensor, voxels: Voxels) -> torch.Tensor:
     i, j, k = (axis - start for axis, start in zip(voxels, first, strict=True))
     place = (i * size[1] + j) * size[2] + k
     inner = ((i - 1) * (size[1] - 2) + j - 1) * (size[2] - 2) + k - 1
-    out = torch.empty_like(shares)
-    for tissue, share in enumerate((shares.T * _STEPS).to(torch.int16)):
+    del i, j, k
+    for tissue, share in enumerate(shares):
         total = torch.full(size, _STEPS if tissue == 0 else 0, dtype=torch.int16)
         total.view(-1)[place] = share
         for axis, length in enumerate(size):
             low, middle, high = (total.narrow(axis, start, length - 2) for start in range(3))
             total = (low + middle).add_(high)
-        out[:, tissue] = (total.view(-1)[inner] - share) / (26 * _STEPS)
-    return out
+        terms[:, tissue] += (total.view(-1)[inner] - share) * (weight / (26 * _STEPS))

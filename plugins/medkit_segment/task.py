@@ -172,7 +172,8 @@ class SegmentRunner(BundleRunner):
         count = np.bincount(channels.ravel(), minlength=len(self.values))
         total = np.bincount(channels.ravel(), sure.ravel(), minlength=len(self.values))
         confidence = {int(self.values[n]): float(total[n] / count[n]) for n in range(1, len(count)) if count[n]}
-        refined = self._refined(computed, logits, channels)
+        mean = float(total[1:].sum() / max(1, count[1:].sum()))
+        refined = self._refined(computed, logits, channels, mean)
         if refined is not None and refined.evidence is not None:
             channels = self._cleaned(refined.evidence.relabelled(logits, channels))
         kind = np.uint8 if self.values.max() < 256 else np.uint16
@@ -186,8 +187,13 @@ class SegmentRunner(BundleRunner):
             return labels
         return cleaning.cleaned(labels, connected=bool(self.bundle.block.get("connected")))
 
-    def _refined(self, computed: Prepared, logits: torch.Tensor, channels: np.ndarray) -> Outcome | None:
-        """Return what the scan's intensities add; None if that is not wanted, or the bundle does not state how."""
+    def _refined(
+        self, computed: Prepared, logits: torch.Tensor, channels: np.ndarray, confidence: float
+    ) -> Outcome | None:
+        """Return what the scan's intensities add; None if that is not wanted, or the bundle does not state how.
+
+        `confidence`: mean probability of the labels of all voxels.
+        """
         import torch
 
         from medkit_segment import refinement
@@ -195,7 +201,7 @@ class SegmentRunner(BundleRunner):
         if self.refinement is None:
             return None
         image = torch.from_numpy(np.asarray(computed.item["image"][0], np.float32))
-        return refinement.refine(logits, channels, image, self.refinement)
+        return refinement.refine(logits, channels, image, confidence, self.refinement)
 
     def _logits(self, computed: Prepared) -> tuple[torch.Tensor, np.ndarray]:
         """Return the logits (C, I, J, K), and the affine that takes their voxel indices to RAS+ mm."""

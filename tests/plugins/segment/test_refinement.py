@@ -31,6 +31,7 @@ STATED: dict[str, Any] = {
     "tissues": {"white matter": [2], "cortex": [3], "ventricle": [4], "nuclei": [11, 50]},
     "weight": 1.0,
     "neighbours": 3.0,
+    "confidence": 0.7,
     "contrast": 2.0,
     "voxels": 100,
     "field": 0.04,
@@ -90,13 +91,15 @@ def wrong(labels: np.ndarray) -> np.ndarray:
     return out
 
 
-def refined(labels: np.ndarray, image: torch.Tensor, **stated: Any) -> tuple[np.ndarray, np.ndarray, Refined]:
+def refined(
+    labels: np.ndarray, image: torch.Tensor, sure: float = 0.9, **stated: Any
+) -> tuple[np.ndarray, np.ndarray, Refined]:
     """Return the labels of a network that believes in `labels`, before and after, and what came of it."""
     logits = network(labels)
     channels = logits.argmax(0).to(torch.uint8).numpy()
     how = Refinement.of({"refinement": {**STATED, **stated}}, VALUES)
     assert how is not None
-    done = refine(logits, channels, image, how)
+    done = refine(logits, channels, image, sure, how)
     after = done.evidence.relabelled(logits, channels) if done.evidence else channels
     return np.array(VALUES)[channels], np.array(VALUES)[after], done
 
@@ -145,6 +148,7 @@ def test_weights_of_zero_leave_the_network_alone() -> None:
     ("contrast", "stated", "reason"),
     [
         ("flat", {}, "contrast of "),
+        ("T1", {"sure": 0.69}, "the network is unsure: 0.69, less than 0.7"),
         ("T1", {"contrast": 99}, "less than 99"),
         ("T1", {"voxels": 10**6}, "fewer than 1000000"),
     ],
@@ -194,7 +198,7 @@ def test_statements_that_are_wrong(stated: dict[str, Any]) -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A bundle whose network tells label 9 from label 4 at an intensity of 600, and is less sure than others."""
-    stated = {**STATED, "tissues": {"one": [4], "other": [9]}}
+    stated = {**STATED, "tissues": {"one": [4], "other": [9]}, "confidence": 0.5}
     root = write_bundle(tmp_path / "bundle", refinement=stated)
     weights = torch.load(root / "models" / "model.pt")
     torch.save({name: value / 8 for name, value in weights.items()}, root / "models" / "model.pt")
