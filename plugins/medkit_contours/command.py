@@ -82,6 +82,7 @@ def contours(
     """
     if to_labels:
         forward = {"--rtstruct": rtstruct, "--mesh": mesh, "--mesh-format": mesh_format, "--align": align}
+        forward |= {"--plane": plane != "auto", "--fit": fit != "auto"}
         if given := [name for name, value in forward.items() if value]:
             raise UsageError(f"--to-labels and {given[0]} contradict each other")
         from medkit_contours.labels_task import labelling

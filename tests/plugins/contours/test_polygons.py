@@ -339,6 +339,7 @@ def test_images_and_contours_are_not_outlined(label_map: Path, medkit: Run, tmp_
     [
         (["--to-labels", "--mesh"], "--to-labels and --mesh contradict each other"),
         (["--to-labels", "--align", "."], "--to-labels and --align contradict each other"),
+        (["--to-labels", "--plane", "axial"], "--to-labels and --plane contradict each other"),
         (["--reference", "."], "--reference goes with --to-labels or --rtstruct"),
         (["--rtstruct", "--plane", "coronal"], "an RTSTRUCT has the slices of its series"),
     ],
