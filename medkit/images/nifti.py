@@ -58,6 +58,8 @@ def read(path: Path) -> tuple[Any, np.ndarray]:
     with opened(path) as stream:
         raw = stream.read()
     header = _parse_header(path, _inflate_head(path, raw[: 1 << 16]) if raw[:2] == b"\x1f\x8b" else raw)
+    if not np.isfinite(float(header["vox_offset"])):
+        raise InputError(f"{path}: expected the place of the voxels (vox_offset) in it, got {header['vox_offset']}")
     shape, dtype, start = promised_shape(path, header), stored_dtype(path, header), _data_start(header)
     promised = start + dtype.itemsize * int(np.prod(shape, dtype=object))
     content = _inflate(path, raw, promised) if raw[:2] == b"\x1f\x8b" else bytearray(raw)

@@ -244,6 +244,16 @@ def test_frames(tmp_path: Path, suffix: str) -> None:
         read_image(path, frame=3)
 
 
+@pytest.mark.parametrize("place", [np.nan, np.inf, -np.inf])
+def test_voxels_that_begin_nowhere(tmp_path: Path, place: float) -> None:
+    path = saved(tmp_path / "x.nii", VOXELS)
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.float32(place).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.nii: expected the place of the voxels \(vox_offset\) in it, got"):
+        read_image(path)
+
+
 def test_one_frame_in_many_axes(tmp_path: Path) -> None:
     image = read_image(saved(tmp_path / "x.nii", VOXELS[..., None, None]))
     assert image.data.shape == (1, *VOXELS.shape)
