@@ -44,7 +44,7 @@ def queue() -> list[str]:
     return done.stdout.splitlines()
 
 
-def finished(seconds: float = 90) -> None:
+def finished(seconds: float = 240) -> None:
     wait_for(lambda: not queue(), seconds)
 
 
@@ -175,7 +175,7 @@ def test_a_job_that_takes_too_much_memory(on_slurm: Shell, blob: Make, tmp_path:
     finished()
     code, found = state(on_slurm)
     assert code == 75
-    assert [Path(death["result"]).name for death in found["killed"]] == ["hungry_copy.nii.gz"]
+    assert "hungry_copy.nii.gz" in [Path(death["result"]).name for death in found["killed"]]
     assert found["shards"]["lost"] + found["shards"]["ended"] == 1
     again = on_slurm("medkit submit slurm -o out --only failed --dry-run")
     assert "--mem=1200M" in again.out
@@ -191,7 +191,8 @@ def test_a_job_that_is_killed(on_slurm: Shell, blob: Make, tmp_path: Path) -> No
         blob(f"scans/{name}.nii.gz")
     job = on_slurm(f"ls scans/* | medkit submit slurm --shards 1 -o out {WAITING_PIPE.format(tmp_path)}").out.strip()
     (tmp_path / "a.go").touch()
-    wait_for(lambda: (tmp_path / "b.started").exists(), 60)
+    wait_for(lambda: (tmp_path / "b.started").exists() and (tmp_path / "out/a_waited_copy.json").exists(), 60)
+    wait_for(lambda: not list((tmp_path / "out").glob(".a_*")))
     subprocess.run(["scancel", "--signal=KILL", "--full", job], check=True)
     finished()
     code, found = state(on_slurm)
@@ -258,7 +259,7 @@ def test_the_time_limit(on_slurm: Shell, blob: Make, tmp_path: Path) -> None:
         blob(f"scans/slow{name:02}.nii.gz")
     more = "--job-arg=--time=1 --job-arg=--signal=USR1@45"
     assert on_slurm(f"ls scans/* | medkit submit slurm --shards 1 {more} -o out {PIPE}").code == 0
-    finished(180)
+    finished()
     code, found = state(on_slurm)
     assert (code, counts(found)) == (0, (50, 0, 0, 0))
     assert len(worked_on(tmp_path / "out")) == len(set(worked_on(tmp_path / "out"))) == 100

@@ -88,6 +88,9 @@ def cluster() -> Iterator[Path]:
         command = ["sinfo", "--noheader", "--Node", "--partition=batch", "--states=idle"]
         return len(subprocess.run(command, env=environ, capture_output=True).stdout.splitlines()) == 2
 
+    def no_jobs() -> bool:
+        return not subprocess.run(["squeue", "--noheader"], env=environ, capture_output=True).stdout
+
     try:
         _write_configuration(folder, config)
         sock = str(folder / "munge.socket")
@@ -102,6 +105,8 @@ def cluster() -> Iterator[Path]:
         yield config
     finally:
         subprocess.run(["scancel", "--quiet", f"--user={getpass.getuser()}"], env=environ, capture_output=True)
+        with contextlib.suppress(RuntimeError):  # a step that still ends would outlive its daemon
+            _until(no_jobs, "an empty queue", folder)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
