@@ -14,7 +14,7 @@ import click
 
 from medkit import __version__, plugins
 from medkit.commandline import WORDS
-from medkit.errors import INTERRUPTED, MedkitError, PluginError, Stopped
+from medkit.errors import INTERRUPTED, MedkitError, PluginError, Stopped, reason_of
 from medkit.helppages import list_in_groups, question
 from medkit.machine.user import give_matplotlib_a_folder, name_unknown_user
 from medkit.options import PLUGIN_KEY, doubtful_variables
@@ -211,8 +211,7 @@ def _exit_code(arguments: list[str]) -> int:
         if error.errno == errno.EPIPE:
             return 0
         log.debug("unexpected error", exc_info=error)
-        reason = error.strerror or str(error)
-        click.echo(f"medkit: {reason if error.filename is None else f'{error.filename}: {reason}'}", err=True)
+        click.echo(f"medkit: {reason_of(error)}", err=True)
         return 1
 
 

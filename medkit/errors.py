@@ -84,6 +84,18 @@ RUN_ENDS = (Stopped, KeyboardInterrupt)
 """What ends a run; everything else that is raised, also by `exit()` in a library, ends one case."""
 
 
+def reason_of(error: OSError) -> str:
+    """Return what the system says, with the name of the file and without the number of the error.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "a.txt"))
+    'a.txt: No such file or directory'
+    """
+    reason = error.strerror or str(error)
+    if "temporary directory" in reason:
+        reason += "; set TMPDIR to a folder that can be written"
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
 def listed(names: Sequence[str]) -> str:
     """Return names as a list in words, for messages.
 

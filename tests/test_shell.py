@@ -191,6 +191,17 @@ def test_a_working_directory_that_is_gone(shell: Shell, blob: Make, tmp_path: Pa
     )
 
 
+def test_no_folder_for_temporary_files(shell: Shell, blob: Make, tmp_path: Path) -> None:
+    blob("temporary.nii.gz")
+    code = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/proc/none']\nimport toy\ntoy.main()\n"
+    (tmp_path / "run.py").write_text(code)
+    done = shell(f"{sys.executable} run.py run fragile temporary.nii.gz")
+    assert done.code == 1
+    assert "temporary.nii.gz: No usable temporary directory found in ['/proc/none']; set TMPDIR to a folder" in done.err
+    assert "Errno" not in done.err
+    assert "Traceback" not in done.err
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 
-from medkit.errors import CaseTimeout, InputError, MedkitError
+from medkit.errors import CaseTimeout, InputError, MedkitError, reason_of
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
 
@@ -48,6 +48,8 @@ def explain(error: BaseException, options: RunOptions) -> str:
     log.debug("unexpected error", exc_info=error)
     if isinstance(error, MemoryError):
         return f"not enough memory {error}".strip()
+    if isinstance(error, OSError) and error.errno is not None:
+        return reason_of(error)
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

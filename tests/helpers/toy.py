@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def _wait(case: Case, marks: Path) -> Result:
 @click.option("--noise", is_flag=True, help="Write to stdout in every way there is.")
 @task_options
 def fragile(options: RunOptions, noise: bool) -> None:
-    """Copy a file; for names that start with fail, exit, odd, die, hang, full, hungry or nothing do that instead.
+    """Copy a file; for names that start with fail, exit, odd, temporary, die, hang, full, hungry or nothing do it.
 
     Results of names that start with doubt need a look, those that start with slow take a second.
     """
@@ -220,6 +221,8 @@ def _fragile(case: Case, noise: bool) -> Result:
         raise ValueError("told to fail")
     if name.startswith("exit"):
         sys.exit(7)
+    if name.startswith("temporary"):
+        tempfile.mkdtemp()
     if name.startswith("odd"):
         raise Odd("told to be odd")
     if name.startswith("die"):
