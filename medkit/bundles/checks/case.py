@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medkit.bundles.checks.comparison import FINER, GRID, SyntheticCase, difference, medkit_results
+from medkit.bundles.checks.comparison import FINER, GRID, SyntheticCase, difference, is_blended, medkit_results
 from medkit.bundles.checks.subject import CheckedBundle, Note, Skipped
 from medkit.bundles.config import one_line, walk
 from medkit.bundles.contract import NO_IMAGES, Contract, contract_of
-from medkit.bundles.keys import plain, saved
+from medkit.bundles.keys import kind_of, plain, saved
 from medkit.bundles.layers import followed, read_configs, value_at
 from medkit.bundles.places import data_of, evaluator_of, postprocessings_of, runs
 from medkit.errors import BundleError
@@ -97,6 +97,11 @@ def _case_problems(subject: CheckedBundle, case: SyntheticCase, contract: Contra
     if not made and contract.kind != "table":
         yield "the inference wrote no image into output_dir"
         return
+    nifti = [path for path in made if path.name.endswith((".nii", ".nii.gz"))]
+    if contract.kind == "labels" and len(contract.results) == 1 and any(map(is_blended, nifti)):
+        # medkit takes the nearest label where a bundle interpolates between several
+        _infer(subject, case, folder / "nearest", nearest=True)
+        made = [folder / "nearest" / path.relative_to(folder / "out") for path in made]
     finer = subject.bundle.block.get(GRID) == FINER
     for path in made:
         if path.name.endswith((".nii", ".nii.gz")):
@@ -205,8 +210,11 @@ def _keys_after(content: Mapping[str, Any]) -> set[str]:
     return {key for node in nodes if isinstance(node, dict) for key in plain(content, node.get("keys"))}
 
 
-def _infer(subject: CheckedBundle, case: SyntheticCase, out: Path) -> None:
-    """Run the bundle's inference config on one case, as plain MONAI would, without measures, which need a truth."""
+def _infer(subject: CheckedBundle, case: SyntheticCase, out: Path, *, nearest: bool = False) -> None:
+    """Run the bundle's inference config on one case, as plain MONAI would, without measures, which need a truth.
+
+    `nearest`: results go back to the scan by nearest neighbour, whatever the config says.
+    """
     content = read_configs(subject.bundle)
     run_id = next((name for name, _ in runs(content)), None)
     config = subject.open(run_id or "run")
@@ -222,6 +230,10 @@ def _infer(subject: CheckedBundle, case: SyntheticCase, out: Path) -> None:
         **{f"{'::'.join(place)}": 0 for place, _ in walk(content) if place and place[-1] == "num_workers"},
         **{f"{loader}::load_path": str(path) for loader, path in subject.weights_of_loaders().items()},
     })  # fmt: skip
+    if nearest:
+        inverted = ["::".join(place) for place, node in walk(content) if kind_of(node) == "Invert"]
+        for name in inverted:
+            config.parser[f"{name}::nearest_interp"] = True
     config.workflow.initialize()
     if run_id:
         config.workflow.run()
