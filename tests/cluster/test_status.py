@@ -102,9 +102,8 @@ def test_a_job_that_was_killed_is_lost(submitted: Shell, here: Shell, start: She
     (tmp_path / "a.go").touch()
     command = ["bash", "out/shard.sh", "1"]
     job = subprocess.Popen(command, cwd=tmp_path, env=_environment(here), start_new_session=True)
-    wait_for(lambda: (tmp_path / "b.started").exists())
-    held = state(here)[1]
-    assert (counts(held), held["killed"]) == ([1, 0, 2, 0], [])
+    wait_for(lambda: (tmp_path / "b.started").exists() and counts(state(here)[1]) == [1, 0, 2, 0])
+    assert state(here)[1]["killed"] == []
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     code, found = state(here)
