@@ -234,7 +234,7 @@ PROSE = {
     *("bundles/checks/comparison.py", "bundles/safety/audit.py", "bundles/summary.py", "bundles/verify.py"),
     *("cluster/schedulers.py", "commands/plugins.py", "images/itk.py"),
 }
-"""Modules that split messages, programs' answers and prose, and the audit, which is to see more lines rather than fewer."""
+"""Modules that split messages, programs' answers and prose, and the audit, which should see more lines, not fewer."""
 
 
 def test_files_are_read_by_lines_that_end_in_newlines() -> None:
