@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import zoo
+from chests import Chest
 from PIL import Image as Picture
 from places import REPOSITORY
 from strangers import write_sound
@@ -101,6 +102,8 @@ def scans(tmp_path: Path) -> Path:
         Picture.fromarray(pixels).save(tmp_path / "xrays" / f"{name}.png")
     air = np.where(head > 500, 40, -900).astype(np.int16)
     nib.save(nib.Nifti1Image(air, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "chest_ct.nii.gz")
+    (tmp_path / "chests").mkdir()
+    Chest().write(tmp_path / "chests" / "anna.nii.gz")
     (tmp_path / "candidates.csv").write_text("name,x,y,z\nfirst,60,70,50\n")
     (tmp_path / "scans.txt").write_text("scans/anna.nii.gz\nscans/ben.nii.gz\n")
     write_sound(tmp_path / "lung_bundle", "lungs", weights=False, train__handlers=[], validate__handlers=[])
