@@ -33,6 +33,8 @@ _CORE_COMMANDS = (
         "evaluate", "Score labels, images or points against references.", "medkit.commands.evaluate.command:evaluate"
     ),
     CommandSpec("train", "Train a bundle's network on your data, into a new bundle.", "medkit.commands.train:train"),
+    CommandSpec("bids", "Run a task on a BIDS dataset, as a BIDS App does.", "medkit.commands.bids:bids"),
+    CommandSpec("describe", "Describe a task for other programs (Boutiques).", "medkit.commands.describe:describe"),
     CommandSpec("submit", "Run a pipe over many inputs as a job array.", "medkit.commands.submit:submit"),
     CommandSpec("status", "Show what has become of each input of a job array.", "medkit.commands.status:status"),
     CommandSpec("merge", "Merge the records and tables of a job array.", "medkit.commands.merge:merge"),

@@ -22,7 +22,7 @@ TASKS = {"register", "template", "segment", "enhance", "sr", "classify", "contou
 FLOORS = (
     ("errors", "specs"),
     ("commandline", "helppages", "hookspecs", "machine", "pipe", "space"),
-    ("images", "options", "plugins", "scanner"),
+    ("bids", "images", "options", "plugins", "scanner"),
     ("bundles", "cli", "figures", "synthesis", "transforms"),
     ("evaluation", "run", "testing", "training"),
     ("cluster", "inference", "task", "transform_tasks"),
@@ -41,6 +41,7 @@ LIGHT_PACKAGES = {
     "machine": set(),
     "options": {"click"},
     "plugins": {"pluggy"},
+    "bids": set(),
     "bundles": set(),
     "cluster": set(),
     "cli": {"click"},

@@ -43,6 +43,7 @@ FACES = (
     *("synthesis", "task", "testing", "training", "transforms"),
 )
 PAGE_OF = {
+    **dict.fromkeys(("medkit bids", "medkit describe"), "workflows.md"),
     "medkit bundle": "bundles.md",
     "medkit completion": "options.md",
     **dict.fromkeys(("medkit merge", "medkit status", "medkit submit"), "clusters.md"),
@@ -360,6 +361,10 @@ def check_options(page: str, stage: str) -> None:
     called = next((" ".join(words[:n]) for n in (2, 1) if f"medkit {' '.join(words[:n])}" in COMMANDS), None)
     if called is None:
         return
+    if called == "bids" and "--" in words:  # what follows are options of the task
+        after = words.index("--")
+        check_options(page, f"medkit run {words[words.index('--task') + 1]} {' '.join(words[after + 1 :])}")
+        words = words[:after]
     known = {name for o in COMMANDS[f"medkit {called}"].params for name in (*o.opts, *o.secondary_opts)} | {"--help"}
     used = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
     assert used <= known, f"{page}: medkit {called} has no {used - known}"
