@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError, UsageError, listed
-from medkit.pipe.names import is_bids, kind_of_name, split_bids, suffix_of
+from medkit.pipe.names import IMAGE_SUFFIXES, is_bids, kind_of_name, split_bids, suffix_of
 
 DESCRIPTION = "dataset_description.json"
 """The file that makes a folder a BIDS dataset."""
@@ -43,7 +43,7 @@ class DatasetImages:
     left_out: Counter[str] = field(default_factory=Counter)
     """Datatype and BIDS suffix, such as `func/bold`, of images that were not selected -> how many."""
     misnamed: list[Path] = field(default_factory=list)
-    """Images whose names are no BIDS names, or those of another participant or session than their folders."""
+    """Images in other formats or places than BIDS has, or with names of another participant or session."""
     without_session: list[str] = field(default_factory=list)
     """Participants, as `sub-<label>`, that have none of the selected sessions."""
 
@@ -124,7 +124,7 @@ def _refuse_unknown(what: str, asked: Sequence[str], known: Collection[str], dat
 def _sort_in(place: Path, folders: dict[str, str], selection: Selection, found: DatasetImages) -> None:
     """Sort the images of one participant or session into `found`; `folders`: the entities that its folders state."""
     for path in _images_below(place):
-        if not is_bids(path):
+        if not is_bids(path) or path.parent == place or suffix_of(path) not in _IMAGES:
             found.misnamed.append(path)
             continue
         entities, suffix = split_bids(path)
@@ -139,10 +139,11 @@ def _sort_in(place: Path, folders: dict[str, str], selection: Selection, found: 
 
 
 def _images_below(place: Path) -> Iterator[Path]:
-    """Yield the images in the folders of datatypes, which lie directly in that of a participant or session."""
-    for folder in sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("ses-")):
+    """Yield the images of a participant or session: those in its folders of datatypes, and those beside them."""
+    folders = sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("ses-"))
+    for folder in (place, *folders):
         names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        yield from (path for path in names if suffix_of(path) in _IMAGES)
+        yield from (path for path in names if suffix_of(path).lower() in IMAGE_SUFFIXES)
 
 
 def _is_scan(path: Path, suffix: str) -> bool:

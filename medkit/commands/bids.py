@@ -140,7 +140,7 @@ def _say(found: DatasetImages, dataset: Path, unchecked: bool) -> None:
     """Warn of what is left out. Raises InputError if nothing is left, or if names are wrong and are checked."""
     if found.misnamed:
         some = listed([str(path.relative_to(dataset)) for path in found.misnamed[:3]])
-        text = f"{dataset}: {len(found.misnamed)} with names that do not fit their folders by BIDS: {some}"
+        text = f"{dataset}: {len(found.misnamed)} whose names do not fit their folders by BIDS: {some}"
         if not unchecked:
             raise InputError(f"{text} (--skip-bids-validation leaves them out)")
         log.warning("%s: left out", text)

@@ -163,13 +163,14 @@ def test_datasets_need_a_description(toy: Run, study: Path, tmp_path: Path, cont
 
 
 def test_names_must_fit_their_folders(toy: Run, study: Path, blob: Make, tmp_path: Path) -> None:
-    for name in ("sub-02_T1w", "sub-03_ses-1_T1w", "brain"):
-        blob(f"study/sub-03/anat/{name}.nii.gz")
+    for name in ("sub-02_T1w.nii.gz", "sub-03_ses-1_T1w.nii.gz", "brain.nii", "sub-03_T2w.NII.GZ", "sub-03_T2w.mgz"):
+        blob(f"study/sub-03/anat/{name}")
+    blob("study/sub-03/sub-03_T2w.nii.gz")  # outside a folder of a datatype
     blob("study/sub-01/ses-1/anat/sub-01_T1w.nii.gz")
     words = ["bids", study, tmp_path / "out", "participant", "--task", "fragile"]
     done = toy(*words)
     assert done.code == 3
-    assert "4 with names that do not fit their folders" in done.err
+    assert "7 whose names do not fit their folders" in done.err
     done = toy(*words, "--skip-bids-validation")
     assert done.code == 0
     assert made(done, tmp_path / "out") == results(SCANS)
