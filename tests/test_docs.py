@@ -105,6 +105,11 @@ def scans(tmp_path: Path) -> Path:
     nib.save(nib.Nifti1Image(air, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "chest_ct.nii.gz")
     (tmp_path / "chests").mkdir()
     Chest().write(tmp_path / "chests" / "anna.nii.gz")
+    Chest(blood=300.0).write(tmp_path / "ct.nii.gz")
+    (tmp_path / "organs.csv").write_text("name,x,y,z\nheart,8,15,-30\n")
+    point = {"label": "aorta", "position": [8, 15, -30]}
+    markup = {"coordinateSystem": "RAS", "controlPoints": [point]}
+    (tmp_path / "aorta.mrk.json").write_text(json.dumps({"markups": [markup]}))
     (tmp_path / "candidates.csv").write_text("name,x,y,z\nfirst,60,70,50\n")
     (tmp_path / "scans.txt").write_text("scans/anna.nii.gz\nscans/ben.nii.gz\n")
     write_sound(tmp_path / "lung_bundle", "lungs", weights=False, train__handlers=[], validate__handlers=[])
