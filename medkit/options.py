@@ -60,6 +60,10 @@ class RunOptions:
     part: tuple[int, int] | None = None
     """Which of N parts of a larger run this is (`--shard`, MEDKIT_PART), for names of files that all parts write."""
     workers: int = 0
+    executor: str = "local"
+    cluster: str | None = None
+    jobs: int = 1
+    scheduler_file: Path | None = None
     timeout_per_case: float | None = None
     device: str = "auto"
     threads: int | None = None
@@ -75,6 +79,11 @@ class RunOptions:
     """The programs that make the results: medkit, and the distribution of the plugin if that is another one."""
     command: tuple[str | Path, ...] = ()
     """The command without its inputs and without options that do not change results, for `medkit show`."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether other processes work on the cases, several at once and in any order."""
+        return self.workers > 0 or self.executor == "dask"
 
 
 def absolute_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -206,6 +215,13 @@ _OPTIONS = (
           help="Work on the K-th of N parts of the inputs; auto: rank in the job array, auto/N: its task's number."),
     _work("--workers", type=click.IntRange(min=0), default=0, metavar="N",
           help="Work in N child processes.  [default: 0, in this process]"),
+    _work("--executor", type=click.Choice(["local", "dask"]), default="local",
+          help="dask: in --workers N processes here, or on a cluster (needs medkit[hpc]).  [default: local]"),
+    _work("--cluster", metavar="slurm|pbs|sge|lsf|htcondor|FILE",
+          help="Submit the Dask workers as jobs; FILE: Dask's settings of the jobs (YAML)."),
+    _work("--jobs", type=click.IntRange(min=1), default=1, metavar="N", help="Most jobs at once.  [default: 1]"),
+    _work("--scheduler-file", callback=absolute_path, type=click.Path(dir_okay=False),
+          metavar="FILE", help="Use the Dask scheduler that wrote FILE, and its workers."),
     _work("--timeout-per-case", type=click.FloatRange(min=0, min_open=True), metavar="S",
           help="Give up on a case after S seconds."),
     _work("--device", default="auto", callback=valid_device, metavar="auto|cpu|cuda[:N]|mps",
@@ -251,9 +267,24 @@ def _run_options(*, quiet: bool, verbose: bool, **common: Any) -> RunOptions:
         raise UsageError(f"--failed {options.failed}: there is no folder {options.failed.parent} that can be written")
     if options.keep_tree and (options.output is None or is_file_name(options.output)):
         raise UsageError("--keep-tree needs a folder as --output")
+    _check_executor(options)
     if options.failed and options.part:
         return replace(options, failed=shard_file(options.failed, options.part))
     return options
+
+
+def _check_executor(options: RunOptions) -> None:
+    """Raise UsageError if the options about where cases are worked on contradict each other."""
+    places = {"--cluster": options.cluster, "--scheduler-file": options.scheduler_file}
+    given = [name for name, value in places.items() if value]
+    if given and options.executor != "dask":
+        raise UsageError(f"{given[0]} needs --executor dask")
+    if len(given) == 2:
+        raise UsageError("--cluster and --scheduler-file contradict each other")
+    if options.jobs > 1 and not options.cluster:
+        raise UsageError("--jobs needs --cluster")
+    if options.workers and given:
+        raise UsageError(f"--workers counts processes on this machine; with {given[0]} leave it out (--jobs N)")
 
 
 def _part(environ: Mapping[str, str]) -> tuple[int, int] | None:

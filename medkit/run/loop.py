@@ -13,6 +13,7 @@ from medkit.pipe.lines import Emitter, ReaderGoneError
 from medkit.pipe.records import Record, record_of
 from medkit.pipe.signals import StopRequest
 from medkit.run.arrivals import is_streaming
+from medkit.run.dask_run import on_dask
 from medkit.run.dry_run import dry_run
 from medkit.run.existing import settings_of_run
 from medkit.run.failures import explain, failed_record
@@ -93,15 +94,16 @@ class TaskRun:
         for record in self._records(items):
             if not self._finished(record):
                 return False
-            if self.stop.received and not self.options.workers and self._work_left(items):
+            if self.stop.received and not self.options.parallel and self._work_left(items):
                 return True
-        return self.stop.received and self.options.workers > 0  # children finish their cases and start no others
+        return self.stop.received and self.options.parallel  # the cases in work are finished, and no others begun
 
     def _records(self, items: Iterator[Item]) -> Iterator[Record]:
         """Yield the records of all cases as they are finished."""
-        if self.options.workers:
+        if self.options.parallel:
+            work = on_dask if self.options.executor == "dask" else in_children
             with self.stop.working():
-                yield from in_children(items, self.task, self.options, lambda: self.stop.received)
+                yield from work(items, self.task, self.options, lambda: self.stop.received)
         else:
             items = self._while_working(items)
             yield from in_this_process(items, self.task, self.options, lambda: self.stop.received)

@@ -7,7 +7,6 @@ import functools
 import math
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 import time
@@ -22,14 +21,13 @@ from typing import Any
 from medkit.errors import MedkitError, OutputError, Stopped
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
+from medkit.run.crew import TICK, Crew
 from medkit.run.failures import failed_record
 from medkit.run.task import CasePlan, Item, Task
 from medkit.run.worker import PAUSE, CaseWorker, pause_until
 
 _PATIENCE = 5.0
 """Seconds that a child has to drop its case before it is killed."""
-_TICK = 0.2
-"""Seconds between two looks at whether to stop."""
 _START_UP = 60.0
 """Seconds a child may need to import and load everything before its first case."""
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -59,110 +57,14 @@ def in_children(
 
     A child that dies fails its case and is replaced. Once `stopped()` is true, no new case is started.
     """
-    crew = _Crew(items, task, options, stopped)
+    crew = Crew(items, options.workers, lambda: ChildProcess(task, options), stopped)
     try:
         yield from crew.results()
     finally:
         crew.dismiss()
 
 
-_Done = Record | BaseException | None
-"""A finished case, an error that ends the run, or None for the end of one thread."""
-
-
-class _Crew:
-    """A thread that plans cases, and one thread per child process that hands them over."""
-
-    def __init__(self, items: Iterable[Item], task: Task, options: RunOptions, stopped: Callable[[], bool]) -> None:
-        self._items, self._task, self._options, self._stopped = items, task, options, stopped
-        self._waiting: queue.Queue[Item | None] = queue.Queue(maxsize=options.workers)
-        self._finished: queue.Queue[_Done] = queue.Queue()
-        self._children: list[_Child] = []
-        self._dismissed = False
-        self._feeder = threading.Thread(target=self._guard, args=(self._feed,), daemon=True)
-        self._servers = [
-            threading.Thread(target=self._guard, args=(self._serve,), daemon=True) for _ in range(options.workers)
-        ]
-        for thread in (self._feeder, *self._servers):
-            thread.start()
-
-    def _ending(self) -> bool:
-        return self._dismissed or self._stopped()
-
-    def _guard(self, work: Callable[[], None]) -> None:
-        """Do the work of a thread; pass on its error, and report its end."""
-        try:
-            work()
-        except BaseException as error:
-            self._finished.put(error)
-        finally:
-            self._finished.put(None)
-
-    def _feed(self) -> None:
-        for item in self._items:
-            self._put(item)
-            if self._ending():
-                return
-        for _ in self._servers:
-            self._put(None)
-
-    def _put(self, item: Item | None) -> None:
-        while not self._ending():
-            with contextlib.suppress(queue.Full):
-                self._waiting.put(item, timeout=_TICK)
-                return
-
-    def _serve(self) -> None:
-        """Hand plans to one child process, and to its successor when it dies."""
-        child: _Child | None = None
-        while not self._ending():
-            try:
-                item = self._waiting.get(timeout=_TICK)
-            except queue.Empty:
-                continue
-            if item is None:
-                break
-            if isinstance(item, Record):
-                self._finished.put(item)
-                continue
-            if not (child and child.alive()):
-                child = _Child(self._task, self._options)
-                self._children.append(child)
-                if self._dismissed:  # while the child was starting, so `dismiss` may have missed it
-                    child.dismiss()
-                    return
-            answer = child.work(item, self._stopped)
-            if isinstance(answer, Stopped):  # it waited for another process, and began nothing
-                break
-            self._finished.put(answer)
-        if child:
-            child.close()
-
-    def results(self) -> Iterator[Record]:
-        """Yield records as they are finished; raise the error that ended a thread."""
-        running = 1 + len(self._servers)
-        while running:
-            try:
-                done = self._finished.get(timeout=_TICK)  # short, so that a signal's handler can run
-            except queue.Empty:
-                if self._stopped() and not any(t.is_alive() for t in self._servers) and self._finished.empty():
-                    return  # the feeder may still wait for a silent stdin
-                continue
-            if isinstance(done, BaseException):
-                raise done
-            if done is None:
-                running -= 1
-            else:
-                yield done
-
-    def dismiss(self) -> None:
-        """End all children; those at work drop their case."""
-        self._dismissed = True
-        for child in self._children:
-            child.dismiss()
-
-
-class _Child:
+class ChildProcess:
     """A child process that works on plans sent through a pipe."""
 
     def __init__(self, task: Task, options: RunOptions) -> None:
@@ -203,7 +105,7 @@ class _Child:
         patience = math.inf if limit is None else _START_UP + 2 * limit
         told, deadline = False, time.monotonic() + patience
         while True:
-            if self._pipe.poll(_TICK):
+            if self._pipe.poll(TICK):
                 answer: Record | BaseException | None = self._pipe.recv()
                 if answer is not None:
                     return answer

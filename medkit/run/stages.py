@@ -42,7 +42,7 @@ def runs_staged(task: Task, options: RunOptions) -> bool:
     They do not with a limit on the time of a case, which only the main thread can keep, nor in child processes, which
     overlap anyway.
     """
-    return task.staged and not options.workers and options.timeout_per_case is None
+    return task.staged and not options.parallel and options.timeout_per_case is None
 
 
 def run_staged(
@@ -266,7 +266,7 @@ class _StagedRun:
             self._ready.wait()
         if self._stages is None:  # the set-up has failed, or was interrupted
             return None
-        job = _Job(self._worker.start(plan, claim_of(plan.targets, self._worker.pause), fingerprint))
+        job = _Job(self._worker.start(plan, claim_of(plan.targets, self._worker.pause(plan)), fingerprint))
         try:
             with job.timed():
                 job.held.enter_context(job.work.claim)

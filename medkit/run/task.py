@@ -175,6 +175,9 @@ class CasePlan:
     """Where the files of the case go."""
     members: tuple[Record, ...] = ()
     """All records of the case, for tasks that take several lines as one."""
+    again: bool = False
+    """Whether the case may be begun several times, on workers that are lost: each attempt waits for those before it,
+    and keeps the result that one of them has made."""
 
     @property
     def extra(self) -> Mapping[str, Any]:

@@ -49,8 +49,7 @@ class CaseWorker:
     def __init__(self, task: Task, options: RunOptions, pause: Callable[[], None] | None = None) -> None:
         self.task = task
         self.options = options
-        self.pause = pause if options.skip_existing else None
-        """Called while another process makes the result of a case, which is waited for under `--skip-existing`."""
+        self._pause = pause
         if task.uses_torch:
             keep_freed_memory()  # here, since `limit_torch` comes after the threads that read and write were started
         self._process: Callable[[Case], Result] | None = None
@@ -66,7 +65,7 @@ class CaseWorker:
         process = self.set_up()
         start = time.perf_counter()
         try:
-            with claim_of(plan.targets, self.pause) as claim:
+            with claim_of(plan.targets, self.pause(plan)) as claim:
                 if done := self.made_meanwhile(plan, fingerprint):
                     return done
                 self.check(plan, fingerprint)
@@ -79,6 +78,14 @@ class CaseWorker:
             raise
         except BaseException as error:
             return self.failed(plan, error)
+
+    def keeps(self, plan: CasePlan) -> bool:
+        """Return whether a result that exists already is kept."""
+        return self.options.skip_existing or (plan.again and not self.options.overwrite)
+
+    def pause(self, plan: CasePlan) -> Callable[[], None] | None:
+        """Return what is called while another process makes the result of a case; None if that is not waited for."""
+        return self._pause if self.options.skip_existing or plan.again else None
 
     def known(self, plan: CasePlan) -> ResultFingerprint | Record:
         """Return what the result of a case will depend on, or the record of a case that is done or cannot be done."""
@@ -110,9 +117,7 @@ class CaseWorker:
 
     def check(self, plan: CasePlan, fingerprint: ResultFingerprint) -> None:
         """Raise OutputError if the case would replace a file that it must not replace."""
-        check_existing(
-            plan.targets, fingerprint, overwrite=self.options.overwrite, skip_existing=self.options.skip_existing
-        )
+        check_existing(plan.targets, fingerprint, overwrite=self.options.overwrite, skip_existing=self.keeps(plan))
 
     def failed(self, plan: CasePlan, error: BaseException) -> Record:
         """Return the record of a case that failed."""
@@ -163,10 +168,10 @@ class CaseWorker:
         )
 
     def _existing(self, plan: CasePlan, fingerprint: ResultFingerprint) -> Record | None:
-        """Return the record of a result that need not be made again, with `--skip-existing`."""
+        """Return the record of a result that need not be made again, if such results are kept."""
         if not plan.targets.outputs:  # a row of a table: the planner has looked it up already
             return None
-        record = read_sidecar(plan.targets.sidecar) if self.options.skip_existing else None
+        record = read_sidecar(plan.targets.sidecar) if self.keeps(plan) else None
         if (
             record
             and fingerprint.has_same_source(record)

@@ -167,7 +167,7 @@ def test_a_child_that_has_just_ended_is_dismissed_in_peace(monkeypatch: pytest.M
     ended.start()
     ended.join()
     monkeypatch.setattr(ended, "is_alive", lambda: True)  # what was seen a moment before
-    child = processes._Child.__new__(processes._Child)
+    child = processes.ChildProcess.__new__(processes.ChildProcess)
     child._process = ended
     child.dismiss()
 
@@ -213,7 +213,7 @@ import toy
 from medkit.options import RunOptions
 from medkit.pipe.records import record_of
 from medkit.run.outputs import Output, Targets
-from medkit.run.processes import _Child
+from medkit.run.processes import ChildProcess
 from medkit.run.task import CasePlan, Task
 
 if __name__ == "__main__":
@@ -222,7 +222,7 @@ if __name__ == "__main__":
     task = Task("wait", [Output("image", "image", "waited")], process=work, uses_torch=False)
     image, made = folder / "a.nii.gz", folder / "x.nii.gz"
     plan = CasePlan(record_of(image), {{"image": image}}, Targets({{"image": made}}))
-    child = _Child(task, RunOptions())
+    child = ChildProcess(task, RunOptions())
     threading.Thread(target=child.work, args=(plan,), daemon=True).start()
     while not (folder / "a.started").exists():
         time.sleep(0.05)

@@ -1,0 +1,355 @@
+"""Where Dask's workers are: in this process, in jobs of a cluster, or wherever somebody has started them."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import logging
+import shutil
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from medkit.errors import MedkitError, UsageError, listed
+from medkit.options import RunOptions
+from medkit.run import remote
+
+_CLUSTERS = {
+    "slurm": "SLURMCluster",
+    "pbs": "PBSCluster",
+    "sge": "SGECluster",
+    "lsf": "LSFCluster",
+    "htcondor": "HTCondorCluster",
+}
+"""Schedulers, as Dask's settings name them, and their classes in dask-jobqueue."""
+_SETTINGS = {
+    "distributed.scheduler.worker-saturation": 1.0,  # else a case that only waits fails with the one that kills
+    "distributed.scheduler.allowed-failures": 2,
+    "distributed.deploy.lost-worker-timeout": "2s",  # before another job is submitted
+    "distributed.comm.timeouts.connect": "10s",
+}
+_IDLE = 10.0
+"""Seconds without a case after which the jobs end."""
+_ABSENT = 10.0
+"""Seconds for which no job is known to the scheduler before that is believed: it may be busy."""
+_INSTALL = "pip install 'medkit[hpc]'"
+log = logging.getLogger("medkit")
+
+
+class WorkersGoneError(MedkitError):
+    """No worker is left, and none will come."""
+
+
+class Pool(ABC):
+    """Dask workers, and the client through which cases reach them."""
+
+    client: Any
+    window: int
+    """How many cases are handed over before the first of them is finished."""
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """Return the options for the children."""
+        return options
+
+    def tend(self, cases: int, progress: bool) -> bool:
+        """Look after the workers, every few seconds; return whether there are any, or will be.
+
+        `cases`: how many are in work or wait; `progress`: whether one was done since the last call. Raises
+        WorkersGoneError.
+        """
+        return bool(self.client.nthreads())
+
+    def enter(self, run: str) -> None:
+        """See to it that each worker, also one that comes later, ends the children of this run when it ends."""
+        from distributed import WorkerPlugin
+
+        class Farewell(WorkerPlugin):  # type: ignore[misc]
+            """Without it, a worker that has lost its scheduler waits for the case in work."""
+
+            def teardown(self, worker: Any) -> None:
+                remote.dismiss(run)
+
+        self.client.register_plugin(Farewell(), name=run)
+
+    def stop(self, run: str) -> None:
+        """See to it that no worker begins a further case of this run."""
+        self.client.run(remote.stop, run, on_error="ignore")
+
+    def leave(self, run: str) -> None:
+        """End the children of this run on all workers; those at work drop their case."""
+        self.client.unregister_worker_plugin(name=run)
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what was started here."""
+
+
+class LocalPool(Pool):
+    """One worker in this process, which opens no port; only the children are further processes."""
+
+    def __init__(self, options: RunOptions) -> None:
+        from distributed import Client, LocalCluster
+
+        self._workers = max(1, options.workers)
+        self.window = 2 * self._workers + 2
+        self._cluster = LocalCluster(
+            n_workers=1,
+            threads_per_worker=self._workers,
+            processes=False,
+            memory_limit=0,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        )
+        self.client = Client(self._cluster)
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """Return the options for the children."""
+        return replace(options, workers=self._workers)
+
+    def close(self) -> None:
+        """End the worker."""
+        self.client.close()
+        self._cluster.close()
+
+
+class SitePool(Pool):
+    """The workers of a scheduler that is up already; they are not ended."""
+
+    def __init__(self, options: RunOptions) -> None:
+        from distributed import Client, Security
+
+        assert options.scheduler_file is not None
+        address = _address_of(options.scheduler_file)
+        if not address.startswith("tls://") and not _is_loopback(urlsplit(address).hostname or ""):
+            raise UsageError(
+                f"{options.scheduler_file}: the scheduler {address} is open to everybody on the network: "
+                "start it, and its workers, with TLS (see docs/clusters.md)"
+            )
+        try:
+            self.client = Client(address, security=Security(), timeout=10)
+        except (OSError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise MedkitError(f"{options.scheduler_file}: no Dask scheduler answers at {address}: {reason}") from None
+        self.window = 2 * max(4, sum(self.client.nthreads().values())) + 2
+
+    def close(self) -> None:
+        """Leave the workers alone."""
+        self.client.close()
+
+
+class JobPool(Pool):
+    """Workers in jobs that are submitted as they are needed, again if they are lost, and end when they are not."""
+
+    def __init__(self, options: RunOptions) -> None:
+        import dask
+        from distributed import Client
+
+        assert options.cluster is not None
+        self._scheduler = _read_settings(options.cluster)
+        settings = dask.config.get(f"jobqueue.{self._scheduler}")
+        self._jobs = options.jobs
+        self.window = 2 * options.jobs + 2
+        self._limit = 3 * options.jobs + 3
+        self._cores = int(settings.get("cores") or options.threads or 1)
+        if settings.get("memory") is None:
+            raise UsageError(
+                f"--cluster {options.cluster}: `memory` of a job is not set: give a file with "
+                f"`jobqueue: {{{self._scheduler}: {{memory: 8GB}}}}` as --cluster (see docs/clusters.md)"
+            )
+        self._refusals = _Refusals()
+        logging.getLogger("tornado.application").addFilter(self._refusals)
+        self._cluster = self._start(settings)
+        self.client = Client(self._cluster)
+        self._seen: set[Any] = set()
+        self._submitted = 0
+        self._idle_since: float | None = None
+        self._absent_since: float | None = None
+
+    def _start(self, settings: Mapping[str, Any]) -> Any:
+        """Return the cluster, with its scheduler in this process, and no job so far."""
+        import dask_jobqueue
+
+        security = _security()
+        interface = settings.get("interface")
+        if security is None and not (interface and _is_loopback(_address_on(interface))):
+            raise UsageError(
+                "the jobs would reach this process over the network without TLS, and so would everybody else there: "
+                "set the certificates `distributed.comm.tls` in Dask's settings (see docs/clusters.md)"
+            )
+        port = (settings.get("scheduler-options") or {}).get("port")
+        listening = {"dashboard_address": None, "dashboard": False, "interface": interface}
+        return getattr(dask_jobqueue, _CLUSTERS[self._scheduler])(
+            cores=self._cores,
+            processes=1,
+            nanny=False,  # its workers could start no child, and the children need no other protection
+            security=security,
+            scheduler_options=listening | ({} if port is None else {"port": port}),
+            # the last `--nthreads` counts: a worker has one case at a time, which computes on all cores of the job
+            worker_extra_args=[*(settings.get("worker-extra-args") or []), "--nthreads", "1", "--no-dashboard"],
+            silence_logs=logging.CRITICAL,
+        )
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """Return the options for the children: not every scheduler tells a job how many cores it has."""
+        return replace(options, threads=options.threads or self._cores)
+
+    def tend(self, cases: int, progress: bool) -> bool:
+        """Submit jobs for the cases in work, again if one was lost; end all jobs after a while without a case.
+
+        Raises WorkersGoneError if several jobs ended, one after the other, before a case was done, or none is accepted.
+        """
+        now = time.monotonic()
+        held = len(self._cluster.worker_spec)
+        self._submitted = held if progress else self._submitted
+        if cases:
+            self._idle_since = None
+            wanted = max(held, min(self._jobs, cases))
+            self._scale(min(wanted, held + max(0, self._limit - self._submitted)))
+        else:
+            self._idle_since = self._idle_since or now
+            if held and now - self._idle_since > _IDLE:
+                self._scale(0)
+        if not cases or self.client.nthreads() or self._in_queue():
+            self._absent_since = None
+            return True
+        if self._refusals.latest:
+            raise WorkersGoneError(f"the scheduler refuses the job: {self._refusals.latest}")
+        self._absent_since = self._absent_since or now
+        if now - self._absent_since > _ABSENT:
+            if self._submitted >= self._limit:
+                raise WorkersGoneError(f"{self._submitted} jobs have ended, and no case was done; see their logs")
+            self._scale(0)  # they ended before they became workers, which Dask does not notice
+            self._absent_since = None
+        return False
+
+    def _scale(self, jobs: int) -> None:
+        self._cluster.scale(jobs=jobs)
+        new = set(self._cluster.worker_spec) - self._seen
+        self._seen |= new
+        self._submitted += len(new)
+
+    def _in_queue(self) -> bool:
+        """Return whether the scheduler knows a job that waits or runs."""
+        numbers = [str(job.job_id) for job in list(self._cluster.workers.values()) if job.job_id]
+        return bool(numbers) and _known(self._scheduler, numbers)
+
+    def close(self) -> None:
+        """End all jobs."""
+        self.client.close()
+        with contextlib.suppress(Exception):  # a job that was refused is no job that Dask could end
+            self._cluster.close(timeout=30)
+        logging.getLogger("tornado.application").removeFilter(self._refusals)
+
+
+class _Refusals(logging.Filter):
+    """Keeps what the scheduler says to a job that it refuses: Dask only logs that, at every attempt."""
+
+    latest = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return False: nothing is logged."""
+        error = str(record.exc_info[1]) if record.exc_info else record.getMessage()
+        self.latest = " ".join(error.rpartition("stderr:")[2].split())
+        return False
+
+
+@contextlib.contextmanager
+def started(options: RunOptions) -> Iterator[Pool]:
+    """Within the block there are Dask workers, or will be. Raises UsageError if a package or setting is missing."""
+    try:
+        import dask
+        import distributed  # noqa: F401
+
+        if options.cluster:
+            import dask_jobqueue  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"--executor dask needs {error.name}: {_INSTALL}") from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in words of medkit
+    dask.config.set(_SETTINGS)
+    kind = JobPool if options.cluster else SitePool if options.scheduler_file else LocalPool
+    pool = kind(options)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _read_settings(name: str) -> str:
+    """Return the scheduler's name; `name` is that, or a file of Dask's settings, which are added to all others."""
+    import dask
+    import yaml
+
+    if name in _CLUSTERS:
+        return name
+    try:
+        found = yaml.safe_load(Path(name).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"--cluster {name}: neither one of {listed(list(_CLUSTERS))}, nor a file: {problem}") from None
+    schedulers = found.get("jobqueue") if isinstance(found, dict) else None
+    names = list(schedulers) if isinstance(schedulers, dict) else []
+    if len(names) != 1 or names[0] not in _CLUSTERS:
+        raise UsageError(f"--cluster {name}: expected `jobqueue:` with one of {listed(list(_CLUSTERS))} in it")
+    dask.config.update(dask.config.config, dask.config.expand_environment_variables(found))
+    return str(names[0])
+
+
+def _security() -> Any:
+    """Return the certificates of Dask's settings; None if there are none."""
+    from distributed import Security
+
+    security = Security()
+    needed = (security.tls_ca_file, security.tls_scheduler_cert, security.tls_worker_cert, security.tls_client_cert)
+    return security if all(needed) else None
+
+
+def _address_of(file: Path) -> str:
+    """Return the address in the file of a scheduler. Raises UsageError."""
+    try:
+        return str(json.loads(file.read_bytes())["address"])
+    except FileNotFoundError:
+        raise UsageError(f"--scheduler-file {file}: no such file; `dask scheduler` writes it") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"--scheduler-file {file}: expected the file that `dask scheduler` writes") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address_on(interface: str) -> str:
+    """Return the address of this machine on a network interface. Raises UsageError."""
+    from distributed.utils import get_ip_interface
+
+    try:
+        return str(get_ip_interface(interface))
+    except ValueError as error:
+        raise UsageError(f"interface {interface} in Dask's settings: {error}") from None
+
+
+def _known(scheduler: str, numbers: Collection[str]) -> bool:
+    """Return whether a scheduler lists one of these jobs as waiting or running."""
+    commands = {
+        "slurm": ["squeue", "--noheader", f"--jobs={','.join(numbers)}"],
+        "pbs": ["qstat", *numbers],
+        "sge": ["qstat", "-j", ",".join(numbers)],
+        "lsf": ["bjobs", "-noheader", "-o", "stat", *numbers],
+        "htcondor": ["condor_q", *numbers, "-af", "ClusterId"],
+    }
+    command = commands[scheduler]
+    if shutil.which(command[0]) is None:
+        return False
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return any(line.strip() not in ("", "DONE", "EXIT") for line in answer.stdout.split("\n"))
