@@ -9,6 +9,7 @@ import logging
 import shutil
 import subprocess
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -271,6 +272,7 @@ def started(options: RunOptions) -> Iterator[Pool]:
     except ImportError as error:
         raise UsageError(f"--executor dask needs {error.name}: {_INSTALL}") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in words of medkit
+    warnings.filterwarnings("ignore", "Creating scratch directories")  # a busy machine is nothing to report
     dask.config.set(_SETTINGS)
     kind = JobPool if options.cluster else SitePool if options.scheduler_file else LocalPool
     pool = kind(options)
