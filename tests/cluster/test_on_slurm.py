@@ -264,3 +264,25 @@ def test_the_time_limit(on_slurm: Shell, blob: Make, tmp_path: Path) -> None:
     assert (code, counts(found)) == (0, (50, 0, 0, 0))
     assert len(worked_on(tmp_path / "out")) == len(set(worked_on(tmp_path / "out"))) == 100
     assert "stopped by a signal" in logs(tmp_path / "out")
+
+
+def test_a_lost_job_of_dask_is_replaced(on_slurm: Shell, blob: Make, tmp_path: Path) -> None:
+    """One of two jobs is killed in the middle of a case; each case has one result, and no job is left."""
+    for package in ("distributed", "dask_jobqueue"):
+        pytest.importorskip(package, reason=f"{package} is not installed (medkit[hpc])")
+    for name in "abcd":
+        blob(f"{name}.nii.gz")
+    settings = {"memory": "500MB", "interface": "lo", "log-directory": str(tmp_path / "logs")}
+    settings["job-script-prologue"] = ["unset PYTHONWARNINGS"]
+    (tmp_path / "jobs.yaml").write_text(json.dumps({"jobqueue": {"slurm": settings}}))
+    done = on_slurm(
+        "jobs() { squeue --noheader --states=all --format=%i | sort -u | wc -l; }; before=$(jobs)\n"
+        "medkit run wait --marks . *.nii.gz -o out --executor dask --cluster jobs.yaml --jobs 2 & run=$!\n"
+        "until [ $(ls *.started 2> /dev/null | wc -l) = 2 ]; do sleep 0.2; done\n"
+        "scancel --signal=KILL --full $(squeue --noheader --format=%i | head -1)\n"
+        "until [ $(jobs) -ge $((before + 3)) ]; do sleep 0.2; done\n"
+        "touch go; wait $run"
+    )
+    assert done.code == 0, done.err
+    assert sorted(path.name[0] for path in done.paths) == ["a", "b", "c", "d"]
+    finished(30)
