@@ -32,6 +32,7 @@ __all__ = [
     "settings",
     "task_options",
     "valid_device",
+    "words",
 ]
 
 PROGRAM = {"Name": "medkit", "Version": __version__}
@@ -138,8 +139,9 @@ def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
-def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(w for w in (value or "").split(",") if w)
+def words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Return the words of a list with commas, each once; callback of options such as `--outputs`."""
+    return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -237,7 +239,7 @@ _OF_RESULTS = {"output", "keep_tree", "seed", "frame", "series", "group_by"}
 """Those that a result, or its name, depends on."""
 
 group_by_option = _io(
-    "--group-by", callback=_words, metavar="ENTITY,...", help="One case per group of BIDS names, such as sub,ses."
+    "--group-by", callback=words, metavar="ENTITY,...", help="One case per group of BIDS names, such as sub,ses."
 )
 """For tasks that take all lines as one case (`arity="all"`)."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from medkit.options import words
+
 Run = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
 
@@ -92,3 +94,8 @@ def test_no_variable_of_any_option_is_called_unknown() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("text", ["sub,ses", "sub, ses", " sub ,,ses,sub"])
+def test_spaces_in_lists_with_commas_are_no_part_of_the_words(text: str) -> None:
+    assert words(None, None, text) == ("sub", "ses")  # type: ignore[arg-type]

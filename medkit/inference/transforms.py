@@ -105,7 +105,7 @@ class Preprocessing:
             self.reader.planar = False
             try:
                 return run(feed)
-            except Exception:
+            except Exception:  # the first error, raised below, is about what the bundle asks for
                 self.reader.planar = True
             raise
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from medkit.errors import UsageError
-from medkit.options import RunOptions, absolute_path, task_options
+from medkit.options import RunOptions, absolute_path, task_options, words
 from medkit.task import run_task
 
 _PLANES = ("auto", "axial", "coronal", "sagittal")
@@ -16,12 +16,8 @@ _MESHES = ("ply", "stl")
 _THERE = click.Path(exists=True)
 
 
-def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
-
-
 @click.command()
-@click.option("--labels", callback=_words, metavar="NAME|NUMBER,...", help="Only these structures.  [default: all]")
+@click.option("--labels", callback=words, metavar="NAME|NUMBER,...", help="Only these structures.  [default: all]")
 @click.option(
     "--plane",
     type=click.Choice(_PLANES),

@@ -8,16 +8,12 @@ import click
 
 from medkit.errors import UsageError
 from medkit.inference import NONE, bundle_or_none
-from medkit.options import RunOptions, task_options
+from medkit.options import RunOptions, task_options, words
 from medkit.task import absolute, run_task
 from medkit_register.choices import BENDING, RegisterChoices
 from medkit_register.task import register_task
 
 _FILE = click.Path(exists=True, path_type=Path)
-
-
-def _roles(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
 
 
 @click.command()
@@ -60,7 +56,7 @@ def _roles(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @click.option(
     "--outputs",
-    callback=_roles,
+    callback=words,
     metavar="ROLE,...",
     help="What to write, the main output first: image, transform, inverse_transform; for joint also rigid_transform "
     "and affine_transform, for --midpoint fixed_image, fixed_transform and fixed_inverse_transform.  [default: all]",

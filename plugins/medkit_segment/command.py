@@ -9,7 +9,7 @@ import click
 
 from medkit.errors import UsageError
 from medkit.inference import AUTO, BundleOptions, bundle_options
-from medkit.options import RunOptions, absolute_path, task_options
+from medkit.options import RunOptions, absolute_path, task_options, words
 from medkit.task import absolute, run_task
 from medkit_segment.methods import METHODS, range_of
 from medkit_segment.results import ROLES, SegmentChoices
@@ -21,16 +21,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    roles = _names(ctx, param, value)
+    roles = words(ctx, param, value)
     if unknown := [role for role in roles if role not in ROLES]:
         raise click.BadParameter(f"{unknown[0]}: expected {', '.join(ROLES)}")
     if not roles:
         raise click.BadParameter(f"expected some of {', '.join(ROLES)}")
     return roles
-
-
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
 
 
 def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -56,7 +52,7 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
     metavar="ROLE,...",
     help=f"What to write, the main output first: {', '.join(ROLES)}. labels come with a table of the structures.",
 )
-@click.option("--labels", callback=_names, metavar="NAME,...", help="Keep these structures only.  [default: all]")
+@click.option("--labels", callback=words, metavar="NAME,...", help="Keep these structures only.  [default: all]")
 @click.option("--split", is_flag=True, help="Also write a mask of each structure.")
 @click.option(
     "--table",
