@@ -73,7 +73,7 @@ def test_tables_of_shards_side_by_side(shell: Run, blob: Make, tmp_path: Path) -
     for number in range(8):
         blob(f"{number}.nii.gz")
     each = "ls *.nii.gz | medkit run tabled --table all.tsv --shard $k/2"
-    done = shell(f"for k in 1 2; do ({each}) & done; wait -n && wait -n")
+    done = shell(f"k=1; ({each}) & first=$!; k=2; ({each}) & wait $first && wait $!")
     assert done.code == 0, done.err
     rows = [len(path.read_text().splitlines()) - 1 for path in tmp_path.glob("all.*.tsv")]
     assert (len(rows), sum(rows)) == (2, 8)
