@@ -39,7 +39,18 @@ TEXT = "\n".join(PAGES.values())
 LINKING = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 
 FACES = (
-    *("errors", "evaluation", "figures", "images", "inference", "options", "scanner", "space", "specs"),
+    *(
+        "dicom_objects",
+        "errors",
+        "evaluation",
+        "figures",
+        "images",
+        "inference",
+        "options",
+        "scanner",
+        "space",
+        "specs",
+    ),
     *("synthesis", "task", "testing", "training", "transforms"),
 )
 PAGE_OF = {

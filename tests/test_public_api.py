@@ -14,8 +14,8 @@ import pytest
 from places import BUNDLES
 
 FACES = (
-    *("errors", "evaluation", "figures", "images", "inference", "options", "scanner", "space", "specs"),
-    *("synthesis", "task", "testing", "training", "transforms"),
+    *("dicom_objects", "errors", "evaluation", "figures", "images", "inference", "options", "scanner", "space"),
+    *("specs", "synthesis", "task", "testing", "training", "transforms"),
 )
 CONFIGS = sorted(p for p in BUNDLES.glob("*/configs/*.json") if p.stem != "metadata")
 

@@ -50,6 +50,8 @@ class Runtime:
     """Seed of everything random."""
     frame: int | None = None
     """Index of the frame of images that hold several, if one was picked."""
+    series: str | None = None
+    """UID or number of the series of DICOM folders that hold several, if one was picked."""
 
     def limit_torch(self) -> None:
         """Import torch with these threads; `run_task` has done so already if the task declares `uses_torch`."""
@@ -118,6 +120,10 @@ class Task:
     """The task's own options: they stand in the sidecar, and a result made with others is outdated."""
     takes: Sequence[str] = ("image",)
     """The kinds of file it works on; given another kind, it goes back through the file's sources."""
+    modalities: Sequence[str] = ()
+    """The modalities, such as `MR`, of the series that it takes from a DICOM study; empty: any."""
+    planes: bool = False
+    """Whether it also takes series of a single slice from a DICOM study; X-rays are taken all the same."""
     role: str = "image"
     """The name of the case's own input among `inputs`."""
     accepts: Sequence[str] = ()

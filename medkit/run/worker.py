@@ -9,18 +9,26 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medkit.errors import RUN_ENDS, MedkitError, Stopped
 from medkit.machine.allocator import keep_freed_memory
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
-from medkit.pipe.names import is_bids
+from medkit.pipe.names import is_bids, suffix_of
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 from medkit.pipe.signals import time_limit
 from medkit.run.again import command_of
 from medkit.run.claims import Claim, Unclaimed, claim_of, remove_leftovers
-from medkit.run.existing import ResultFingerprint, check_existing, file_digest, is_whole, settings_of_case
+from medkit.run.existing import (
+    ResultFingerprint,
+    check_existing,
+    file_digest,
+    is_there,
+    is_whole,
+    settings_of_case,
+)
 from medkit.run.failures import explain, failed_record
 from medkit.run.outputs import describe_dataset
 from medkit.run.pictures import draw_case, picture_path
@@ -127,7 +135,7 @@ class CaseWorker:
     def runtime(self) -> Runtime:
         """The device and threads of this process."""
         threads = self.options.threads or max(1, granted_threads() // max(1, self.options.workers))
-        return Runtime(self._device(), threads, self.options.seed, self.options.frame)
+        return Runtime(self._device(), threads, self.options.seed, self.options.frame, self.options.series)
 
     def _device(self) -> str:
         if self.options.device != "auto":
@@ -162,7 +170,7 @@ class CaseWorker:
         return ResultFingerprint(
             source=plan.record.path,
             inputs={
-                role: "" if foreseen and not path.exists() else file_digest(path) for role, path in plan.inputs.items()
+                role: "" if foreseen and not is_there(path) else file_digest(path) for role, path in plan.inputs.items()
             },
             settings=settings_of_case(self.task, self.options, plan.record),
         )
@@ -217,7 +225,8 @@ class CaseWorker:
             "bundle": settings["bundle"],
             "arguments": settings["arguments"],
             "inputs": {
-                role: {"path": str(path), "sha256": work.fingerprint.inputs[role]} for role, path in plan.inputs.items()
+                role: {"path": str(path), "sha256": work.fingerprint.inputs[role], **_series_of(path)}
+                for role, path in plan.inputs.items()
             },
             "device": self.runtime.device,
             "threads": self.runtime.threads,
@@ -240,6 +249,16 @@ class CaseWorker:
             extra=plan.extra,
             medkit=block | {name: value for name, value in result.details.items() if name not in block},
         )
+
+
+def _series_of(path: Path) -> dict[str, str]:
+    """Return what a sidecar states of a DICOM input besides its path and digest: the series; empty for other files."""
+    if suffix_of(path).lower() not in ("", ".dcm", ".ima") or path.suffix.lower() == ".json":
+        return {}
+    from medkit.images.dicom.reader import series_uid
+
+    found = series_uid(path)
+    return {"SeriesInstanceUID": found[0], "SeriesNumber": found[1]} if found else {}
 
 
 def pause_until(stopped: Callable[[], bool]) -> Callable[[], None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from medkit.dicom_objects import DicomChoices, dicom_options
 from medkit.errors import UsageError
 from medkit.options import RunOptions, absolute_path, task_options, words
 from medkit.task import run_task
@@ -51,9 +52,11 @@ _THERE = click.Path(exists=True)
     help="With --to-labels: the image or DICOM folder whose grid the label maps get. With --rtstruct: the "
     "folder of the DICOM series.  [default: what the sidecars lead to]",
 )
+@dicom_options("rtstruct")
 @task_options
 def contours(
     options: RunOptions,
+    dicom: DicomChoices,
     labels: tuple[str, ...],
     plane: str,
     fit: str,
@@ -76,6 +79,12 @@ def contours(
     medkit run contours later_dseg.nii.gz --align first_dseg.nii.gz
     medkit run contours --to-labels --reference ct.nii.gz RS.dcm
     """
+    rtstruct = rtstruct or bool(dicom.kinds)
+    if dicom.source and not rtstruct:
+        raise UsageError("--dicom-source needs --dicom")
+    if dicom.source and reference:
+        raise UsageError("--reference and --dicom-source: name the series once")
+    reference = reference or dicom.source
     if to_labels:
         forward = {"--rtstruct": rtstruct, "--mesh": mesh, "--mesh-format": mesh_format, "--align": align}
         forward |= {"--plane": plane != "auto", "--fit": fit != "auto"}

@@ -6,7 +6,6 @@ by a channel of no width ("keyhole"), which every reader fills right.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from medkit.dicom_objects import Series, SourceImage, digest_of, item, now, series_number, to_dicom, tolerance, uid_of
 from medkit.errors import InputError
 from medkit.figures import label_colours
 from medkit.options import PROGRAM
-from medkit_contours.dicom_frame import to_dicom
 from medkit_contours.polygons import Contour, ContourSet, Structure, directions_across
-from medkit_contours.series import Series, SeriesImage, tolerance
 
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.2"
@@ -58,8 +56,6 @@ def structure_set(contours: ContourSet, series: Series, name: str, path: Path) -
     name: label of the structure set; path: the label map, for messages. Raises InputError if the contours do not lie in
     the planes of the images, or if there are none.
     """
-    from pydicom.uid import generate_uid
-
     if not any(one.contours for one in contours.structures):
         raise InputError(f"{path}: an RTSTRUCT needs a contour, and the label map is empty")
     content = _Content(contours.normal, planes_of(contours, series, path))
@@ -68,14 +64,18 @@ def structure_set(contours: ContourSet, series: Series, name: str, path: Path) -
     out.StructureSetROISequence = [content.roi(one, out.FrameOfReferenceUID) for one in contours.structures]
     out.ROIContourSequence = [content.contours(one) for one in contours.structures]
     out.RTROIObservationsSequence = [_observation(one) for one in contours.structures]
-    out.SOPInstanceUID = generate_uid(entropy_srcs=[series.header.SeriesInstanceUID, out.to_json()])
-    out.SeriesInstanceUID = generate_uid(entropy_srcs=["series", out.SOPInstanceUID])
+    identity = [
+        *("rtstruct", *(one.sop_instance for one in series.images), name),
+        *(f"{one.number} {one.name}" for one in contours.structures),
+        *(digest_of(contour.points) for one in contours.structures for contour in one.contours),
+    ]
+    out.SOPInstanceUID, out.SeriesInstanceUID = uid_of("instance", *identity), uid_of("series", *identity)
     out.file_meta.MediaStorageSOPInstanceUID = out.SOPInstanceUID
     empty = {int(item.ReferencedROINumber) for item in out.ROIContourSequence if "ContourSequence" not in item}
     return StructureSetFile(out, tuple(one.name for one in contours.structures if one.number in empty))
 
 
-Planes = Mapping[int, Sequence[tuple[SeriesImage, np.ndarray]]]
+Planes = Mapping[int, Sequence[tuple[SourceImage, np.ndarray]]]
 """Slice of a label map -> the images that get its contours, each with the shift (3,) mm of the contours' points."""
 
 
@@ -89,7 +89,7 @@ def planes_of(contours: ContourSet, series: Series, path: Path) -> Planes:
     assert grid is not None, "only contours of label maps are written"
     along = grid.affine[:3, axis]
     step = float(along @ contours.normal)
-    found: dict[int, list[tuple[SeriesImage, np.ndarray]]] = {}
+    found: dict[int, list[tuple[SourceImage, np.ndarray]]] = {}
     taken = set()
     for image in series.images:
         place = float((image.origin - grid.affine[:3, 3]) @ contours.normal) / step
@@ -110,10 +110,9 @@ def planes_of(contours: ContourSet, series: Series, path: Path) -> Planes:
 def _head(series: Series, name: str) -> Any:
     """Return a data set with everything but the structures."""
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import UID, ImplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, ImplicitVRLittleEndian
 
-    now = datetime.datetime.now()
-    series.header.decode()
+    date, time = now()
     out = Dataset()
     out.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of structures may be in any language
     for keyword in _COPIED:
@@ -124,15 +123,14 @@ def _head(series: Series, name: str) -> Any:
     out.SOPClassUID = UID(RTSTRUCT)
     out.Modality = "RTSTRUCT"
     out.Manufacturer, out.ManufacturerModelName, out.SoftwareVersions = "", PROGRAM["Name"], PROGRAM["Version"]
-    out.SeriesNumber = None
+    out.SeriesNumber = series_number(series.header, "rtstruct")
     out.SeriesDescription = f"Contours: {name}"[:64]
     out.OperatorsName = ""
     out.StructureSetLabel, out.StructureSetName = name[:16], name[:64]
-    out.StructureSetDate = out.InstanceCreationDate = now.strftime("%Y%m%d")
-    out.StructureSetTime = out.InstanceCreationTime = now.strftime("%H%M%S")
+    out.StructureSetDate = out.InstanceCreationDate = date
+    out.StructureSetTime = out.InstanceCreationTime = time
     out.ApprovalStatus = "UNAPPROVED"
-    stated = series.header.get("FrameOfReferenceUID")
-    out.FrameOfReferenceUID = stated or generate_uid(entropy_srcs=["frame", str(series.header.SeriesInstanceUID)])
+    out.FrameOfReferenceUID = series.frame_of_reference
     out.file_meta = FileMetaDataset()
     out.file_meta.MediaStorageSOPClassUID = UID(RTSTRUCT)
     # explicit lengths of ContourData have 16 bits, and the outline of a body has more numbers
@@ -143,14 +141,14 @@ def _head(series: Series, name: str) -> Any:
 def _frame_of_reference(uid: str, series: Series) -> Any:
     """Return the item that names the series and its images."""
     named = dict.fromkeys((one.sop_class, one.sop_instance) for one in series.images)
-    images = [_item(ReferencedSOPClassUID=kind, ReferencedSOPInstanceUID=instance) for kind, instance in named]
-    own = _item(SeriesInstanceUID=series.header.SeriesInstanceUID, ContourImageSequence=images)
-    study = _item(
+    images = [item(ReferencedSOPClassUID=kind, ReferencedSOPInstanceUID=instance) for kind, instance in named]
+    own = item(SeriesInstanceUID=series.header.SeriesInstanceUID, ContourImageSequence=images)
+    study = item(
         ReferencedSOPClassUID=_STUDY_COMPONENT,
         ReferencedSOPInstanceUID=series.header.StudyInstanceUID,
         RTReferencedSeriesSequence=[own],
     )
-    return _item(FrameOfReferenceUID=uid, RTReferencedStudySequence=[study])
+    return item(FrameOfReferenceUID=uid, RTReferencedStudySequence=[study])
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +160,7 @@ class _Content:
     planes: Planes
 
     def roi(self, structure: Structure, frame_of_reference: str) -> Any:
-        return _item(
+        return item(
             ROINumber=structure.number,
             ReferencedFrameOfReferenceUID=frame_of_reference,
             ROIName=structure.name.replace("\\", "/")[:64],  # DICOM separates values by a backslash
@@ -177,18 +175,18 @@ class _Content:
             for points in joined(slice_contours, self.normal)
             for image, shift in self.planes.get(number, ())
         ]
-        out = _item(ROIDisplayColor=colour, ReferencedROINumber=structure.number)
+        out = item(ROIDisplayColor=colour, ReferencedROINumber=structure.number)
         if items:
             out.ContourSequence = items
         return out
 
 
-def _contour(image: SeriesImage, points: np.ndarray) -> Any:
+def _contour(image: SourceImage, points: np.ndarray) -> Any:
     places = to_dicom(points)
-    reference = _item(ReferencedSOPClassUID=image.sop_class, ReferencedSOPInstanceUID=image.sop_instance)
+    reference = item(ReferencedSOPClassUID=image.sop_class, ReferencedSOPInstanceUID=image.sop_instance)
     if image.frame is not None:
         reference.ReferencedFrameNumber = image.frame
-    return _item(
+    return item(
         ContourImageSequence=[reference],
         ContourGeometricType="CLOSED_PLANAR",
         NumberOfContourPoints=len(places),
@@ -196,17 +194,8 @@ def _contour(image: SeriesImage, points: np.ndarray) -> Any:
     )
 
 
-def _item(**values: Any) -> Any:
-    from pydicom.dataset import Dataset
-
-    out = Dataset()
-    for keyword, value in values.items():
-        setattr(out, keyword, value)
-    return out
-
-
 def _observation(structure: Structure) -> Any:
-    return _item(
+    return item(
         ObservationNumber=structure.number,
         ReferencedROINumber=structure.number,
         RTROIInterpretedType="",

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from medkit.dicom_objects import from_dicom
 from medkit.errors import InputError, listed
-from medkit_contours.dicom_frame import from_dicom
 from medkit_contours.polygons import Contour, ContourSet, Structure, area_vector
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")

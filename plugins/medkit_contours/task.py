@@ -21,10 +21,10 @@ from medkit_contours.polygons import ContourSet, as_json, chosen_numbers
 from medkit_contours.structures import Box, names_of, places_of
 
 if TYPE_CHECKING:
+    from medkit.dicom_objects import Series
     from medkit.space import Grid
     from medkit_contours.alignment import Alignment, Labelled
     from medkit_contours.rtstruct import StructureSetFile
-    from medkit_contours.series import Series
 
 LOOK = "look at this one"
 TABLE = Output("contours", "table", "contours", ".tsv")
@@ -138,7 +138,7 @@ def process(case: Case, *, choices: ContourChoices, other: Labelled | None) -> R
     if is_contours(case.path):
         raise InputError(f"{case.path}: expected a label map, got contours; --to-labels makes a label map of them")
     record = case.record if case.record.path == case.path else record_of(case.path)
-    series = _series(record, choices)
+    series = _series(case, record, choices)
     traced = _traced(case, record, series, choices)
     alignment = _alignment(traced, other, case) if other is not None else None
     surfaces = mesh.surfaces(*_solid(traced)) if choices.mesh else []
@@ -156,12 +156,16 @@ def process(case: Case, *, choices: ContourChoices, other: Labelled | None) -> R
     )
 
 
-def _series(record: Record, choices: ContourChoices) -> Series | None:
+def _series(case: Case, record: Record, choices: ContourChoices) -> Series | None:
+    """Return the series that the RTSTRUCT is for, if one is wanted. Raises InputError."""
     if not choices.rtstruct:
         return None
-    from medkit_contours.series import series_of
+    from medkit.dicom_objects import Origin
 
-    return series_of(record, choices.reference, choices.series)
+    found = Origin.of(case, case.inputs.get("reference"), record).in_space
+    if not found.has_position:
+        raise InputError(f"{found.path}: expected DICOM images with a position in the body, got none")
+    return found
 
 
 def _traced(case: Case, record: Record, series: Series | None, choices: ContourChoices) -> Traced:

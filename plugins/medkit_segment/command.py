@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medkit.dicom_objects import DicomChoices, Segments, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import AUTO, BundleOptions, bundle_options
 from medkit.options import RunOptions, absolute_path, task_options, words
@@ -87,10 +88,12 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
     help="Frame of seeds in tables; Slicer's files state their own.",
 )
 @bundle_options()
+@dicom_options("seg", "sr")
 @task_options
 def segment(
     options: RunOptions,
     chosen: BundleOptions,
+    dicom: DicomChoices,
     method: str,
     roles: tuple[str, ...],
     labels: tuple[str, ...],
@@ -117,9 +120,10 @@ def segment(
     choices = SegmentChoices(roles, clean, labels, split, table, refine)
     if method == "network":
         _refuse(seeds=seeds, range=limits)
-        from medkit_segment.task import segmentation
+        from medkit_segment.task import meanings_of_bundles, segmentation
 
         task: Task = segmentation(chosen, choices, tta=tta)
+        meanings = meanings_of_bundles(chosen)
     else:
         _refuse(
             bundle=None if chosen.name == AUTO else chosen.name,
@@ -127,13 +131,17 @@ def segment(
             **{"no-clean": not clean, "no-refine": not refine},
         )
         from medkit_segment.classical import growing, thresholding
+        from medkit_segment.structures import CHEST_MEANINGS
 
+        meanings = CHEST_MEANINGS
         if method == "threshold":
             _refuse(seeds=seeds, range=limits)
             task = thresholding(choices)
         else:
             task = growing(choices, absolute(seeds) if seeds else None, limits, coordinates)
-    run_task(task, options)
+    if dicom.kinds and "labels" not in roles:
+        raise UsageError("--dicom: needs labels among --outputs")
+    run_task(with_dicom(task, dicom, Segments(meanings=meanings)), options)
 
 
 def _refuse(**given: object) -> None:

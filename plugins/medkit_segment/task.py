@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medkit.dicom_objects import Meaning, meanings_of
 from medkit.errors import BundleError, InputError, UsageError, listed
 from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, contract_of, modality_of
 from medkit.task import Case, Result, Task, Text, Writable
@@ -46,6 +47,14 @@ def names_of(bundle: Bundle) -> dict[int, str]:
     """Return label -> name of what a bundle segments."""
     stated = {int(n): str(name) for n, name in (bundle.block.get("labels") or {}).items()}
     return stated or {n: name for n, name in contract_of(bundle).classes.items() if n}
+
+
+def meanings_of_bundles(chosen: BundleOptions) -> Mapping[str, Meaning]:
+    """Return name -> meaning of the structures of all bundles that may run, as far as these state it."""
+    out: dict[str, Meaning] = {}
+    for bundle in chosen.of_task("segment"):
+        out |= meanings_of(names_of(bundle), bundle.block.get("codes"), f"bundle {bundle.name}")
+    return out
 
 
 def _split_names(bundles: Sequence[Bundle], choices: SegmentChoices) -> Sequence[str]:

@@ -103,7 +103,8 @@ def _frame_order(groups: _Groups, index: int) -> dict[str, Any]:
         if value is not None:
             out[name] = "/".join(map(str, value)) if name == "type" else float(value)
     stack = content.get("InStackPositionNumber")
-    for n, value in enumerate(content.get("DimensionIndexValues") or ()):
+    indices = content.get("DimensionIndexValues") or ()
+    for n, value in enumerate([indices] if isinstance(indices, int) else indices):
         if value != stack:
             out[f"dimension {n + 1}"] = float(value)
     return out | {"number": float(index)}

@@ -188,7 +188,7 @@ def test_what_lies_on_no_image_is_refused(medkit: Run, tmp_path: Path) -> None:
     done = [medkit("run", "contours", path, "--rtstruct", "--reference", folder) for path in paths]
 
     assert [one.code for one in (alone, *done)] == [3, 3, 3]
-    assert "name its folder with --reference FOLDER" in alone.err
+    assert "name its folder with --dicom-source FOLDER" in alone.err
     assert "lies on no image of" in done[0].err
     assert "got tilted ones" in done[1].err
     assert not list(tmp_path.glob("*.dcm"))

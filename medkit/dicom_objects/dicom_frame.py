@@ -1,4 +1,4 @@
-"""Points in the frame of DICOM files, LPS mm: RTSTRUCT and the headers of images state them so."""
+"""Points in the frame of DICOM files, LPS mm: the headers of images and the objects made for them state them so."""
 
 from __future__ import annotations
 

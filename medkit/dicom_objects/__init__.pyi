@@ -1,0 +1,20 @@
+# The names that plugins may use; `__init__.py` imports each when it is first asked for.
+from .codes import Code as Code
+from .codes import Meaning as Meaning
+from .codes import meanings_of as meanings_of
+from .dicom_frame import from_dicom as from_dicom
+from .dicom_frame import to_dicom as to_dicom
+from .identity import DicomObject as DicomObject
+from .identity import digest_of as digest_of
+from .identity import item as item
+from .identity import now as now
+from .identity import series_number as series_number
+from .identity import uid_of as uid_of
+from .options import DicomChoices as DicomChoices
+from .options import dicom_options as dicom_options
+from .results import Origin as Origin
+from .results import Segments as Segments
+from .results import with_dicom as with_dicom
+from .source import Series as Series
+from .source import SourceImage as SourceImage
+from .source import tolerance as tolerance
