@@ -18,7 +18,7 @@ from medkit.cluster.schedulers import array_text, check_array, require, submit
 from medkit.cluster.scripts import check_syntax, job_script, shard_script
 from medkit.errors import InputError, MedkitError, UsageError
 from medkit.pipe.atomic import write_atomically
-from medkit.run.folders import holds_dicom
+from medkit.run.folders import is_one_case, place_of
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,11 @@ def _check_line(line: str, workdir: Path) -> None:
     if "\n" in line or "\0" in line:
         raise UsageError(f"{line!r}: expected one name per line")
     path = Path(path_of(line, workdir))
-    if not line.startswith("{") and path.is_dir() and not holds_dicom(path):
+    place = None if line.startswith("{") else place_of(path)
+    if place is not None and not (place.is_dir() and is_one_case(place)):
         raise UsageError(
-            f"{line}: a folder of several cases cannot be dealt out: pipe the names of its files (find {line})"
+            f"{line}: a folder of several cases cannot be dealt out: pipe the names of its files (find {line}), or of "
+            f"its DICOM series (medkit dicom list {line} --json)"
         )
 
 

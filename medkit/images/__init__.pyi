@@ -1,4 +1,7 @@
 # The names that plugins may use; `__init__.py` imports each when it is first asked for.
+from .dicom.places import is_dicom_path as is_dicom_path
+from .dicom.places import open_file as open_file
+from .dicom.reader import files_of as files_of
 from .image import Image as Image
 from .image import count_frames as count_frames
 from .image import read_grid as read_grid

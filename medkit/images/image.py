@@ -14,6 +14,7 @@ import numpy as np
 
 from medkit.errors import InputError, OutputError
 from medkit.images import itk, mgh, nifti, pictures
+from medkit.images.dicom import places
 from medkit.images.dicom import reader as dicom
 from medkit.images.stored import FramesError, Stored
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, WRITABLE_IMAGES
@@ -170,7 +171,7 @@ def _reader_of(path: Path) -> ImageReader:
 
 
 def _existing(path: Path) -> Path:
-    if not Path(path).exists():
+    if not places.exists(Path(path)):
         raise InputError(f"{path}: no such file or folder")
     refuse_stream(Path(path))
     return Path(path)

@@ -12,18 +12,14 @@ from medkit import plugins
 from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle, bundle_for_task, installed
 from medkit.bundles.contract import Contract, contract_of
 from medkit.errors import InputError, UsageError, listed
-from medkit.images.dicom.reader import is_dicom
+from medkit.images.dicom.reader import is_dicom, stated_modality
 from medkit.pipe.names import GREY_PICTURES, stem
 from medkit.pipe.records import record_of
 from medkit.run.task import Case
+from medkit.studies.choosing import SAME_AS
 
 _MR_NAMES = re.compile(r"(?:^|_)(?:T1w?|T2w?|T2starw|FLAIR|PDw?|PDT2|inplaneT[12]|UNIT1|bold|dwi|angio|MR)(?:_|$)")
 _CT_NAMES = re.compile(r"(?:^|_)(?:CT|ct)(?:_|$)")
-_DICOM_MODALITY = re.compile(rb"\x08\x00\x60\x00(?:CS..|..\x00\x00)([A-Z]{2})", re.DOTALL)
-_SAME_AS = {"DX": "CR", "RG": "CR"}
-"""DICOM's other names for a projection X-ray -> the one that bundles use."""
-_HEADER_BYTES = 1 << 16
-"""Bytes of a DICOM file in which the modality is looked for."""
 NONE = "none"
 """Value of `--bundle` if no bundle is wanted."""
 AIR = -500
@@ -68,14 +64,10 @@ def modality_of(case: Case) -> tuple[str, str]:
 
 
 def _modality_in_header(path: Path) -> str | None:
-    if path.is_dir():
-        path = next((p for p in sorted(path.iterdir()) if p.is_file() and is_dicom(p)), path)
-    if path.is_dir() or not is_dicom(path):
+    if not is_dicom(path):
         return None
-    with open(path, "rb") as file:
-        found = _DICOM_MODALITY.search(file.read(_HEADER_BYTES))
-    stated = found.group(1).decode() if found else None
-    return _SAME_AS.get(stated, stated) if stated else None
+    stated = stated_modality(path)
+    return SAME_AS.get(stated, stated) if stated else None
 
 
 def common_contract(task: str, bundles: Sequence[Bundle]) -> Contract:

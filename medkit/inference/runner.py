@@ -77,6 +77,8 @@ def bundle_task(
         outputs=_outputs(contract, settings.probabilities),
         setup=functools.partial(load, settings=settings, runner=runner),
         arguments={"set": dict(settings.overrides), "precision": settings.precision, **_further(bundles, settings)},
+        modalities=_modalities(bundles),
+        planes=any(contract_of(bundle).planar for bundle in bundles),
         role=contract.keys[0],
         accepts=contract.accepts,
         memory=functools.partial(memory_needed, bundles[0], max(len(contract.classes), 1)),
@@ -85,6 +87,12 @@ def bundle_task(
         staged=True,
         reads=prompts_of(bundles[0], contract, settings.overrides).of_record if one and runner is None else None,
     )
+
+
+def _modalities(bundles: Sequence[Bundle]) -> tuple[str, ...]:
+    """Return the modalities that bundles take; none if one of them takes any."""
+    stated = [bundle.modality for bundle in bundles]
+    return tuple(dict.fromkeys(name for name in stated if name)) if all(stated) else ()
 
 
 def _further(bundles: Sequence[Bundle], settings: RunSettings) -> dict[str, Any]:

@@ -49,6 +49,8 @@ _BIDS_ORDER = (
     "mode space split recording chunk seg res den label desc"
 )
 _ENTITY = re.compile(r"[A-Za-z]+-[A-Za-z0-9+]+")
+_SERIES = re.compile(r"(.+?)/?#series=([^/#]+)", re.DOTALL)
+_ZIP = ".zip"
 
 
 def suffix_of(path: Path) -> str:
@@ -67,8 +69,28 @@ def stem(path: Path) -> str:
     >>> stem(Path("a/sub.01.nii.gz")), stem(Path("b/series_3"))
     ('sub.01', 'series_3')
     """
+    if named := split_series(path):
+        place, label = named
+        return f"{place.stem if place.suffix.lower() == _ZIP else place.name}_{label}"
     suffix = suffix_of(path)
     return path.name[: len(path.name) - len(suffix)]
+
+
+def split_series(path: Path) -> tuple[Path, str] | None:
+    """Return place and label of a path to one DICOM series of several; None for other paths.
+
+    >>> split_series(Path("scans/study#series=12"))
+    (PosixPath('scans/study'), '12')
+    >>> stem(Path("scans/study.zip#series=12"))
+    'study_12'
+    """
+    match = _SERIES.fullmatch(str(path))
+    return (Path(match[1]), match[2]) if match else None
+
+
+def join_series(place: Path, label: str) -> Path:
+    """Return the path to one DICOM series of those in a folder or zip and below; the opposite of `split_series`."""
+    return place.with_name(f"{place.name}#series={label}")
 
 
 def sidecar_path(path: Path) -> Path:
@@ -95,7 +117,11 @@ def is_bids(path: Path) -> bool:
     """Return whether a name follows BIDS: `sub-<label>[_<entity>-<label>...]_<suffix>`."""
     *entities, suffix = stem(path).split("_")
     return (
-        bool(entities) and entities[0].startswith("sub-") and suffix.isalnum() and all(map(_ENTITY.fullmatch, entities))
+        split_series(path) is None
+        and bool(entities)
+        and entities[0].startswith("sub-")
+        and suffix.isalnum()
+        and all(map(_ENTITY.fullmatch, entities))
     )
 
 

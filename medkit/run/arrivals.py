@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medkit.errors import MedkitError
+from medkit.errors import InputError, MedkitError
 from medkit.options import RunOptions
 from medkit.pipe.lines import in_shard, input_lines, take_shard
 from medkit.pipe.names import is_bids, kind_of_name, split_bids
 from medkit.pipe.records import Record, absolute, find_kind, read_sidecar, record_from_json, record_from_line
 from medkit.run.failures import explain, failed_record
-from medkit.run.folders import FolderContents
+from medkit.run.folders import FolderContents, place_of
 from medkit.run.task import Task
 
 log = logging.getLogger("medkit")
@@ -41,7 +41,9 @@ class Arrivals:
     passed_on: set[int] = field(default_factory=set)
     """`id` of the records that an earlier stage of the pipe failed on; they come back from the work as they are."""
     folders: list[Path] = field(default_factory=list)
-    """The folders among the inputs, absolute."""
+    """The folders and zips among the inputs, absolute."""
+    refused: dict[str, InputError] = field(default_factory=dict)
+    """Those of them that hold no case -> the reason."""
     left_out: list[str] = field(default_factory=list)
     """Names of the inputs that are results made from other inputs of this run."""
     replaceable: set[str] = field(default_factory=set)
@@ -122,23 +124,42 @@ class Arrivals:
         yield from (record for record in waiting if not self._leaves_out(record))
 
     def _opened(self, lines: Iterable[str]) -> Iterator[str]:
-        """Yield the lines, in place of a folder one for each image and DICOM folder in it."""
-        apart = {path for path in (self.options.qc,) if path}
+        """Yield the lines, in place of a folder or zip one for each image and DICOM series in it."""
         for line in lines:
             self.arrived = True
-            path = None if line.startswith("{") or "\0" in line else absolute(line)
-            if path is None or not path.is_dir():
+            place = None if line.startswith("{") or "\0" in line else place_of(absolute(line))
+            if place is None:
                 yield line
                 continue
-            self.folders.append(path)
-            found = FolderContents(path, self.task.takes, apart)
-            if text := found.summary():
-                log.warning("%s: %s: %s", self.task.name, path, text)
-            # a folder that holds nothing stands for itself, so that its case fails with the reason
-            yield from map(str, found.taken or [path])
+            self.folders.append(place)
+            try:
+                yield from self._cases_in(place)
+            except InputError as error:  # a zip that cannot be used
+                self.refused[str(place)] = error
+                yield str(place)
+
+    def _cases_in(self, place: Path) -> Iterator[str]:
+        """Yield the paths of the cases in a folder or zip, and say what is left out there. Raises InputError."""
+        from medkit.studies.needs import SeriesNeeds
+
+        task = self.task
+        needs = SeriesNeeds(task.name, task.modalities, task.planes, self.options.frame is not None)
+        apart = {path for path in (self.options.qc,) if path}
+        found = FolderContents(place, task.takes, needs, self.options.series, apart)
+        if found.refusal:
+            self.refused[str(place)] = InputError(found.refusal)
+        else:
+            for note in found.notes:
+                log.warning("%s: %s: %s", task.name, place, note)
+        if text := found.summary():
+            log.warning("%s: %s: %s", task.name, place, text)
+        # a folder that holds nothing stands for itself, so that its case fails with the reason
+        yield from map(str, found.taken or [place])
 
     def _parsed(self, line: str) -> Record:
         """Return the record that a line stands for, a failed one if it stands for none."""
+        if error := self.refused.get(line):
+            return failed_record(Record(Path(line)), self.task.name, explain(error, self.options), error)
         try:
             record = record_from_line(line)
         except MedkitError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.errors import InputError, OutputError
+from medkit.pipe.names import split_series
 from medkit.pipe.records import Record, read_sidecar, sha256_of
 
 if TYPE_CHECKING:
@@ -77,16 +78,35 @@ def through_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def is_there(path: Path) -> bool:
+    """Return whether an input exists: a file, a folder, or a place whose DICOM series it names."""
+    if path.exists():
+        return True
+    if split_series(path) is None:
+        return False
+    from medkit.images.dicom.places import exists
+
+    return exists(path)
+
+
 def file_digest(path: Path) -> str:
     """Return the sha256 of an input; a file that all cases share is read once.
 
     Raises InputError if it cannot be read.
     """
     try:
+        if split_series(path) and (digest := _digest_of_series(path)):
+            return digest
         status = path.stat()
         return _digest(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _digest_of_series(path: Path) -> str | None:
+    from medkit.images.dicom.series import digest_of  # numpy and pydicom are loaded when there is such a path
+
+    return digest_of(path)
 
 
 @functools.lru_cache(maxsize=64)

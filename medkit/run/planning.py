@@ -16,6 +16,7 @@ from medkit.pipe.names import is_bids, is_file_name, join_bids, split_bids, suff
 from medkit.pipe.records import Record, absolute, find_kind, record_of, refuse_stream
 from medkit.run.arrivals import Arrivals
 from medkit.run.claims import check_lengths
+from medkit.run.existing import is_there
 from medkit.run.failures import explain, failed_record
 from medkit.run.outputs import Targets, bids_folder, refuse_inputs, targets_of
 from medkit.run.task import CasePlan, Item, Task, numbered
@@ -148,7 +149,7 @@ class Planner:
 
     def _require(self, path: Path, record: Record, message: str) -> None:
         """Raise InputError if a file is missing; `--dry-run` takes files that an earlier stage would make."""
-        if not (path.exists() or (record.planned and self.options.dry_run)):
+        if not (is_there(path) or (record.planned and self.options.dry_run)):
             raise InputError(f"{message}; --dry-run only foresaw it" if record.planned else message)
 
     def _count_slices(self, path: Path) -> None:

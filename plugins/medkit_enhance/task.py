@@ -73,6 +73,9 @@ def enhancement(steps: EnhanceSteps, choices: EnhanceChoices, bundles: Sequence[
         outputs=outputs,
         setup=setup,
         arguments={**arguments, **base.arguments, "modality": choices.modality, "difference": choices.difference},
+        # other modalities and planes get the methods without a network, unless the user insists on it
+        modalities=base.modalities if steps.named and steps.network else (),
+        planes=not (steps.named and steps.network),
         accepts=("reference",),
         shared={"reference": choices.reference} if choices.reference else {},
         memory=functools.partial(memory_needed, network=base.memory),

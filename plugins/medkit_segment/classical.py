@@ -39,6 +39,7 @@ def thresholding(choices: SegmentChoices) -> Task:
         (),
         process=process,
         arguments={"method": "threshold"},
+        modalities=("CT",),
         summary=_summary,
         memory=functools.partial(_memory, bytes_per_voxel=12),
         uses_torch=False,

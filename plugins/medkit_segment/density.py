@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medkit.errors import InputError
+from medkit.images import files_of, is_dicom_path, open_file
 from medkit_segment.upright import in_memory
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ class Person:
 
 def person_of(path: Path) -> Person:
     """Return what the JSON beside an image (BIDS, dcm2niix) or the header of a DICOM file or folder states."""
-    stated = _from_dicom(path) if path.is_dir() or path.suffix == ".dcm" else _from_json(path)
+    stated = _from_dicom(path) if is_dicom_path(path) else _from_json(path)
     try:
         height = float(stated.get("PatientSize") or 0)
     except (TypeError, ValueError):
@@ -108,10 +110,10 @@ def _from_json(path: Path) -> Mapping[str, Any]:
 def _from_dicom(path: Path) -> Mapping[str, Any]:
     import pydicom
 
-    file = next((p for p in sorted(path.iterdir()) if p.is_file()), None) if path.is_dir() else path
     try:
-        header = pydicom.dcmread(str(file), stop_before_pixels=True, specific_tags=["PatientSize", "PatientSex"])
-    except (OSError, pydicom.errors.InvalidDicomError):
+        with open_file(files_of(path)[0]) as stream:
+            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=["PatientSize", "PatientSex"])
+    except (InputError, IndexError, pydicom.errors.InvalidDicomError):
         return {}
     return {key: header.get(key) for key in ("PatientSize", "PatientSex")}
 

@@ -79,7 +79,8 @@ def test_dicom_without_images_and_segmentations_are_left_out(toy: Run, blob: Mak
     done = toy("run", "pair", tmp_path / "study")
     assert done.code == 0, done.err
     assert done.paths == [tmp_path / "study/1_copy.nii.gz"]
-    assert "1 taken, left out: 1 DICOM file without an image and 1 label image" in done.err
+    assert "1 taken, left out: 1 label image" in done.err
+    assert "study: left out series ? (RTSTRUCT): no image" in done.err
 
 
 def test_equal_names_in_a_folder_keep_their_places(toy: Run, blob: Make, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ Names, dates and identifiers of the patient are not read: only the tags listed h
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from medkit.errors import InputError
 from medkit.images.dicom.frames import (
@@ -24,12 +26,13 @@ from medkit.images.dicom.frames import (
     slice_step,
     tile_count,
 )
+from medkit.images.dicom.places import Stamp, in_memory, open_file, size_of, stamp_of
 from medkit.images.dicom.types import BIG_ENDIAN, DEFLATED, NATIVE, DicomFile, PixelLayout
 from medkit.images.dicom.values import plain_spacing
-from medkit.images.nifti import opened
 
 TAGS = (
     *("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
+    *("StudyInstanceUID", "ProtocolName", "SequenceName"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness"),
     *("SpacingBetweenSlices", "PixelAspectRatio", "GridFrameOffsetVector", "DoseGridScaling"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
@@ -44,9 +47,35 @@ FIRST_ELEMENTS = tuple(bytes([number, 0]) for number in (0x00, 0x01, 0x05, 0x08,
 UNDEFINED = 0xFFFFFFFF
 
 
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What the header of one DICOM file says, whether or not it holds an image that can be read."""
+
+    path: Path
+    study: str
+    """UID of the study, as the file states it."""
+    series: tuple[str, str, str]
+    """Series UID, number and description; the description may hold a name, and is never printed."""
+    modality: str
+    kind: str
+    """UID of the SOP class."""
+    image_type: tuple[str, ...]
+    """Image Type, such as `ORIGINAL`, `PRIMARY`, `AXIAL`."""
+    shape: tuple[int, int, int]
+    """Columns, rows and frames; 0 without an image."""
+    coloured: bool
+    """Whether it has several values per pixel, or a palette of colours."""
+    words: str
+    """What may tell what was scanned: description, protocol and sequence, in lower case; never printed."""
+    image: DicomFile | None
+    """The image; None if there is none, or `problem` says why it cannot be read."""
+    problem: str
+    """Why an image cannot be read; empty if it can, and for an object without pixels."""
+
+
 def looks_like_dicom(path: Path) -> bool:
     """Whether a file starts as DICOM does: with its preamble, or (old files) with a group of its header."""
-    with opened(path) as stream:
+    with open_file(path) as stream:
         head = stream.read(132)
     if head[128:] == b"DICM":
         return True
@@ -59,25 +88,78 @@ def read_header(path: Path) -> DicomFile | None:
 
     Raises InputError for a file that is damaged, truncated, or states something that cannot be.
     """
+    header = header_of(path)
+    if header.problem:
+        raise InputError(header.problem)
+    return header.image
+
+
+def header_of(path: Path) -> Header:
+    """Return what the header of a file says; it is read once, unless the file has changed."""
     try:
-        with opened(path) as stream:
-            dataset, start, length = _dataset(stream)
-            size = os.fstat(stream.fileno()).st_size
+        return _header(path, stamp_of(path))
+    except InputError as error:
+        return _unreadable(path, str(error))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _header(path: Path, stamp: Stamp) -> Header:
+    try:
+        with open_file(path) as stream:
+            dataset, start, length = _dataset(path, stream)
+            size = size_of(path)
             fragments = _fragments(stream, start, size) if start is not None and length is None else 0
-    except InputError:
-        raise
+    except InputError as error:
+        return _unreadable(path, str(error))
     except Exception as error:  # pydicom raises errors of many types for torn headers
-        raise InputError(f"{path}: a DICOM header that cannot be read: {_words(error)}") from error
-    if start is None:
-        if "SOPClassUID" not in dataset or _is_image(dataset):
-            raise InputError(f"{path}: a DICOM image that cannot be read: truncated before its pixels")
-        return None
+        return _unreadable(path, f"{path}: a DICOM header that cannot be read: {_words(error)}")
     try:
-        return _parsed(path, dataset, start, length, size, fragments)
-    except InputError:
-        raise
+        image = None if start is None else _parsed(path, dataset, start, length, size, fragments)
+        problem = ""
+        if start is None and ("SOPClassUID" not in dataset or _is_image(dataset)):
+            problem = f"{path}: a DICOM image that cannot be read: truncated before its pixels"
+        return _described(path, dataset, image, problem)
+    except InputError as error:
+        return _described(path, dataset, None, str(error))
     except Exception as error:  # values are converted when they are asked for, and nibabel has errors of its own
-        raise InputError(f"{path}: its DICOM header states something that cannot be: {_words(error)}") from error
+        return _unreadable(path, f"{path}: its DICOM header states something that cannot be: {_words(error)}", dataset)
+
+
+def _unreadable(path: Path, problem: str, dataset: Any = None) -> Header:
+    """Return a header of which little can be read; whether it belongs to a series is found out if it can be."""
+    try:
+        return _described(path, dataset, None, problem)
+    except Exception:  # any of the values may be what cannot be read
+        return Header(path, "", ("", "", ""), "", "", (), (0, 0, 0), False, "", None, problem)
+
+
+def _described(path: Path, dataset: Any, image: DicomFile | None, problem: str) -> Header:
+    kind = dataset.get("ImageType") or ()
+    texts = (str(dataset.get(name) or "") for name in ("SeriesDescription", "ProtocolName", "SequenceName"))
+    columns, rows, frames = (int(dataset.get(name) or 0) for name in ("Columns", "Rows", "NumberOfFrames"))
+    return Header(
+        path=path,
+        study=str(dataset.get("StudyInstanceUID") or "").strip(),
+        series=_series(dataset),
+        modality=str(dataset.get("Modality") or "").strip(),
+        kind=str(dataset.get("SOPClassUID") or ""),
+        image_type=(kind,) if isinstance(kind, str) else tuple(map(str, kind)),
+        shape=(columns, rows, frames or 1) if columns and rows else (0, 0, 0),
+        coloured=_is_coloured(dataset),
+        words=" ".join(texts).lower(),
+        image=image,
+        problem=problem,
+    )
+
+
+def _series(dataset: Any) -> tuple[str, str, str]:
+    uid, number, text = (str(dataset.get(f"Series{k}") or "").strip() for k in ("InstanceUID", "Number", "Description"))
+    return uid, number, text
+
+
+def _is_coloured(dataset: Any) -> bool:
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    return samples > 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
 
 
 @functools.cache
@@ -85,19 +167,19 @@ def _pydicom() -> Any:
     """pydicom without its warnings about values: what matters is checked here."""
     import pydicom
 
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it would repeat values of headers
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     return pydicom
 
 
-def _dataset(stream: BinaryIO) -> tuple[Any, int | None, int | None]:
+def _dataset(path: Path, stream: IO[bytes]) -> tuple[Any, int | None, int | None]:
     """The tags of the header; where Pixel Data starts (None: there are none) and its length (None: encapsulated)."""
     pydicom = _pydicom()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=[*TAGS, *SIEMENS])
     if _syntax(dataset) == DEFLATED:
-        stream.seek(0)
-        whole = pydicom.dcmread(stream, force=True)
+        whole = pydicom.dcmread(in_memory(path), force=True)
         value = whole.get("PixelData")
         return whole, None if value is None else 0, None if value is None else len(value)
     order = "<" if dataset.is_little_endian else ">"
@@ -112,7 +194,7 @@ def _syntax(dataset: Any) -> str:
     return NATIVE[0] if dataset.is_implicit_VR else NATIVE[1] if dataset.is_little_endian else BIG_ENDIAN
 
 
-def _pixel_element(stream: BinaryIO, *, implicit: bool, order: str) -> tuple[int | None, int | None]:
+def _pixel_element(stream: IO[bytes], *, implicit: bool, order: str) -> tuple[int | None, int | None]:
     """Start and length of the value of Pixel Data, at whose tag the stream stands."""
     head = stream.read(12)
     if len(head) < 8 or struct.unpack(f"{order}H", head[:2])[0] != 0x7FE0:
@@ -127,7 +209,7 @@ def _pixel_element(stream: BinaryIO, *, implicit: bool, order: str) -> tuple[int
     return stream.tell(), None if length == UNDEFINED else length
 
 
-def _fragments(stream: BinaryIO, start: int, size: int) -> int:
+def _fragments(stream: IO[bytes], start: int, size: int) -> int:
     """How many whole fragments compressed pixels have, the table of offsets left out; -1 where they do not end."""
     stream.seek(start)
     count = -1
@@ -148,8 +230,8 @@ def _is_image(dataset: Any) -> bool:
 
 
 def _parsed(path: Path, dataset: Any, start: int, length: int | None, size: int, fragments: int) -> DicomFile:
-    samples = int(dataset.get("SamplesPerPixel") or 1)
-    if samples > 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+    if _is_coloured(dataset):
+        samples = int(dataset.get("SamplesPerPixel") or 1)
         raise InputError(f"{path}: expected one value per voxel, got colours ({samples} values per pixel)")
     pixels = _layout(path, dataset, start, length)
     _check_length(path, pixels, size, fragments)
@@ -165,8 +247,7 @@ def _parsed(path: Path, dataset: Any, start: int, length: int | None, size: int,
         slices = classic_slices(path, dataset, pixels, spacing)
     if any(one.spacing is None and one.origin is not None for one in slices):
         raise InputError(f"{path}: expected a Pixel Spacing, got none, though the image has a position in the body")
-    uid, number, text = (str(dataset.get(f"Series{k}") or "").strip() for k in ("InstanceUID", "Number", "Description"))
-    return DicomFile(path, (uid, number, text), kind, pixels, note, slice_step(path, dataset), tuple(slices))
+    return DicomFile(path, _series(dataset), kind, pixels, note, slice_step(path, dataset), tuple(slices))
 
 
 def _layout(path: Path, dataset: Any, start: int, length: int | None) -> PixelLayout:

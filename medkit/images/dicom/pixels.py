@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medkit.errors import InputError
+from medkit.images.dicom.places import in_memory, on_disk, open_file
 from medkit.images.dicom.types import DEFLATED, DicomFile, DicomSlice, PixelLayout
 from medkit.images.itk import silence
 
@@ -80,8 +81,9 @@ def _content(path: Path, layout: PixelLayout) -> bytes:
     if layout.syntax == DEFLATED:
         import pydicom
 
-        return bytes(pydicom.dcmread(path, force=True).PixelData)
-    with open(path, "rb") as stream:
+        return bytes(pydicom.dcmread(in_memory(path), force=True).PixelData)
+    # a member of a zip is read to its end, where its checksum is compared
+    with open_file(path) if path.exists() else in_memory(path) as stream:
         stream.seek(layout.start)
         content = stream.read(layout.promised)
     if len(content) < layout.promised:
@@ -104,12 +106,13 @@ def _decoded(file: DicomFile) -> np.ndarray:
     silence()
     reader = itk.GDCMImageIO.New()
     try:
-        reader.SetFileName(str(file.path))
-        reader.ReadImageInformation()
-        if reader.GetNumberOfComponents() > 1:
-            raise InputError(f"{file.path}: expected one value per voxel, got colours")
-        slope, intercept = reader.GetRescaleSlope(), reader.GetRescaleIntercept()
-        voxels = itk.array_from_image(itk.imread(str(file.path), imageio=reader))
+        with on_disk(file.path) as place:
+            reader.SetFileName(str(place))
+            reader.ReadImageInformation()
+            if reader.GetNumberOfComponents() > 1:
+                raise InputError(f"{file.path}: expected one value per voxel, got colours")
+            slope, intercept = reader.GetRescaleSlope(), reader.GetRescaleIntercept()
+            voxels = itk.array_from_image(itk.imread(str(place), imageio=reader))
     except RuntimeError as error:
         raise InputError(
             f"{file.path}: its compressed pixels ({_name(layout.syntax)}) are damaged, or of a kind that medkit cannot "
@@ -136,7 +139,7 @@ def _run_length(path: Path) -> np.ndarray:
     import pydicom
 
     try:
-        return np.asarray(pydicom.dcmread(path, force=True).pixel_array)
+        return np.asarray(pydicom.dcmread(in_memory(path), force=True).pixel_array)
     except Exception as error:  # pydicom raises errors of many types for damaged data
         raise InputError(f"{path}: its run-length encoded pixels are damaged: {error}") from error
 

@@ -6,7 +6,7 @@ pydicom reads the headers (`header`); the order of the slices and the place of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def _series(path: Path, series: str | None) -> tuple[list[DicomFile], list[str]]
     several = holds_files(path)
     if not several and not dicom:
         raise InputError(f"{path}: expected a DICOM image, got something else")
-    files = [file for file in map(read_header, dicom) if file is not None]
+    files = [file for file in map(read_header, _possible(dicom, series)) if file is not None]
     if not files:
         if not several:
             raise InputError(f"{path}: expected a DICOM image, got a DICOM object without pixels")
@@ -144,6 +144,15 @@ def _series(path: Path, series: str | None) -> tuple[list[DicomFile], list[str]]
     skipped = len(dicom) - len(files)
     warnings = [f"{skipped} DICOM files hold no image that can be read; they were left out"] if skipped else []
     return [file for file in files if file.series == known[0]], warnings
+
+
+def _possible(dicom: Sequence[Path], series: str | None) -> Iterator[Path]:
+    """Yield the files without damaged ones of other series than the one asked for."""
+    for path in dicom:
+        header = header_of(path)
+        others = series is not None and header.series[0] and series not in header.series[:2]
+        if not (header.problem and others):
+            yield path
 
 
 def _check_no_empty_file(path: Path, names: Sequence[Path], dicom: Sequence[Path]) -> None:
