@@ -33,6 +33,7 @@ _CORE_COMMANDS = (
         "evaluate", "Score labels, images or points against references.", "medkit.commands.evaluate.command:evaluate"
     ),
     CommandSpec("train", "Train a bundle's network on your data, into a new bundle.", "medkit.commands.train:train"),
+    CommandSpec("dicom", "List DICOM series, or convert them to NIfTI.", "medkit.commands.dicom:dicom"),
     CommandSpec("bids", "Run a task on a BIDS dataset, as a BIDS App does.", "medkit.commands.bids:bids"),
     CommandSpec("describe", "Describe a task for other programs (Boutiques).", "medkit.commands.describe:describe"),
     CommandSpec("submit", "Run a pipe over many inputs as a job array.", "medkit.commands.submit:submit"),
@@ -43,7 +44,7 @@ _CORE_COMMANDS = (
     ),
     CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),
 )
-_GROUPS = ("bundle", "plugins", "transform")
+_GROUPS = ("bundle", "dicom", "plugins", "transform")
 """Those of them that have commands of their own."""
 _CORE_TASKS = (TaskSpec("bundle", "Run any MONAI bundle on images.", "medkit.commands.run_bundle:bundle"),)
 

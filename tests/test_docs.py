@@ -59,6 +59,7 @@ PAGE_OF = {
     "medkit completion": "options.md",
     **dict.fromkeys(("medkit merge", "medkit status", "medkit submit"), "clusters.md"),
     "medkit demo": "index.md",
+    "medkit dicom": "dicom.md",
     "medkit evaluate": "evaluate.md",
     "medkit plugins": "plugins.md",
     "medkit show": "pipes-and-records.md",
