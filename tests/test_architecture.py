@@ -23,7 +23,7 @@ FLOORS = (
     ("errors", "specs"),
     ("commandline", "helppages", "hookspecs", "machine", "pipe", "space"),
     ("bids", "images", "options", "plugins", "scanner"),
-    ("bundles", "cli", "figures", "studies", "synthesis", "transforms"),
+    ("bundles", "cli", "figures", "privacy", "studies", "synthesis", "transforms"),
     ("evaluation", "run", "testing", "training"),
     ("cluster", "dicom_objects", "inference", "task", "transform_tasks"),
     ("robustness", *PLUGINS),

@@ -56,6 +56,7 @@ FACES = (
 PAGE_OF = {
     **dict.fromkeys(("medkit bids", "medkit describe"), "workflows.md"),
     "medkit bundle": "bundles.md",
+    "medkit deidentify": "privacy.md",
     "medkit completion": "options.md",
     **dict.fromkeys(("medkit merge", "medkit status", "medkit submit"), "clusters.md"),
     "medkit demo": "index.md",

@@ -1,0 +1,1 @@
+"""Taking out of files what says whose they are: `medkit deidentify` (docs/privacy.md)."""
