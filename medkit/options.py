@@ -47,6 +47,7 @@ class RunOptions:
 
     inputs: tuple[str, ...] = ()
     list: Path | None = None
+    exclude: Path | None = None
     output: Path | None = None
     keep_tree: Path | None = None
     overwrite: bool = False
@@ -194,6 +195,8 @@ _OPTIONS = (
     _io("-0", "--null", is_flag=True, help="Lines in and out end in NUL instead of newline."),
     _io("--list", variable=False, callback=absolute_path, type=click.Path(exists=True, dir_okay=False),
         metavar="FILE", help="Read the inputs from FILE, as from stdin."),
+    _io("--exclude", callback=absolute_path, type=click.Path(exists=True, dir_okay=False), metavar="MARKS.csv",
+        help="Leave out the cases that a reviewer failed (marks of medkit report)."),
     _io("--overwrite", is_flag=True, help="Replace existing results."),
     _io("--skip-existing", is_flag=True, help="Keep existing results that are complete and up to date."),
     _io("--keep-tree", callback=absolute_path, metavar="ROOT",

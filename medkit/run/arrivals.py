@@ -16,6 +16,7 @@ from medkit.options import RunOptions
 from medkit.pipe.lines import in_shard, input_lines, take_shard
 from medkit.pipe.names import is_bids, kind_of_name, split_bids
 from medkit.pipe.records import Record, absolute, find_kind, read_sidecar, record_from_json, record_from_line
+from medkit.run.exclusion import Exclusion
 from medkit.run.failures import explain, failed_record
 from medkit.run.folders import FolderContents, place_of
 from medkit.run.task import Task
@@ -54,14 +55,22 @@ class Arrivals:
     total: int | None = None
     """How many records there are in all; None while lines may still arrive."""
 
+    @functools.cached_property
+    def exclusion(self) -> Exclusion | None:
+        """The cases that a reviewer failed (`--exclude`). Raises UsageError for a file that holds no marks."""
+        return Exclusion(self.options.exclude) if self.options.exclude else None
+
     def records(self) -> Iterator[Record]:
         """Yield a record for each input to work on, a failed one for a line that stands for none."""
         lines = input_lines(self.options.inputs, self.options.list, self.options.null)
         if is_streaming(self.options):
             yield from self._as_they_come(self._opened(lines))
+            self._say_excluded()
         else:
             listed = list(lines)
-            yield from map(self._parsed, self._kept(list(self._opened(listed)), listed if self.options.list else []))
+            kept = self._kept(list(self._opened(listed)), listed if self.options.list else [])
+            self._say_excluded()
+            yield from map(self._parsed, kept)
         if self.shard:
             name = "shard {}/{}".format(*self.shard)
             log.warning("%s: %s: %d of %d inputs", self.task.name, name, self.taken, len(self.given))
@@ -84,6 +93,8 @@ class Arrivals:
     def _kept(self, lines: list[str], listed: list[str]) -> list[str]:
         """Return the lines of this shard, without results that the run would only make again; all lines are known."""
         self.given.update(map(_path_of, lines))
+        if self.exclusion:  # before the shards are dealt out, so that each knows which marks fit no input
+            lines = [line for line in lines if not self._excluded(line, self.exclusion)]
         if self.shard:
             lines = self._of_shard(lines, listed, self.shard)
         kept = [line for line in lines if not self._leaves_out_line(line)]
@@ -110,6 +121,8 @@ class Arrivals:
         waiting = []
         for line in lines:
             self.given.add(_path_of(line))
+            if self.exclusion and self._excluded(line, self.exclusion):
+                continue
             if self.shard and not in_shard(_path_of(line), self.shard):
                 continue
             self.taken += 1
@@ -168,6 +181,17 @@ class Arrivals:
         if record.failed:
             self.passed_on.add(id(record))
         return record
+
+    def _excluded(self, line: str, exclusion: Exclusion) -> bool:
+        """Return whether a reviewer failed the case of a line; the failure of an earlier stage is passed on."""
+        with contextlib.suppress(MedkitError):
+            record = record_from_line(line)
+            return not record.failed and exclusion.leaves_out(record)
+        return False
+
+    def _say_excluded(self) -> None:
+        if self.exclusion and self.arrived:
+            self.exclusion.say(self.task.name)
 
     # ---- results among their own sources
 
