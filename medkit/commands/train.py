@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -19,6 +20,8 @@ from medkit.options import absolute_path, option, settings, valid_device
 from medkit.pipe.lines import guarded_stdout
 from medkit.pipe.records import absolute
 from medkit.pipe.signals import StopRequest
+from medkit.training.ranks import RankEndedError
+from medkit.training.world import World, find_world
 
 if TYPE_CHECKING:
     from medkit.training.plan import TrainingPlan, TrainingResult
@@ -133,23 +136,27 @@ def train(
     medkit train segment --data scans/ -o my_bundle --hours 2
     medkit train segment --data scans/ -o my_bundle --hours 2   # again: continues where it stopped
     """
-    _set_levels(quiet, progress)
     with guarded_stdout() as stdout, StopRequest(_SIGNALS) as stop:
+        world = find_world(os.environ)
+        _set_levels(quiet or not world.first, progress)
         try:
-            plan = _plan(bundle_name, trust, given)
+            plan = _plan(bundle_name, trust, world, given)
             if dry_run:
-                return _print_plan(plan)
+                return _print_plan(plan) if world.first else 0
             result = _train(plan, stop)
         except Stopped:
             return Stopped.exit_code
-        except MedkitError:
+        except MedkitError as error:
             if verbose:
                 traceback.print_exc()
+            if isinstance(error, RankEndedError) and error.told:
+                return error.exit_code
             raise
         if result.outcome == "stopped":
             return 130 if stop.number is signal.SIGINT else Stopped.exit_code
-        stdout.write(f"{result.bundle}\n".encode())
-        stdout.flush()
+        if world.first:
+            stdout.write(f"{result.bundle}\n".encode())
+            stdout.flush()
         return 0
 
 
@@ -158,7 +165,7 @@ def _set_levels(quiet: bool, progress: bool) -> None:
     logging.getLogger("medkit.training.progress").setLevel(logging.NOTSET if progress else logging.WARNING)
 
 
-def _plan(bundle_name: str | None, trust: bool, given: dict[str, Any]) -> TrainingPlan:
+def _plan(bundle_name: str | None, trust: bool, world: World, given: dict[str, Any]) -> TrainingPlan:
     """Return the plan for the options given. Raises UsageError and BundleError."""
     from medkit.training.plan import TrainingPlan
 
@@ -173,6 +180,7 @@ def _plan(bundle_name: str | None, trust: bool, given: dict[str, Any]) -> Traini
         config=given.pop("config_name"),
         init_from=_weights_file(weights, registry) if weights else None,
         command=shlex.join(["medkit", *sys.argv[1:]]),
+        world=world,
         **given,
     )
 

@@ -9,28 +9,40 @@ from pathlib import Path
 
 from medkit.machine.cgroups import processors
 
-_GRANTS = ("SLURM_CPUS_PER_TASK", "NCPUS", "PBS_NUM_PPN", "NSLOTS", "LSB_DJOB_NUMPROC", "OMP_NUM_THREADS")
-"""Variables with a number of processors: of Slurm, PBS, Torque, Grid Engine, LSF and OpenMP."""
+_FOR_A_TASK = ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")
+"""Variables with a number of processors for one process: of Slurm and OpenMP."""
+_FOR_A_JOB = ("NCPUS", "PBS_NUM_PPN", "NSLOTS", "LSB_DJOB_NUMPROC")
+"""Variables with a number of processors that all processes of a job share: of PBS, Torque, Grid Engine and LSF."""
 
 
-def granted_threads(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
+def granted_threads(
+    environ: Mapping[str, str] = os.environ, root: Path = Path("/"), tasks: int = 1, cores: int | None = None
+) -> int:
     """Return how many processors this run may use: the least of all grants, since more threads wait for each other.
 
     Grants are the variables of the scheduler, OMP_NUM_THREADS, the quota of the control group (`root` is where the
-    folders `proc` and `sys` are), and the CPU affinity.
+    folders `proc` and `sys` are), and the CPU affinity. If the run consists of several `tasks` on this machine, each
+    gets an equal share of what is granted to all; `cores` is then the number that they may run on together.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    grants = [cores, processors(root), *(_number(environ, name) for name in _GRANTS), *_slurm_grants(environ)]
-    return min(grant for grant in grants if grant)
+    own = [_number(environ, name) for name in _FOR_A_TASK]
+    shared = [cores or len(affinity()), processors(root), *(_number(environ, name) for name in _FOR_A_JOB)]
+    shared += _slurm_grants(environ, tasks)
+    return max(1, min(grant for grant in (*own, *(n // tasks for n in shared if n)) if grant is not None))
 
 
-def _slurm_grants(environ: Mapping[str, str]) -> Iterator[int | None]:
-    """Yield what Slurm grants without `--cpus-per-task`: by GPU, and the job's processors here for its one task."""
+def affinity() -> set[int]:
+    """Return the numbers of the processors that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _slurm_grants(environ: Mapping[str, str], tasks: int) -> Iterator[int | None]:
+    """Yield what Slurm grants without `--cpus-per-task`: by GPU, and the job's processors here for all its tasks."""
     per_gpu = _number(environ, "SLURM_CPUS_PER_GPU")
     yield per_gpu and per_gpu * (_number(environ, "SLURM_GPUS_ON_NODE") or 1)
-    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
-    tasks = tasks or environ.get("SLURM_NTASKS") or "1"
-    if set(re.sub(r"\(x\d+\)", "", tasks).split(",")) == {"1"}:  # "1(x3)": one task on each of three nodes
+    here = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
+    here = here or environ.get("SLURM_NTASKS") or "1"
+    # "1(x3)": one task on each of three nodes; other tasks than those of this run may need the rest
+    if set(re.sub(r"\(x\d+\)", "", here).split(",")) == {"1"} or tasks > 1:
         yield _number(environ, "SLURM_CPUS_ON_NODE")
 
 

@@ -28,3 +28,4 @@ from .parts.srgan import SharpLoss as SharpLoss
 from .parts.srgan import prepare_refining as prepare_refining
 from .plan import TrainingPlan as TrainingPlan
 from .plan import TrainingResult as TrainingResult
+from .ranks import average_gradients as average_gradients

@@ -60,7 +60,13 @@ class RunFolder:
             return None
         if plan.resume is False:
             raise OutputError(f"-o {self.root}: holds a training; --no-resume needs --overwrite to replace it")
-        if other := differences(json.loads(self.identity.read_bytes()), identity):
+        found = json.loads(self.identity.read_bytes())
+        if (there := found.get("ranks", 1)) != identity["ranks"]:
+            raise OutputError(
+                f"-o {self.root}: holds a training over {there} ranks, and this one has {identity['ranks']}: a step "
+                f"has the samples of all ranks, so it continues with {there} only"
+            )
+        if other := differences(found, identity):
             raise OutputError(
                 f"-o {self.root}: holds another training, which differs in {', '.join(other)}; "
                 f"name another -o, or use --overwrite"

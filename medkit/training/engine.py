@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from medkit.machine.threads import granted_threads, limit_torch
 from medkit.pipe.signals import StopRequest
 from medkit.training.checkpoint import RunFolder
-from medkit.training.plan import TrainingPlan, TrainingResult, training_identity
+from medkit.training.meeting import joined
+from medkit.training.plan import TrainingPlan, TrainingResult, training_identity, value_digest
+from medkit.training.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -22,30 +25,41 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
     `medkit.training`, progress to `medkit.training.progress`.
 
     Raises UsageError, BundleError (the config), InputError (the data), OutputError (the folder holds something else)
-    and TrainingError (the loss is no longer finite, or a step failed; the last good checkpoint stays).
+    and TrainingError (the loss is no longer finite, a step failed, or another rank ended; the last good checkpoint
+    stays).
     """
     device = _set_up(plan)
+    with joined(plan.world, device, plan.command) as ranks:
+        if ranks.size > 1:
+            limit_torch(plan.threads or ranks.threads)
+        return _train(plan, stop or StopRequest(), device, ranks)
+
+
+def _train(plan: TrainingPlan, stop: StopRequest, device: torch.device, ranks: Ranks) -> TrainingResult:
+    """Train as one of the ranks; rank 0 writes."""
     from medkit.training.config import TrainConfig
     from medkit.training.report import overlay
     from medkit.training.report.card import write_samples
     from medkit.training.run import TrainingRun
 
     folder = RunFolder(plan.output)
-    folder.refuse_foreign(plan)
+    if ranks.first:
+        folder.refuse_foreign(plan)
     config = TrainConfig(plan, device)
     data = config.take_data()
     identity = training_identity(plan, data.training, data.validation)
-    with folder.locked():
-        state = folder.state(plan, identity)
-        if state is None:
+    ranks.same("the configs, the settings or the data", value_digest(identity))
+    with folder.locked() if ranks.first else nullcontext():
+        state = ranks.from_first(folder.state(plan, identity) if ranks.first else None)
+        if state is None and ranks.first:
             folder.start(plan, identity)
             overlay.apply(plan, folder.root)
+        ranks.exchange("the folder is ready")
         parts = config.build(folder.root)
         _adjust(parts, plan, fresh=state is None)
-        if state is None:
+        if state is None and ranks.first:
             write_samples(folder.root, parts)
-        run = TrainingRun(plan, folder, config, parts, data, identity, stop or StopRequest())
-        return run.train(state)
+        return TrainingRun(plan, folder, config, parts, data, identity, stop, ranks).train(state)
 
 
 def describe(plan: TrainingPlan) -> list[str]:
@@ -70,17 +84,25 @@ def describe(plan: TrainingPlan) -> list[str]:
         f"items: {len(data.training)} for training, {len(data.validation)} for validation",
         f"network: {numbers:,} parameters, {trained:,} of them trained",
         f"to do: {' or '.join(limits)}, validation every {parts.trainer.state.epoch_length} steps",
-        f"on: {device}, {choose_precision(plan.precision, device)}",
+        f"on: {device}, {choose_precision(plan.precision, device)}"
+        + (f", {plan.world.size} ranks" if plan.world.size > 1 else ""),
         f"result: {plan.output}" + (f", continuing from step {state['step']}" if state else ""),
     ]
 
 
 def _set_up(plan: TrainingPlan) -> torch.device:
-    """Set torch's threads and return the device."""
+    """Set torch's threads and return the device; each rank of a machine has a GPU of its own, if it may choose."""
+    limit_torch(plan.threads or granted_threads())
+    import torch
+
     from medkit.machine.precision import choose_device
 
-    limit_torch(plan.threads or granted_threads())
-    return choose_device(plan.device)
+    device = choose_device(plan.device)
+    if device.type == "cuda" and plan.world.size > 1:
+        if plan.device in ("auto", "cuda"):
+            device = torch.device("cuda", plan.world.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
 
 
 def _adjust(parts: TrainingParts, plan: TrainingPlan, *, fresh: bool) -> None:

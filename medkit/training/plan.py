@@ -12,6 +12,7 @@ from typing import Any, Literal
 from medkit.bundles.bundle import Bundle
 from medkit.pipe.records import sha256_of
 from medkit.training.data import is_file
+from medkit.training.world import World
 
 NOT_IDENTITY = {"steps", "device"}
 """Ids whose `--set` does not make it another training."""
@@ -53,6 +54,8 @@ class TrainingPlan:
     checkpoint_minutes: float = 3.0
     command: str = ""
     """The command line, for the model card."""
+    world: World = field(default_factory=World)
+    """This process among those that train together."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def training_identity(plan: TrainingPlan, training: Sequence[Any], validation: S
         "init-from": sha256_of(plan.init_from) if plan.init_from else None,
         "freeze": sorted(plan.freeze),
         "seed": plan.seed,
+        "ranks": plan.world.size,
     }
 
 
@@ -97,7 +101,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     """Return the differences between two identities, in words."""
     names = {"configs": "the bundle's configs", "data": "the data's list of files or their sizes"}
     out = []
-    for key in sorted({*found, *wanted}):
+    for key in sorted({*found, *wanted} - {"ranks"}):
         if found.get(key) != wanted.get(key):
             short = key in names or "init" in key
             out.append(names.get(key, key) if short else f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} here)")

@@ -147,6 +147,9 @@ class Trouble:
             engine.state.output["pred"] = engine.state.output["pred"] * float("nan")
         elif what == "bad":
             engine.state.output["pred"] = -engine.state.output["pred"]
+        elif what == "drift":
+            for parameter in engine.network.parameters():
+                parameter.data += 1
         elif what == "error":
             raise ValueError("no such luck")
         elif what == "group":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -12,11 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from places import HELPERS
 from tiny import write_bundle, write_labels
+from trained import equal, is_like, table, weights
 
 from medkit.bundles.verify import bundle_problems
 from medkit.cli import main
@@ -69,44 +68,12 @@ def call(*command: str) -> int:
     return int(stop.value.code or 0)
 
 
-def table(folder: Path) -> list[dict[str, str]]:
-    """The log without the seconds."""
-    with open(folder / "training" / "log.csv") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
-def weights(folder: Path) -> dict[str, Any]:
-    import torch
-
-    found: dict[str, Any] = torch.load(folder / "models" / "model.pt", weights_only=True)
-    return found
-
-
-def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two state dicts are the same to the bit."""
-    return list(a) == list(b) and all(a[k].dtype == b[k].dtype and bool((a[k] == b[k]).all()) for k in a)
-
-
 @pytest.fixture(scope="module")
 def unbroken(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of a training of 12 steps that nothing disturbed."""
     out = tmp_path_factory.mktemp("unbroken") / "out"
     assert call(*arguments(place, out)) == 0
     return out
-
-
-def is_like(folder: Path, unbroken: Path) -> bool:
-    """Whether a training gave the same curve, the same state and the same weights to the bit."""
-    import torch
-
-    states = [torch.load(f / "training" / "checkpoint.pt", weights_only=True) for f in (folder, unbroken)]
-    rows = [[(row[0], *row[2:]) for row in state["rows"]] for state in states]
-    return (
-        rows[0] == rows[1]
-        and table(folder) == table(unbroken)
-        and equal(weights(folder), weights(unbroken))
-        and all(equal(states[0][part], states[1][part]) for part in ("network", "ema", "best_weights"))
-    )
 
 
 # ---- the result

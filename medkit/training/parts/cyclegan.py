@@ -10,6 +10,7 @@ Configs call the discriminators `judges`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from monai.losses import PatchAdversarialLoss
 from torch import nn
 
 from medkit.synthesis.base_transform import plain_tensor
+from medkit.training.ranks import average_gradients
 
 SOURCE, TARGET = "source", "target"
 """Keys of batches and discriminators: the kind of image that is turned into another, and that other kind."""
@@ -146,7 +148,7 @@ class TrainDiscriminators:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(output["pred"], output["label"])
         loss.backward()
-        if bool(loss.isfinite()):
+        if math.isfinite(average_gradients(self.optimizer, loss)):
             self.optimizer.step()
         self.discriminators.requires_grad_(False)
 

@@ -24,11 +24,16 @@ class Progress:
         """Steps done."""
         self._before = 0.0
         self._started: float | None = None
+        self._agreed: float | None = None
         self._engines: list[Any] = []
 
     @property
     def seconds(self) -> float:
         """Seconds since the start of training, those of earlier parts included."""
+        return self.elapsed() if self._agreed is None else self._agreed
+
+    def elapsed(self) -> float:
+        """Return `seconds` by the clock of this process."""
         return self._before + (0.0 if self._started is None else time.monotonic() - self._started)
 
     @property
@@ -46,6 +51,10 @@ class Progress:
     def restore(self, step: int, seconds: float) -> None:
         """Continue from a checkpoint."""
         self.step, self._before = step, seconds
+
+    def agree(self, seconds: float) -> None:
+        """Set `seconds`, which ranks that train together must see alike, until this is called again."""
+        self._agreed = seconds
 
     def attach(self, engine: Any) -> None:
         """Count the steps of a trainer; a second call for the same trainer does nothing."""

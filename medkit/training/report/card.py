@@ -57,6 +57,8 @@ class Figures:
     precision: str
     metric_name: str | None
     best: Best | None
+    ranks: int = 1
+    """Number of processes that trained together."""
     skipped_steps: int = 0
     """Steps without an update, because the loss or a gradient was not finite."""
 
@@ -153,6 +155,7 @@ def new_metadata(plan: TrainingPlan, figures: Figures) -> dict[str, Any]:
             "metric": figures.metric_name,
             "best": best.value if best else None,
             "best_step": best.step if best else None,
+            **({"ranks": figures.ranks} if figures.ranks > 1 else {}),
         },
     }
     return with_meta(dict(metadata), plan)
@@ -178,13 +181,14 @@ def with_section(text: str, section: str) -> str:
 
 def _section(plan: TrainingPlan, figures: Figures, names: Sequence[str], pictures: Mapping[str, str]) -> str:
     best = figures.best
+    ranks = f"{figures.ranks} ranks, " if figures.ranks > 1 else ""
     rows = [
         ("started from", f"{plan.bundle.name} {plan.bundle.version}, config `{plan.config}`"
          + (f", parameters of `{plan.init_from.name}`" if plan.init_from else ", random parameters")),
         ("data", f"{figures.items} items for training, {figures.validation_items} for validation"),
         ("steps", f"{figures.step} in {figures.seconds / 3600:.2f} h"
          + (f"; {figures.skipped_steps} without an update" if figures.skipped_steps else "")),
-        ("computed on", f"{figures.device}, {figures.precision}, seed {plan.seed}, medkit {__version__}"),
+        ("computed on", f"{figures.device}, {ranks}{figures.precision}, seed {plan.seed}, medkit {__version__}"),
         ("parameters", f"{figures.parameters:,}, {figures.trained_parameters:,} of them trained"),
         ("weights", f"chosen by validation: {figures.metric_name} {best.value:.4f} at step {best.step}"
          if best else "those after the last step; nothing validated them"),

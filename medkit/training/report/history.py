@@ -26,9 +26,9 @@ class HistoryRow:
 
 
 class History:
-    """The rows so far, in memory and in `log.csv`."""
+    """The rows so far, in memory and in `log.csv`; ranks that do not write have no path."""
 
-    def __init__(self, path: Path, metric_name: str | None) -> None:
+    def __init__(self, path: Path | None, metric_name: str | None) -> None:
         self.path = path
         self.metric_name = metric_name
         self.rows: list[HistoryRow] = []
@@ -44,6 +44,8 @@ class History:
         self._write()
 
     def _write(self) -> None:
+        if self.path is None:
+            return
         head = f"step,seconds,learning_rate,loss,{self.metric_name or 'metric'}\n"
         write_atomically(self.path, head + "".join(_line(row) for row in self.rows))
 
