@@ -1,7 +1,10 @@
 # The names that plugins may use; `__init__.py` imports each when it is first asked for.
+from .codes import FINDING as FINDING
 from .codes import Code as Code
 from .codes import Meaning as Meaning
+from .codes import meaning_of as meaning_of
 from .codes import meanings_of as meanings_of
+from .codes import private_code as private_code
 from .dicom_frame import from_dicom as from_dicom
 from .dicom_frame import to_dicom as to_dicom
 from .identity import DicomObject as DicomObject
@@ -12,8 +15,13 @@ from .identity import series_number as series_number
 from .identity import uid_of as uid_of
 from .options import DicomChoices as DicomChoices
 from .options import dicom_options as dicom_options
+from .report import Answer as Answer
+from .results import ClassReport as ClassReport
+from .results import DerivedImages as DerivedImages
+from .results import Maker as Maker
 from .results import Origin as Origin
 from .results import Segments as Segments
+from .results import VolumeReport as VolumeReport
 from .results import with_dicom as with_dicom
 from .source import Series as Series
 from .source import SourceImage as SourceImage

@@ -31,6 +31,10 @@ class Code:
         return CodedConcept(self.value, self.scheme, self.meaning)
 
 
+FINDING = Code("121071", "DCM", "Finding")
+"""The question of a classification that asks one only."""
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What a label or a class stands for."""
@@ -67,7 +71,8 @@ class Algorithm:
     @property
     def description(self) -> str:
         """In words, such as `medkit segment: brain_mri_segmentation 0.5.0`."""
-        return one_line(f"{MANUFACTURER} {self.task}: {self.name} {self.version}")
+        name = self.task if self.name == self.task else f"{self.task}: {self.name}"
+        return one_line(f"{MANUFACTURER} {name} {self.version}")
 
 
 def private_code(name: str) -> Code:

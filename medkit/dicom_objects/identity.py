@@ -24,6 +24,8 @@ PRIVATE_SCHEME = "99MEDKIT"
 """Coding scheme of what has no code of a standard."""
 _LONGEST = 64
 """Characters of a description (value representations LO and, for labels, SH holds 16)."""
+_LONGEST_DECIMAL = 16
+"""Characters of a decimal string."""
 _SERIES_NUMBERS = {"seg": 1, "image": 2, "rtstruct": 3, "sr": 4}
 """Kind of object -> what its series number ends in."""
 
@@ -60,7 +62,7 @@ def series_number(source: Any, kind: str) -> int:
     """Return the number of a derived series: 302 for an `image` of the series 3."""
     text = str(source.get("SeriesNumber") or "0")
     number = int(text) if text.lstrip("-").isdigit() else 0
-    return abs(number) % 10**9 * 100 + _SERIES_NUMBERS[kind]
+    return abs(number) % 10**7 * 100 + _SERIES_NUMBERS[kind]
 
 
 def item(**values: Any) -> Any:
@@ -71,6 +73,18 @@ def item(**values: Any) -> Any:
     for keyword, value in values.items():
         setattr(out, keyword, value)
     return out
+
+
+def decimal(value: float) -> Any:
+    """Return a number as DICOM's decimal string, of 16 characters."""
+    from pydicom.valuerep import DSfloat
+
+    return DSfloat(float(value), auto_format=True)
+
+
+def decimals(values: Iterable[Any]) -> list[Any]:
+    """Return numbers of a header as decimal strings: digit by digit, but for those of more than 16 characters."""
+    return [value if len(str(value)) <= _LONGEST_DECIMAL else decimal(value) for value in values]
 
 
 def now() -> tuple[str, str]:

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medkit.dicom_objects.codes import Algorithm, Meaning
-from medkit.dicom_objects.identity import VERSION, highdicom
-from medkit.dicom_objects.source import Lead, Series, is_same_person, leads_of, series_on_grid
+from medkit.dicom_objects.identity import VERSION, DicomObject, highdicom, uid_of
+from medkit.dicom_objects.source import SERIES_ROLE, Lead, Series, is_same_person, leads_of, series_on_grid
 from medkit.errors import InputError, UsageError, listed
 from medkit.images.image import Image, read_grid
 from medkit.pipe.records import Record, record_of
+from medkit.run.existing import file_digest
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Stages, Task, Writable
 
 if TYPE_CHECKING:
+    from medkit.dicom_objects.derived_image import Space
     from medkit.dicom_objects.options import DicomChoices
+    from medkit.dicom_objects.report import Answer
+    from medkit.dicom_objects.segmentation import Segment
     from medkit.space import Grid
 
 SOURCE = "dicom_source"
@@ -55,42 +59,56 @@ class Origin:
         return list(leads_of(self.record, self.own, space=space))
 
     @cached_property
-    def person(self) -> Series:
-        """The series of the person that the case shows. Raises InputError if none is known."""
+    def header(self) -> Any:
+        """A header that states the person whom the case shows. Raises InputError if none is known."""
         leads = self.leads(space=False)
         if not leads:
             raise InputError(
                 f"{self.path}: a DICOM object belongs to a DICOM series, and none is among the sources of this image: "
                 "name its folder with --dicom-source FOLDER"
             )
-        return leads[0].read()
+        return leads[0].header()
+
+    @cached_property
+    def person(self) -> Series:
+        """The nearest series of the person that the case shows. Raises InputError if none is known."""
+        lead = next((lead for lead in self.leads(space=False) if lead.is_series), None)
+        if lead is None:
+            raise InputError(
+                f"{self.path}: comes from DICOM objects without images: name the series: --dicom-source FOLDER"
+            )
+        return lead.read()
 
     def on_grid(self, grid: Grid) -> Series:
         """Return the series whose images have the voxels of a grid. Raises InputError if there is none."""
-        person = self.person
+        header = self.header
         found, others = series_on_grid(iter(self.leads(space=True)), grid)
         if found is None:
+            known = [one.path for one in others] or [lead.path for lead in self.leads(space=False)][:1]
             raise InputError(
-                f"{self.path}: lies on another grid than {listed([str(o.path) for o in others] or [str(person.path)])}"
+                f"{self.path}: lies on another grid than {listed(list(map(str, known)))}"
                 ": --dicom image, where the grid was changed, makes a series on the new one, which is then found here"
             )
-        if not is_same_person(found, person):
+        if not is_same_person(found.header, header):
             raise self._two_persons(found)
         return found
 
     @cached_property
     def in_space(self) -> Series:
         """The nearest series in the space of the image, on whatever grid. Raises InputError."""
-        person = self.person
-        found = self.leads(space=True)[0].read() if self.leads(space=True) else person
-        if not is_same_person(found, person):
+        header = self.header
+        lead = next((lead for lead in self.leads(space=True) if lead.is_series), None)
+        if lead is None:
+            raise InputError(f"{self.path}: lies in the space of no DICOM series; --dicom-source FOLDER names one")
+        found = lead.read()
+        if not is_same_person(found.header, header):
             raise self._two_persons(found)
         return found
 
     def _two_persons(self, other: Series) -> InputError:
         return InputError(
-            f"{self.path}: shows the person of {self.person.path}, and lies on the images of {other.path}, which state "
-            "another Patient ID: --dicom image, at the registration, makes a series of this person on that grid"
+            f"{self.path}: shows the person of {self.leads(space=False)[0].path}, but lies in the space of {other.path}"
+            ", which states another Patient ID; --dicom image, at the registration, makes a series of this person there"
         )
 
 
@@ -102,8 +120,11 @@ class Maker(Protocol):
         """One of `medkit.dicom_objects.options.KINDS`."""
 
     @property
-    def outputs(self) -> Sequence[Output]:
-        """The files of a case."""
+    def needs(self) -> Sequence[str]:
+        """Kinds of objects that it refers to, which are written too."""
+
+    def outputs(self, task: Task) -> Sequence[Output]:
+        """Return the files of a case of the task."""
 
     def check(self, case: Case, origin: Origin) -> None:
         """Find what is needed before any work. Raises InputError."""
@@ -123,12 +144,10 @@ class Segments:
     meanings: Mapping[str, Meaning] = field(default_factory=dict)
     """Name of a structure -> what it means; others get private codes."""
 
-    @property
-    def kind(self) -> str:
-        return "seg"
+    kind = "seg"
+    needs = ()
 
-    @property
-    def outputs(self) -> Sequence[Output]:
+    def outputs(self, task: Task) -> Sequence[Output]:
         return [Output("dicom_seg", "labels", "seg", ".dcm", {"desc": "dicom"})]
 
     def check(self, case: Case, origin: Origin) -> None:
@@ -137,13 +156,131 @@ class Segments:
     def make(
         self, case: Case, origin: Origin, result: Result, algorithm: Algorithm, made: Mapping[str, Writable]
     ) -> Mapping[str, Writable]:
-        from medkit.dicom_objects.segmentation import segmentation, segments_of
+        from medkit.dicom_objects.segmentation import segmentation
 
         labels = result.outputs[self.role]
         assert isinstance(labels, Image), "segments are made from a label map"
+        return {"dicom_seg": segmentation(labels, self.of(result), origin.on_grid(labels.grid), algorithm)}
+
+    def of(self, result: Result) -> list[Segment]:
+        """Return the segments of a result, by the names of labels in its details."""
+        from medkit.dicom_objects.segmentation import segments_of
+
         names = {int(n): str(name) for n, name in result.details.get("labels", {}).items()}
-        series = origin.on_grid(labels.grid)
-        return {"dicom_seg": segmentation(labels, segments_of(names, self.meanings), series, algorithm)}
+        return segments_of(names, self.meanings)
+
+
+@dataclass(frozen=True)
+class DerivedImages:
+    """Images as derived series."""
+
+    role: str = "image"
+    """Which output of the task holds the image."""
+    moved: bool = False
+    """Whether the image was brought to the space of the result's `spatial_reference`, or of no image if that is None;
+    else it keeps the space of the case's image."""
+
+    kind = "image"
+    needs = ()
+
+    def outputs(self, task: Task) -> Sequence[Output]:
+        own = next((output for output in task.outputs if output.role == self.role), None)
+        if own is None:
+            raise UsageError(f"--dicom image: needs {self.role} among --outputs")
+        name = f"{own.suffix}_dicom"
+        entities = {**own.entities, "desc": "".join(c for c in name if c.isalnum())}
+        folder = replace(own, role=SERIES_ROLE, suffix=name, extension="", extensions=(), as_picture=False)
+        return [replace(folder, entities=entities)]
+
+    def check(self, case: Case, origin: Origin) -> None:
+        from medkit.dicom_objects.derived_image import check_class
+
+        check_class(origin.person)
+
+    def make(
+        self, case: Case, origin: Origin, result: Result, algorithm: Algorithm, made: Mapping[str, Writable]
+    ) -> Mapping[str, Writable]:
+        from medkit.dicom_objects.derived_image import derived_series
+
+        image = result.outputs[self.role]
+        assert isinstance(image, Image), "a derived series is made from an image"
+        person = origin.person
+        space = self._space(case, origin, result, image.grid) if person.has_position else None
+        return {SERIES_ROLE: derived_series(image, person, space, algorithm)}
+
+    def _space(self, case: Case, origin: Origin, result: Result, grid: Grid) -> Space:
+        """Return the frame of reference of a result: that of a DICOM series which has it, else a new one."""
+        from medkit.dicom_objects.derived_image import Space
+
+        person = origin.person
+        reference = result.spatial_reference if self.moved else None
+        if self.moved and reference is None:
+            return Space(uid_of("frame", str(person.header.SeriesInstanceUID), grid.digest()))
+        if reference is None:
+            leads, grid = origin.leads(space=True), read_grid(case.path, series=origin.own.series)
+        else:
+            leads = list(leads_of(record_of(reference), Lead(reference), space=True))
+        found, _ = series_on_grid(iter(leads), grid)
+        if found is not None and is_same_person(found.header, person.header):
+            return Space(found.frame_of_reference, str(found.header.get("PositionReferenceIndicator") or ""))
+        # all images of a person that are brought to one image share its space
+        whose = str(person.header.PatientID) or str(person.header.StudyInstanceUID)
+        return Space(uid_of("frame", whose, file_digest(reference or case.path)))
+
+
+_REPORT = Output("dicom_sr", "table", "measurements", ".dcm")
+
+
+@dataclass(frozen=True)
+class VolumeReport:
+    """The volumes of segments as a structured report, which refers to their SEG."""
+
+    segments: Segments
+
+    kind = "sr"
+    needs = ("seg",)
+
+    def outputs(self, task: Task) -> Sequence[Output]:
+        return [_REPORT]
+
+    def check(self, case: Case, origin: Origin) -> None:
+        """Nothing but what the segments need."""
+
+    def make(
+        self, case: Case, origin: Origin, result: Result, algorithm: Algorithm, made: Mapping[str, Writable]
+    ) -> Mapping[str, Writable]:
+        from medkit.dicom_objects.report import Volume, volume_report
+
+        labels, seg = result.outputs[self.segments.role], made["dicom_seg"]
+        assert isinstance(labels, Image), "segments are made from a label map"
+        assert isinstance(seg, DicomObject), "the segments come first"
+        known = result.metrics.get("volumes_mm3", {})
+        found = [Volume(one, float(known[one.name])) for one in self.segments.of(result) if one.name in known]
+        return {"dicom_sr": volume_report(found, seg.dataset, origin.on_grid(labels.grid), algorithm)}
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """Classes of images as a structured report."""
+
+    answers: Callable[[Result], Sequence[Answer]]
+    """Returns what a result says; picklable."""
+
+    kind = "sr"
+    needs = ()
+
+    def outputs(self, task: Task) -> Sequence[Output]:
+        return [_REPORT]
+
+    def check(self, case: Case, origin: Origin) -> None:
+        assert origin.person
+
+    def make(
+        self, case: Case, origin: Origin, result: Result, algorithm: Algorithm, made: Mapping[str, Writable]
+    ) -> Mapping[str, Writable]:
+        from medkit.dicom_objects.report import class_report
+
+        return {"dicom_sr": class_report(self.answers(result), origin.person, algorithm)}
 
 
 def with_dicom(task: Task, chosen: DicomChoices, *makers: Maker) -> Task:
@@ -159,10 +296,14 @@ def with_dicom(task: Task, chosen: DicomChoices, *makers: Maker) -> Task:
     highdicom()
     if task.table is not None:
         raise UsageError("--table writes no files for single cases: leave out --dicom")
-    wanted = [maker for maker in makers if maker.kind in chosen.kinds]
+    offered = [maker.kind for maker in makers]
+    if missing := [kind for kind in chosen.kinds if kind not in offered]:
+        raise UsageError(f"--dicom {missing[0]}: the results can be written as {' or '.join(offered) or 'none'}")
+    needed = {kind for maker in makers if maker.kind in chosen.kinds for kind in (maker.kind, *maker.needs)}
+    wanted = [maker for maker in makers if maker.kind in needed]
     return replace(
         task,
-        outputs=(*task.outputs, *(output for maker in wanted for output in maker.outputs)),
+        outputs=(*task.outputs, *(output for maker in wanted for output in maker.outputs(task))),
         process=None,
         setup=functools.partial(_set_up, task=task, makers=tuple(wanted)),
         arguments={**task.arguments, "dicom": [maker.kind for maker in wanted]},

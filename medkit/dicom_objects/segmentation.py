@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from medkit.dicom_objects.identity import (
     MANUFACTURER,
     VERSION,
     DicomObject,
+    decimal,
+    decimals,
     described,
     digest_of,
     highdicom,
@@ -53,30 +55,36 @@ def segments_of(names: Mapping[int, str], known: Mapping[str, Meaning]) -> list[
 def segmentation(labels: Image, segments: Sequence[Segment], series: Series, algorithm: Algorithm) -> DicomObject:
     """Return labels as a SEG that refers to the images of a series.
 
-    Raises InputError if the labels lie on other voxels than the series, if there are none, or if one has no name.
+    labels: (1, I, J, K), or masks (C, I, J, K) that may overlap and are numbered from 1. Labels without a segment are
+    named by their number. Raises InputError if they lie on other voxels than the series, or if there are none.
     """
     hd = highdicom()
     where = labels.path or series.path
-    planes = series.planes(labels.data[0], labels.grid)
-    if planes is None:
+    masks = len(labels.data) > 1
+    channels = [series.planes(channel, labels.grid) for channel in labels.data]
+    planes = [channel for channel in channels if channel is not None]
+    if len(planes) != len(channels):
         raise InputError(f"{where}: expected labels on the voxels of {series.path}, got another grid")
-    there = [int(n) for n in np.unique(planes) if n]
-    segments = [one for one in segments if one.label in there]
-    if missing := set(there) - {one.label for one in segments}:
-        raise InputError(f"{where}: a DICOM SEG needs a name for each label, and {min(missing)} has none")
-    if not segments:
+    there = [n for n, mask in enumerate(planes, start=1) if mask.any()] if masks else _numbers(planes[0])
+    if not there:
         raise InputError(f"{where}: a DICOM SEG needs a structure, and the label map is empty")
-    numbers = np.zeros(int(planes.max()) + 1, np.uint8 if len(segments) < 256 else np.uint16)
-    numbers[[one.label for one in segments]] = range(1, len(segments) + 1)
+    named = {one.label: one for one in segments}
+    segments = [named.get(n) or Segment(n, f"label {n}", meaning_of(f"label {n}", {})) for n in there]
+    if masks:
+        pixels = np.stack([planes[n - 1] > 0 for n in there], axis=-1).astype(np.uint8)
+    else:
+        numbers = np.zeros(there[-1] + 1, np.uint8 if len(there) < 256 else np.uint16)
+        numbers[there] = range(1, len(there) + 1)
+        pixels = numbers[planes[0]]
     identity = [
         *("seg", str(series.header.SeriesInstanceUID), *(one.sop_instance for one in series.images)),
-        *(digest_of(planes), algorithm.description, described(map(repr, segments))),
+        *(digest_of(*planes), algorithm.description, described(map(repr, segments))),
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that the source states in unusual ways
         made = hd.seg.Segmentation(
             source_images=_sources(series),
-            pixel_array=numbers[planes],
+            pixel_array=pixels,
             segmentation_type="BINARY",
             segment_descriptions=[_description(hd, n, one, algorithm) for n, one in enumerate(segments, start=1)],
             series_instance_uid=uid_of("series", *identity),
@@ -95,6 +103,11 @@ def segmentation(labels: Image, segments: Sequence[Segment], series: Series, alg
     if series.has_position:
         _state_places(made, series)
     return DicomObject(made)
+
+
+def _numbers(planes: np.ndarray) -> list[int]:
+    """Return the labels that occur, in their order."""
+    return [int(n) for n in np.unique(planes) if n]
 
 
 def _description(hd: Any, number: int, segment: Segment, algorithm: Algorithm) -> Any:
@@ -126,15 +139,16 @@ def _sources(series: Series) -> list[Any]:
     """Return the headers of the source images as highdicom takes them, which wants equal orientations."""
     from pydicom.sequence import Sequence as Items
 
-    out = [copy.copy(header) for header in series.headers]
+    out = [copy.deepcopy(header) for header in series.headers]
     for header in out:
         if series.has_position:
             header.FrameOfReferenceUID = series.frame_of_reference
         if series.is_single_frames:
             if series.has_position:
-                header.ImageOrientationPatient = out[0].ImageOrientationPatient
+                header.ImageOrientationPatient = decimals(out[0].ImageOrientationPatient)
+                header.ImagePositionPatient = decimals(header.ImagePositionPatient)
             continue
-        shared = copy.copy(header[SHARED].value[0]) if header.get(SHARED) else item()
+        shared = header[SHARED].value[0] if header.get(SHARED) else item()
         for keyword, value in _common_groups(series).items():
             setattr(shared, keyword, Items([value]))
         setattr(header, SHARED, Items([shared]))
@@ -146,8 +160,8 @@ def _common_groups(series: Series) -> dict[str, Any]:
     if not series.has_position:
         return {}
     directions = series.stack.directions
-    orientation = item(ImageOrientationPatient=_decimals(directions[:, :2].T.ravel()))
-    measures = item(PixelSpacing=_decimals(series.spacing), SliceThickness=_decimals([series.thickness])[0])
+    orientation = item(ImageOrientationPatient=[decimal(v) for v in directions[:, :2].T.ravel()])
+    measures = item(PixelSpacing=[decimal(v) for v in series.spacing], SliceThickness=decimal(series.thickness))
     return {"PlaneOrientationSequence": orientation, "PixelMeasuresSequence": measures}
 
 
@@ -173,7 +187,7 @@ def _state_places(made: Any, series: Series) -> None:
     """State the distance of the images as their places have it, and which frame of its file each belongs to."""
     measures = made[SHARED].value[0].PixelMeasuresSequence[0]
     if series.step is not None:
-        measures.SpacingBetweenSlices = _decimals([series.step])[0]
+        measures.SpacingBetweenSlices = decimal(series.step)
     elif "SpacingBetweenSlices" in measures:
         del measures.SpacingBetweenSlices
     if series.is_single_frames:
@@ -183,10 +197,3 @@ def _state_places(made: Any, series: Series) -> None:
         place = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
         image = series.images[int(np.linalg.norm(origins - place, axis=1).argmin())]
         frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = image.frame
-
-
-def _decimals(values: Iterable[float]) -> list[Any]:
-    """Return numbers as DICOM's decimal strings, of 16 characters."""
-    from pydicom.valuerep import DSfloat
-
-    return [DSfloat(float(value), auto_format=True) for value in values]

@@ -5,6 +5,7 @@ A header holds the patient's name. It may go into DICOM objects, which archives 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ import numpy as np
 from medkit.dicom_objects.dicom_frame import from_dicom
 from medkit.dicom_objects.identity import uid_of
 from medkit.errors import InputError, MedkitError
+from medkit.images.dicom.header import Header, header_of
+from medkit.images.dicom.places import exists, files_in, open_file
 from medkit.images.dicom.reader import is_dicom, read_stack
+from medkit.images.dicom.series import is_candidate, series_at
 from medkit.images.dicom.volumes import Stack
-from medkit.pipe.records import Record, record_of, sha256_of
+from medkit.pipe.records import Record, record_of
+from medkit.run.existing import file_digest
 from medkit.space import Grid, apply_affine
 
 SERIES_ROLE = "dicom_image"
@@ -31,6 +36,8 @@ _APART = 0.02
 """Share of the distance between slices, or of a voxel, by which two places may differ and still be the same."""
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 """Without these nothing can refer to an image."""
+_AGE = re.compile(r"\d{3}[DWMY]")
+"""How ages are written; other forms are left out, since objects with them are not valid."""
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName", "PositionReferenceIndicator"),
@@ -214,13 +221,15 @@ def _header(path: Path) -> Any:
     """Return a header in UTF-8, with all that each object needs. Raises InputError."""
     import pydicom
 
-    with warnings.catch_warnings():
+    with open_file(path) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about values that are not used here
-        found = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        found = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         found.decode()
     if missing := [keyword for keyword in _REQUIRED if not found.get(keyword)]:
         raise InputError(f"{path}: expected a DICOM file with {missing[0]}, got none")
     found.SpecificCharacterSet = "ISO_IR 192"
+    if not _AGE.fullmatch(str(found.get("PatientAge") or "000Y")):
+        del found.PatientAge
     for keyword in _MAY_BE_EMPTY:
         if keyword not in found:
             setattr(found, keyword, "")
@@ -232,7 +241,7 @@ def _header(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Lead:
-    """A place where a result's series may be."""
+    """A place where a result's series may be, or another DICOM object that states its person."""
 
     path: Path
     digest: str | None = None
@@ -240,13 +249,35 @@ class Lead:
     series: str | None = None
     frame: int | None = None
 
+    @property
+    def is_series(self) -> bool:
+        """Whether there are images, and not only a segmentation or contours of some."""
+        return self._first is None or (self._first.image is not None and self._first.modality != "SEG")
+
+    @property
+    def _first(self) -> Header | None:
+        """What the first file says; None if there is no file."""
+        if found := series_at(self.path):
+            return found.first
+        files = (path for path in files_in(self.path) if exists(path) and is_candidate(path))
+        return next(map(header_of, files), None)
+
+    def header(self) -> Any:
+        """Return the header of one of its files. Raises InputError as `read` does."""
+        self._check()
+        assert self._first is not None, "what exists and is DICOM has a file"
+        return _header(self._first.path)
+
     def read(self) -> Series:
         """Read the series. Raises InputError, also if it is gone, or has changed since the result was made."""
-        if not self.path.exists():
-            raise InputError(f"{self.path}: no such file or folder, though a result names it as its source")
-        if self.digest is not None and sha256_of(self.path) != self.digest:
-            raise InputError(f"{self.path}: has changed since a result was made from it")
+        self._check()
         return read_series(self.path, self.series, self.frame)
+
+    def _check(self) -> None:
+        if not exists(self.path):
+            raise InputError(f"{self.path}: no such file or folder, though a result names it as its source")
+        if self.digest is not None and file_digest(self.path) != self.digest:
+            raise InputError(f"{self.path}: has changed since a result was made from it")
 
 
 def leads_of(record: Record, own: Lead | None = None, *, space: bool) -> Iterator[Lead]:
@@ -293,7 +324,7 @@ def _lead_to(path: Path, record: Record) -> Lead:
 
 def _is_dicom(path: Path) -> bool:
     try:
-        return is_dicom(path) if path.exists() else path.suffix.lower() in (".dcm", ".ima") or not path.suffix
+        return is_dicom(path) if exists(path) else path.suffix.lower() in (".dcm", ".ima") or not path.suffix
     except (MedkitError, OSError):
         return False
 
@@ -302,6 +333,8 @@ def series_on_grid(leads: Iterator[Lead], grid: Grid) -> tuple[Series | None, li
     """Return the first series with the voxels of a grid, and those before it that have others."""
     others: list[Series] = []
     for lead in leads:
+        if not lead.is_series:
+            continue
         found = lead.read()
         if found.has_grid(grid):
             return found, others
@@ -309,9 +342,9 @@ def series_on_grid(leads: Iterator[Lead], grid: Grid) -> tuple[Series | None, li
     return None, others
 
 
-def is_same_person(one: Series, other: Series) -> bool:
-    """Return whether two series state the same patient: identifiers that are equal and not empty, or one study."""
-    if one.header.StudyInstanceUID == other.header.StudyInstanceUID:
+def is_same_person(one: Any, other: Any) -> bool:
+    """Return whether two headers state the same patient: identifiers that are equal and not empty, or one study."""
+    if one.StudyInstanceUID == other.StudyInstanceUID:
         return True
-    known = str(one.header.PatientID).strip()
-    return bool(known) and known == str(other.header.PatientID).strip()
+    known = str(one.PatientID).strip()
+    return bool(known) and known == str(other.PatientID).strip()

@@ -134,11 +134,14 @@ class Claim:
         sidecar = json.dumps(record.to_json(targets.sidecar.parent), indent=1) + "\n"
         (self.part / targets.sidecar.name).write_text(sidecar)
         for path in targets.names:
-            sync(self.part / path.name)
+            for entry in files_of(self.part / path.name):
+                sync(entry)
         with contextlib.suppress(FileNotFoundError):
             os.replace(targets.sidecar, self.part / _REPLACED)
         sync(self.part)
         for path in (*reversed(list(targets.outputs.values())), targets.sidecar):
+            if path.is_dir():  # a folder takes the place of none that holds something
+                os.replace(path, self.part / f"{path.name}{_REPLACED}")
             os.replace(self.part / path.name, path)
         sync(targets.main.parent)
 
@@ -183,10 +186,22 @@ def _undo(leftover: Path, targets: Targets) -> None:
             unfinished = None
         for entry in unfinished.medkit.get("outputs", {}).values() if unfinished else ():
             if has_digest(Path(entry["path"]), entry.get("sha256")):
-                Path(entry["path"]).unlink()
+                _remove(Path(entry["path"]))
         with contextlib.suppress(FileNotFoundError):
             os.replace(leftover / _REPLACED, targets.sidecar)
     shutil.rmtree(leftover, ignore_errors=True)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return a result's files and then itself: some results are folders of files."""
+    return [*(sorted(path.iterdir()) if path.is_dir() else ()), path]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _process_gone(leftover: Path) -> bool:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from medkit.dicom_objects import ClassReport, DicomChoices, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import BundleOptions, bundle_options
 from medkit.options import RunOptions, absolute_path, task_options
 from medkit.task import absolute, run_task
 from medkit_classify.fact_tables import Sources
+from medkit_classify.measurements import answers_of_bundles
 from medkit_classify.runner import ClassifyChoices
 from medkit_classify.task import classification
 
@@ -59,10 +61,12 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
     help="Report text for a bundle that reads it: a file, a folder with <stem>.txt, or a column of --features.",
 )
 @bundle_options()
+@dicom_options("sr")
 @task_options
 def classify(
     options: RunOptions,
     chosen: BundleOptions,
+    dicom: DicomChoices,
     table: Path | None,
     explain: str | None,
     report: bool,
@@ -97,4 +101,5 @@ def classify(
         sources.texts,
         sources.column,
     )
-    run_task(classification(chosen, choices, table), options)
+    task = classification(chosen, choices, table)
+    run_task(with_dicom(task, dicom, ClassReport(answers_of_bundles(chosen))), options)

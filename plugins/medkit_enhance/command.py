@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
 from medkit.inference import AUTO, WEIGHTS, BundleOptions, bundle_options
 from medkit.options import RunOptions, task_options
 from medkit.task import absolute, run_task
@@ -40,10 +41,12 @@ _FILE = click.Path(exists=True, path_type=Path)
 )
 @click.option("--difference", is_flag=True, help="Also write the result minus the input, as float32 NIfTI.")
 @bundle_options()
+@dicom_options("image")
 @task_options
 def enhance(
     options: RunOptions,
     chosen: BundleOptions,
+    dicom: DicomChoices,
     what: str,
     method: str | None,
     modality: str,
@@ -65,4 +68,5 @@ def enhance(
     wanted = "network" if named and method is None and what in ("auto", *PURPOSES["network"]) else method
     steps = steps_of(what, wanted, network=all((b.root / WEIGHTS).is_file() for b in found))
     choices = EnhanceChoices(modality, absolute(reference) if reference else None, difference)
-    run_task(enhancement(steps, choices, found, chosen.settings), options)
+    task = enhancement(steps, choices, found, chosen.settings)
+    run_task(with_dicom(task, dicom, DerivedImages()), options)

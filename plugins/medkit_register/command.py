@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import NONE, bundle_or_none
 from medkit.options import RunOptions, task_options, words
@@ -86,9 +87,11 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option("--moving-labels", type=_FILE, help='Labels of the moving image (or "moving_labels" in a record).')
 @click.option("--fixed-landmarks", type=_FILE, help="Points of the fixed image (csv, fcsv, json): TRE in the sidecar.")
 @click.option("--moving-landmarks", type=_FILE, help='The same points of the moving image (or "moving_landmarks").')
+@dicom_options("image")
 @task_options
 def register(
     options: RunOptions,
+    dicom: DicomChoices,
     fixed: Path,
     kind: str,
     quality: str,
@@ -115,4 +118,4 @@ def register(
     network = bundle_or_none(bundle, "register", trust=trust) if bends else None
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
     choices = RegisterChoices(kind, metric, init, quality, midpoint, network, outputs)
-    run_task(register_task(shared, choices), options)
+    run_task(with_dicom(register_task(shared, choices), dicom, DerivedImages(moved=True)), options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medkit.dicom_objects import DicomChoices, Segments, dicom_options, with_dicom
+from medkit.dicom_objects import DicomChoices, Segments, VolumeReport, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import AUTO, BundleOptions, bundle_options
 from medkit.options import RunOptions, absolute_path, task_options, words
@@ -141,7 +141,8 @@ def segment(
             task = growing(choices, absolute(seeds) if seeds else None, limits, coordinates)
     if dicom.kinds and "labels" not in roles:
         raise UsageError("--dicom: needs labels among --outputs")
-    run_task(with_dicom(task, dicom, Segments(meanings=meanings)), options)
+    segments = Segments(meanings=meanings)
+    run_task(with_dicom(task, dicom, segments, VolumeReport(segments)), options)
 
 
 def _refuse(**given: object) -> None:

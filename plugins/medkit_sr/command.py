@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import AUTO, BundleOptions, bundle_options
 from medkit.options import RunOptions, group_by_option, task_options
@@ -60,10 +61,12 @@ _FILE = click.Path(exists=True, path_type=Path)
 )
 @bundle_options()
 @group_by_option
+@dicom_options("image")
 @task_options
 def sr(
     options: RunOptions,
     chosen: BundleOptions,
+    dicom: DicomChoices,
     spacing: float | None,
     scale: str | None,
     axes: str,
@@ -99,4 +102,5 @@ def sr(
     method = method or ("network" if chosen.name != AUTO or style != "faithful" else None)
     shared = {role: absolute(path) for role, path in files.items() if path}
     target = Target(spacing, int(scale) if scale else None, "plane" if sequence else axes)
-    run_task(superresolution(ResolveChoices(target, method, style, shared, fuse, sequence), bundles, settings), options)
+    task = superresolution(ResolveChoices(target, method, style, shared, fuse, sequence), bundles, settings)
+    run_task(with_dicom(task, dicom, DerivedImages()), options)

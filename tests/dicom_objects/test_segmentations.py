@@ -184,10 +184,25 @@ def test_labels_that_cannot_be_segments(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="another grid"):
         segmentation(Image(labels.data, Grid(labels.grid.shape, shifted)), segments_of(NAMES, {}), source, ALGORITHM)
-    with pytest.raises(InputError, match="40 has none"):
-        segmentation(labels, segments_of({2: "a", 17: "b"}, {}), source, ALGORITHM)
     with pytest.raises(InputError, match="the label map is empty"):
         segmentation(labels.with_data(labels.data * 0), segments_of(NAMES, {}), source, ALGORITHM)
+
+
+def test_labels_without_a_name_and_masks_that_overlap(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "scan", stored((6, 5, 4)))
+    image, source = read_image(folder), read_series(folder)
+    masks = np.random.default_rng(4).integers(0, 2, (3, *image.grid.shape)).astype(np.uint8)
+    masks[1] = 0
+
+    segmentation(image.with_data(masks), segments_of({1: "a"}, {}), source, ALGORITHM).write(tmp_path / "seg.dcm")
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    uids = [one.sop_instance for one in source.images]
+    pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == ["a", "label 3"]
+    assert np.array_equal(pixels.transpose(3, 2, 1, 0), masks[[0, 2]])
+    assert seg.SegmentsOverlap == "YES"
+    check_valid(tmp_path / "seg.dcm")
 
 
 def test_codes_from_metadata() -> None:

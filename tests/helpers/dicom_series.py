@@ -47,6 +47,14 @@ _OWN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def ball(shape: tuple[int, ...] = (20, 18, 9), shift: float = 0.0, seed: int = 0) -> np.ndarray:
+    """A noisy ellipsoid, int16."""
+    i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    inside = (i - shift) ** 2 + 1.4 * j**2 + 0.8 * k**2 < 0.4
+    noise = np.random.default_rng(seed).normal(0, 12, shape)
+    return np.rint(np.where(inside, 1500, 900) + 200 * i * inside + noise).astype(np.int16)
+
+
 def write_series(
     folder: Path,
     voxels: np.ndarray,

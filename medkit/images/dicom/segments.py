@@ -11,6 +11,7 @@ import numpy as np
 
 from medkit.errors import InputError
 from medkit.images.dicom.pixels import stored_values
+from medkit.images.dicom.places import open_file
 from medkit.images.dicom.types import DicomFile, DicomSlice
 from medkit.images.dicom.volumes import TILT_TOLERANCE
 from medkit.space import Grid, lps_affine
@@ -33,10 +34,10 @@ def _stated_labels(path: Path) -> Mapping[int, int]:
     """
     import pydicom
 
-    with warnings.catch_warnings():
+    with open_file(path) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tags = ["SegmentSequence", "ManufacturerModelName"]
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
     if dataset.get("ManufacturerModelName") != _PROGRAM:
         return {}
     notes = {int(one.SegmentNumber): str(one.get("SegmentDescription") or "") for one in dataset.SegmentSequence}
