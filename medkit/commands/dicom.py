@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from medkit.options import absolute_path
 from medkit.pipe.records import absolute
 
 log = logging.getLogger("medkit")
@@ -62,3 +63,39 @@ def list_(places: tuple[Path, ...], as_records: bool, identify: bool) -> int:
     for error in found.errors:
         log.error("%s", error)
     return int(bool(found.errors))
+
+
+@dicom.command(short_help="Convert series to NIfTI, with sidecars and gradients.")
+@_places
+@click.option(
+    *("-o", "--output"), required=True, callback=absolute_path, type=click.Path(file_okay=False), metavar="DIR",
+    help="Folder of the files.",
+)  # fmt: skip
+@click.option(
+    "--name", "pattern", metavar="PATTERN", help="Names such as '{patient}/{series}_{modality}'.  [default: BIDS]"
+)
+@click.option("--patient", metavar="LABEL", help="The label of the only person.  [default: persons are numbered]")
+@click.option("--all", "everything", is_flag=True, help="Also localizers and derived series.")
+@click.option("--suv/--no-suv", "uptake", default=True, help="PET in SUV where the header allows it.  [default: on]")
+@click.option("--identify", is_flag=True, help="Let --name use names, numbers and dates.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@click.option("--json", "as_records", is_flag=True, help="Print records (JSON, one per line) instead of paths.")
+def convert(places: tuple[Path, ...], as_records: bool, **choices: Any) -> int:
+    """Convert the series in folders, zips, DICOMDIRs and files to NIfTI, and print the path of each file.
+
+    Series of several volumes become 4D; diffusion gets .bval and .bvec files as FSL has them. Sidecars have dcm2niix's
+    keys and nothing that names a person.
+    """
+    from medkit.studies.converting import Conversion, ConvertChoices
+
+    conversion, told = Conversion(ConvertChoices(**choices)), 0
+    for record in conversion.files(places):
+        for note in conversion.notes[told:]:
+            log.warning("%s", note)
+        told = len(conversion.notes)
+        click.echo(record.line() if as_records else str(record.path))
+    for note in conversion.notes[told:]:
+        log.warning("%s", note)
+    for error in conversion.errors:
+        log.error("%s", error)
+    return int(bool(conversion.errors))

@@ -10,12 +10,10 @@ from pathlib import Path
 from medkit.errors import listed
 from medkit.images.dicom.series import Series
 from medkit.studies.needs import SeriesNeeds
-from medkit.studies.summary import SeriesSummary, summaries_of
+from medkit.studies.summary import PROJECTIONS, SeriesSummary, summaries_of
 
 SAME_AS = {"DX": "CR", "RG": "CR"}
 """DICOM's other names for a projection X-ray -> the one that bundles use."""
-_PROJECTIONS = {"CR", "DX", "RG", "MG", "PX", "IO"}
-"""Modalities whose images are single planes."""
 _NO_SCANS = {"SEG": "a segmentation", "RTDOSE": "a dose", "RTIMAGE": "a picture of a treatment", "SM": "a microscopy"}
 """Modalities of objects with pixels that are no scans -> what they are."""
 _CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
@@ -58,7 +56,7 @@ def choose(known: Sequence[Series], needs: SeriesNeeds, asked: str | None = None
         if reason:
             left_out.append(f"{one.title()}: {reason}")
         else:
-            taken.append(one.path)
+            taken += one.views or [one.path]
     return Choice(list(dict.fromkeys(taken)), left_out)
 
 
@@ -79,9 +77,9 @@ def reason_against(one: SeriesSummary, needs: SeriesNeeds) -> str:
         return localizer
     if one.problem:
         return ""
-    if one.shape[2] == 1 and not needs.planes and one.modality not in _PROJECTIONS:
+    if one.shape[2] == 1 and not needs.planes and one.modality not in PROJECTIONS:
         return "a single slice"
-    if one.frames > 1 and not needs.frame_picked:
+    if one.frames > 1 and not needs.frame_picked and not one.views:
         return f"{one.frames} frames; --frame N picks one"
     return ""
 
@@ -95,7 +93,7 @@ def _no_scan(one: SeriesSummary) -> str:
         return "no image"
     if first.coloured:
         return "colours"
-    if first.kind.startswith(_CAPTURES) and first.modality not in _PROJECTIONS:
+    if first.kind.startswith(_CAPTURES) and first.modality not in PROJECTIONS:
         return "a secondary capture"
     return ""
 

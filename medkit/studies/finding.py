@@ -12,6 +12,7 @@ from medkit.errors import InputError
 from medkit.images.dicom.places import DICOMDIR, exists, files_below, in_memory
 from medkit.images.dicom.series import Series, is_candidate, series_among, series_at
 from medkit.images.dicom.zips import is_zip
+from medkit.studies.summary import PROJECTIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,15 @@ class FoundSeries:
         return {folder for one in self._images for folder in one.folders}
 
     def is_one_case(self, folder: Path, *, any_number: bool) -> bool:
-        """Return whether a folder itself holds the images of one series and no others; `any_number`: or of several."""
+        """Return whether a folder itself holds the images of one series and no others; `any_number`: or of several.
+
+        X-rays of one series are several cases.
+        """
         here = [one for one in self._images if folder in one.folders]
-        return bool(here) and (any_number or (len(self._images) == 1 and here[0].folders == {folder}))
+        if any_number or not here:
+            return bool(here)
+        views = here[0].first.modality in PROJECTIONS and len(here[0].images) > 1
+        return len(self._images) == 1 and here[0].folders == {folder} and not views
 
     @property
     def _images(self) -> list[Series]:

@@ -14,6 +14,8 @@ from medkit.images.dicom.segments import label_grid
 from medkit.images.dicom.series import Series, path_of
 from medkit.images.dicom.volumes import grid_of, stacks_of
 
+PROJECTIONS = ("CR", "DX", "RG", "MG", "PX", "IO")
+"""Modalities whose images are planes that do not belong together, such as two views of a chest."""
 _SAME_DIRECTION = 0.9
 """Cosine of the angle between normals above which slices count as of one orientation: 26 degrees."""
 
@@ -41,6 +43,12 @@ class SeriesSummary:
     def modality(self) -> str:
         """The modality that its files state, such as `MR`; `?` if they state none."""
         return self.series.first.modality or "?"
+
+    @property
+    def views(self) -> list[Path]:
+        """The files of a series of X-rays, each of which is an image of its own; empty for other series."""
+        several = self.modality in PROJECTIONS and len(self.series.images) > 1
+        return [image.path for image in self.series.images] if several else []
 
     @property
     def image_type(self) -> str:
@@ -82,6 +90,8 @@ def _volume(path: Path, one: Series) -> tuple[tuple[int, int, int], tuple[float,
     first = one.images[0]
     if first.kind in SEGMENTATIONS:
         grid, count = label_grid(path, one.images)[0], 1
+    elif one.first.modality in PROJECTIONS:
+        grid, count = grid_of(path, stacks_of(path, [first])[0], first.slice_step)[0], len(one.images)
     else:
         stacks = stacks_of(path, one.images)
         grid, count = grid_of(path, stacks[0], first.slice_step)[0], len(stacks)

@@ -78,7 +78,7 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
     stacks = stacks_of(path, files)
     stack = stacks[checked_frame(path, len(stacks), frame)]
     grid, found = grid_of(path, stack, files[0].slice_step)
-    voxels = at_even_steps(_voxels(files, stack), stack.heights, grid.shape[2])
+    voxels = at_even_steps(stack_values(files, stack), stack.heights, grid.shape[2])
     return Stored(voxels[None], grid, tuple(warnings + found + _doubts(files[0], stack)))
 
 
@@ -93,7 +93,7 @@ def read_stack(path: Path, series: str | None, frame: int) -> tuple[Stack, Grid,
     return stack, grid_of(path, stack, files[0].slice_step)[0], files[0].kind
 
 
-def _voxels(files: Sequence[DicomFile], stack: Stack) -> np.ndarray:
+def stack_values(files: Sequence[DicomFile], stack: Stack) -> np.ndarray:
     """(I, J, K) real values of a stack's slices, each file read once."""
     by_path = {file.path: file for file in files}
     read: tuple[Path | None, np.ndarray] = (None, np.empty(0))

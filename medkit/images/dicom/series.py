@@ -168,7 +168,12 @@ def digest_of(path: Path) -> str | None:
     found = series_at(path)
     if found is None:
         return None
+    return digest_of_files(found.files)
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """Return the sha256 of the sorted digests of files, which may lie in a zip. Raises InputError, OSError."""
     digests = sorted(
-        sha256_of(file) if file.is_file() else hashlib.sha256(read_file(file)).hexdigest() for file in found.files
+        sha256_of(file) if file.is_file() else hashlib.sha256(read_file(file)).hexdigest() for file in files
     )
     return hashlib.sha256("".join(digests).encode()).hexdigest()
