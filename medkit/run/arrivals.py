@@ -50,6 +50,8 @@ class Arrivals:
     replaceable: set[str] = field(default_factory=set)
     """Paths of inputs that are results of this run's inputs, or may be: they may be made again."""
 
+    known: list[str] = field(default_factory=list)
+    """The lines that stand for `records`; empty if they arrive one by one."""
     taken: int = 0
     """How many lines were not left to other shards."""
     total: int | None = None
@@ -97,9 +99,9 @@ class Arrivals:
             lines = [line for line in lines if not self._excluded(line, self.exclusion)]
         if self.shard:
             lines = self._of_shard(lines, listed, self.shard)
-        kept = [line for line in lines if not self._leaves_out_line(line)]
-        self.total = len(kept)
-        return kept
+        self.known = [line for line in lines if not self._leaves_out_line(line)]
+        self.total = len(self.known)
+        return self.known
 
     def _of_shard(self, lines: list[str], listed: list[str], shard: tuple[int, int]) -> list[str]:
         """Return the distinct lines of a shard: by position in a list, which stays the same; all others by digest.

@@ -6,8 +6,11 @@ import contextlib
 import ipaddress
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
+import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -39,6 +42,8 @@ _IDLE = 10.0
 """Seconds without a case after which the jobs end."""
 _ABSENT = 10.0
 """Seconds for which no job is known to the scheduler before that is believed: it may be busy."""
+_FAREWELL = 10.0
+"""Seconds after which a worker that is told to end does so, whatever it waits for."""
 _INSTALL = "pip install 'medkit[hpc]'"
 log = logging.getLogger("medkit")
 
@@ -53,6 +58,8 @@ class Pool(ABC):
     client: Any
     window: int
     """How many cases are handed over before the first of them is finished."""
+    trouble: str = ""
+    """Why no worker comes, if that is known."""
 
     def options(self, options: RunOptions) -> RunOptions:
         """Return the options for the children."""
@@ -167,10 +174,16 @@ class JobPool(Pool):
         logging.getLogger("tornado.application").addFilter(self._refusals)
         self._cluster = self._start(settings)
         self.client = Client(self._cluster)
-        self._seen: set[Any] = set()
+        _end_for_sure(self.client)
+        self._seen: set[str] = set()
+        """The numbers of all jobs so far."""
         self._submitted = 0
+        """How many jobs were submitted since a case was done."""
+        self._worked = False
+        """Whether there was a worker so far."""
         self._idle_since: float | None = None
-        self._absent_since: float | None = None
+        self._present_at = self._tried_at = time.monotonic()
+        """When there was a worker, or a job in the queue, last; and when all jobs were given up after that."""
 
     def _start(self, settings: Mapping[str, Any]) -> Any:
         """Return the cluster, with its scheduler in this process, and no job so far."""
@@ -203,41 +216,45 @@ class JobPool(Pool):
     def tend(self, cases: int, progress: bool) -> bool:
         """Submit jobs for the cases in work, again if one was lost; end all jobs after a while without a case.
 
-        Raises WorkersGoneError if several jobs ended, one after the other, before a case was done, or none is accepted.
+        Raises WorkersGoneError if several jobs ended, one after the other, before a case was done, or if the first
+        one is refused.
         """
         now = time.monotonic()
         held = len(self._cluster.worker_spec)
-        self._submitted = held if progress else self._submitted
+        new = self._numbers() - self._seen
+        self._seen |= new
+        self._submitted = held if progress else self._submitted + len(new)
         if cases:
             self._idle_since = None
             wanted = max(held, min(self._jobs, cases))
-            self._scale(min(wanted, held + max(0, self._limit - self._submitted)))
+            self._cluster.scale(jobs=min(wanted, held + max(0, self._limit - self._submitted)))
         else:
             self._idle_since = self._idle_since or now
             if held and now - self._idle_since > _IDLE:
-                self._scale(0)
-        if not cases or self.client.nthreads() or self._in_queue():
-            self._absent_since = None
+                self._cluster.scale(jobs=0)
+        working = bool(self.client.nthreads())
+        self._worked = self._worked or working
+        if not cases or working or self._in_queue():
+            self._present_at = self._tried_at = now
             return True
-        if self._refusals.latest:
-            raise WorkersGoneError(f"the scheduler refuses the job: {self._refusals.latest}")
-        self._absent_since = self._absent_since or now
-        if now - self._absent_since > _ABSENT:
+        refusal = self._refusals.since(self._present_at)
+        self.trouble = f"the scheduler refuses the job: {refusal}" if refusal else ""
+        if refusal and not self._worked:  # else the scheduler may only be restarting
+            raise WorkersGoneError(self.trouble)
+        if now - self._tried_at > _ABSENT:
             if self._submitted >= self._limit:
                 raise WorkersGoneError(f"{self._submitted} jobs have ended, and no case was done; see their logs")
-            self._scale(0)  # they ended before they became workers, which Dask does not notice
-            self._absent_since = None
+            self._cluster.scale(jobs=0)  # they were refused, or ended before they were workers, unnoticed by Dask
+            self._tried_at = now
         return False
 
-    def _scale(self, jobs: int) -> None:
-        self._cluster.scale(jobs=jobs)
-        new = set(self._cluster.worker_spec) - self._seen
-        self._seen |= new
-        self._submitted += len(new)
+    def _numbers(self) -> set[str]:
+        """Return the numbers of the jobs that were accepted."""
+        return {str(job.job_id) for job in list(self._cluster.workers.values()) if job.job_id}
 
     def _in_queue(self) -> bool:
         """Return whether the scheduler knows a job that waits or runs."""
-        numbers = [str(job.job_id) for job in list(self._cluster.workers.values()) if job.job_id]
+        numbers = self._numbers()
         return bool(numbers) and _known(self._scheduler, numbers)
 
     def close(self) -> None:
@@ -251,13 +268,35 @@ class JobPool(Pool):
 class _Refusals(logging.Filter):
     """Keeps what the scheduler says to a job that it refuses: Dask only logs that, at every attempt."""
 
-    latest = ""
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest, self._at = "", 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return False: nothing is logged."""
         error = str(record.exc_info[1]) if record.exc_info else record.getMessage()
-        self.latest = " ".join(error.rpartition("stderr:")[2].split())
+        self._latest, self._at = " ".join(error.rpartition("stderr:")[2].split()), time.monotonic()
         return False
+
+    def since(self, moment: float) -> str:
+        """Return what was said last since a moment of `time.monotonic`; empty if nothing was."""
+        return self._latest if self._at >= moment else ""
+
+
+def _end_for_sure(client: Any) -> None:
+    """See to it that each worker ends when its job or its scheduler does: Dask's may wait for itself for ever."""
+    from distributed import WorkerPlugin
+
+    class Exit(WorkerPlugin):  # type: ignore[misc]
+        def setup(self, worker: Any) -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # children drop their case when their parent is gone
+
+        def teardown(self, worker: Any) -> None:
+            timer = threading.Timer(_FAREWELL, os._exit, [0])
+            timer.daemon = True
+            timer.start()
+
+    client.register_plugin(Exit(), name="medkit-exit")
 
 
 @contextlib.contextmanager

@@ -147,7 +147,8 @@ class _Engine:
             if self._tended():
                 alive = now
             elif now - alive > PATIENCE and not self._gone:
-                self._gone = f"not done: no Dask worker for {PATIENCE:g} s"
+                reason = f" ({self._pool.trouble})" if self._pool.trouble else ""
+                self._gone = f"not done: no Dask worker for {PATIENCE:g} s{reason}"
             if self._gone:
                 self._take_back()
 

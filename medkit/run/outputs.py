@@ -17,6 +17,7 @@ from medkit.pipe.names import (
     is_bids,
     is_file_name,
     join_bids,
+    kind_of_name,
     sidecar_path,
     space_label,
     split_bids,
@@ -67,7 +68,18 @@ class Output:
         suffix = self.bids_suffix or usual
         if not added and suffix != self.suffix:
             added = {"desc": "".join(c for c in self.suffix if c.isalnum())}
+        if suffix != bids_suffix and not any("{suffix}" in value for value in self.entities.values()):
+            added |= _told_apart(source, (entities | added).get("desc", ""))
         return join_bids(entities | added, suffix) + extension
+
+
+def _told_apart(source: Path, description: str) -> dict[str, str]:
+    """Return the entity that tells the results of a T2w image from those of the T1w image of the same session.
+
+    The results of a T1w image have none. Others are described (`desc-`) by the suffix of their scan.
+    """
+    suffix = split_bids(source)[1]
+    return {} if suffix == "T1w" or kind_of_name(source) != "image" else {"desc": description + suffix}
 
 
 @dataclass(frozen=True)

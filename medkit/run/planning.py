@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -61,8 +63,27 @@ class Planner:
         if self.task.arity == "all":
             yield from self._groups(list(records))
             return
-        for record in records:
-            yield record if record.failed else self._planned(record)
+        first = next(records, None)
+        twins = self._twins()
+        for path, error in twins.items():  # before any work: the run may take days
+            yield self._refused(record_of(Path(path)), error)
+        for record in () if first is None else itertools.chain([first], records):
+            if str(record.path) not in twins:
+                yield record if record.failed else self._planned(record)
+
+    def _twins(self) -> dict[str, OutputError]:
+        """Return input -> error, for inputs whose result would have the name of another's; all inputs are known."""
+        if self.task.table is not None:
+            return {}
+        owners: dict[str, str] = {}
+        found: dict[str, OutputError] = {}
+        lines = (line for line in self.arrivals.known if not line.startswith("{") and "\0" not in line)
+        for path in map(str, map(absolute, lines)):
+            with contextlib.suppress(MedkitError):  # that case fails for itself
+                main = self._targets(Path(path)).main
+                if (owner := owners.setdefault(str(main), path)) != path:
+                    found[path] = self._taken(main, path, owner)
+        return found
 
     def _groups(self, records: list[Record]) -> Iterator[Item]:
         """Yield all records as one case, or one case per `--group-by` group of BIDS names; pass on failed ones."""
@@ -198,18 +219,22 @@ class Planner:
                     f"{source}: its result {path.name} would replace an input of this run; choose another -o"
                 )
 
+    def _taken(self, result: Path, source: Path | str, owner: str) -> OutputError:
+        """Return the error of an input whose result would have the name of another's."""
+        several = is_file_name(self.options.output) if self.options.output else False
+        advice = "name a folder as --output" if several else "--keep-tree ROOT mirrors the inputs' folders"
+        return OutputError(f"{source}: its result {result.name} would replace that of {owner}; {advice}")
+
     def _claim(self, names: Iterable[Path], source: Path) -> None:
         """Raise OutputError if another case of this run, finished or not, has one of the names."""
         names = list(names)
         for number, path in enumerate(names):
             if path in names[:number]:
                 raise OutputError(f"{source}: two of its results would be called {path.name}")
-            if str(path) in self.claimed:
-                several = is_file_name(self.options.output) if self.options.output else False
-                advice = "name a folder as --output" if several else "--keep-tree ROOT mirrors the inputs' folders"
-                raise OutputError(
-                    f"{source}: its result {path.name} would replace that of {self.claimed[str(path)]}; {advice}"
-                )
+            if (owner := self.claimed.get(str(path))) == str(source):
+                raise OutputError(f"{source}: comes a second time; its result is made once")
+            if owner is not None:
+                raise self._taken(path, source, owner)
         self.claimed.update(dict.fromkeys(map(str, names), str(source)))
 
 

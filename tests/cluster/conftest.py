@@ -1,12 +1,16 @@
-"""Fixtures of the tests of job arrays: schedulers that only note what they were told."""
+"""Fixtures of the tests of clusters: schedulers that only note what they were told, and a real Slurm."""
 
 from __future__ import annotations
 
+import getpass
 import shlex
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import slurm
+from waiting import processes_in, wait_for
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 
@@ -60,3 +64,32 @@ def submitted(here: Run, pretend: Callable[..., Path]) -> Run:
         return done
 
     return submit
+
+
+@pytest.fixture(scope="session")
+def configuration() -> Iterator[Path]:
+    """The configuration of a cluster of two nodes."""
+    if missing := slurm.missing():
+        pytest.skip(f"Slurm is not installed: {', '.join(missing)}")
+    with slurm.cluster() as config:
+        yield config
+
+
+@pytest.fixture
+def on_slurm(
+    configuration: Path,
+    shell: Run,
+    shell_environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Run]:
+    """Run a line of bash where `sbatch` and `medkit` with the toy plugin are.
+
+    Jobs are cancelled at the end, and no process of the test may be left then.
+    """
+    monkeypatch.setenv("SLURM_CONF", str(configuration))
+    shell_environment["SLURM_CONF"] = str(configuration)
+    yield shell
+    subprocess.run(["scancel", "--quiet", f"--user={getpass.getuser()}"], check=False)
+    slurm.finished(60)
+    wait_for(lambda: not processes_in(tmp_path), 15)

@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import slurm
-from waiting import wait_for
+from slurm import finished, queue
+from waiting import processes_in, wait_for
 
 pytestmark = pytest.mark.slow
 
 Shell = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def configuration() -> Iterator[Path]:
-    """The configuration of a cluster of two nodes."""
-    if missing := slurm.missing():
-        pytest.skip(f"Slurm is not installed: {', '.join(missing)}")
-    with slurm.cluster() as config:
-        yield config
-
-
-@pytest.fixture
-def on_slurm(configuration: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    """Run a line of bash where `sbatch` and `medkit` with the toy plugin are; jobs are cancelled at the end."""
-    monkeypatch.setenv("SLURM_CONF", str(configuration))
-    yield lambda line: shell(line, env={"SLURM_CONF": str(configuration)})
-    subprocess.run(["scancel", "--quiet", f"--user={os.getuid()}"], check=False)
-    wait_for(lambda: not queue(), 60)
-
-
-def queue() -> list[str]:
-    """The lines of the queue."""
-    done = subprocess.run(["squeue", "--noheader", "--array", "--format=%K %T"], capture_output=True, text=True)
-    return done.stdout.splitlines()
-
-
-def finished(seconds: float = 240) -> None:
-    wait_for(lambda: not queue(), seconds)
 
 
 def state(shell: Shell) -> tuple[int, dict[str, object]]:
@@ -266,23 +239,40 @@ def test_the_time_limit(on_slurm: Shell, blob: Make, tmp_path: Path) -> None:
     assert "stopped by a signal" in logs(tmp_path / "out")
 
 
-def test_a_lost_job_of_dask_is_replaced(on_slurm: Shell, blob: Make, tmp_path: Path) -> None:
-    """One of two jobs is killed in the middle of a case; each case has one result, and no job is left."""
-    for package in ("distributed", "dask_jobqueue"):
-        pytest.importorskip(package, reason=f"{package} is not installed (medkit[hpc])")
+def test_each_job_has_gpus_of_its_own(on_slurm: Shell, blob: Make, tmp_path: Path) -> None:
+    """Four jobs at once on two nodes with two GPUs each: no job waits for another, and none shares a GPU."""
+    if "gpu" not in on_slurm("sinfo --noheader --format=%G").out:
+        pytest.skip("only root can pretend that there are GPUs")
     for name in "abcd":
-        blob(f"{name}.nii.gz")
-    settings = {"memory": "500MB", "interface": "lo", "log-directory": str(tmp_path / "logs")}
-    settings["job-script-prologue"] = ["unset PYTHONWARNINGS"]
-    (tmp_path / "jobs.yaml").write_text(json.dumps({"jobqueue": {"slurm": settings}}))
-    done = on_slurm(
-        "jobs() { squeue --noheader --states=all --format=%i | sort -u | wc -l; }; before=$(jobs)\n"
-        "medkit run wait --marks . *.nii.gz -o out --executor dask --cluster jobs.yaml --jobs 2 & run=$!\n"
-        "until [ $(ls *.started 2> /dev/null | wc -l) = 2 ]; do sleep 0.2; done\n"
-        "scancel --signal=KILL --full $(squeue --noheader --format=%i | head -1)\n"
-        "until [ $(jobs) -ge $((before + 3)) ]; do sleep 0.2; done\n"
-        "touch go; wait $run"
+        blob(f"scans/{name}.nii.gz")
+    commands = (
+        "touch at.$SLURM_ARRAY_TASK_ID; until [ $(ls at.* | wc -l) = 4 ]; do sleep 0.1; done; "
+        "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES > gpus.$SLURM_ARRAY_TASK_ID; medkit run pair"
     )
-    assert done.code == 0, done.err
-    assert sorted(path.name[0] for path in done.paths) == ["a", "b", "c", "d"]
-    finished(30)
+    assert on_slurm(f"ls scans/* | medkit submit slurm --shards 4 --gpus 1 -o out -- '{commands}'").code == 0
+    finished()
+    assert state(on_slurm)[0] == 0
+    given = [path.read_text().split() for path in tmp_path.glob("gpus.*")]
+    assert sorted(given) == [[node, gpu] for node in ("n1", "n2") for gpu in ("0", "1")]
+
+
+@pytest.mark.parametrize("which", ["srun", "script"])
+def test_what_surrounds_a_shard_is_killed(on_slurm: Shell, blob: Make, tmp_path: Path, which: str) -> None:
+    for name in "abcd":
+        blob(f"scans/{name}.nii.gz")
+    assert on_slurm(f"ls scans/* | medkit submit slurm --shards 1 -o out {WAITING_PIPE.format(tmp_path)}").code == 0
+    wait_for(lambda: (tmp_path / "a.started").exists(), 60)
+    words = {"srun": b"srun\0--kill", "script": b"slurm_script"}[which]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").samefile(tmp_path) and words in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+    finished()
+    wait_for(lambda: not processes_in(tmp_path), 15)
+    code, found = state(on_slurm)
+    assert (code, found["unfinished_shards"]) == (75, [1])
+    (tmp_path / "go").touch()
+    assert on_slurm("medkit submit slurm -o out --only failed").code == 0
+    finished()
+    code, found = state(on_slurm)
+    assert (code, counts(found), found["killed"]) == (0, (4, 0, 0, 0), [])

@@ -109,6 +109,20 @@ def test_options_of_the_task(toy: Run, scan: Make, tmp_path: Path) -> None:
     assert toy("bids", *at, "--", "--factor", 3, "--skip-existing").code == 0
 
 
+def test_all_scans_of_a_session_have_results_of_their_own(toy: Run, scan: Make, tmp_path: Path) -> None:
+    names = ("T1w", "T2w", "FLAIR", "run-1_T1w", "run-2_T1w", "acq-fast_T2w", "echo-1_MEGRE", "echo-2_MEGRE")
+    more = ("inv-1_MP2RAGE", "ce-gad_T1w", "rec-norm_T1w", "part-mag_T2w", "part-phase_T2w", "PDw", "T2star", "T1map")
+    for name in names + more:
+        scan(f"study/sub-01/ses-1/anat/sub-01_ses-1_{name}.nii.gz")
+    describe(tmp_path / "study", Name="One", BIDSVersion="1.10.0")
+    done = toy("bids", tmp_path / "study", tmp_path / "out", "participant", "--task", "halves")
+    assert done.code == 0, done.err
+    found = {Path(name).name for name in made(done, tmp_path / "out")}
+    assert len(found) == len(names + more)
+    expected = {"dseg", "desc-T2w_dseg", "acq-fast_desc-T2w_dseg", "echo-1_desc-MEGRE_dseg", "ce-gad_dseg"}
+    assert {f"sub-01_ses-1_{name}.nii.gz" for name in expected} <= found
+
+
 def test_a_bad_scan_fails_alone(toy: Run, scan: Make, study: Path, tmp_path: Path) -> None:
     scan(f"study/{SCANS[0]}")
     done = toy("bids", study, tmp_path / "out", "participant", "--task", "double", "--participant-label", "01", "02")

@@ -8,11 +8,14 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from waiting import wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -62,6 +65,17 @@ NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMe
 PartitionName=batch Nodes=ALL Default=YES DefaultTime=10 PriorityTier=1 GraceTime=10 State=UP
 PartitionName=urgent Nodes=ALL DefaultTime=10 PriorityTier=10 PreemptMode=OFF State=UP
 """
+
+
+def queue() -> list[str]:
+    """Return the lines of the queue: the number in its array, and the state of each job."""
+    done = subprocess.run(["squeue", "--noheader", "--array", "--format=%K %T"], capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
+def finished(seconds: float = 240) -> None:
+    """Return once no job is in the queue; fail the test after `seconds`."""
+    wait_for(lambda: not queue(), seconds)
 
 
 def missing() -> list[str]:
@@ -129,6 +143,12 @@ def _write_configuration(folder: Path, config: Path) -> None:
     config.write_text(_CONFIG.format(ports=_free_ports(3), **names))
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
     (folder / "plugstack.conf").touch()
+    with contextlib.suppress(PermissionError):  # only root can pretend that there are GPUs
+        for number in range(2):
+            os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/gpu[0-1]\n")
+        text = config.read_text().replace("State=UNKNOWN", "Gres=gpu:2 State=UNKNOWN")
+        config.write_text(f"{text}GresTypes=gpu\n")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -6,6 +6,7 @@ Its tasks need no torch and hardly any time; most copy bytes, so that a test of 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import errno
 import functools
 import json
@@ -200,7 +201,8 @@ def _wait(case: Case, marks: Path) -> Result:
 def fragile(options: RunOptions, noise: bool) -> None:
     """Copy a file; for names that start with fail, exit, odd, temporary, die, hang, full, hungry or nothing do it.
 
-    Results of names that start with doubt need a look, those that start with slow take a second.
+    Results of names that start with doubt need a look, those that start with slow take a second, and those that start
+    with native 5 seconds in which this process runs no other Python.
     """
     process = functools.partial(_fragile, noise=noise)
     run_task(Task("fragile", [Output("image", "image", "copy")], process=process, uses_torch=False), options)
@@ -231,6 +233,8 @@ def _fragile(case: Case, noise: bool) -> Result:
         time.sleep(60)
     if name.startswith("slow"):
         time.sleep(1)
+    if name.startswith("native"):
+        ctypes.PyDLL(None).sleep(5)
     if name.startswith("hungry"):
         held = bytearray(2**30)
         time.sleep(60)

@@ -1,7 +1,8 @@
-"""Wait for other processes; list the temporary files that they leave."""
+"""Wait for other processes; list them, and the temporary files that they leave."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,3 +19,15 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
 def leftovers(folder: Path) -> list[str]:
     """Return the names of temporary files and claims below a folder."""
     return [p.name for p in folder.rglob(".*.*") if p.name.endswith((".part", ".claim"))]
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Return the command lines of all other processes that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").samefile(folder) and process.name != str(os.getpid()):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # it has ended
+            continue
+    return found

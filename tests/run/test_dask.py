@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from waiting import leftovers, wait_for
+from waiting import leftovers, processes_in, wait_for
 
 from medkit.run import dask_run
 
@@ -276,3 +276,40 @@ def test_encrypted(site: Run, shell: Run, blob: Make, tmp_path: Path) -> None:
     done = shell(line, env=env)
     assert done.code == 0, done.err
     assert shell(f"{line} --overwrite").code == 1  # without the certificate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "submits", "asks"), [("pbs", "qsub", "qstat"), ("sge", "qsub", "qstat"), ("lsf", "bsub", "bjobs")]
+)
+def test_jobs_of_other_schedulers(
+    dask: None,
+    shell: Run,
+    shell_environment: dict[str, str],
+    blob: Make,
+    tmp_path: Path,
+    name: str,
+    submits: str,
+    asks: str,
+) -> None:
+    """With commands that run a job at once, here. A case has the cores of its job, which nobody tells it."""
+    (tmp_path / "bin").mkdir()
+    script = '"${@: -1}"' if submits == "qsub" else "/dev/stdin"
+    for program, text in (
+        (submits, f"cat {script} > job.sh; (bash job.sh > job.log 2>&1 &); echo 'Job <17> is submitted'"),
+        (asks, "echo 17 RUN"),
+        ("qdel", "touch ended"),
+        ("bkill", "touch ended"),
+    ):
+        (tmp_path / "bin" / program).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    jobs = {"memory": "1GB", "interface": "lo", "cores": 3, "job-script-prologue": ["unset PYTHONWARNINGS"]}
+    (tmp_path / "jobs.yaml").write_text(json.dumps({"jobqueue": {name: jobs}}))
+    for case in "ab":
+        blob(f"{case}.nii.gz")
+    variables = {"PATH": f"{tmp_path}/bin:{shell_environment['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = shell("medkit run pair *.nii.gz --executor dask --cluster jobs.yaml --json", env=variables)
+    assert done.code == 0, done.err
+    assert [record["medkit"]["threads"] for record in done.records] == [3, 3]
+    assert (tmp_path / "ended").exists()
+    wait_for(lambda: not processes_in(tmp_path), 15)

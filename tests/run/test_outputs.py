@@ -40,6 +40,25 @@ def test_labels_and_their_table() -> None:
     assert VOLUMES.name(Path("sub-1_T1w.nii.gz")) == "sub-1_dseg.tsv"
 
 
+@pytest.mark.parametrize(
+    ("source", "labels", "mask", "table"),
+    [
+        ("sub-1_T1w", "sub-1_dseg", "sub-1_desc-brain_mask", "sub-1_class"),
+        ("sub-1_T2w", "sub-1_desc-T2w_dseg", "sub-1_desc-brainT2w_mask", "sub-1_desc-T2w_class"),
+        ("sub-1_run-2_FLAIR", "sub-1_run-2_desc-FLAIR_dseg", None, None),
+        ("sub-1_space-a_desc-b_T2w", "sub-1_space-a_desc-bT2w_dseg", None, "sub-1_space-a_desc-bT2w_class"),
+        ("sub-1_dseg", "sub-1_dseg", None, "sub-1_class"),
+    ],
+)
+def test_results_of_all_scans_of_a_session_differ(
+    source: str, labels: str, mask: str | None, table: str | None
+) -> None:
+    """Those of a T1w image have the shortest names; labels are made from label images, too."""
+    outputs = (LABELS, Output("mask", "mask", "brain"), Output("class", "table", "class", ".tsv"))
+    for output, expected in zip(outputs, (labels, mask, table), strict=True):
+        assert expected is None or output.name(Path(f"{source}.nii.gz")) == f"{expected}{output.extension}"
+
+
 def _registration(reference: Path) -> list[Output]:
     directions = (("transform", "{suffix}", "{space}"), ("inverse_transform", "{space}", "{suffix}"))
     entities = {"space": "{space}", "desc": "registered"}

@@ -89,6 +89,26 @@ def test_equal_names_never_overwrite_each_other(toy: Run, blob: Make, tmp_path: 
     assert "--keep-tree ROOT" in done.err
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_equal_names_are_refused_before_any_work(toy: Run, blob: Make, tmp_path: Path, listed: bool) -> None:
+    """Unless they arrive one by one: nobody knows then what comes."""
+    lines = "".join(f"{blob(name)}\n" for name in ("a/x.nii.gz", "b/y.nii.gz", "b/x.nii.gz"))
+    (tmp_path / "list").write_text(lines)
+    words = ["run", "pair", "-o", tmp_path / "out", "--json"]
+    done = toy(*words, "--list", tmp_path / "list") if listed else toy(*words, input=lines)
+    assert done.code == 1
+    status = [record["medkit"]["status"] for record in done.records]
+    assert status == (["failed", "ok", "ok"] if listed else ["ok", "ok", "failed"])
+    assert f"b/x.nii.gz: its result x_copy.nii.gz would replace that of {tmp_path}/a/x.nii.gz" in done.err
+    assert "1 of 3 failed" in done.err
+
+
+def test_an_input_that_comes_twice(toy: Run, blob: Make) -> None:
+    done = toy("run", "pair", blob("a.nii.gz"), blob("a.nii.gz"))
+    assert (done.code, len(done.lines)) == (1, 1)
+    assert "a.nii.gz: comes a second time; its result is made once" in done.err
+
+
 def test_keep_tree(toy: Run, blob: Make, tmp_path: Path) -> None:
     inputs = [blob(f"in/{n}/T1.nii.gz") for n in ("a", "b/c")]
     done = toy("run", "pair", *inputs, blob("x.nii.gz"), "-o", tmp_path / "out", "--keep-tree", tmp_path / "in")
