@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medkit.errors import InputError, MedkitError
+from medkit.images.dicom.frames import tile_count
 from medkit.privacy.text_in_pixels import Box, find_text, merged
 
 _SUSPECT_CLASSES = ("Ultrasound", "Secondary Capture", "Photographic", "Endoscopic")
@@ -36,8 +38,12 @@ class BurntIn:
     """What the header says: `YES`, `NO` or nothing."""
     boxes: tuple[Box, ...] = ()
     """Where lines that look like text were found, in any frame."""
-    regions: tuple[Box, ...] = field(default=())
+    regions: tuple[Box, ...] = ()
     """Where the images of an ultrasound scan lie; outside them the picture shows text of the scanner."""
+    likely: bool = True
+    """Whether the image is of a kind that may well have text."""
+    tiles: int = 1
+    """Into how many tiles along each axis the plane is divided."""
 
     @property
     def refusal(self) -> str:
@@ -56,9 +62,26 @@ def look_for_text(path: Path, dataset: Any) -> BurntIn:
         return BurntIn()
     suspicion = _suspicion(dataset)
     likely = bool(suspicion) or not any(word in name for word in _SLICES)
-    boxes = [box for plane in _planes(path, dataset) for box in find_text(plane, is_likely=likely)]
+    tiles = _tiles_along(dataset)
+    boxes = [box for plane in _planes(path, dataset) for box in _boxes(plane, tiles, is_likely=likely)]
     declared = str(dataset.get("BurnedInAnnotation") or "").strip()
-    return BurntIn(suspicion, declared, tuple(merged(boxes)), tuple(_regions(dataset)))
+    return BurntIn(suspicion, declared, tuple(merged(boxes)), tuple(_regions(dataset)), likely, tiles)
+
+
+def _tiles_along(dataset: Any) -> int:
+    """Into how many tiles along each axis a plane is divided: slices of a mosaic in a row look like letters."""
+    is_mosaic = "MOSAIC" in list(dataset.get("ImageType") or ())
+    return math.ceil(math.sqrt(max(1, tile_count(dataset)))) if is_mosaic else 1
+
+
+def _boxes(plane: np.ndarray, tiles: int, *, is_likely: bool) -> Iterator[Box]:
+    """Yield the boxes of text in each tile of a plane."""
+    rows, columns = plane.shape[0] // tiles, plane.shape[1] // tiles
+    for top in range(0, rows * tiles, rows):
+        for left in range(0, columns * tiles, columns):
+            tile = plane[top : top + rows, left : left + columns]
+            for a, b, c, d in find_text(tile, is_likely=is_likely):
+                yield top + a, top + b, left + c, left + d
 
 
 def _suspicion(dataset: Any) -> str:
@@ -117,7 +140,7 @@ def blank(path: Path, dataset: Any, found: BurntIn) -> int:
     for _ in range(_MOST_PASSES):
         for top, bottom, left, right in boxes:
             frames[:, top:bottom, left:right] = frames.min()
-        boxes = merged([box for plane in frames for box in find_text(plane)])
+        boxes = merged([box for plane in frames for box in _boxes(plane, found.tiles, is_likely=found.likely)])
         if not boxes:
             break
         count += len(boxes)

@@ -13,7 +13,7 @@ from typing import Any
 
 from medkit.errors import InputError
 from medkit.privacy.private_tags import take_safe
-from medkit.privacy.profile import CODES, Action, Options, action_of, without_text
+from medkit.privacy.profile import CODES, DEVICE, Action, Options, action_of, without_text
 from medkit.privacy.pseudonyms import Pseudonyms, is_pseudonym, moved_date
 from medkit.privacy.report import Changes
 from medkit.privacy.vocabulary import MANUFACTURERS, harmless_text, is_harmless, may_name_someone, words_of
@@ -32,7 +32,7 @@ _OF_DEVICES = (
     "SoftwareVersions",
     "CodeValue",
     "LongCodeValue",
-    "DeviceSerialNumber",
+    *DEVICE,
 )
 """Attributes in which a number may look like a date and is none."""
 _OF_CODES = ("CodeValue", "LongCodeValue", "URNCodeValue", "CodeMeaning")
@@ -136,7 +136,8 @@ def _check_length(path: Path, dataset: Any) -> None:
     """Raise InputError for an image that ends early."""
     from pydicom.pixels.utils import get_expected_length
 
-    if "PixelData" not in dataset and dataset.get("Rows") and "Image Storage" in dataset.SOPClassUID.name:
+    pixels = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    if "Image" in dataset.SOPClassUID.name and not any(keyword in dataset for keyword in pixels):
         raise InputError(f"{path.name}: truncated: an image without its pixels")
     if "PixelData" not in dataset or _is_compressed(dataset):
         return

@@ -37,15 +37,16 @@ CODES = {
 _PERSON = ("PatientName", "PatientID", "ClinicalTrialSubjectID")
 _CHARACTERISTICS = ("PatientSex", "PatientSize", "PatientWeight", "PatientSexNeutered")
 """What stays of a person by the option; the table would keep smoking, pregnancy and ethnic group as well."""
-_DEVICE = """
+_DEVICE_KEYWORDS = """
 BeamHoldTransitionDateTime CassetteID DetectorID DeviceDescription DeviceLabel DeviceSerialNumber DeviceUID GantryID
 GeneratorID LensMake LensModel LensSerialNumber LensSpecification ManufacturerDeviceClassUID
 ManufacturerDeviceIdentifier PerformedStationName PlateID SourceManufacturer SourceSerialNumber StationName
 TransducerIdentificationSequence TreatmentMachineName UDISequence UniqueDeviceIdentifier XRayDetectorID
 XRayDetectorLabel XRaySourceID
 """
+DEVICE = frozenset(_DEVICE_KEYWORDS.split())
 """Stay by the option to retain the device; the table would keep names of places where it stands as well."""
-_DESCRIPTIONS = """
+_DESCRIPTION_KEYWORDS = """
 AcquisitionDeviceProcessingDescription AcquisitionFieldOfViewLabel AcquisitionProtocolDescription
 AnnotationGroupDescription AnnotationGroupLabel BeamDescription BolusDescription ClinicalTrialSeriesDescription
 ContrastBolusAgent DecompositionDescription DerivationDescription DoseReferenceDescription EntityDescription
@@ -61,10 +62,12 @@ SetupTechniqueDescription ShieldingDeviceDescription SpecimenDetailedDescription
 StructureSetDescription StructureSetLabel StructureSetName StudyDescription TreatmentPositionGroupLabel TreatmentSite
 TreatmentSites UserContentLabel UserContentLongLabel WaveformFilterDescription
 """
+_DESCRIPTIONS = frozenset(_DESCRIPTION_KEYWORDS.split())
 """Are cleaned by the option to clean descriptors; the histories and comments that it also names are removed."""
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPerformedProcedureStepSequence", "WaveformAnnotationSequence")
 """Sequences that the table empties or replaces, and whose items are made harmless one by one instead."""
 _REMOVED = {"InstitutionCodeSequence", "OperatorIdentificationSequence", "EncryptedAttributesSequence"}
+_SHORT_TEXTS = ("LO", "SH", "UC", "CS", "UT", "ST")
 _BIRTH = ("PatientBirthDate", "PatientBirthTime", "GPSTimeStamp")
 """Dates and times that are not of examinations."""
 _OF_CLASSES = ("ClassUID", "TransferSyntaxUID", "CodingSchemeUID", "ContextUID", "MappingResourceUID", "SyntaxUID")
@@ -136,12 +139,12 @@ def without_text(tag: int, vr: str) -> Action | None:
 def _by_option(keyword: str, vr: str, options: Options) -> Action | None:
     """What the options say, which come before the table."""
     if options.characteristics and keyword in _CHARACTERISTICS:
-        return "keep"
+        return "check" if vr in _SHORT_TEXTS else "keep"
     if options.characteristics and keyword == "PatientAge":
         return "age"
-    if keyword in _DEVICE.split():
-        return "keep" if vr != "SQ" else "items"
-    if keyword in _DESCRIPTIONS.split():
+    if keyword in DEVICE:
+        return "items" if vr == "SQ" else "check" if vr in _SHORT_TEXTS else "keep"
+    if keyword in _DESCRIPTIONS:
         return "text"
     if keyword in _REFERENCES:
         return "items"
@@ -162,6 +165,6 @@ def _by_type(keyword: str, vr: str) -> Action:
         return "remove"
     if vr in ("LT", "ST", "UT") and keyword != "ImageDisplayFormat":  # which holds words of the standard
         return "text"
-    if vr in ("LO", "SH", "UC", "CS"):
+    if vr in _SHORT_TEXTS:
         return "check"
     return "remove" if vr in ("OB", "UN") and keyword not in _BYTES else "keep"

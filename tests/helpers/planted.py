@@ -27,7 +27,7 @@ TOKENS = tuple(token.casefold() for token in (NAME, NUMBER, DATE, "1931-07-27", 
 TEXTS = ("SH", "LO", "ST", "LT", "UT", "UC", "PN", "AE", "UR")
 READ = (
     *("ImageType", "Modality", "PhotometricInterpretation", "SegmentationType", "FrameType", "SpecificCharacterSet"),
-    *("SOPClassUID", "BurnedInAnnotation", "LossyImageCompression"),
+    *("SOPClassUID", "BurnedInAnnotation", "LossyImageCompression", "ValueType", "RelationshipType"),
 )
 """Attributes without which a file could not be read."""
 GEOMETRY = np.diag([4.0, 4.0, 5.0, 1.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from medkit.errors import InputError
 from medkit.privacy.profile import Options
 from medkit.privacy.pseudonyms import Pseudonyms, is_pseudonym, moved_date
 from medkit.privacy.report import Changes
-from medkit.privacy.vocabulary import harmless_text, is_harmless, may_name_someone
+from medkit.privacy.vocabulary import harmless_text, is_harmless, may_name_someone, words_of
 
+_MARK, _METHOD = "DeidentificationMethod", "medkit deidentify"
+"""What treated sidecars say of themselves, under dcm2niix's key: their dates and UIDs are not those of the clinic."""
 _PERSON = ("PatientID", "PatientName", "participant_id", "subject_id", "Subject")
 _CHARACTERISTICS = ("PatientSex", "PatientAge", "PatientSize", "PatientWeight", "sex", "age")
 _NAMES_OF_PLACES = re.compile(
@@ -61,17 +63,41 @@ def clean_sidecar(
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: expected a JSON object, as sidecars are")
     given = data.get("PatientID") or data.get("PatientName")
-    cleaner = _Cleaner(str(given or identity), pseudonyms, options, changes)
+    names = words_of(identity) | set(_names_in(data))
+    cleaner = _Cleaner(str(given or identity), names, data.get(_MARK) == [_METHOD], pseudonyms, options, changes)
     out = cleaner.own(data, name) if isinstance(data.get("medkit"), dict) else cleaner.object(data)
+    out[_MARK] = [_METHOD]
     return (json.dumps(out, indent=1, ensure_ascii=True) + "\n").encode()
+
+
+def _names_in(data: Any, naming: bool = False) -> Iterator[str]:
+    """Yield the words of all values that name people, by which other texts could name them."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _names_in(value, naming or key in _PERSON or key.startswith("Patient"))
+    elif isinstance(data, list):
+        for value in data:
+            yield from _names_in(value, naming)
+    elif naming:
+        yield from words_of(str(data))
 
 
 class _Cleaner:
     """The treatment of one sidecar."""
 
-    def __init__(self, identity: str, pseudonyms: Pseudonyms, options: Options, changes: Changes) -> None:
+    def __init__(
+        self,
+        identity: str,
+        names: Collection[str],
+        treated: bool,
+        pseudonyms: Pseudonyms,
+        options: Options,
+        changes: Changes,
+    ) -> None:
         self._pseudonyms, self._options, self._changes = pseudonyms, options, changes
         self._days = pseudonyms.shift(identity) if identity else None
+        self._names = names
+        self._treated = treated
 
     def own(self, data: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Return what stays of medkit's own: which task and network made the file, and the measures."""
@@ -89,6 +115,8 @@ class _Cleaner:
         """Return an object without keys and values that may identify somebody."""
         out = {}
         for key, value in data.items():
+            if key == _MARK:
+                continue
             kept = self._value(key, value) if _is_known(key) else None
             if kept is None and value is not None:
                 self._changes.add("removed", key if key in _PERSON else "entries of sidecars")
@@ -121,19 +149,19 @@ class _Cleaner:
         return new
 
     def _uid(self, value: Any) -> Any:
-        self._changes.add("replaced", "UIDs", identifies=not str(value).startswith("2.25."))
+        self._changes.add("replaced", "UIDs", identifies=not self._treated)
         return self._pseudonyms.uid(value) if isinstance(value, str) else None
 
     def _text(self, key: str, text: str) -> str | None:
         if "Date" in key:
             return self._date(text)
         if key.endswith("Time") or re.fullmatch(r"[-+0-9.eE:]*", text):
-            return text if re.fullmatch(r"[-+0-9.eE:]*", text) and not may_name_someone(text) else None
+            return text if re.fullmatch(r"[-+0-9.eE:]*", text) and not may_name_someone(text, self._names) else None
         if key in _WORDS_OF_STANDARDS and not may_name_someone(
-            text, dates=key not in ("SoftwareVersions", "weights_sha256")
+            text, self._names, dates=key not in ("SoftwareVersions", "weights_sha256")
         ):
             return text
-        kept = harmless_text(text)
+        kept = harmless_text(text, self._names)
         if kept != text:
             self._changes.add("cleaned", "texts of sidecars")
         return kept or None
@@ -144,7 +172,7 @@ class _Cleaner:
         moved = moved_date("".join(match.groups()[:3]), self._days) if match and self._days is not None else None
         if match is None or moved is None:
             return None
-        self._changes.add("moved", "dates")
+        self._changes.add("moved", "dates", identifies=not self._treated)
         return f"{moved[:4]}-{moved[4:6]}-{moved[6:]}{match[4]}" if "-" in text else moved + match[4]
 
 
