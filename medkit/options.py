@@ -18,12 +18,14 @@ from medkit.commandline import given_command
 from medkit.errors import UsageError, did_you_mean
 from medkit.helppages import GroupedOption
 from medkit.pipe.lines import shard_of
-from medkit.pipe.names import is_file_name, shard_file
+from medkit.pipe.names import is_file_name, shard_file, split_series
 from medkit.pipe.records import absolute
 
 __all__ = [
+    "IMAGE_PATH",
     "PLUGIN_KEY",
     "PROGRAM",
+    "ImagePath",
     "RunOptions",
     "absolute_path",
     "bytes_of",
@@ -91,6 +93,20 @@ class RunOptions:
 def absolute_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
     """Return the absolute path; callback of options that name a file or folder."""
     return None if value is None else absolute(value)
+
+
+class ImagePath(click.Path):
+    """A file or folder that exists, or one series of a DICOM folder or zip that does (`study#series=3`)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        named = split_series(Path(value))
+        if named is not None and named[0].exists() and not Path(value).exists():
+            return Path(value)
+        return super().convert(value, param, ctx)
+
+
+IMAGE_PATH = ImagePath(exists=True, path_type=Path)
+"""Type of options that name an image: a file, a DICOM folder or zip, or one series of these."""
 
 
 def _output(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:

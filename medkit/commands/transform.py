@@ -11,16 +11,14 @@ from typing import Any, TypeVar
 import click
 
 from medkit.errors import InputError, MedkitError, UsageError
-from medkit.options import RunOptions, option, task_options
+from medkit.options import IMAGE_PATH, ImagePath, RunOptions, option, task_options
 from medkit.pipe.lines import guarded_stdout, input_lines
 from medkit.pipe.names import kind_of_name
 from medkit.pipe.records import record_from_line
 from medkit.task import run_task
 
-_FILE = click.Path(exists=True, path_type=Path)
 
-
-class _FileOfCase(click.Path):
+class _FileOfCase(ImagePath):
     """A file that is there, or a pattern with `{id}`, which stands for the case."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -142,7 +140,7 @@ def apply(
 
 
 @transform.command(short_help="Combine several transforms into one.")
-@click.option("--reference", type=_FILE, help="The fixed image, on whose grid a displacement field is written.")
+@click.option("--reference", type=IMAGE_PATH, help="The fixed image, on whose grid a displacement field is written.")
 @task_options
 def compose(options: RunOptions, reference: Path | None) -> None:
     """Combine several transforms into one, in the order in which they move an image: the first one first.
@@ -163,7 +161,7 @@ def compose(options: RunOptions, reference: Path | None) -> None:
 
 
 @transform.command(short_help="Invert transforms.")
-@click.option("--reference", type=_FILE, help="The moving image, on whose grid the inverse of a field is written.")
+@click.option("--reference", type=IMAGE_PATH, help="The moving image, on whose grid the inverse of a field is written.")
 @task_options
 def invert(options: RunOptions, reference: Path | None) -> None:
     """Invert transforms: affine ones exactly, displacement fields by iteration on the grid of the moving image.
@@ -180,8 +178,8 @@ def invert(options: RunOptions, reference: Path | None) -> None:
 
 
 @transform.command(short_help="Write how much transforms grow and shrink.")
-@click.option("--reference", type=_FILE, help="Where to measure.  [default: the grid of the displacement field]")
-@click.option("--mask", type=_FILE, help="The region in which minimum, maximum and folding are counted.")
+@click.option("--reference", type=IMAGE_PATH, help="Where to measure.  [default: the grid of the displacement field]")
+@click.option("--mask", type=IMAGE_PATH, help="The region in which minimum, maximum and folding are counted.")
 @click.option("--log", is_flag=True, help="Write the natural logarithm: below 0 where the moving anatomy grows.")
 @task_options
 def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, log: bool) -> None:
@@ -207,8 +205,8 @@ _from_option = click.option(
 
 @transform.command(short_help="Convert between ITK, FSL and FreeSurfer.")
 @click.option("--to", "form", type=click.Choice(_FORMS), help="The format.  [default: from the name of --output]")
-@click.option("--fixed", type=_FILE, help="The image the transform leads from: FSL's -ref, FreeSurfer's dst.")
-@click.option("--moving", type=_FILE, help="The image the transform leads to: FSL's -in, FreeSurfer's src.")
+@click.option("--fixed", type=IMAGE_PATH, help="The image the transform leads from: FSL's -ref, FreeSurfer's dst.")
+@click.option("--moving", type=IMAGE_PATH, help="The image the transform leads to: FSL's -in, FreeSurfer's src.")
 @_from_option
 @task_options
 def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: Path | None, kind: str | None) -> None:
@@ -228,8 +226,8 @@ def convert(options: RunOptions, form: str | None, fixed: Path | None, moving: P
 
 @transform.command(short_help="Describe transforms.")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option("--fixed", type=_FILE, help="The fixed image, for files of FSL and register.dat.")
-@click.option("--moving", type=_FILE, help="The moving image, for files of FSL and register.dat.")
+@click.option("--fixed", type=IMAGE_PATH, help="The fixed image, for files of FSL and register.dat.")
+@click.option("--moving", type=IMAGE_PATH, help="The moving image, for files of FSL and register.dat.")
 @_from_option
 @option("--json", "as_json", is_flag=True, help="Print a JSON object per file.")
 @option("-0", "--null", is_flag=True, help="Lines in end in NUL instead of newline.")

@@ -8,13 +8,12 @@ import click
 
 from medkit.dicom_objects import DicomChoices, dicom_options
 from medkit.errors import UsageError
-from medkit.options import RunOptions, absolute_path, task_options, words
+from medkit.options import IMAGE_PATH, RunOptions, absolute_path, task_options, words
 from medkit.task import run_task
 
 _PLANES = ("auto", "axial", "coronal", "sagittal")
 _FITS = ("auto", "ellipse", "line")
 _MESHES = ("ply", "stl")
-_THERE = click.Path(exists=True)
 
 
 @click.command()
@@ -38,7 +37,7 @@ _THERE = click.Path(exists=True)
 @click.option("--mesh-format", type=click.Choice(_MESHES), help="Format of the surfaces; means --mesh.  [default: ply]")
 @click.option(
     "--align",
-    type=_THERE,
+    type=IMAGE_PATH,
     callback=absolute_path,
     metavar="OTHER",
     help="Also fit the contours to a label map, mask or contours by a rigid transform.",
@@ -46,7 +45,7 @@ _THERE = click.Path(exists=True)
 @click.option("--to-labels", is_flag=True, help="The other way round: make label maps from polygons or RTSTRUCT.")
 @click.option(
     "--reference",
-    type=_THERE,
+    type=IMAGE_PATH,
     callback=absolute_path,
     metavar="IMAGE",
     help="With --to-labels: the image or DICOM folder whose grid the label maps get. With --rtstruct: the "

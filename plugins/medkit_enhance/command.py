@@ -8,12 +8,10 @@ import click
 
 from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
 from medkit.inference import AUTO, WEIGHTS, BundleOptions, bundle_options
-from medkit.options import RunOptions, task_options
+from medkit.options import IMAGE_PATH, RunOptions, task_options
 from medkit.task import absolute, run_task
 from medkit_enhance.methods import PURPOSES, WHATS, steps_of
 from medkit_enhance.task import MODALITIES, EnhanceChoices, enhancement
-
-_FILE = click.Path(exists=True, path_type=Path)
 
 
 @click.command()
@@ -37,7 +35,7 @@ _FILE = click.Path(exists=True, path_type=Path)
     help="What the images are; auto: CT if there is air and water in Hounsfield units, else MR for volumes.",
 )
 @click.option(
-    "--reference", type=_FILE, help='The image as it should be: PSNR, SSIM, MSE (or "reference" in a record).'
+    "--reference", type=IMAGE_PATH, help='The image as it should be: PSNR, SSIM, MSE (or "reference" in a record).'
 )
 @click.option("--difference", is_flag=True, help="Also write the result minus the input, as float32 NIfTI.")
 @bundle_options()

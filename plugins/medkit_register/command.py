@@ -9,16 +9,14 @@ import click
 from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import NONE, bundle_or_none
-from medkit.options import RunOptions, task_options, words
+from medkit.options import IMAGE_PATH, RunOptions, task_options, words
 from medkit.task import absolute, run_task
 from medkit_register.choices import BENDING, RegisterChoices
 from medkit_register.task import register_task
 
-_FILE = click.Path(exists=True, path_type=Path)
-
 
 @click.command()
-@click.option("--fixed", type=_FILE, required=True, help="The image to align with (a file or a DICOM folder).")
+@click.option("--fixed", type=IMAGE_PATH, required=True, help="The image to align with (a file or a DICOM folder).")
 @click.option(
     "--type",
     "kind",
@@ -72,21 +70,27 @@ _FILE = click.Path(exists=True, path_type=Path)
     "with medkit.",
 )
 @click.option("--trust", is_flag=True, help="Run the code of a bundle that no installed plugin brings.")
-@click.option("--fixed-mask", type=_FILE, help="Mask of what is compared in the fixed image.")
+@click.option("--fixed-mask", type=IMAGE_PATH, help="Mask of what is compared in the fixed image.")
 @click.option(
-    "--moving-mask", type=_FILE, help='Mask of what is compared in the moving image (or "moving_mask" in a record).'
+    "--moving-mask",
+    type=IMAGE_PATH,
+    help='Mask of what is compared in the moving image (or "moving_mask" in a record).',
 )
 @click.option(
     "--lesion-mask",
-    type=_FILE,
+    type=IMAGE_PATH,
     help="Lesions of the moving image, which are not compared, since the fixed image has no such thing (or "
     '"lesion_mask" in a record).',
 )
-@click.option("--fixed-lesion-mask", type=_FILE, help="Lesions of the fixed image, which are not compared.")
-@click.option("--fixed-labels", type=_FILE, help="Labels of the fixed image: Dice goes into the sidecar.")
-@click.option("--moving-labels", type=_FILE, help='Labels of the moving image (or "moving_labels" in a record).')
-@click.option("--fixed-landmarks", type=_FILE, help="Points of the fixed image (csv, fcsv, json): TRE in the sidecar.")
-@click.option("--moving-landmarks", type=_FILE, help='The same points of the moving image (or "moving_landmarks").')
+@click.option("--fixed-lesion-mask", type=IMAGE_PATH, help="Lesions of the fixed image, which are not compared.")
+@click.option("--fixed-labels", type=IMAGE_PATH, help="Labels of the fixed image: Dice goes into the sidecar.")
+@click.option("--moving-labels", type=IMAGE_PATH, help='Labels of the moving image (or "moving_labels" in a record).')
+@click.option(
+    "--fixed-landmarks", type=IMAGE_PATH, help="Points of the fixed image (csv, fcsv, json): TRE in the sidecar."
+)
+@click.option(
+    "--moving-landmarks", type=IMAGE_PATH, help='The same points of the moving image (or "moving_landmarks").'
+)
 @dicom_options("image")
 @task_options
 def register(

@@ -9,12 +9,10 @@ import click
 from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import AUTO, BundleOptions, bundle_options
-from medkit.options import RunOptions, group_by_option, task_options
+from medkit.options import IMAGE_PATH, RunOptions, group_by_option, task_options
 from medkit.task import absolute, run_task
 from medkit_sr.methods import METHODS, STYLES, ResolveChoices, with_style
 from medkit_sr.target import AXES, SCALES, Target
-
-_FILE = click.Path(exists=True, path_type=Path)
 
 
 @click.command()
@@ -52,11 +50,13 @@ _FILE = click.Path(exists=True, path_type=Path)
     help="The input is a sequence of planes, along the third axis or over time; each uses its neighbours.",
 )
 @click.option(
-    "--guide", type=_FILE, help='Another contrast of the same person, finer along some axis (or "guide" in a record).'
+    "--guide",
+    type=IMAGE_PATH,
+    help='Another contrast of the same person, finer along some axis (or "guide" in a record).',
 )
 @click.option(
     "--reference",
-    type=_FILE,
+    type=IMAGE_PATH,
     help='The true image on the fine grid, to measure PSNR, SSIM and MSE (or "reference" in a record).',
 )
 @bundle_options()

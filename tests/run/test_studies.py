@@ -284,3 +284,14 @@ def test_a_dicomdir_stands_for_its_folder(toy: Run, tmp_path: Path) -> None:
     (tmp_path / "CD/SE5/5_3.dcm").unlink()
     torn = toy("run", "double", tmp_path / "CD", "-o", tmp_path / "more")
     assert "DICOMDIR: 1 of the 8 files that it names are not there, such as SE5/5_3.dcm" in torn.err
+
+
+def test_options_name_one_series(medkit: Run, study: dict[str, np.ndarray], tmp_path: Path) -> None:
+    scan, place = tmp_path / "study#series=5", tmp_path / "out.nii.gz"
+    done = medkit("transform", "apply", scan, "--reference", tmp_path / "study#series=2", "-o", place)
+    assert done.code == 0, done.err
+    assert voxels(place).shape == study["2"].shape
+    shown = medkit("show", place)
+    assert "study#series=5" in shown.out
+    several = medkit("transform", "apply", scan, "--reference", tmp_path / "study", "-o", place, "--overwrite")
+    assert f"or name it {tmp_path / 'study'}#series=NUMBER" in several.err

@@ -173,4 +173,5 @@ def _choice(path: Path, files: Sequence[DicomFile], series: str | None, names: S
         if series is not None and series not in {n for m in names for n in m[:2]}
         else "holds"
     )
-    return "\n".join([f"{path}: {wanted} {len(names)} series; pick one with --series UID|NUMBER:", *lines])
+    advice = f"pick one with --series UID|NUMBER, or name it {path}#series=NUMBER"
+    return "\n".join([f"{path}: {wanted} {len(names)} series; {advice}:", *lines])
