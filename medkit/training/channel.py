@@ -10,11 +10,11 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from medkit.errors import TrainingError, UsageError, listed
+from medkit.errors import Stopped, TrainingError, UsageError, listed
 from medkit.training.world import World
 
 MEETING_SECONDS = 600.0
@@ -67,6 +67,17 @@ class Channel:
         with contextlib.suppress(OSError):
             self._send(0, message)
         return self._received(0, seconds) or []
+
+    def gone(self) -> list[int]:
+        """Return which of the connected ranks no longer exist; what others have sent meanwhile is lost."""
+        found = []
+        for rank, connection in self.connections.items():
+            try:
+                if connection.poll(0):
+                    connection.recv_bytes()
+            except (EOFError, OSError):
+                found.append(rank)
+        return found
 
     def send_bytes(self, rank: int, content: bytes) -> None:
         """Send bytes to a rank that waits for them. Raises TrainingError if it no longer exists."""
@@ -125,22 +136,17 @@ def accept_all(server: socket.socket, world: World) -> Channel:
     Raises TrainingError if one does not come, and UsageError if one was told another number of ranks.
     """
     found: dict[int, Connection] = {}
-    for _ in _until(time.monotonic() + MEETING_SECONDS):
-        with contextlib.suppress(TimeoutError):
+    try:
+        for _ in _until(time.monotonic() + MEETING_SECONDS):
+            if len(found) == world.size - 1:
+                _tell(found.values(), {})
+                return Channel(world, dict(sorted(found.items())))
             server.settimeout(1.0)
-            connection = _connection(server.accept()[0])
-            with contextlib.suppress(EOFError, OSError, ValueError, TypeError):  # not a rank: somebody tried the port
-                hello = json.loads(connection.recv_bytes(2**10)) if connection.poll(10.0) else {}
-                if problem := _contradiction(hello, world, found):
-                    for each in (connection, *found.values()):
-                        each.send_bytes(json.dumps({"refused": problem}).encode())
-                    raise UsageError(problem)
-                if "rank" in hello:
-                    found[hello["rank"]] = connection
-        if len(found) == world.size - 1:
-            for connection in found.values():
-                connection.send_bytes(b"{}")
-            return Channel(world, dict(sorted(found.items())))
+            with contextlib.suppress(TimeoutError):
+                _welcome(_connection(server.accept()[0]), world, found)
+    except (Stopped, KeyboardInterrupt):
+        _tell(found.values(), {"ended": "stopped"})
+        raise
     missing = [str(rank) for rank in range(1, world.size) if rank not in found]
     raise TrainingError(
         f"ranks did not come within {MEETING_SECONDS:g} s: {listed(missing)} of {world.size}; rank 0 waited at "
@@ -148,13 +154,28 @@ def accept_all(server: socket.socket, world: World) -> Channel:
     )
 
 
-def _contradiction(hello: Message, world: World, found: Mapping[int, Connection]) -> str:
-    """Return what is wrong with a rank that has come, in words, or an empty text."""
-    if "rank" in hello and hello["size"] != world.size:
-        return f"rank {hello['rank']} was told that there are {hello['size']} ranks (WORLD_SIZE), rank 0 {world.size}"
-    if hello.get("rank") in (0, *found):
-        return f"two processes were told to be rank {hello['rank']} (RANK)"
-    return ""
+def _welcome(connection: Connection, world: World, found: dict[int, Connection]) -> None:
+    """Add a rank that has connected to those found; ignore a program that is none. Raises UsageError."""
+    try:
+        hello: Any = json.loads(connection.recv_bytes(2**10)) if connection.poll(10.0) else None
+        rank, size = int(hello["rank"]), int(hello["size"])
+    except (EOFError, OSError, ValueError, TypeError, KeyError):
+        return
+    problem = ""
+    if size != world.size:
+        problem = f"rank {rank} was told that there are {size} ranks (WORLD_SIZE), rank 0 {world.size}"
+    elif rank in (0, *found):
+        problem = f"two processes were told to be rank {rank} (RANK)"
+    if problem:
+        _tell([connection, *found.values()], {"refused": problem})
+        raise UsageError(problem)
+    found[rank] = connection
+
+
+def _tell(connections: Iterable[Connection], message: Message) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError):  # it has ended, as the next exchange shows
+            connection.send_bytes(json.dumps(message).encode())
 
 
 def connect(world: World) -> Channel:
@@ -174,18 +195,33 @@ def connect(world: World) -> Channel:
             reason = str(error.strerror or error)
             time.sleep(0.2)
             continue
-        with contextlib.suppress(EOFError, OSError):
-            connection.send_bytes(json.dumps({"rank": world.rank, "size": world.size}).encode())
-            if connection.poll(left()):
-                answer = json.loads(connection.recv_bytes())
-                if "refused" in answer:
-                    raise UsageError(answer["refused"])
-                return Channel(world, {0: connection})
-        raise TrainingError(f"rank {world.rank}: rank 0 at {where} has ended, or waits for other ranks in vain")
+        return _introduced(world, connection, left())
     raise TrainingError(
         f"rank {world.rank} cannot reach rank 0 at {where} (MASTER_ADDR, MASTER_PORT) within {MEETING_SECONDS:g} s: "
         f"{reason}"
     )
+
+
+def _introduced(world: World, connection: Connection, seconds: float) -> Channel:
+    """Return the channel of a rank that has reached rank 0, once all others have."""
+    answer: Message = {"refused": ""}
+    try:
+        with contextlib.suppress(EOFError, OSError):
+            connection.send_bytes(json.dumps({"rank": world.rank, "size": world.size}).encode())
+            if connection.poll(seconds):
+                answer = json.loads(connection.recv_bytes())
+    except (Stopped, KeyboardInterrupt):
+        _tell([connection], {"ended": "stopped"})
+        raise
+    if "ended" in answer:
+        raise Stopped("a signal at rank 0")
+    if problem := answer.get("refused"):
+        raise UsageError(problem)
+    if "refused" in answer:
+        raise TrainingError(
+            f"rank {world.rank}: rank 0 at {world.address}:{world.port} has ended, or waits for other ranks in vain"
+        )
+    return Channel(world, {0: connection})
 
 
 def _until(deadline: float) -> Iterator[Callable[[], float]]:

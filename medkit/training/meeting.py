@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.errors import MedkitError, Stopped, TrainingError, UsageError
 from medkit.machine.threads import affinity, granted_threads
-from medkit.training.channel import ANSWER_SECONDS, Channel, Message, accept_all, connect, listen
+from medkit.training.channel import ANSWER_SECONDS, MEETING_SECONDS, Channel, Message, accept_all, connect, listen
 from medkit.training.ranks import ALONE, RankEndedError, Ranks, set_joined
 from medkit.training.world import World
 
@@ -30,7 +31,8 @@ def joined(world: World, device: torch.device, command: str) -> Iterator[Ranks]:
     if world.size == 1:
         yield ALONE
         return
-    channel, store = _meet(world)
+    shared = _torchrun_store(world)
+    channel = _meet(world, shared)
     ranks = Ranks(world, channel)
     try:
         set_joined(ranks)
@@ -40,13 +42,13 @@ def joined(world: World, device: torch.device, command: str) -> Iterator[Ranks]:
         mine = [host for host in ranks.hosts if host["host"] == hello["host"]]
         cores = len({core for host in mine for core in host["cores"]})
         ranks.threads = granted_threads(tasks=len(mine), cores=cores)
-        _start_torch(ranks, device, store)
+        _start_torch(ranks, device, _own_store(ranks) if shared is None else shared)
         yield ranks
         ranks.exchange("end")
     except RankEndedError:
         raise
     except (Stopped, KeyboardInterrupt):
-        channel.leave({"ended": "stopped"})
+        channel.leave({"ended": "stopped"}, seconds=0)
         raise
     except Exception as error:
         code = error.exit_code if isinstance(error, MedkitError) else 1
@@ -61,42 +63,55 @@ def joined(world: World, device: torch.device, command: str) -> Iterator[Ranks]:
         _end_torch()
 
 
-def _meet(world: World) -> tuple[Channel, Any]:
-    """Return the channel of this rank, and torch's store of all ranks."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return _meet_at_store(world)
-    if not world.first:
-        channel = connect(world)
-        port = channel.exchange({})[0].get("port")
-        if port is None:
-            raise RankEndedError("rank 0 was killed, or no longer answers")
-        return channel, _store(world.address, port)
-    with listen(world.address, world.port) as server:
-        channel = accept_all(server, world)
-    held = listen(world.address, 0)
-    port = held.getsockname()[1]
-    store = _store(world.address, port, is_master=True, master_listen_fd=held.detach())
-    channel.exchange({"port": port})
-    return channel, store
+def _meet(world: World, shared: Any | None) -> Channel:
+    """Return the channel of this rank; `shared` is torchrun's store, which holds the port of the world."""
+    if shared is None:
+        if not world.first:
+            return connect(world)
+        with listen(world.address, world.port) as server:
+            return accept_all(server, world)
+    if world.first:
+        with listen(world.address, 0) as server:
+            shared.set("port", str(server.getsockname()[1]))
+            return accept_all(server, world)
+    deadline = time.monotonic() + MEETING_SECONDS
+    while not shared.check(["port"]):  # waiting within `get` would not heed signals
+        if time.monotonic() > deadline:
+            raise TrainingError(f"rank {world.rank}: rank 0 did not come within {MEETING_SECONDS:g} s")
+        time.sleep(0.1)
+    return connect(replace(world, port=int(shared.get("port"))))
 
 
-def _meet_at_store(world: World) -> tuple[Channel, Any]:
-    """Do as `_meet` under torchrun, which has a store of its own at the port of the world."""
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
+def _torchrun_store(world: World) -> Any | None:
+    """Return the store that torchrun has opened for all ranks; None without torchrun."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    shared = PrefixStore(f"medkit/{attempt}", _store(world.address, world.port))
-    if not world.first:
-        return connect(replace(world, port=int(shared.get("port")))), shared
-    with listen(world.address, 0) as server:
-        shared.set("port", str(server.getsockname()[1]))
-        return accept_all(server, world), shared
+    return _within(f"medkit/{attempt}", _store(world.address, world.port))
+
+
+def _own_store(ranks: Ranks) -> Any:
+    """Return a store of torch's that rank 0 opens for all ranks."""
+    address = ranks.world.address
+    if not ranks.first:
+        return _store(address, ranks.exchange("store")[0]["port"])
+    held = listen(address, 0)
+    port = held.getsockname()[1]
+    store = _store(address, port, is_master=True, master_listen_fd=held.detach())
+    ranks.exchange("store", port=port)
+    return store
 
 
 def _store(address: str, port: int, **more: Any) -> Any:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     return TCPStore(address, port, wait_for_workers=False, timeout=timedelta(seconds=ANSWER_SECONDS), **more)
+
+
+def _within(prefix: str, store: Any) -> Any:
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    return PrefixStore(prefix, store)
 
 
 def _hello(world: World, device: torch.device, command: str) -> Message:
@@ -137,7 +152,6 @@ def _check(hosts: Sequence[Mapping[str, Any]]) -> None:
 def _start_torch(ranks: Ranks, device: torch.device, store: Any) -> None:
     """Start torch's process group: NCCL between GPUs, Gloo between processors."""
     from torch import distributed
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
     if len({host["host"] for host in ranks.hosts}) == 1 and "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # on one machine, nothing listens on the network
@@ -147,7 +161,7 @@ def _start_torch(ranks: Ranks, device: torch.device, store: Any) -> None:
     try:
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=PrefixStore("torch", store),
+            store=_within("torch", store),
             rank=world.rank,
             world_size=world.size,
             timeout=timedelta(seconds=ANSWER_SECONDS),

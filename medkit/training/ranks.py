@@ -85,9 +85,12 @@ class Ranks:
             raise Stopped(f"a signal at rank {rank}")
         if ended == "failed":
             raise RankEndedError(message["reason"], message["exit_code"], told=not self.first)
+        raise self._lost(rank)
+
+    def _lost(self, rank: int) -> RankEndedError:
         where = self.hosts[rank] if self.hosts else {}
         place = f" (process {where['process']} on {where['host']})" if where else ""
-        raise RankEndedError(f"rank {rank}{place} was killed, or no longer answers", told=rank != 0 and not self.first)
+        return RankEndedError(f"rank {rank}{place} was killed, or no longer answers", told=rank != 0 and not self.first)
 
     def abandon_step(self) -> None:
         """Tell the other ranks, which are in the next step, that this one cannot do it."""
@@ -147,14 +150,26 @@ class Ranks:
     def _all_reduce(self, tensor: torch.Tensor) -> None:
         from torch import distributed
 
-        with _lost_connection():
+        with self._connected():
             distributed.all_reduce(tensor)
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
         from torch import distributed
 
-        with _lost_connection():
+        with self._connected():
             distributed.broadcast(tensor, src=0)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Turn torch's error about a rank that has ended into RankEndedError."""
+        assert self.channel is not None
+        try:
+            yield
+        except RuntimeError as error:
+            if gone := self.channel.gone():
+                raise self._lost(gone[0]) from None
+            reason = " ".join(str(error).split())[:120]
+            raise RankEndedError(f"the connection to another rank is lost: {reason}", told=not self.first) from None
 
     # ---- states of checkpoints
 
@@ -212,15 +227,6 @@ def average_gradients(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> f
 
 
 # ---- tensors and bytes
-
-
-@contextlib.contextmanager
-def _lost_connection() -> Iterator[None]:
-    """Turn torch's error about a rank that has ended into RankEndedError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RankEndedError(f"the connection to another rank is lost: {' '.join(str(error).split())[:120]}") from None
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

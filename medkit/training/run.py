@@ -77,7 +77,7 @@ class TrainingRun:
         further = (value for value in parts.further.values() if _is_network(value))
         self.networks = [self.network, *further]
         self.buffers = [b for n in self.networks for b in n.buffers() if b.is_floating_point()]
-        self.own_further = {k: v for k, v in parts.further.items() if not _is_network(v)} if ranks.size > 1 else {}
+        self.own_further = {k: v for k, v in parts.further.items() if ranks.size > 1 and not _is_shared(v)}
         """Further objects whose state may differ between ranks."""
 
     # ---- before the first step
@@ -383,6 +383,13 @@ def _is_network(value: Any) -> bool:
     import torch
 
     return isinstance(value, torch.nn.Module)
+
+
+def _is_shared(value: Any) -> bool:
+    """Return whether all ranks have the same of an object of a config, since their gradients are averaged."""
+    import torch
+
+    return _is_network(value) or isinstance(value, torch.optim.Optimizer)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -52,6 +52,24 @@ def test_what_the_scheduler_grants(environ: dict[str, str], expected: int, tmp_p
     assert granted_threads(environ, tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("environ", "cores", "expected"),
+    [
+        ({}, 64, 16),
+        ({}, 8, 2),  # all that the tasks of this machine may run on together
+        ({}, 2, 1),
+        ({"SLURM_CPUS_PER_TASK": "3", "OMP_NUM_THREADS": "5"}, 64, 3),  # grants of each task
+        ({"SLURM_CPUS_ON_NODE": "8", "SLURM_TASKS_PER_NODE": "4"}, 64, 2),
+        ({"NSLOTS": "20"}, 64, 5),
+        ({"NCPUS": "3"}, 64, 1),
+    ],
+)
+def test_four_tasks_on_this_machine_share_what_is_granted_to_all(
+    environ: dict[str, str], cores: int, expected: int, tmp_path: Path
+) -> None:
+    assert granted_threads(environ, tmp_path, tasks=4, cores=cores) == expected
+
+
 @pytest.mark.parametrize(("before", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 def test_torch_gets_threads_that_sleep_while_they_wait(before: dict[str, str], policy: str) -> None:
     """In a new process, since torch reads the policy once; one that the user set stays."""

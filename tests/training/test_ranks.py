@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from places import HELPERS
 from processes import Ended, free_port, train_over
 from tiny import write_bundle, write_labels
 from trained import is_like, table, weights
 
-from medkit.errors import BundleError, TrainingError, UsageError
+from medkit.errors import BundleError, Stopped, TrainingError, UsageError
 from medkit.training import channel
 from medkit.training.parts.samples import SampleNumbers, Samples
 from medkit.training.ranks import Ranks
@@ -160,6 +165,17 @@ def test_a_training_goes_on_with_as_many_ranks_only(place: Path, train: Train, t
     assert "--no-resume needs --overwrite" in first.err
 
 
+@pytest.mark.slow
+def test_torchrun(place: Path, tmp_path: Path, unbroken: Path, clean_environment: None) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
+    command += ["-m", "medkit", *arguments(place, tmp_path / "out")]
+    environ = os.environ | {"PYTHONPATH": str(HELPERS)}
+    done = subprocess.run([str(c) for c in command], env=environ, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out'}\n"
+    assert is_like(tmp_path / "out", unbroken)
+
+
 # ---- ranks that fail
 
 
@@ -226,6 +242,34 @@ def test_ranks_that_disagree_about_their_number() -> None:
         channel.accept_all(server, world)
     thread.join()
     assert "rank 1 was told that there are 3 ranks" in str(errors[0])
+
+
+def test_a_signal_while_ranks_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At rank 0, which tells the rank that has come; other programs that try the port are ignored."""
+    port = free_port()
+    ends: list[BaseException] = []
+
+    def other() -> None:
+        with pytest.raises(Stopped) as stopped:
+            channel.connect(World(1, 3, 1, "127.0.0.1", port))
+        ends.append(stopped.value)
+
+    def stop(connection: Any, world: World, found: dict[int, Any]) -> None:
+        welcome(connection, world, found)
+        if found:
+            raise Stopped("SIGTERM")
+
+    welcome = channel._welcome
+    monkeypatch.setattr(channel, "_welcome", stop)
+    with channel.listen("127.0.0.1", port) as server:
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1")
+        thread = threading.Thread(target=other)
+        thread.start()
+        with pytest.raises(Stopped):
+            channel.accept_all(server, World(0, 3, 0, "127.0.0.1", port))
+    thread.join()
+    assert str(ends[0]) == "a signal at rank 0"
 
 
 def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ import torch
 from monai.bundle import ConfigParser
 from outcome import Outcome
 from places import BUNDLES, HELPERS
+from processes import train_over
 from torch import nn
 
 from medkit.errors import InputError
@@ -322,6 +323,28 @@ def test_killed_it_goes_on_as_if_nothing_had_happened(train: Train, unbroken: Pa
     for name, value in one.items():
         same = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
         assert same, name
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_as_if_nothing_had_happened(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    """Discriminators learn from the images of both ranks, and each rank keeps its own images."""
+    found = []
+    for name, troubles in (("out", ["SIGTERM@5", ""]), ("unbroken", [""])):
+        for trouble in troubles:
+            command = ["train", "enhance", "--bundle", bundle, "--trust", "--config", "cyclegan", "-o", tmp_path / name]
+            command += ["--data", scans / "A", scans / "B", "--steps", STEPS, "--threads", 1, "--precision", "float32"]
+            ended = train_over(2, command, {}, {"TINY_TROUBLE": trouble})
+            assert [each.code for each in ended] == [75 if trouble else 0] * 2, ended
+        found.append(state(tmp_path / name))
+    parts = ("network", "ema", "optimizer", "further", "other_ranks", "best_weights")
+    one, other = (dict(flat({k: each[k] for k in parts})) for each in found)
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
+        assert same, key
+    assert len(found[0]["other_ranks"]) == 1
+    kept = [each["source_pool"]["images"] for each in (found[0]["further"], found[0]["other_ranks"][0])]
+    assert not torch.equal(kept[0][0], kept[1][0])
 
 
 @pytest.mark.slow
