@@ -127,7 +127,7 @@ def test_several_series(tmp_path: Path) -> None:
     series(folder, second, [0, 3, 6, 9], SeriesNumber=12, SeriesInstanceUID="1.2.3.5")
     with pytest.raises(InputError) as refused:
         read_image(folder)
-    assert "--series UID|NUMBER" in str(refused.value)
+    assert f"--series UID|NUMBER, or name it {folder}#series=NUMBER" in str(refused.value)
     assert "1.2.3.4  number 3  3 slices" in str(refused.value)
     assert "1.2.3.5  number 12  4 slices" in str(refused.value)
     for name in ("12", "1.2.3.5"):

@@ -293,5 +293,3 @@ def test_options_name_one_series(medkit: Run, study: dict[str, np.ndarray], tmp_
     assert voxels(place).shape == study["2"].shape
     shown = medkit("show", place)
     assert "study#series=5" in shown.out
-    several = medkit("transform", "apply", scan, "--reference", tmp_path / "study", "-o", place, "--overwrite")
-    assert f"or name it {tmp_path / 'study'}#series=NUMBER" in several.err
