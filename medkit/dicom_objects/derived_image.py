@@ -76,6 +76,13 @@ _MAY_BE_EMPTY = {
     ),
 }
 """What these classes have, empty if nothing is known."""
+_UNPAIRED = {
+    *("ABDOMEN", "ABDOMENPELVIS", "AORTA", "BACK", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS"),
+    *("COCCYX", "COLON", "CSPINE", "HEAD", "HEADNECK", "HEART", "JAW", "LIVER", "LSPINE", "MAXILLA", "MEDIASTINUM"),
+    *("NECK", "NECKCHEST", "NOSE", "PANCREAS", "PELVIS", "PROSTATE", "RECTUM", "SKULL", "SPINE", "SPLEEN", "SSPINE"),
+    *("STERNUM", "STOMACH", "THYMUS", "THYROID", "TONGUE", "TRACHEA", "TSPINE", "UTERUS", "WHOLEBODY"),
+}
+"""Parts of the body of which there is one, so that there is no side to state."""
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _SOURCE = ("121322", "DCM", "Source image for image processing operation")
 _RESAMPLING = ("113085", "DCM", "Spatial resampling")
@@ -256,7 +263,8 @@ class _Builder:
             if keyword not in out:
                 setattr(out, keyword, [] if keyword.endswith("Sequence") else None)
         _drop_conditional(out, _class_of(self.source))
-        if not any(out.get(keyword) for keyword in ("Laterality", "ImageLaterality", "BodyPartExamined")):
+        sided = "Laterality" in out or "ImageLaterality" in out
+        if not sided and str(out.get("BodyPartExamined") or "") not in _UNPAIRED:
             out.Laterality = ""
         if self.space is None and "PatientOrientation" not in out:
             out.PatientOrientation = ""

@@ -38,6 +38,8 @@ _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanc
 """Without these nothing can refer to an image."""
 _AGE = re.compile(r"\d{3}[DWMY]")
 """How ages are written; other forms are left out, since objects with them are not valid."""
+_NEVER_EMPTY = ("DeidentificationMethod", "DeidentificationMethodCodeSequence", "PatientIdentityRemoved")
+"""What must not be there without a value, though some files have it."""
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName", "PositionReferenceIndicator"),
@@ -228,6 +230,12 @@ def _header(path: Path) -> Any:
     if missing := [keyword for keyword in _REQUIRED if not found.get(keyword)]:
         raise InputError(f"{path}: expected a DICOM file with {missing[0]}, got none")
     found.SpecificCharacterSet = "ISO_IR 192"
+    for keyword in _NEVER_EMPTY:
+        if keyword in found and not found.get(keyword):
+            delattr(found, keyword)
+    methods = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
+    if found.get("PatientIdentityRemoved") == "YES" and not any(keyword in found for keyword in methods):
+        found.DeidentificationMethod = "not stated"
     if not _AGE.fullmatch(str(found.get("PatientAge") or "000Y")):
         del found.PatientAge
     for keyword in _MAY_BE_EMPTY:

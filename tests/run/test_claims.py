@@ -240,3 +240,59 @@ def test_leftovers_of_other_names_stay(toy: Run, blob: Make, tmp_path: Path) -> 
     assert toy("run", "pair", blob("a.nii.gz")).code == 0
     assert {".other_copy.nii.gz.claim", ".other_copy.nii.gz.host.1.part"} <= {p.name for p in tmp_path.iterdir()}
     shutil.rmtree(tmp_path / ".other_copy.nii.gz.host.1.part")
+
+
+# ---- results that are folders, such as DICOM series
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Targets:
+    """A file and a folder of files."""
+    return Targets({"image": tmp_path / "o/x_copy.nii.gz", "dicom_image": tmp_path / "o/x_copy_dicom"})
+
+
+def fill_series(claim: Claim, names: str) -> Record:
+    """Makes a file, and a folder with a file for each letter."""
+    (claim.part / "x_copy.nii.gz").write_text(names)
+    folder = claim.part / "x_copy_dicom"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text(f"{name} of {names}")
+    outputs = {
+        role: {"path": str(path), "sha256": sha256_of(claim.part / path.name)}
+        for role, path in claim.targets.outputs.items()
+    }
+    return Record(claim.targets.main, sources=(claim.part,), medkit={"status": "ok", "outputs": outputs})
+
+
+def test_a_folder_takes_the_place_of_an_older_one(series: Targets) -> None:
+    for names in ("abc", "ab"):
+        with Claim(series) as claim:
+            record = fill_series(claim, names)
+            claim.commit(record)
+        assert is_whole(record, series)
+        assert sorted(p.name for p in series.outputs["dicom_image"].iterdir()) == list(names)
+        assert sorted(p.name for p in series.main.parent.iterdir()) == [
+            "x_copy.json",
+            "x_copy.nii.gz",
+            "x_copy_dicom",
+        ]
+    (series.outputs["dicom_image"] / "a").write_text("changed")
+    assert not is_whole(record, series)
+
+
+def test_a_folder_of_a_commit_that_was_cut_short_is_removed(series: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target) == series.main:
+            raise OSError("killed")
+        replace(source, target)
+
+    with Claim(series) as claim:
+        record = fill_series(claim, "ab")
+        monkeypatch.setattr(os, "replace", killed)
+        with pytest.raises(OSError, match="killed"):
+            claim.commit(record)
+
+    assert list(series.main.parent.iterdir()) == []
