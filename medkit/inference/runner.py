@@ -90,8 +90,8 @@ def bundle_task(
 
 
 def _modalities(bundles: Sequence[Bundle]) -> tuple[str, ...]:
-    """Return the modalities that bundles take; none if one of them takes any."""
-    stated = [bundle.modality for bundle in bundles]
+    """Return the modalities of the images that bundles take; none if one of them takes any."""
+    stated = [bundle.modality for bundle in bundles if "image" in bundle.kinds]
     return tuple(dict.fromkeys(name for name in stated if name)) if all(stated) else ()
 
 

@@ -27,7 +27,7 @@ class FoundSeries:
     @functools.cached_property
     def files(self) -> set[Path]:
         """The DICOM files."""
-        return {path for one in self.series for path in one.files}
+        return {path for one in self.series for path in (*one.files, *one.copies)}
 
     @property
     def folders(self) -> set[Path]:
@@ -37,13 +37,14 @@ class FoundSeries:
     def is_one_case(self, folder: Path, *, any_number: bool) -> bool:
         """Return whether a folder itself holds the images of one series and no others; `any_number`: or of several.
 
-        X-rays of one series are several cases.
+        X-rays of one series are several cases, and copies of files have to be left out.
         """
         here = [one for one in self._images if folder in one.folders]
         if any_number or not here:
             return bool(here)
         views = here[0].first.modality in PROJECTIONS and len(here[0].images) > 1
-        return len(self._images) == 1 and here[0].folders == {folder} and not views
+        several = views or any(path.parent == folder for path in here[0].copies)
+        return len(self._images) == 1 and here[0].folders == {folder} and not several
 
     @property
     def _images(self) -> list[Series]:
@@ -72,7 +73,10 @@ def series_of_files(files: Iterable[Path]) -> FoundSeries:
     """Return the series among files of any kind."""
     files = list(files)
     notes = [note for path in files if path.name.upper() == DICOMDIR for note in missing_files(path)]
-    return FoundSeries(series_among(path for path in files if is_candidate(path)), notes)
+    found = series_among(path for path in files if is_candidate(path))
+    if copies := [path for one in found for path in one.copies]:
+        notes.append(f"{len(copies)} files are copies of others, and left out, such as {copies[0]}")
+    return FoundSeries(found, notes)
 
 
 def place_of_dicomdir(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -293,3 +294,17 @@ def test_options_name_one_series(medkit: Run, study: dict[str, np.ndarray], tmp_
     assert voxels(place).shape == study["2"].shape
     shown = medkit("show", place)
     assert "study#series=5" in shown.out
+
+
+def test_copies_of_files_are_left_out(toy: Run, tmp_path: Path) -> None:
+    """In another folder and in the same one."""
+    values = write_series(tmp_path / "in/a", 3)
+    shutil.copytree(tmp_path / "in/a", tmp_path / "in/b")
+    done = toy("run", "double", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert done.paths == [tmp_path / "out/a_double.nii.gz"]
+    assert f"4 files are copies of others, and left out, such as {tmp_path / 'in/b/3_0.dcm'}" in done.err
+    shutil.copy(tmp_path / "in/a/3_1.dcm", tmp_path / "in/a/copy of 3_1.dcm")
+    again = toy("run", "double", tmp_path / "in/a", "-o", tmp_path / "more")
+    assert again.paths == [tmp_path / "more/a_3_double.nii.gz"]
+    np.testing.assert_array_equal(voxels(again.paths[0]), values * 2)

@@ -32,7 +32,7 @@ from medkit.images.dicom.values import plain_spacing
 
 TAGS = (
     *("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
-    *("StudyInstanceUID", "ProtocolName", "SequenceName"),
+    *("StudyInstanceUID", "SOPInstanceUID", "ProtocolName", "SequenceName"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness"),
     *("SpacingBetweenSlices", "PixelAspectRatio", "GridFrameOffsetVector", "DoseGridScaling"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
@@ -56,6 +56,8 @@ class Header:
     """UID of the study, as the file states it."""
     series: tuple[str, str, str]
     """Series UID, number and description; the description may hold a name, and is never printed."""
+    instance: tuple[str, int]
+    """UID of the object, and size of the file in bytes: copies have both in common."""
     modality: str
     kind: str
     """UID of the SOP class."""
@@ -130,7 +132,7 @@ def _unreadable(path: Path, problem: str, dataset: Any = None) -> Header:
     try:
         return _described(path, dataset, None, problem)
     except Exception:  # any of the values may be what cannot be read
-        return Header(path, "", ("", "", ""), "", "", (), (0, 0, 0), False, "", None, problem)
+        return Header(path, "", ("", "", ""), ("", 0), "", "", (), (0, 0, 0), False, "", None, problem)
 
 
 def _described(path: Path, dataset: Any, image: DicomFile | None, problem: str) -> Header:
@@ -141,6 +143,7 @@ def _described(path: Path, dataset: Any, image: DicomFile | None, problem: str) 
         path=path,
         study=str(dataset.get("StudyInstanceUID") or "").strip(),
         series=_series(dataset),
+        instance=(str(dataset.get("SOPInstanceUID") or ""), size_of(path)),
         modality=str(dataset.get("Modality") or "").strip(),
         kind=str(dataset.get("SOPClassUID") or ""),
         image_type=(kind,) if isinstance(kind, str) else tuple(map(str, kind)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import io
 import os
 from collections.abc import Iterator
@@ -72,6 +73,13 @@ def size_of(path: Path) -> int:
     """Return the bytes of a file or of a member of a zip. Raises InputError, OSError."""
     member = None if path.exists() else zips.split_member(path)
     return path.stat().st_size if member is None else zips.size_of_member(*member)
+
+
+def is_copy(one: Path, other: Path) -> bool:
+    """Return whether two files of one size have the same content. Raises InputError."""
+    if one.is_file() and other.is_file():
+        return filecmp.cmp(one, other, shallow=False)
+    return read_file(one) == read_file(other)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medkit.errors import InputError
 from medkit.images.dicom.header import Header, header_of, looks_like_dicom
-from medkit.images.dicom.places import SUFFIXES, files_below, holds_files, may_be_dicom, read_file
+from medkit.images.dicom.places import SUFFIXES, files_below, holds_files, is_copy, may_be_dicom, read_file
 from medkit.images.dicom.types import DicomFile
 from medkit.pipe.names import join_series, split_series, suffix_of
 from medkit.pipe.records import sha256_of
@@ -27,6 +27,8 @@ class Series:
     """Series Number; empty if the files state none."""
     headers: tuple[Header, ...]
     """One for each file, in the order of their paths."""
+    copies: tuple[Path, ...] = ()
+    """Files left out because they are copies of others."""
 
     @property
     def first(self) -> Header:
@@ -74,7 +76,7 @@ def series_among(files: Iterable[Path]) -> list[Series]:
         uid = header.series[0]
         groups[uid, "" if uid else str(path.parent)].append(header)
     _join_damaged(groups)
-    found = [Series(uid, _usual_number(headers), tuple(headers)) for (uid, _), headers in groups.items()]
+    found = [_without_copies(uid, headers) for (uid, _), headers in groups.items()]
     return sorted(found, key=lambda one: (as_number(one.number), one.number, one.uid, str(one.files[0])))
 
 
@@ -92,6 +94,22 @@ def _join_damaged(groups: dict[tuple[str, str], list[Header]]) -> None:
             groups["", folder] = damaged
         else:
             groups.update({("", str(header.path)): [header] for header in damaged})
+
+
+def _without_copies(uid: str, headers: list[Header]) -> Series:
+    """Return a series with each object once, from the file that comes first."""
+    kept: dict[tuple[str, int] | Path, Header] = {}
+    copies = []
+    for header in headers:
+        key = header.instance if header.instance[0] else header.path
+        other = kept.setdefault(key, header)
+        if other is header:
+            continue
+        if is_copy(other.path, header.path):
+            copies.append(header.path)
+        else:  # against the standard: another object under the same UID
+            kept[header.path] = header
+    return Series(uid, _usual_number(headers), tuple(kept.values()), tuple(copies))
 
 
 def _usual_number(headers: Iterable[Header]) -> str:
@@ -130,7 +148,8 @@ def path_of(found: Series, known: Iterable[Series]) -> Path:
     while not (holds_files(place) and all(folder.is_relative_to(place) for folder in found.folders)):
         place = place.parent
     others = [one for one in known if one is not found and (one.images or one.problems)]
-    alone = found.folders == {place} and not any(place in one.folders for one in others)
+    copied = any(path.parent == place for path in found.copies)
+    alone = found.folders == {place} and not copied and not any(place in one.folders for one in others)
     if (place.is_dir() and alone) or (place.is_dir() and not found.uid and found.images):
         return place
     if not found.uid:
