@@ -27,6 +27,7 @@ _CORE = Plugin("medkit", "medkit", "medkit", __version__)
 _CORE_COMMANDS = (
     CommandSpec("plugins", "List the plugins, or start a new one.", "medkit.commands.plugins:plugins"),
     CommandSpec("show", "Show where a file comes from.", "medkit.commands.show:show"),
+    CommandSpec("report", "Make a page of results to look through and mark.", "medkit.commands.report:report"),
     CommandSpec("bundle", "List, check, install and pack bundles.", "medkit.commands.bundle:bundle"),
     CommandSpec("transform", "Apply, compose, invert and convert transforms.", "medkit.commands.transform:transform"),
     CommandSpec(

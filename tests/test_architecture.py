@@ -25,7 +25,7 @@ FLOORS = (
     ("bids", "images", "options", "plugins", "scanner"),
     ("bundles", "cli", "figures", "privacy", "studies", "synthesis", "transforms"),
     ("evaluation", "run", "testing", "training"),
-    ("cluster", "dicom_objects", "inference", "task", "transform_tasks"),
+    ("cluster", "dicom_objects", "inference", "review", "task", "transform_tasks"),
     ("robustness", *PLUGINS),
     ("commands",),
 )

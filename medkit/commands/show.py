@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from medkit.errors import InputError
+from medkit.pipe.provenance import command_line, in_words
 from medkit.pipe.records import Record, absolute, describe_programs, record_of
+from medkit.run.existing import is_there
 
 
 @click.command()
@@ -20,7 +21,7 @@ from medkit.pipe.records import Record, absolute, describe_programs, record_of
 def show(file: Path, as_json: bool) -> None:
     """Show where FILE comes from: the commands, versions and warnings of all steps, back to the first scans."""
     path = absolute(file)
-    if not path.exists():
+    if not is_there(path):
         raise InputError(f"{path}: no such file")
     record = record_of(path)
     if as_json:
@@ -60,42 +61,16 @@ def _short(path: Path, result: Path) -> str:
 
 
 def _state(record: Record) -> str:
-    return "" if record.path.exists() else ", missing"
+    return "" if is_there(record.path) else ", missing"
 
 
 def _facts(record: Record) -> Iterator[str]:
     """Yield what is known about how a file was made."""
     if not record.medkit:
         return
-    yield command_line(record) or _in_words(record)
+    yield command_line(record) or in_words(record)
     yield f"{describe_programs(record.generated_by)}, {record.medkit.get('seconds', '?')} s"
     if record.medkit.get("look"):
         yield "needs a look"
     for warning in record.medkit.get("warnings") or ():
         yield f"warning: {warning}"
-
-
-def command_line(record: Record) -> str | None:
-    """Return the command that makes this result again, for a shell; None if the sidecar does not hold it."""
-    words = record.medkit.get("command")
-    if not (isinstance(words, list) and words and all(map(_is_word, words))):
-        return None
-    return shlex.join(["medkit", *map(_text_of, words)])
-
-
-def _is_word(word: Any) -> bool:
-    return isinstance(word, str) or (isinstance(word, Mapping) and isinstance(word.get("path"), str))
-
-
-def _text_of(word: str | Mapping[str, Any]) -> str:
-    """Return a word of a command; an input that came with further ones is a record, which a task takes as a line."""
-    if isinstance(word, str):
-        return word
-    return json.dumps(word) if len(word) > 1 else str(word["path"])
-
-
-def _in_words(record: Record) -> str:
-    """Return which task made a file and with which settings, for sidecars without the command."""
-    settings = record.medkit.get("arguments")
-    named = ", ".join(f"{k}: {json.dumps(v)}" for k, v in settings.items()) if isinstance(settings, Mapping) else ""
-    return f"{record.medkit.get('task', '?')}{f' with {named}' if named else ''}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from medkit.run.task import Case, Result, Task
 
 log = logging.getLogger("medkit")
-_OWNER = "medkit-result"
+OWNER = "medkit-result"
 """Key of the text in a picture that tells which result it shows."""
 
 
@@ -34,6 +34,11 @@ def picture_path(folder: Path, main: Path, output: Path | None) -> Path:
     root = output or Path.cwd()
     below = main.parent.relative_to(root) if main.is_relative_to(root) and main != root else Path()
     return folder / below / f"{stem(main)}.png"
+
+
+def owner_digest(main: Path, folder: Path) -> str:
+    """Return what a picture in a folder holds under `OWNER` if it shows this result."""
+    return hashlib.sha256(os.fsencode(os.path.relpath(main, folder))).hexdigest()
 
 
 def draw_case(path: Path, task: Task, case: Case, result: Result) -> None:
@@ -69,13 +74,13 @@ def _write(picture: np.ndarray, path: Path, main: Path) -> None:
     """
     from medkit.figures.mosaic import text_in_png, write_png
 
-    owner = hashlib.sha256(os.fsencode(os.path.relpath(main, path.parent))).hexdigest()
+    owner = owner_digest(main, path.parent)
     part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
-        write_png(picture, part, {_OWNER: owner})
+        write_png(picture, part, {OWNER: owner})
         for number in itertools.count(1):
             place = path if number == 1 else path.with_name(f"{path.stem}_{number}.png")
-            if text_in_png(place, _OWNER) == owner:
+            if text_in_png(place, OWNER) == owner:
                 os.replace(part, place)
             elif not _linked(part, place):
                 continue

@@ -1,0 +1,132 @@
+"""From what a user names to the page and the table."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from medkit.errors import MedkitError, OutputError
+from medkit.pipe.atomic import write_atomically
+from medkit.pipe.marks import read_marks
+from medkit.review.cases import ReviewCase, cases_of, take_over
+from medkit.review.collecting import FoundResults
+from medkit.review.page import PICTURES, page_of
+from medkit.review.pictures import as_uri, encoded, file_name, opened, pictures_of_qc, png_files, room_for_each
+from medkit.review.table import separator_of, wide_table
+
+log = logging.getLogger("medkit")
+_PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """What `medkit report` is asked for."""
+
+    page: Path | None
+    """The page, or with `folder` the folder of it; None: none."""
+    folder: bool = False
+    """Whether the pictures lie next to the page."""
+    table: Path | None = None
+    """A table of all metrics."""
+    qc: tuple[Path, ...] = ()
+    """Folders with pictures of `--qc`."""
+    draw: bool = True
+    """Whether results without such a picture are drawn."""
+    marks: Path | None = None
+    """The marks of an earlier review."""
+    title: str = "Results of medkit"
+    overwrite: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are made, besides pictures."""
+        page = self.page / _PAGE if self.page and self.folder else self.page
+        return [path for path in (page, self.table) if path]
+
+
+@dataclass(frozen=True)
+class ReportMade:
+    """What `medkit report` has made."""
+
+    files: list[Path]
+    cases: list[ReviewCase]
+    problems: list[str]
+    """What was named but is no result, in sentences."""
+
+
+def make_report(lines: Iterable[str], request: ReportRequest, progress: Callable[[int, int], None]) -> ReportMade:
+    """Make the page and the table from lines that name results; `progress` is told of each picture.
+
+    Raises UsageError for marks or names of files that cannot be used, OutputError for files that exist, MedkitError if
+    there is no result.
+    """
+    marks = read_marks(request.marks) if request.marks else []
+    separator = separator_of(request.table) if request.table else ""
+    _refuse_existing(request)
+    found = FoundResults()
+    found.add_lines(lines)
+    cases = cases_of(found.without_superseded())
+    if not cases:
+        raise MedkitError("report: " + ("; ".join(found.problems) or "no input arrived"))
+    if missed := take_over(cases, marks):
+        what = "1 mark fits no case" if len(missed) == 1 else f"{len(missed)} marks fit no case"
+        log.warning("%s: %s: %s", request.marks, what, ", ".join(missed[:5]))
+    if request.table:
+        _write(request.table, wide_table(cases, separator))
+    if request.page:
+        _write_page(request, cases, found.pictures, progress)
+    return ReportMade(request.files, cases, found.problems)
+
+
+def _refuse_existing(request: ReportRequest) -> None:
+    for path in request.files:
+        if os.path.lexists(path) and not request.overwrite:
+            raise OutputError(f"{path}: exists already; --overwrite replaces it")
+
+
+def _write_page(
+    request: ReportRequest, cases: Sequence[ReviewCase], files: Sequence[Path], progress: Callable[[int, int], None]
+) -> None:
+    assert request.page is not None
+    qc = pictures_of_qc(cases, [*files, *(file for folder in request.qc for file in png_files(folder))])
+    folder = request.page / PICTURES if request.folder else None
+    room = None if folder else room_for_each(len(cases))
+    addresses: dict[str, str] = {}
+    for number, case in enumerate(cases, start=1):
+        picture = opened(case, qc.get(case.key), request.draw)
+        if picture is not None:
+            content = encoded(picture, room)
+            addresses[case.key] = _put(folder, content) if folder else as_uri(content)
+        progress(number, len(cases))
+    if folder:
+        _remove_others(folder, {Path(address).name for address in addresses.values()})
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    _write(request.files[0], page_of(cases, addresses, title=request.title, made=made).encode())
+
+
+def _put(folder: Path, content: bytes) -> str:
+    """Write a picture into the folder of a page, and return its address there."""
+    name = file_name(content)
+    if not (folder / name).exists():
+        _write(folder / name, content)
+    return f"{folder.name}/{name}"
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Remove the pictures of a former page; other files stay."""
+    for path in folder.glob("*.webp"):
+        if len(path.stem) == 20 and path.name not in names:
+            path.unlink()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None

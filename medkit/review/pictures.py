@@ -1,0 +1,153 @@
+"""The pictures of the page: those of `--qc` where there are any, else drawn from the results."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medkit.errors import MedkitError
+from medkit.pipe.records import Record, find_kind, record_of
+from medkit.review.cases import ReviewCase
+from medkit.run.existing import is_there
+from medkit.run.pictures import OWNER, owner_digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image as Picture
+
+    from medkit.images.image import Image
+
+log = logging.getLogger("medkit")
+ROOM = 13_500_000
+"""Bytes for all pictures of a page that is one file: mail servers take about 25 MB, and base64 adds a third twice."""
+MOST = 160_000
+"""Most bytes for one picture in such a file."""
+_QUALITIES = ((1.0, 82), (1.0, 65), (0.8, 60), (0.7, 50), (0.6, 50), (0.5, 45), (0.4, 45), (0.3, 40))
+"""Scale and WebP quality, best first."""
+_SMALLEST = 240
+"""Pixels: the width that a picture keeps."""
+
+
+def pictures_of_qc(cases: Sequence[ReviewCase], files: Iterable[Path]) -> dict[str, Path]:
+    """Return key of a case -> its picture of `--qc`: a PNG that holds the digest of where its result lies."""
+    from medkit.figures.mosaic import text_in_png
+
+    found: dict[str, Path] = {}
+    digests: dict[Path, dict[str, str]] = {}
+    for file in files:
+        if owner := text_in_png(file, OWNER):
+            if file.parent not in digests:
+                digests[file.parent] = {owner_digest(case.path, file.parent): case.key for case in cases}
+            if key := digests[file.parent].get(owner):
+                found.setdefault(key, file)
+    return found
+
+
+def png_files(folder: Path) -> Iterator[Path]:
+    """Yield the PNG files in a folder and below."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(names) if name.lower().endswith(".png"))
+
+
+def opened(case: ReviewCase, file: Path | None, draw: bool) -> Picture | None:
+    """Return the picture of a case from its file, or drawn; None if there is none, or it cannot be drawn."""
+    from PIL import Image as Pillow
+
+    try:
+        if file is not None:
+            with Pillow.open(file) as picture:
+                return picture.convert("RGB")
+        drawn = draw_result(case) if draw else None
+        return None if drawn is None else Pillow.fromarray(drawn)
+    except Exception as error:
+        if not case.error:  # an input on which a task failed often shows nothing
+            log.warning("%s: no picture: %s", case.path.name, error)
+        log.debug("", exc_info=True)
+        return None
+
+
+def draw_result(case: ReviewCase) -> np.ndarray | None:
+    """Return a picture of a result, (H, W, 3) uint8; None if it is no image and none of its sources is one.
+
+    Labels are drawn over their image, an image on the grid of its source next to it, an image on another grid over the
+    image whose grid it has. Other results, and inputs of failed cases, show the image that they go back to.
+    """
+    from medkit.figures.mosaic import comparison_mosaic, overlay_mosaic
+
+    record = case.record if case.path == case.record.path else record_of(case.path)
+    arguments = case.record.medkit.get("arguments")
+    read = functools.partial(_read, arguments=arguments if isinstance(arguments, Mapping) else {})
+    title = f"{case.task}  {case.path.name}"
+    if record.failed or record.kind not in ("image", "labels", "mask"):
+        try:
+            return overlay_mosaic(read(find_kind(record, ["image"])), title=title)
+        except MedkitError:
+            return None
+    result, under = read(record), _under(record)
+    if under is None:
+        return overlay_mosaic(result, title=title)
+    before = read(under)
+    if record.kind != "image":
+        return overlay_mosaic(before, result, kind="labels", title=title)
+    if under.path in record.sources[:1] and before.grid.digest() == result.grid.digest():
+        return comparison_mosaic(before, result, title=title)
+    return overlay_mosaic(before, result, title=title)
+
+
+def _under(record: Record) -> Record | None:
+    """Return the image on whose grid a result lies, else the image that it was made from, if either can be read."""
+    for path in (record.spatial_reference, *record.sources[:1]):
+        if path is not None and path != record.path and is_there(path) and record_of(path).kind == "image":
+            return record_of(path)
+    return None
+
+
+def _read(record: Record, arguments: Mapping[str, Any]) -> Image:
+    """Return an image, of several frames or series the one that the case's result was made from."""
+    from medkit.images.image import read_image
+
+    return read_image(
+        record.path,
+        frame=arguments.get("frame", 0),
+        series=arguments.get("series"),
+        labels=record.kind in ("labels", "mask"),
+        frame_if_several=True,
+    )
+
+
+def encoded(picture: Picture, room: int | None) -> bytes:
+    """Return a picture as WebP, without what else its file may hold; in at most `room` bytes if that is possible."""
+    content = b""
+    for scale, quality in _QUALITIES:
+        smaller = picture
+        if scale < 1 and picture.width * scale >= _SMALLEST:
+            smaller = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        buffer = io.BytesIO()
+        smaller.save(buffer, "WEBP", quality=quality, method=2, use_sharp_yuv=True)
+        content = buffer.getvalue()
+        if room is None or len(content) <= room:
+            break
+    return content
+
+
+def room_for_each(count: int) -> int:
+    """Return the bytes that each of `count` pictures may have in a page that is one file."""
+    return min(MOST, ROOM // max(1, count))
+
+
+def as_uri(content: bytes) -> str:
+    """Return a WebP picture as an address that holds it."""
+    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
+
+
+def file_name(content: bytes) -> str:
+    """Return the name of a picture's file in the folder of a page."""
+    return f"{hashlib.sha256(content).hexdigest()[:20]}.webp"
