@@ -92,7 +92,7 @@ def missing_files(path: Path) -> Iterator[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             records = pydicom.dcmread(in_memory(path), force=True).get("DirectoryRecordSequence") or ()
-        names = [record.ReferencedFileID for record in records if record.get("ReferencedFileID")]
+            names = [record.ReferencedFileID for record in records if record.get("ReferencedFileID")]
     except Exception as error:  # pydicom raises errors of many types for torn files
         yield f"{path}: a DICOMDIR that cannot be read: {type(error).__name__}"
         return

@@ -277,14 +277,18 @@ def write_dicomdir(folder: Path) -> None:
 def test_a_dicomdir_stands_for_its_folder(toy: Run, tmp_path: Path) -> None:
     for number in (2, 5):
         write_series(tmp_path / f"CD/SE{number}", number)
+    for path in list((tmp_path / "CD").rglob("*.dcm")):  # names on CDs have no dots
+        path.rename(path.with_suffix(""))
     write_dicomdir(tmp_path / "CD")
     done = toy("run", "double", tmp_path / "CD/DICOMDIR", "-o", tmp_path / "out")
     assert done.code == 0, done.err
     assert [path.name for path in done.paths] == ["SE2_double.nii.gz", "SE5_double.nii.gz"]
     assert "DICOMDIR" not in done.err
-    (tmp_path / "CD/SE5/5_3.dcm").unlink()
+    shutil.copy(tmp_path / "CD/DICOMDIR", tmp_path / "CD/LISTING")
+    assert toy("run", "double", tmp_path / "CD", "-o", tmp_path / "again").code == 0
+    (tmp_path / "CD/SE5/5_3").unlink()
     torn = toy("run", "double", tmp_path / "CD", "-o", tmp_path / "more")
-    assert "DICOMDIR: 1 of the 8 files that it names are not there, such as SE5/5_3.dcm" in torn.err
+    assert "DICOMDIR: 1 of the 8 files that it names are not there, such as SE5/5_3" in torn.err
 
 
 def test_options_name_one_series(medkit: Run, study: dict[str, np.ndarray], tmp_path: Path) -> None:

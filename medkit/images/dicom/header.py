@@ -45,6 +45,8 @@ TAGS = (
 FIRST_ELEMENTS = tuple(bytes([number, 0]) for number in (0x00, 0x01, 0x05, 0x08, 0x16))
 """Elements with which a header without a preamble may start."""
 UNDEFINED = 0xFFFFFFFF
+DIRECTORY = "1.2.840.10008.1.3.10"
+"""UID of the class of a DICOMDIR."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +120,7 @@ def _header(path: Path, stamp: Stamp) -> Header:
     try:
         image = None if start is None else _parsed(path, dataset, start, length, size, fragments)
         problem = ""
-        if start is None and ("SOPClassUID" not in dataset or _is_image(dataset)):
+        if start is None and not _is_directory(dataset) and ("SOPClassUID" not in dataset or _is_image(dataset)):
             problem = f"{path}: a DICOM image that cannot be read: truncated before its pixels"
         return _described(path, dataset, image, problem)
     except InputError as error:
@@ -225,6 +227,12 @@ def _fragments(stream: IO[bytes], start: int, size: int) -> int:
         stream.seek(length, os.SEEK_CUR)
         count += 1
     return -1
+
+
+def _is_directory(dataset: Any) -> bool:
+    """Whether the file is a DICOMDIR, under whatever name."""
+    meta = getattr(dataset, "file_meta", None)
+    return meta is not None and meta.get("MediaStorageSOPClassUID") == DIRECTORY
 
 
 def _is_image(dataset: Any) -> bool:
