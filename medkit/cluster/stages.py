@@ -16,6 +16,15 @@ def tasks_of(pipeline: str) -> list[str]:
     return [" ".join((match[1] or match[2]).split()) for match in found]
 
 
+def tasks_here(pipeline: str) -> list[str]:
+    """Return the tasks that the `medkit` of this environment runs, as far as that is certain.
+
+    >>> tasks_here("medkit run sr | apptainer exec m.sif medkit run segment | medkit run classify")
+    ['sr', 'classify']
+    """
+    return re.findall(r"(?:^|\|)\s*medkit\s+run\s+([a-z][\w-]*)", pipeline)
+
+
 def is_medkit_only(pipeline: str) -> bool:
     """Return whether commands are a pipe of medkit's tasks and nothing else, so that records tell all.
 

@@ -14,7 +14,7 @@ from medkit.cluster.folder import JobFolder, Submission, digest_of, path_of
 from medkit.cluster.outcomes import read_outcomes
 from medkit.cluster.progress import progress_of
 from medkit.cluster.request import Needs, Request, completed, needs_of, raised
-from medkit.cluster.schedulers import array_text, check_array, require, submit
+from medkit.cluster.schedulers import array_text, check_array, require, submit, submit_commands
 from medkit.cluster.scripts import check_syntax, job_script, shard_script
 from medkit.errors import InputError, MedkitError, UsageError
 from medkit.pipe.atomic import write_atomically
@@ -35,9 +35,10 @@ class Prepared:
     """What the user should know."""
 
     def text(self) -> str:
-        """Return the two scripts, for `--dry-run`."""
+        """Return the commands that submit the jobs, and the two scripts, for `--dry-run`."""
         job, shard = job_script(self.submission, self.folder), shard_script(self.submission, self.folder)
-        return f"# ---- {self.folder.job_script}\n{job}\n# ---- {self.folder.shard_script}\n{shard}"
+        commands = "".join(f"# {command}\n" for command in submit_commands(self.submission, self.folder, self.shards))
+        return f"{commands}# ---- {self.folder.job_script}\n{job}\n# ---- {self.folder.shard_script}\n{shard}"
 
     def submit(self) -> list[str]:
         """Write list and scripts, submit the jobs, and return their numbers. Raises MedkitError if that fails."""

@@ -11,6 +11,7 @@ import click
 
 from medkit.cluster.folder import JobFolder
 from medkit.cluster.schedulers import SCHEDULERS
+from medkit.cluster.stages import tasks_here
 from medkit.cluster.submitting import prepare, prepare_again
 from medkit.errors import UsageError
 from medkit.options import absolute_path, bytes_of
@@ -102,6 +103,7 @@ def submit(
             raise UsageError("--shards N is missing: into how many jobs should the inputs be dealt out?")
         commands = pipeline[0] if len(pipeline) == 1 else shlex.join(pipeline)
         inputs = list(input_lines((), list_, null=False))
+        _check_tasks(commands)
         prepared = prepare(folder, scheduler, commands, inputs, shards, request, max_running, records)
     for note in prepared.notes:
         click.echo(f"medkit: {note}", err=True)
@@ -120,3 +122,11 @@ def _request(
     return {name: value for name, value in given.items() if value is not None} | (
         {"arguments": arguments} if arguments else {}
     )
+
+
+def _check_tasks(pipeline: str) -> None:
+    """Raise UsageError for a task that is not installed: else every job would end with that, hours later."""
+    from medkit.cli import run
+
+    for task in tasks_here(pipeline):
+        run.resolve_command(click.Context(run, info_name="medkit run"), [task])

@@ -21,7 +21,7 @@ from medkit.errors import MedkitError
 if TYPE_CHECKING:
     from medkit.images import Image
 
-KEPT = ("MEDKIT_PLUGINS", "MEDKIT_HOME", "MEDKIT_THREADS")
+KEPT = ("MEDKIT_PLUGINS", "MEDKIT_THREADS")
 """Variables of medkit that the registration inherits; others, such as an output folder, are for this run only."""
 
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/cluster.py [--cases 1000] [--broken 0.05] [--slurm]
 
 The task is `double` of tests/helpers/toy.py on images of 8 x 8 x 8 voxels, a share of which are cut off. The modes: one
-process; child processes; shards, one or two at a time (`medkit submit` and `bash shard.sh K`), and on a Slurm of two
-nodes on this machine (`--slurm`); a shell loop, measured on 15 cases.
+process; child processes, without and with Dask; shards, one or two at a time (`medkit submit` and `bash shard.sh K`);
+shards and Dask workers on a Slurm of two nodes on this machine (`--slurm`); a shell loop, measured on 15 cases.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Mode:
 
 def bash(line: str, folder: Path, **variables: str) -> int:
     """Run a line of bash, and return its exit code."""
-    environ = os.environ | {"PYTHONPATH": str(HELPERS), "PATH": f"{folder}/bin:{os.environ['PATH']}"} | variables
+    path = f"{HELPERS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environ = os.environ | {"PYTHONPATH": path, "PATH": f"{folder}/bin:{os.environ['PATH']}"} | variables
     quiet = subprocess.DEVNULL
     return subprocess.run(["bash", "-c", line], cwd=folder, env=environ, stdout=quiet, stderr=quiet).returncode
 
@@ -62,6 +63,7 @@ def measure(name: str, line: str, folder: Path, cases: int, **variables: str) ->
         line.format(out=out.name), folder, MEDKIT_RECORDS=str(out / "records"), MEDKIT_NO_PROGRESS="1", **variables
     )
     seconds = time.perf_counter() - start
+    print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
     found = sorted(records(out), key=lambda record: record["medkit"]["finished"])
     peaks = [record["medkit"].get("peak_rss_mb", 0) for record in found]
     failed = frozenset(Path(r["path"]).name for r in found if r["medkit"]["status"] == "failed")
@@ -83,6 +85,8 @@ def make_cases(folder: Path, cases: int, broken: float) -> int:
         if number % every == 0:
             path.write_bytes(path.read_bytes()[:200])
     (folder / "list").write_text("".join(f"scans/s{number:05}.nii.gz\n" for number in range(cases)))
+    jobs = {"memory": "500MB", "interface": "lo", "log-directory": str(folder / "logs")}
+    (folder / "jobs.yaml").write_text(json.dumps({"jobqueue": {"slurm": jobs}}))
     (folder / "bin").mkdir()
     for name, text in (("medkit", f'exec {sys.executable} -m toy "$@"'), ("sbatch", "echo 1"), ("squeue", ":")):
         program = folder / "bin" / name
@@ -96,8 +100,9 @@ SHARDS = (
     "medkit submit slurm --list list --shards 8 -o {out} -- 'medkit run double'"
     " && seq 8 | xargs -P%d -n1 bash {out}/shard.sh; medkit status {out}"
 )
+DASK = f"{ONE} --executor dask"
 ON_SLURM = (
-    "rm bin/sbatch bin/squeue; medkit submit slurm --list list --shards 8 --mem 500M -o {out} -- 'medkit run double'"
+    "rm -f bin/sbatch bin/squeue; medkit submit slurm --list list --shards 8 --mem 500M -o {out} -- 'medkit run double'"
     ' && until [ -z "$(squeue -h)" ]; do sleep 0.2; done; medkit status {out}'
 )
 
@@ -114,13 +119,20 @@ def main() -> None:
         modes = [
             measure("one process", ONE, folder, given.cases),
             *(measure(f"workers {n}", f"{ONE} --workers {n}", folder, given.cases) for n in (1, 2, 4)),
+            measure("Dask, workers 2", f"{DASK} --workers 2", folder, given.cases),
             *(measure(f"8 shards, {n} at a time", SHARDS % n, folder, given.cases) for n in (1, 2)),
         ]
         loop = 'for f in $(sed -n "2,16p" list); do medkit run double $f -o {out}; done'
         looped = measure("shell loop", loop, folder, 15)
         if given.slurm:
             with slurm.cluster() as configuration:
-                modes.append(measure("8 shards on Slurm", ON_SLURM, folder, given.cases, SLURM_CONF=str(configuration)))
+                where = {"SLURM_CONF": str(configuration)}
+                modes += [
+                    measure("8 shards on Slurm", ON_SLURM, folder, given.cases, **where),
+                    measure(
+                        "Dask, 2 jobs on Slurm", f"{DASK} --cluster jobs.yaml --jobs 2", folder, given.cases, **where
+                    ),
+                ]
     print(f"{given.cases} cases, {broken} broken\n")
     print("| mode | ms a case | exit code | results | failures | the same | MB after a tenth | MB at the end |")
     print("|---|---|---|---|---|---|---|---|")

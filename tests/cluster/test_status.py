@@ -216,3 +216,12 @@ def test_the_end_of_a_foreign_stage_is_waited_for(submitted: Shell, here: Shell,
     assert here("bash out/shard.sh 1").code == 137
     code, found = state(here)
     assert (code, counts(found)) == (75, [0, 0, 1, 0])
+
+
+def test_shards_that_end_without_any_record(submitted: Shell, here: Shell, blob: Make) -> None:
+    blob("scans/a.nii.gz"), blob("scans/b.nii.gz")
+    submitted("medkit run pair --nosuch")
+    here("bash out/shard.sh 1; bash out/shard.sh 2; medkit status out < /dev/null")
+    done = here("medkit status out")
+    assert done.code == 75
+    assert "exit code 2: shard 1-2: wrong usage; see logs/" in done.out

@@ -137,6 +137,7 @@ def test_the_script_for_slurm(here: Shell, scans: Path, tmp_path: Path) -> None:
     done = here(f"ls scans/* | medkit submit slurm {asked} -o out --dry-run -- cat")
     assert done.code == 0, done.err
     assert not (tmp_path / "out").exists()
+    assert done.out.startswith(f"# sbatch --parsable {tmp_path}/out/job.sh\n")
     assert directives(done.out)[1:] == [
         "--array=1-4%2",
         "--ntasks=1",
@@ -228,6 +229,15 @@ def test_refused(here: Shell, pretend: Pretend, scans: Path, tmp_path: Path, lin
     assert reason in done.err
     assert not note.exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_that_is_not_installed(here: Shell, pretend: Pretend, scans: Path, tmp_path: Path) -> None:
+    """In a container it may be, and there is more in a script than medkit's own commands."""
+    pretend("sbatch", "17\n")
+    for commands, code in (("medkit run pair | medkit run nosuch", 2), ("apptainer exec m.sif medkit run nosuch", 0)):
+        done = here(f"ls scans/* | medkit submit slurm --shards 2 -o out -- '{commands}'")
+        assert done.code == code
+        assert ("nosuch" in done.err, (tmp_path / "out").exists()) == (code == 2, code == 0)
 
 
 def test_a_folder_is_submitted_once(submitted: Shell, here: Shell, scans: Path) -> None:
