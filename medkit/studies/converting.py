@@ -97,6 +97,10 @@ class Conversion:
             except (MedkitError, OSError) as error:
                 failed = error if isinstance(error, MedkitError) else OutputError(str(error))
                 self.errors.append(failed)
+        if known and not (self._made or self.errors):
+            self.errors.append(
+                InputError("none of the series is converted; --all takes localizers and derived ones too")
+            )
 
     def _found(self, places: Sequence[Path]) -> Iterator[SeriesSummary]:
         for place in places:
@@ -106,6 +110,8 @@ class Conversion:
                 self.errors.append(error)
                 continue
             self.notes += found.notes
+            if not found.series:
+                self.errors.append(InputError(f"{place}: holds no DICOM files"))
             yield from summaries_of(found.series)
 
     def _series(self, one: SeriesSummary, label: str, patients: Patients) -> Iterator[Record]:

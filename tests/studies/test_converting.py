@@ -134,6 +134,15 @@ def test_a_damaged_series_does_not_stop_the_others(medkit: Run, study: Path, tmp
     assert not list((tmp_path / "out").rglob("*.part*"))
 
 
+def test_nothing_to_convert_is_an_error(medkit: Run, study: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = medkit("dicom", "convert", tmp_path / "empty", "-o", tmp_path / "out")
+    assert (done.code, "empty: holds no DICOM files" in done.err) == (1, True)
+    only = medkit("dicom", "convert", study / "c", "-o", tmp_path / "out")
+    assert (only.code, "none of the series is converted" in only.err) == (1, True)
+    assert medkit("dicom", "convert", study / "c", "-o", tmp_path / "out", "--all").code == 0
+
+
 def test_a_zip(medkit: Run, study: Path, tmp_path: Path) -> None:
     archive = shutil.make_archive(str(tmp_path / "zipped"), "zip", study)
     one, other = (
