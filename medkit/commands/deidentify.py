@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -17,7 +17,7 @@ from medkit.options import absolute_path
 from medkit.pipe.atomic import write_atomically
 from medkit.pipe.records import absolute
 from medkit.pipe.signals import StopRequest
-from medkit.privacy.inputs import Sources, find_sources
+from medkit.privacy.inputs import DICOM, Sources, find_sources
 from medkit.privacy.mapping import write_mapping
 from medkit.privacy.profile import Options
 from medkit.privacy.pseudonyms import Pseudonyms, default_secret, read_or_make_secret
@@ -122,7 +122,7 @@ def _check(run: Deidentification, sources: Sources) -> int:
         if isinstance(treated, str):
             failed += 1
             continue
-        place = treated.source.path.parent if treated.source.kind == "dicom" else treated.source.path
+        place = treated.source.path.parent if treated.source.kind == DICOM else treated.source.path
         found.setdefault(place, Counter()).update(treated.changes.identifying)
         notes.update(f"{place}: {note}" for note in treated.notes)
     for place, names in found.items():
@@ -151,7 +151,7 @@ def _deidentify(run: Deidentification, sources: Sources, mapping: Path | None, r
     finally:
         if mapping is not None and done:
             write_mapping(mapping, done, run.output)
-    for case in dict.fromkeys(treated.case for treated in done if treated.source.kind != "sidecar"):
+    for case in _complete(done, run):
         click.echo(run.output / case)
     if report is not None:
         facts = {"medkit": __version__, "files": len(sources.files), "written": len(done), "refused": len(failed)}
@@ -161,6 +161,17 @@ def _deidentify(run: Deidentification, sources: Sources, mapping: Path | None, r
     if failed and not done:
         return InputError.exit_code
     return 1 if failed else 0
+
+
+def _complete(done: Sequence[Treated], run: Deidentification) -> Iterator[Path]:
+    """Yield the images that were written, without series of which a file was or may have been refused."""
+    of_series = [one for one in done if one.source.kind == DICOM]
+    torn = run.torn | {one.case for one in of_series if one.source.path.parent in run.torn_sources}
+    for case in dict.fromkeys(one.case for one in done if one.source.kind != "sidecar"):
+        if case in torn:
+            log.warning("%s: may lack files, since some were refused; it is not printed", case)
+        else:
+            yield case
 
 
 def _each(run: Deidentification, sources: Sources) -> Iterator[Treated | str]:

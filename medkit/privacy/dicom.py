@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -84,6 +85,9 @@ def lenient() -> Iterator[None]:
 
     settings, ignore = pydicom.config.settings, pydicom.config.IGNORE
     before = settings.reading_validation_mode, settings.writing_validation_mode
+    log = logging.getLogger("pydicom")  # medkit reports what matters itself
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     settings.reading_validation_mode = settings.writing_validation_mode = ignore
     try:
         with warnings.catch_warnings():
@@ -91,6 +95,7 @@ def lenient() -> Iterator[None]:
             yield
     finally:
         settings.reading_validation_mode, settings.writing_validation_mode = before
+        log.setLevel(level)
 
 
 def check_private_geometry(path: Path, dataset: Any) -> None:

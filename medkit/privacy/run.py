@@ -21,6 +21,9 @@ from medkit.privacy.vocabulary import words_of
 _HEADS = {"head", "brain", "skull", "face", "mprage", "t1w", "t2w", "flair", "neuro", "headneck", "mp2rage", "orbit"}
 """Words by which an image says that it shows a head."""
 
+FAILURES = (MedkitError, OSError)
+"""What fails one file; the others go on."""
+
 
 @dataclass(frozen=True)
 class Treated:
@@ -47,6 +50,10 @@ class Deidentification:
     output: Path | None
     """The folder of the results; None: only look."""
     overwrite: bool = False
+    torn: set[Path] = field(default_factory=set)
+    """Folders of series of which a file was refused, relative to the output folder."""
+    torn_sources: set[Path] = field(default_factory=set)
+    """Folders with a refused file of which nobody knows the series."""
     _written: set[Path] = field(default_factory=set)
 
     def treat(self, source: Source) -> Treated:
@@ -88,29 +95,39 @@ class Deidentification:
         return clean(source.path, changes)
 
     def _dicom(self, source: Source) -> Treated:
-        from medkit.privacy import burnt_in, dicom
+        from medkit.privacy import dicom
 
         with dicom.lenient():
-            dataset = dicom.read_object(source.path)
-            found = burnt_in.look_for_text(source.path, dataset)
-            places = _places(dataset, self.pseudonyms)
-            words = " ".join(
-                str(dataset.get(name) or "") for name in ("BodyPartExamined", "SeriesDescription", "ProtocolName")
-            )
-            clean = dicom.clean_object(dataset, self.pseudonyms, self.options)
-            notes = _head_note(source, words) if dataset.get("Modality") in ("MR", "CT", "PT") else ()
-            if self.output is None:
-                if found.refusal:
-                    clean.changes.add("blanked", "text in pixels")
-            else:
-                notes += self._text_in_pixels(source, clean, found)
-                dicom.check_private_geometry(source.path, dataset)
-            series = Path(clean.person, *places[:2])
-            path = series / places[2]
-            if self.output is not None:
-                with self._result(path) as file:
-                    dataset.save_as(file, enforce_file_format=True)
-        return Treated(source, clean.changes, series, path, (clean.identity, clean.person, clean.days), notes)
+            try:
+                dataset = dicom.read_object(source.path)
+            except FAILURES:
+                self.torn_sources.add(source.path.parent)
+                raise
+            *folders, name = _places(dataset, self.pseudonyms)
+            case = Path(self.pseudonyms.person(dicom.identity_of(dataset)), *folders)
+            try:
+                return self._object(source, dataset, case, name)
+            except FAILURES:
+                self.torn.add(case)
+                raise
+
+    def _object(self, source: Source, dataset: Any, case: Path, name: str) -> Treated:
+        """Treat one DICOM object, which becomes the file `name` in the folder `case`."""
+        from medkit.privacy import burnt_in, dicom
+
+        found = burnt_in.look_for_text(source.path, dataset)
+        notes = _head_note(source, _words_of(dataset)) if dataset.get("Modality") in ("MR", "CT", "PT") else ()
+        clean = dicom.clean_object(dataset, self.pseudonyms, self.options)
+        if self.output is None:
+            if found.refusal:
+                clean.changes.add("blanked", "text in pixels")
+        else:
+            notes += self._text_in_pixels(source, clean, found)
+            dicom.check_private_geometry(source.path, dataset)
+            with self._result(case / name) as file:
+                dataset.save_as(file, enforce_file_format=True)
+        person = (clean.identity, clean.person, clean.days)
+        return Treated(source, clean.changes, case, case / name, person, notes)
 
     def _text_in_pixels(self, source: Source, clean: Any, found: Any) -> tuple[str, ...]:
         """Blank text in pixels, or raise InputError; return what a person should look at."""
@@ -153,6 +170,11 @@ def _places(dataset: Any, pseudonyms: Pseudonyms) -> tuple[str, str, str]:
     return f"study-{study}", f"{number:03d}-{modality}-{series}", f"{instance:05d}-{uid}.dcm"
 
 
+def _words_of(dataset: Any) -> str:
+    """Return what an object says that it shows."""
+    return " ".join(str(dataset.get(name) or "") for name in ("BodyPartExamined", "SeriesDescription", "ProtocolName"))
+
+
 def _number(value: Any) -> int:
     try:
         return abs(int(value or 0)) % 100000
@@ -173,7 +195,3 @@ def explain(path: Path, error: BaseException) -> str:
     text = reason_of(error) if isinstance(error, OSError) else str(error) or type(error).__name__
     text = " ".join(text.split()).removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
     return f"{path}: {text}"
-
-
-FAILURES = (MedkitError, OSError)
-"""What fails one file; the others go on."""

@@ -279,6 +279,24 @@ def test_torn_files_are_refused_and_leave_nothing(medkit: Run, tmp_path: Path) -
     assert planted.found_in(done.err) == []
 
 
+def test_only_whole_series_are_printed(medkit: Run, tmp_path: Path) -> None:
+    whole = planted.dicom_series(tmp_path / "in" / "whole", volume())
+    torn = planted.dicom_series(tmp_path / "in" / "torn", volume(), SeriesNumber=4)
+    for path in torn.iterdir():
+        path.rename(whole / f"1{path.name}")
+    path = whole / "1000.dcm"
+    data = pydicom.dcmread(path)
+    data.BurnedInAnnotation = "YES"
+    data.save_as(path)
+    done = medkit("deidentify", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert [path.name[:6] for path in done.paths] == ["003-CT"]
+    assert "may lack files" in done.err
+    path.write_bytes(b"\0" * 128 + b"DICM")
+    done = medkit("deidentify", tmp_path / "in", "-o", tmp_path / "again")
+    assert (done.code, done.paths) == (1, [])
+
+
 def test_dates_that_are_none_are_emptied(medkit: Run, tmp_path: Path) -> None:
     with lenient():
         source = planted.dicom_series(

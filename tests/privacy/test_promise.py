@@ -61,6 +61,13 @@ COMMANDS = {
 """What is run -> its words; all take the options of tasks."""
 
 
+TECHNICAL = (
+    *("Manufacturer", "ManufacturersModelName", "SoftwareVersions", "SequenceName", "PulseSequenceName"),
+    *("ConvolutionKernel", "AttenuationCorrectionMethod", "ReconstructionMethod", "Radiopharmaceutical"),
+)
+"""Keys of `medkit dicom convert` whose words are the scanner's."""
+
+
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_tasks_write_no_planted_text(
     medkit: Run, scans: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
@@ -76,7 +83,9 @@ def test_tasks_write_no_planted_text(
     assert len(done.lines) >= 1
     results = [Path(record["path"]) for record in done.records]
     shown = "".join(medkit("show", path).out for path in results)
-    assert planted.found_in(done.out, done.err, shown, tmp_path, home) == []
+    page = medkit("report", tmp_path / "records", "-o", tmp_path / "page.html", "--csv", tmp_path / "all.csv")
+    assert page.code == 0, page.err
+    assert planted.found_in(done.out, done.err, shown, page.out, page.err, tmp_path, home) == []
 
 
 def _identity(folder: Path) -> Path:
@@ -109,6 +118,15 @@ def test_other_commands_print_no_planted_text(
     assert done.out or done.err
     assert planted.found_in(done.out, done.err, home) == []
     assert planted.found_in(*(set(copy.rglob("*")) - before)) == []
+
+
+def test_converted_series_have_technical_words_only(medkit: Run, scans: Path, tmp_path: Path) -> None:
+    done = medkit("dicom", "convert", scans / "f", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    (sidecar,) = (tmp_path / "out").rglob("*_MR.json")
+    data = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({key: value for key, value in data.items() if key not in TECHNICAL}))
+    assert planted.found_in(done.out, done.err, tmp_path / "out") == []
 
 
 def test_errors_print_no_planted_text(medkit: Run, scans: Path, tmp_path: Path) -> None:
