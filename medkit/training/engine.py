@@ -29,10 +29,11 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
     stays).
     """
     device = _set_up(plan)
-    with joined(plan.world, device, plan.command) as ranks:
+    stop = stop or StopRequest()
+    with joined(plan.world, device, plan.command, stop) as ranks:
         if ranks.size > 1:
             limit_torch(plan.threads or ranks.threads)
-        return _train(plan, stop or StopRequest(), device, ranks)
+        return _train(plan, stop, device, ranks)
 
 
 def _train(plan: TrainingPlan, stop: StopRequest, device: torch.device, ranks: Ranks) -> TrainingResult:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.errors import MedkitError, Stopped, TrainingError, UsageError
 from medkit.machine.threads import affinity, granted_threads
+from medkit.pipe.signals import StopRequest
 from medkit.training.channel import ANSWER_SECONDS, MEETING_SECONDS, Channel, Message, accept_all, connect, listen
 from medkit.training.ranks import ALONE, RankEndedError, Ranks, set_joined
 from medkit.training.world import World
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def joined(world: World, device: torch.device, command: str) -> Iterator[Ranks]:
+def joined(world: World, device: torch.device, command: str, stop: StopRequest) -> Iterator[Ranks]:
     """Join the other ranks for the block; with one rank, do nothing.
 
     All ranks must have been given the same command. Raises UsageError and TrainingError. If the block ends by an
@@ -42,7 +43,10 @@ def joined(world: World, device: torch.device, command: str) -> Iterator[Ranks]:
         mine = [host for host in ranks.hosts if host["host"] == hello["host"]]
         cores = len({core for host in mine for core in host["cores"]})
         ranks.threads = granted_threads(tasks=len(mine), cores=cores)
-        _start_torch(ranks, device, _own_store(ranks) if shared is None else shared)
+        with stop.working():  # torch's threads, once begun, must be ended in order, or they abort the process
+            _start_torch(ranks, device, _own_store(ranks) if shared is None else shared)
+        if stop.received:
+            raise Stopped("a signal")
         yield ranks
         ranks.exchange("end")
     except RankEndedError:

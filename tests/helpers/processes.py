@@ -13,7 +13,7 @@ from pathlib import Path
 
 _MODULES = ["torch", "torch._dynamo", "ignite.distributed", "monai.bundle", "monai.engines", "monai.handlers"]
 _MODULES += ["monai.networks.nets", "medkit.__main__", "medkit.cli", "medkit.commands.train", "medkit.training.run"]
-SECONDS = 240
+SECONDS = 600
 
 
 @dataclass(frozen=True)
