@@ -145,8 +145,8 @@ def _cases(record: Record) -> Iterator[ReviewCase]:
 
 def bundle_of(record: Record) -> Mapping[str, Any]:
     """Return what a record states of its bundle, of the one that `--bundle auto` chose; empty if there is none."""
-    bundle = record.medkit.get("choice") or record.medkit.get("bundle")
-    return bundle if isinstance(bundle, Mapping) else {}
+    stated = [record.medkit.get(key) for key in ("choice", "bundle")]
+    return next((block for block in stated if isinstance(block, Mapping) and isinstance(block.get("name"), str)), {})
 
 
 def _is_group(record: Record) -> bool:

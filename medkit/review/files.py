@@ -34,9 +34,7 @@ def _facts(record: Record) -> dict[str, Any]:
             "description": record.description,
             "command": command_line(record) or in_words(record),
             "programs": describe_programs(record.generated_by),
-            "bundle": f"{bundle.get('name')} {bundle.get('version', '')}".strip()
-            if isinstance(bundle, Mapping)
-            else "",
+            "bundle": " ".join(str(bundle[key]) for key in ("name", "version") if key in bundle),
             "arguments": _texts(arguments) if isinstance(arguments, Mapping) else {},
             "seconds": block.get("seconds"),
             "device": block.get("device"),

@@ -29,8 +29,11 @@ ROOM = 13_500_000
 """Bytes for all pictures of a page that is one file: mail servers take about 25 MB, and base64 adds a third twice."""
 MOST = 160_000
 """Most bytes for one picture in such a file."""
-_QUALITIES = ((1.0, 82), (1.0, 65), (0.8, 60), (0.7, 50), (0.6, 50), (0.5, 45), (0.4, 45), (0.3, 40))
-"""Scale and WebP quality, best first."""
+_LEVELS = (
+    *((1.0, 82, 1.0), (1.0, 65, 0.75), (0.8, 60, 0.55), (0.7, 50, 0.4), (0.6, 50, 0.3), (0.5, 45, 0.22)),
+    *((0.4, 45, 0.15), (0.3, 40, 0.08)),
+)
+"""Scale, WebP quality, and the bytes that are left of those at the first level (measured on mosaics), best first."""
 _SMALLEST = 240
 """Pixels: the width that a picture keeps."""
 
@@ -125,17 +128,22 @@ def _read(record: Record, arguments: Mapping[str, Any]) -> Image:
 
 def encoded(picture: Picture, room: int | None) -> bytes:
     """Return a picture as WebP, without what else its file may hold; in at most `room` bytes if that is possible."""
-    content = b""
-    for scale, quality in _QUALITIES:
-        smaller = picture
-        if scale < 1 and picture.width * scale >= _SMALLEST:
-            smaller = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-        buffer = io.BytesIO()
-        smaller.save(buffer, "WEBP", quality=quality, method=2, use_sharp_yuv=True)
-        content = buffer.getvalue()
+    content = _webp(picture, *_LEVELS[0][:2])
+    whole = len(content)
+    for scale, quality, share in _LEVELS[1:]:
         if room is None or len(content) <= room:
             break
+        if share * whole <= 1.2 * room or scale == _LEVELS[-1][0]:  # the others would be encoded for nothing
+            content = _webp(picture, scale, quality)
     return content
+
+
+def _webp(picture: Picture, scale: float, quality: int) -> bytes:
+    if scale < 1 and picture.width * scale >= _SMALLEST:
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=quality, method=2, use_sharp_yuv=True)
+    return buffer.getvalue()
 
 
 def room_for_each(count: int) -> int:

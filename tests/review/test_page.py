@@ -94,7 +94,7 @@ def test_failures_come_first_and_pictures_are_shown(opened: Opened) -> None:
     opened.page.keyboard.press("j")
     assert opened.card().startswith("s01")
     assert "cut off" in opened.page.locator(".reasons").inner_text()
-    opened.page.wait_for_function("document.querySelector('#picture img').naturalWidth > 0")
+    opened.page.wait_for_function("() => document.querySelector('#picture img').naturalWidth > 0")
     opened.page.keyboard.press("k")
     assert opened.card().startswith("bad")
 
@@ -117,7 +117,7 @@ def test_filters(opened: Opened) -> None:
     page.select_option("#task", "other")
     assert opened.subjects() == ["s00"]
     page.click("text=Clear filters")
-    page.wait_for_function("document.querySelectorAll('#rows tr').length == 14")
+    page.wait_for_function("() => document.querySelectorAll('#rows tr').length == 14")
     for flag, found in (("failed", ["bad"]), ("look", ["s01"]), ("outlier", ["s02"])):
         page.select_option("#flags", flag)
         assert opened.subjects() == found
@@ -286,7 +286,7 @@ def test_the_pictures_of_a_folder(browser: Any, medkit: Run, results: list[Path]
     done = medkit("report", results[0], "--qc", tmp_path / "qc", "-o", tmp_path / "page", "--folder")
     assert done.code == 0, done.err
     opened = Opened(browser, tmp_path / "page/index.html")
-    opened.page.wait_for_function("document.querySelector('#picture img').naturalWidth == 400")
+    opened.page.wait_for_function("() => document.querySelector('#picture img').naturalWidth == 400")
     assert [url for url in opened.elsewhere() if not url.startswith((tmp_path / "page").as_uri())] == []
     assert opened.complaints == []
     opened.context.close()

@@ -33,8 +33,12 @@ def block(page: Path, name: str) -> Any:
     return json.loads(found[1])
 
 
+def data_of(page: Path) -> dict[str, Any]:
+    return dict(block(page, "data"))
+
+
 def shown(page: Path) -> list[dict[str, Any]]:
-    return block(page, "data")["cases"]
+    return list(data_of(page)["cases"])
 
 
 @pytest.fixture
@@ -217,6 +221,22 @@ def test_subjects_of_bids_and_of_pipes(tmp_path: Path) -> None:
     (case,) = cases_of([record_of(second)])
     assert case.subject == "sub-2 ses-1"
     assert case.scan == scan
+
+
+@pytest.mark.parametrize(
+    ("block", "bundle"),
+    [
+        ({}, "toys 1.2.3"),
+        ({"bundle": {"name": "auto"}, "choice": {"name": "heads", "version": "2"}}, "heads 2"),
+        ({"bundle": None, "choice": {"method": "rigid"}}, None),
+    ],
+)
+def test_which_bundle_made_it(medkit: Run, tmp_path: Path, block: dict[str, Any], bundle: str | None) -> None:
+    result = write_result(tmp_path / "o/a_dseg.nii.gz", tmp_path / "a.nii.gz", more=block)
+    assert medkit("report", result, "-o", tmp_path / "r.html", "--no-pictures").code == 0
+    data = data_of(tmp_path / "r.html")
+    assert data["files"][str(result)].get("bundle") == bundle
+    assert data["cases"][0]["group"] == (f"label, {bundle.split()[0]}" if bundle else "label")
 
 
 def test_a_group_is_a_case_of_its_own(toy: Run, medkit: Run, scan: Callable[..., Path], tmp_path: Path) -> None:
