@@ -38,7 +38,7 @@ _FILE = click.Path(dir_okay=False)
 @click.option(
     "--qc",
     multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Take pictures that --qc has written into DIR; repeatable.",
 )

@@ -78,19 +78,22 @@ class FoundResults:
             self.records[key] = record
 
     def _add_folder(self, folder: Path) -> None:
-        found = len(self.records)
-        for place, folders, files in os.walk(folder, followlinks=True):
+        found = 0
+        for place, folders, files in os.walk(folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             here = Path(place)
             for record in self._results_in(here).values():
+                found += 1
                 with contextlib.suppress(MedkitError):  # a result that is only planned, or a table that is being made
                     self._add_record(record)
             for name in sorted(files):
                 if name.endswith(_RECORDS):
+                    found += 1
                     self._add_records(here / name)
                 elif name.lower().endswith(".png"):
+                    found += 1
                     self.pictures.append(here / name)
-        if len(self.records) == found and not self.pictures:
+        if not found:
             raise MedkitError(f"{folder}: expected results of medkit, found no sidecar and no records")
 
     def _add_records(self, path: Path) -> None:

@@ -69,6 +69,7 @@ def make_report(lines: Iterable[str], request: ReportRequest, progress: Callable
     _refuse_existing(request)
     found = FoundResults()
     found.add_lines(lines)
+    found.problems += [f"--qc {folder}: no such folder" for folder in request.qc if not folder.is_dir()]
     cases = cases_of(found.without_superseded())
     if not cases:
         raise MedkitError("report: " + ("; ".join(found.problems) or "no input arrived"))

@@ -55,7 +55,7 @@ def pictures_of_qc(cases: Sequence[ReviewCase], files: Iterable[Path]) -> dict[s
 
 def png_files(folder: Path) -> Iterator[Path]:
     """Yield the PNG files in a folder and below."""
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place) / name for name in sorted(names) if name.lower().endswith(".png"))
 

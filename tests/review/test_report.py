@@ -97,7 +97,14 @@ def test_what_is_no_result_is_said_and_the_others_are_shown(medkit: Run, results
     assert len(shown(tmp_path / "r.html")) == 1
 
 
-@pytest.mark.parametrize("given", [[], ["scans"]])
+def test_a_case_that_is_named_twice_is_shown_once(medkit: Run, results: list[Path], tmp_path: Path) -> None:
+    inputs = [results[0], tmp_path / "labels", tmp_path / "labels"]
+    done = medkit("report", *inputs, "-o", tmp_path / "r.html", "--no-pictures")
+    assert done.code == 0, done.err
+    assert len(shown(tmp_path / "r.html")) == len(results)
+
+
+@pytest.mark.parametrize("given", [[], ["scans"], ["qc", "scans"]])
 def test_nothing_to_show(medkit: Run, results: list[Path], tmp_path: Path, given: list[str]) -> None:
     done = medkit("report", *[tmp_path / name for name in given], "-o", tmp_path / "r.html")
     assert done.code == 1
@@ -301,6 +308,15 @@ def test_pictures_of_qc_belong_to_their_results(medkit: Run, results: list[Path]
     )
     assert found["other"] is None
     assert found["label"].startswith("data:image/webp;base64,")
+
+
+def test_a_folder_of_pictures_may_be_made_by_the_pipe_but_must_be_there_then(
+    medkit: Run, results: list[Path], tmp_path: Path
+) -> None:
+    done = medkit("report", results[0], "--qc", tmp_path / "nowhere", "-o", tmp_path / "r.html", "--no-pictures")
+    assert done.code == 1
+    assert f"--qc {tmp_path / 'nowhere'}: no such folder" in done.err
+    assert len(shown(tmp_path / "r.html")) == 1
 
 
 def test_a_picture_keeps_to_its_room() -> None:
