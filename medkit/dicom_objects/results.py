@@ -160,7 +160,14 @@ class Segments:
 
         labels = result.outputs[self.role]
         assert isinstance(labels, Image), "segments are made from a label map"
-        return {"dicom_seg": segmentation(labels, self.of(result), origin.on_grid(labels.grid), algorithm)}
+        series = origin.on_grid(labels.grid)
+        if len(series.images) != series.grid.shape[2]:
+            low, high = float(series.steps.min()), float(series.steps.max())
+            case.warnings.append(
+                f"the images of the series are {low:.3g} to {high:.3g} mm apart: in the DICOM segmentation each has "
+                "the labels of the nearest slice"
+            )
+        return {"dicom_seg": segmentation(labels, self.of(result), series, algorithm)}
 
     def of(self, result: Result) -> list[Segment]:
         """Return the segments of a result, by the names of labels in its details."""

@@ -266,6 +266,16 @@ def test_the_command_writes_a_seg_and_keeps_it(medkit: Run, tmp_path: Path, tool
     check_valid(seg)
 
 
+def test_uneven_images_are_told(medkit: Run, tmp_path: Path, tools: Path) -> None:
+    folder = scan(tmp_path / "anna", heights=np.array([0, 3, 6, 9, 12, 15, 18, 21, 24.0, 28, 33]))
+
+    done = medkit("run", "segment", folder, "--method", "grow", "--seeds", tools, "--dicom", "seg", "-o", tmp_path)
+
+    assert done.code == 0, done.err
+    warnings = json.loads((tmp_path / "anna_dseg.json").read_text())["medkit"]["warnings"]
+    assert any("3 to 5 mm apart: in the DICOM segmentation" in text for text in warnings)
+
+
 def test_nifti_of_a_series(medkit: Run, tmp_path: Path, tools: Path) -> None:
     """A NIfTI without a sidecar needs the series named, and has its voxels, even in another order."""
     folder = scan(tmp_path / "anna")
