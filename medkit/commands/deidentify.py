@@ -167,7 +167,7 @@ def _complete(done: Sequence[Treated], run: Deidentification) -> Iterator[Path]:
     """Yield the images that were written, without series of which a file was or may have been refused."""
     of_series = [one for one in done if one.source.kind == DICOM]
     torn = run.torn | {one.case for one in of_series if one.source.path.parent in run.torn_sources}
-    for case in dict.fromkeys(one.case for one in done if one.source.kind != "sidecar"):
+    for case in dict.fromkeys(one.case for one in done if one.source.kind not in ("sidecar", "gradients")):
         if case in torn:
             log.warning("%s: may lack files, since some were refused; it is not printed", case)
         else:

@@ -12,6 +12,7 @@ from medkit.errors import InputError, MedkitError, UsageError
 from medkit.images.dicom.header import looks_like_dicom
 from medkit.pipe.names import GREY_PICTURES, suffix_of
 from medkit.privacy.formats.nrrd import detached_name
+from medkit.privacy.names import GRADIENTS
 
 DICOM = "dicom"
 KINDS = {
@@ -21,6 +22,7 @@ KINDS = {
     **dict.fromkeys((".mha", ".mhd"), "metaimage"),
     **dict.fromkeys(GREY_PICTURES, "picture"),
     ".json": "sidecar",
+    **dict.fromkeys(GRADIENTS, "gradients"),
     ".dcm": DICOM,
     ".ima": DICOM,
 }
@@ -90,7 +92,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _kind_of(path: Path) -> str | None:
-    kind = KINDS.get(suffix_of(path).lower())
+    kind = KINDS.get((suffix_of(path) or path.suffix).lower())
     if kind is not None:
         return kind
     try:

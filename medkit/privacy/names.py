@@ -16,14 +16,25 @@ _OWN_ENDINGS = {".nhdr": ".nrrd", ".mhd": ".mha"}
 """Endings of headers whose voxels are in another file -> that of header and voxels in one."""
 
 
+GRADIENTS = (".bval", ".bvec")
+"""Endings of FSL's files of b values and directions, next to the image of the same name."""
+
+
 def harmless_path(path: Path, pseudonyms: Pseudonyms) -> Path:
     """Return a relative path whose folders and file name nobody; the ending stays.
 
     The same words become the same pseudonym everywhere, so that the files of one person stay together.
     """
-    suffix = suffix_of(path).lower()
-    name = harmless_name(stem(path), pseudonyms) + _OWN_ENDINGS.get(suffix, suffix)
+    name, suffix = _divided(path)
+    name = harmless_name(name, pseudonyms) + _OWN_ENDINGS.get(suffix, suffix)
     return Path(*(harmless_name(part, pseudonyms) for part in path.parts[:-1]), name)
+
+
+def _divided(path: Path) -> tuple[str, str]:
+    """Return the name of a file without its ending, and the ending."""
+    if path.suffix.lower() in GRADIENTS:
+        return path.stem, path.suffix.lower()
+    return stem(path), suffix_of(path).lower()
 
 
 def harmless_name(name: str, pseudonyms: Pseudonyms) -> str:
@@ -44,7 +55,7 @@ def identity_in(path: Path) -> str:
     subject = _SUBJECT.search(path.as_posix())
     if subject:
         return subject[1]
-    for part in (stem(path), *reversed(path.parts[:-1])):
+    for part in (_divided(path)[0], *reversed(path.parts[:-1])):
         for start, end in _telling(part):
             if re.search(r"[^\W\d_]", part[start:end]):  # a date is not a person
                 return part[start:end]

@@ -66,7 +66,14 @@ _DESCRIPTIONS = frozenset(_DESCRIPTION_KEYWORDS.split())
 """Are cleaned by the option to clean descriptors; the histories and comments that it also names are removed."""
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPerformedProcedureStepSequence", "WaveformAnnotationSequence")
 """Sequences that the table empties or replaces, and whose items are made harmless one by one instead."""
-_REMOVED = {"InstitutionCodeSequence", "OperatorIdentificationSequence", "EncryptedAttributesSequence"}
+_REMOVED = frozenset(
+    {
+        *("InstitutionCodeSequence", "OperatorIdentificationSequence", "EncryptedAttributesSequence"),
+        *("PatientBirthDateInAlternativeCalendar", "PatientDeathDateInAlternativeCalendar", "BreedRegistrationNumber"),
+        *("CommentsOnTheScheduledProcedureStep", "ReferenceToRecordedSound"),
+    }
+)
+"""Are removed although the table does not list them, or lists more than one action."""
 _SHORT_TEXTS = ("LO", "SH", "UC", "CS", "UT", "ST")
 _BIRTH = ("PatientBirthDate", "PatientBirthTime", "GPSTimeStamp")
 """Dates and times that are not of examinations."""

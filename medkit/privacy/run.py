@@ -61,8 +61,15 @@ class Deidentification:
 
         Raises MedkitError or OSError; nothing of the file is written then.
         """
-        if source.kind == DICOM:
-            return self._dicom(source)
+        try:
+            return self._dicom(source) if source.kind == DICOM else self._other(source)
+        except FAILURES:
+            raise
+        except Exception as error:  # of a library, for a file that is damaged in a new way; it may quote the file
+            raise InputError(f"{source.path}: cannot be treated ({type(error).__name__})") from error
+
+    def _other(self, source: Source) -> Treated:
+        """Treat a file that is not DICOM."""
         changes = Changes()
         path = harmless_path(source.relative, self.pseudonyms)
         if path.with_suffix("") != source.relative.with_suffix(""):
@@ -84,6 +91,8 @@ class Deidentification:
 
         if source.kind == "picture":
             return pictures.clean_picture(source.path, changes, blank=self.options.blank)
+        if source.kind == "gradients":
+            return [sidecars.checked_numbers(source.path)]
         if source.kind == "sidecar":
             described = path.with_suffix(".nii.gz").name
             identity = identity_in(source.relative)
@@ -184,7 +193,7 @@ def _number(value: Any) -> int:
 
 def _head_note(source: Source, words: str) -> tuple[str, ...]:
     """Return a note for images that say that they show a head, whose faces are as good as a name."""
-    if source.kind in ("sidecar", "picture"):
+    if source.kind in ("sidecar", "gradients", "picture"):
         return ()
     named = words_of(f"{source.relative.stem} {words}".replace("_", " "))
     return () if named.isdisjoint(_HEADS) else ("a head: its face may be recognised; deface it",)

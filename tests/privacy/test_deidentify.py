@@ -555,6 +555,42 @@ def _identity(folder: Path) -> Path:
     return path
 
 
+def test_gradients_go_with_their_image(medkit: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for ending, text in ((".bval", "0 1000\n"), (".bvec", "0 1\n0 0\n0 -1e-3\n")):
+        (tmp_path / "in" / f"Quillfeather_dwi{ending}").write_text(text)
+    planted.nifti(tmp_path / "in" / "Quillfeather_dwi.nii.gz", volume())
+    (tmp_path / "in" / "other.bval").write_text("0 Quillfeather")
+    done = medkit("deidentify", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.code == 1
+    (image,) = done.paths
+    name = image.name.removesuffix(".nii.gz")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {image.name, f"{name}.bval", f"{name}.bvec"}
+    assert (tmp_path / "out" / f"{name}.bval").read_text() == "0 1000\n"
+
+
+def test_an_error_of_a_library_fails_one_file_and_is_not_quoted(
+    medkit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medkit.privacy import dicom
+
+    source = planted.dicom_series(tmp_path / "in", volume())
+    clean, calls = dicom.clean_object, []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError(f"cannot do {planted.NAME}")
+        return clean(*arguments)
+
+    monkeypatch.setattr(dicom, "clean_object", failing)
+    done = medkit("deidentify", source, "-o", tmp_path / "out")
+    assert done.code == 1
+    assert len(objects(tmp_path / "out")) == 3
+    assert "cannot be treated (RuntimeError)" in done.err
+    assert planted.found_in(done.err) == []
+
+
 # ---- names, places, tables
 
 

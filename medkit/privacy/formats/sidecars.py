@@ -70,6 +70,14 @@ def clean_sidecar(
     return (json.dumps(out, indent=1, ensure_ascii=True) + "\n").encode()
 
 
+def checked_numbers(path: Path) -> bytes:
+    """Return a file of b values or gradient directions. Raises InputError if it holds anything but numbers."""
+    content = path.read_bytes()
+    if not re.fullmatch(rb"[-+0-9.eE\s]*", content):
+        raise InputError(f"{path.name}: expected numbers only")
+    return content
+
+
 def _names_in(data: Any, naming: bool = False) -> Iterator[str]:
     """Yield the words of all values that name people, by which other texts could name them."""
     if isinstance(data, Mapping):
