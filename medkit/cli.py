@@ -36,9 +36,7 @@ _CORE_COMMANDS = (
     CommandSpec("train", "Train a bundle's network on your data, into a new bundle.", "medkit.commands.train:train"),
     CommandSpec("dicom", "List DICOM series, or convert them to NIfTI.", "medkit.commands.dicom:dicom"),
     CommandSpec("bids", "Run a task on a BIDS dataset, as a BIDS App does.", "medkit.commands.bids:bids"),
-    CommandSpec(
-        "deidentify", "Copy files without what says whose they are.", "medkit.commands.deidentify:deidentify"
-    ),
+    CommandSpec("deidentify", "Copy files without what says whose they are.", "medkit.commands.deidentify:deidentify"),
     CommandSpec("describe", "Describe a task for other programs (Boutiques).", "medkit.commands.describe:describe"),
     CommandSpec("submit", "Run a pipe over many inputs as a job array.", "medkit.commands.submit:submit"),
     CommandSpec("status", "Show what has become of each input of a job array.", "medkit.commands.status:status"),

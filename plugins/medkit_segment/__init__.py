@@ -12,11 +12,17 @@ _BUNDLES = Path(__file__).parent / "bundles"
 
 @hookimpl
 def medkit_tasks() -> list[TaskSpec]:
-    """Return the task `segment`."""
-    return [TaskSpec("segment", "Label structures in images.", "medkit_segment.command:segment")]
+    """Return the tasks `segment` and `deface`."""
+    return [
+        TaskSpec("segment", "Label structures in images.", "medkit_segment.command:segment"),
+        TaskSpec("deface", "Remove face and ears from scans of heads.", "medkit_segment.deface_command:deface"),
+    ]
 
 
 @hookimpl
 def medkit_bundles() -> list[BundleSpec]:
     """Return the bundles of the task `segment`."""
-    return [BundleSpec("segment", "brain_mri_segmentation", _BUNDLES / "brain_mri_segmentation", modality="MR")]
+    return [
+        BundleSpec("segment", name, _BUNDLES / name, modality=modality)
+        for name, modality in (("brain_mri_segmentation", "MR"), ("chest_ct_segmentation", "CT"))
+    ]

@@ -52,6 +52,24 @@ def find(scan: Upright, flesh: np.ndarray) -> np.ndarray:
     return _thick(grown, scan.spacing) | trachea
 
 
+def relabelled(labels: np.ndarray, scan: Upright, flesh: np.ndarray, label: int) -> np.ndarray:
+    """Return labels (I, J, K) whose airway grows from the trachea, where one is found; else as they are.
+
+    flesh: (I, J, K), as in `find`. label: of the airway. What a network took for airway, and is none, takes the label
+    of its surroundings.
+    """
+    found = find(scan, flesh)
+    if not found.any():
+        return labels
+    lost = (labels == label) & ~found
+    out = np.where(found, label, labels).astype(labels.dtype)
+    if lost.any():
+        others = (out == label) | lost
+        nearest = ndimage.distance_transform_edt(others, scan.spacing, return_distances=False, return_indices=True)
+        out = np.where(lost, out[tuple(nearest)], out)
+    return out
+
+
 def with_wall(tube: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Return an airway with its wall."""
     return shapes.near(tube, spacing, max(WALL, float(spacing.max())))

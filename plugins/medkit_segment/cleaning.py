@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -9,16 +13,47 @@ KEPT_SHARE = 0.2
 """Smallest piece of a structure that is kept, as a share of the voxels of its largest piece."""
 
 
-def cleaned(labels: np.ndarray, *, connected: bool) -> np.ndarray:
+@dataclass(frozen=True)
+class Pieces:
+    """What pieces the structures of a label map consist of, as a bundle's metadata state it under `medkit`."""
+
+    connected: bool = False
+    """Whether all structures form one body, such as a brain."""
+    body: float = 0.0
+    """Smallest share of the largest body's voxels that a separate body has, such as an arm; less is no body."""
+    scattered: tuple[int, ...] = ()
+    """Labels of structures that consist of many pieces, such as bones."""
+    solid: tuple[int, ...] = ()
+    """Labels of organs in which there is no background, such as lungs."""
+
+    @classmethod
+    def of(cls, block: Mapping[str, Any]) -> Pieces:
+        """Read it from a bundle's metadata `medkit`."""
+        lists = (tuple(int(n) for n in block.get(key) or ()) for key in ("scattered", "solid"))
+        return cls(bool(block.get("connected")), float(block.get("body") or 0), *lists)
+
+    def in_channels(self, values: Sequence[int]) -> Pieces:
+        """Return the same for label maps that hold channels; `values`: channel -> label."""
+        place = {label: channel for channel, label in enumerate(values)}
+        lists = (tuple(place[n] for n in own if n in place) for own in (self.scattered, self.solid))
+        return Pieces(self.connected, self.body, *lists)
+
+
+def cleaned(labels: np.ndarray, pieces: Pieces) -> np.ndarray:
     """Return labels (I, J, K) without small pieces that are separate from the rest of their structure.
 
     Such a piece takes the label of the nearest voxels that stay; if it touches no other structure, it becomes
-    background. With `connected` all structures form one body, such as a brain, and only its largest piece stays.
+    background. Of a connected body only the largest piece stays, of scattered structures all pieces. Background amid
+    solid organs belongs to them.
     """
-    out = np.where(largest(labels > 0), labels, 0).astype(labels.dtype) if connected else labels.copy()
+    if pieces.solid:
+        labels = without_pockets(labels, pieces.solid)
+    out = labels.copy()
+    if pieces.connected or pieces.body:
+        out[_loose(labels > 0, 1.0 if pieces.connected else pieces.body)] = 0
     stray = np.zeros(out.shape, bool)
     for number, box in enumerate(ndimage.find_objects(out), start=1):
-        if box is not None:
+        if box is not None and number not in pieces.scattered:
             stray[box] |= _small_pieces(out[box] == number)
     if stray.any():
         bodies, count = ndimage.label(out > 0)
@@ -26,6 +61,29 @@ def cleaned(labels: np.ndarray, *, connected: bool) -> np.ndarray:
         out[~kept[bodies]] = 0
         out = _relabelled(out, stray & (out > 0))
     return out
+
+
+def without_pockets(labels: np.ndarray, organs: Sequence[int]) -> np.ndarray:
+    """Return labels (I, J, K) in which background that organs surround belongs to the nearest of them.
+
+    What surrounds a piece of background are the voxels that share a face with it; most of them have to be organs.
+    """
+    wanted = np.isin(labels, organs)
+    pieces, count = ndimage.label(labels == 0)
+    around, inside = np.zeros((2, count + 1))
+    for axis in range(3):
+        one, other = ((*[slice(None)] * axis, part) for part in (slice(None, -1), slice(1, None)))
+        for here, there in ((one, other), (other, one)):
+            rim = (pieces[here] > 0) & (pieces[there] == 0)
+            around += np.bincount(pieces[here][rim], minlength=count + 1)
+            inside += np.bincount(pieces[here][rim], wanted[there][rim], minlength=count + 1)
+    pocket = 2 * inside > around
+    pocket[0] = False
+    where = pocket[pieces]
+    if not where.any():
+        return labels
+    nearest = ndimage.distance_transform_edt(~wanted, return_distances=False, return_indices=True)
+    return np.where(where, labels[tuple(nearest)], labels)
 
 
 def _relabelled(labels: np.ndarray, stray: np.ndarray) -> np.ndarray:
@@ -52,6 +110,18 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
 
 
+def _loose(mask: np.ndarray, share: float) -> np.ndarray:
+    """Return the pieces of a mask (I, J, K) that have less than this share of the largest one's voxels."""
+    pieces, count = ndimage.label(mask)
+    if count < 2:
+        return np.zeros_like(mask)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    small = sizes < share * sizes.max()
+    small[0], small[sizes.argmax()] = False, False
+    return small[pieces]
+
+
 def _small_pieces(mask: np.ndarray) -> np.ndarray:
     """Return the voxels in pieces smaller than `KEPT_SHARE`; voxels that touch at a corner belong together."""
     pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
@@ -73,6 +143,16 @@ def filled(mask: np.ndarray, spacing: np.ndarray, gap: float) -> np.ndarray:
     inner = tuple(slice(n, size - n) for n, size in zip(width, padded.shape, strict=True))
     out = mask.copy()
     out[box] |= ndimage.binary_fill_holes(closed | padded)[inner]
+    return out
+
+
+def without_outgrowths(mask: np.ndarray, spacing: np.ndarray, width: float) -> np.ndarray:
+    """Return the largest piece of a mask (I, J, K) without what hangs on it by a bridge narrower than `width` mm."""
+    box = _box_of(mask, margin=1)
+    own = mask[box]
+    core = largest(ndimage.distance_transform_edt(own, spacing) > width / 2)
+    out = np.zeros_like(mask)
+    out[box] = own & (ndimage.distance_transform_edt(~core, spacing) <= width / 2 + float(spacing.max()))
     return out
 
 

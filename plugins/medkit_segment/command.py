@@ -110,11 +110,11 @@ def segment(
 
     Writes a label map on each image's own grid, and a table of its structures: index, name, colour, volume in mm3,
     confidence of the network, and what to look at; for CT also densities. The brain bundle takes any MR contrast, whole
-    heads or skull-stripped.
+    heads or skull-stripped; the chest bundle takes CT.
 
     \b
     medkit run segment *.nii.gz --outputs labels,mask,brain -o labelled
-    medkit run segment chests/*.nii.gz --method threshold --outputs labels,regions -o lungs
+    medkit run segment chests/*.nii.gz --outputs labels,regions -o lungs
     medkit run segment ct.nii.gz --method grow --seeds liver.csv --range 80,180
     """
     choices = SegmentChoices(roles, clean, labels, split, table, refine)

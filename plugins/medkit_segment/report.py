@@ -15,6 +15,8 @@ UNSURE = 0.75
 POOR = 0.5
 """Smallest expected Dice of a structure without a request to look."""
 LOOK = "look at this one: "
+EQUAL = 0.55
+"""Smallest usual share of the smaller one's volume in the larger one's, of two organs that make a pair."""
 CUT_SHARE = 0.02
 """Largest share of a body's surface on the faces of the field of view; above it the body counts as cut off."""
 
@@ -46,8 +48,12 @@ class Expected:
     """Label -> intercept and slope of the expected Dice as a function of the confidence."""
     whole: tuple[int, ...] = ()
     """Labels that should lie within the field of view as a whole; empty: all of them."""
+    pairs: tuple[tuple[int, int], ...] = ()
+    """Labels of organs that come in two, of about the same volume."""
     subject: str = "what the bundle is for"
     """What the bundle labels, such as `an adult brain`."""
+    present: tuple[int, ...] = ()
+    """Labels of structures of which at least one reaches its usual volume in an image of the subject."""
     least_dice: float = 0.0
     """Smallest mean of the expected Dice of all structures at which the image shows the subject."""
 
@@ -60,9 +66,10 @@ class Expected:
         dice = {int(key): (float(intercept), float(slope)) for key, (intercept, slope) in lines.items()}
         whole = tuple(int(n) for n in block.get("whole") or ())
         trust = block.get("trust") or {}
-        return cls(
-            names, volumes, dice, whole, str(trust.get("subject", cls.subject)), float(trust.get("expected_dice", 0))
-        )
+        subject, least = str(trust.get("subject", cls.subject)), float(trust.get("expected_dice", 0))
+        pairs = tuple((int(one), int(other)) for one, other in block.get("pairs") or ())
+        present = tuple(int(n) for n in trust.get("present") or ())
+        return cls(names, volumes, dice, whole, pairs, subject, present, least)
 
     def of_some(self, names: Mapping[int, str]) -> Expected:
         """Return what is expected of some of the labels only, without the volume of all together."""
@@ -118,15 +125,20 @@ def strange(rows: Sequence[Structure], expected: Expected) -> list[str]:
 
     A structure that is not found counts as a Dice of 0. Without an expected Dice nothing is said.
     """
+    found = _too_small(rows, expected)
     known = [row.expected_dice or 0.0 for row in rows if row.index in expected.dice]
-    if (
-        not known
-        or all(row.confidence is None for row in rows)
-        or (mean := sum(known) / len(known)) >= expected.least_dice
-    ):
+    measured = bool(known) and any(row.confidence is not None for row in rows)
+    if measured and (mean := sum(known) / len(known)) < expected.least_dice:
+        found.append(f"a mean Dice of {mean:.2f} is expected, at least {expected.least_dice:g} of one")
+    return [f"{LOOK}this may not be {expected.subject}: {text}" for text in found]
+
+
+def _too_small(rows: Sequence[Structure], expected: Expected) -> list[str]:
+    """Return a phrase if none of the structures that show the subject has its usual volume."""
+    shown = [row for row in rows if row.index in expected.present]
+    if not shown or any(row.volume_mm3 >= expected.volumes.get(row.index, (0.0, 0.0))[0] for row in shown):
         return []
-    limit = f"{expected.least_dice:g}"
-    return [f"{LOOK}this may not be {expected.subject}: a mean Dice of {mean:.2f} is expected, at least {limit} of one"]
+    return [", ".join(f"{row.name} {row.volume_mm3 / 1000:.0f} ml" for row in shown)]
 
 
 def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) -> list[str]:
@@ -141,6 +153,8 @@ def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) 
     whole = np.isin(labels, expected.whole) if expected.whole else labels > 0
     if (share := _at_the_faces(whole)) > CUT_SHARE:
         found.append(f"cut off by the field of view ({share:.0%} of its surface)")
+    else:
+        found += _unequal(rows, expected.pairs)
     sure = [(row.confidence, row.volume_mm3) for row in rows if row.confidence is not None]
     mean = sum(c * v for c, v in sure) / sum(v for _, v in sure) if sure else None
     if mean is not None and mean < UNSURE:
@@ -151,13 +165,27 @@ def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) 
     return [LOOK + text for text in found]
 
 
+def _unequal(rows: Sequence[Structure], pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """Return a sentence for each pair of organs whose volumes differ much; pairs that are not wanted are left out."""
+    by_index = {row.index: row for row in rows}
+    known = [[by_index[n] for n in pair] for pair in pairs if set(pair) <= set(by_index)]
+    sorted_pairs = [sorted(pair, key=lambda row: row.volume_mm3) for pair in known]
+    return [
+        f"{small.name} {small.volume_mm3 / 1000:.0f} ml, {large.name} {large.volume_mm3 / 1000:.0f} ml"
+        for small, large in sorted_pairs
+        if small.volume_mm3 < EQUAL * large.volume_mm3
+    ]
+
+
 def _at_the_faces(body: np.ndarray) -> float:
     """Return the share of a body's surface voxels that lie on the faces of the volume; `body`: (I, J, K) bool."""
-    inner = body.copy()
-    for axis in range(3):
-        if body.shape[axis] > 1:
-            inner &= np.roll(body, 1, axis) & np.roll(body, -1, axis)
-    surface = int(body.sum()) - int(inner[1:-1, 1:-1, 1:-1].sum()) if min(body.shape) > 2 else 0
+    inside = 0
+    if min(body.shape) > 2 and body.any():
+        from scipy import ndimage
+
+        (box,) = ndimage.find_objects(body.astype(np.uint8))
+        inside = int(np.count_nonzero(ndimage.binary_erosion(body[box])))
+    surface = int(np.count_nonzero(body)) - inside
     faces = sum(int(np.take(body, end, axis).sum()) for axis in range(3) if body.shape[axis] > 1 for end in (0, -1))
     return faces / surface if surface else 0.0
 

@@ -61,8 +61,10 @@ def closed(mask: np.ndarray, spacing: np.ndarray, radius: float) -> np.ndarray:
     box = box_of(mask)
     width = [(int(np.ceil(radius / s)) + 1,) * 2 for s in spacing]
     padded = np.pad(mask[box], width)
-    grown = ndimage.distance_transform_edt(~padded, spacing) <= radius
-    shut = ndimage.distance_transform_edt(grown, spacing) > radius
+    shut = padded
+    if radius >= spacing.min():  # a smaller ball closes nothing
+        grown = ndimage.distance_transform_edt(~padded, spacing) <= radius
+        shut = ndimage.distance_transform_edt(grown, spacing) > radius
     out = mask.copy()
     # not slice by slice, where a lung encloses the domes of the diaphragm
     out[box] |= ndimage.binary_fill_holes(shut | padded)[tuple(slice(a, -b) for a, b in width)]

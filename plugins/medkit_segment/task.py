@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from medkit.images import Image
     from medkit.inference import InferenceParts, Prepared
+    from medkit_segment.borders import Borders
+    from medkit_segment.cleaning import Pieces
     from medkit_segment.refinement import Outcome
 
 MASK_GAP = 4.0
@@ -37,6 +39,7 @@ def segmentation(chosen: BundleOptions, choices: SegmentChoices, *, tta: bool) -
     if choices.labels:
         choices.check(name for bundle in bundles for name in names_of(bundle).values())
     if tta:
+        bundles = _with_tta(bundles)
         settings = replace(settings, overrides={**_mirror(bundles), **settings.overrides})
     task = bundle_task("segment", bundles, settings, runner=functools.partial(SegmentRunner, choices=choices))
     task = replace(task, arguments={**task.arguments, "refine": choices.refine})
@@ -65,14 +68,19 @@ def _split_names(bundles: Sequence[Bundle], choices: SegmentChoices) -> Sequence
     return sets[0]
 
 
+def _with_tta(bundles: Sequence[Bundle]) -> tuple[Bundle, ...]:
+    """Return the bundles that have test-time augmentation. Raises UsageError if none has."""
+    found = tuple(bundle for bundle in bundles if isinstance(bundle.block.get("tta"), dict))
+    if not found:
+        raise UsageError(f"--tta: bundle {bundles[0].name} has none")
+    return found
+
+
 def _mirror(bundles: Iterable[Bundle]) -> dict[str, Any]:
     """Return the config values that turn on the bundles' test-time augmentation."""
     out: dict[str, Any] = {}
     for bundle in bundles:
-        stated = bundle.block.get("tta")
-        if not isinstance(stated, dict):
-            raise UsageError(f"--tta: bundle {bundle.name} has none")
-        out |= stated
+        out |= bundle.block["tta"]
     return out
 
 
@@ -106,6 +114,8 @@ class SegmentRunner(BundleRunner):
         choices: SegmentChoices,
     ) -> None:
         super().__init__(bundle, parts, device, precision, limit)
+        from medkit_segment import cleaning
+        from medkit_segment.borders import Borders
         from medkit_segment.refinement import Refinement
         from medkit_segment.report import Expected
 
@@ -119,10 +129,12 @@ class SegmentRunner(BundleRunner):
         self.choices = choices
         self.values = np.array([0, *sorted(names)])
         """Channel -> label."""
+        self.pieces = cleaning.Pieces.of(bundle.block)
         self.uses_channels = self.postprocessing.picks_largest and len(channels) == len(names)
         self.network.keeps_half = self.uses_channels
         wanted = choices.refine and self.uses_channels
         self.refinement = Refinement.of(bundle.block, self.values.tolist()) if wanted else None
+        self.borders = Borders.of(bundle.block) if wanted else None
         if "probabilities" in choices.roles and not self.uses_channels:
             raise UsageError(f"--outputs probabilities: bundle {bundle.name} has none")
 
@@ -144,7 +156,7 @@ class SegmentRunner(BundleRunner):
 
         image = case.image()
         with self.errors_named("postprocessing"):
-            made = self._from_channels(computed) if self.uses_channels else self._from_labels(computed)
+            made = self._from_channels(computed, image) if self.uses_channels else self._from_labels(computed)
         everything = report.structures(made.labels, image.grid.voxel_volume, made.confidence, self.stated)
         rows = [row for row in everything if row.index in self.expected.names]
         if self.choices.labels:
@@ -172,11 +184,11 @@ class SegmentRunner(BundleRunner):
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
         )
 
-    def _from_channels(self, computed: Prepared) -> Labelled:
+    def _from_channels(self, computed: Prepared, image: Image) -> Labelled:
         from medkit_segment import labelling
 
         logits, affine = self._logits(computed)
-        channels = self._cleaned(labelling.most_likely(logits))
+        channels = self._cleaned(labelling.most_likely(logits), self.pieces.in_channels(self.values.tolist()))
         sure = labelling.certainty(logits, channels)
         count = np.bincount(channels.ravel(), minlength=len(self.values))
         total = np.bincount(channels.ravel(), sure.ravel(), minlength=len(self.values))
@@ -184,17 +196,40 @@ class SegmentRunner(BundleRunner):
         mean = float(total[1:].sum() / max(1, count[1:].sum()))
         refined = self._refined(computed, logits, channels, mean)
         if refined is not None and refined.evidence is not None:
-            channels = self._cleaned(refined.evidence.relabelled(logits, channels))
+            channels = self._cleaned(
+                refined.evidence.relabelled(logits, channels), self.pieces.in_channels(self.values.tolist())
+            )
         kind = np.uint8 if self.values.max() < 256 else np.uint16
-        labels = labelling.on_grid(self.values[channels].astype(kind), affine, computed.grid)
-        return Labelled(labels, confidence, refined)
+        coarse = self.values[channels].astype(kind)
+        if self.borders is not None:
+            return Labelled(self._with_borders(coarse, computed, image, self.borders), confidence)
+        return Labelled(labelling.on_grid(coarse, affine, computed.grid), confidence, refined)
 
-    def _cleaned(self, labels: np.ndarray) -> np.ndarray:
+    def _with_borders(self, coarse: np.ndarray, computed: Prepared, image: Image, how: Borders) -> np.ndarray:
+        """Return labels on the scan's grid with the borders that it shows; `coarse`: labels on the network's grid."""
+        from medkit_segment import airway, borders, labelling
+        from medkit_segment.upright import Upright
+
+        value = computed.item["image"]
+        affine = np.asarray(value.affine, np.float64)
+        values = np.asarray(value[0], np.float32) * how.unit
+        if values.shape != coarse.shape:
+            return labelling.on_grid(coarse, affine, computed.grid)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if how.airway is not None:
+            flesh = (coarse > 0) & (values > how.borders[0].edge)
+            coarse = airway.relabelled(coarse, Upright(values, spacing), flesh, how.airway)
+        labels = labelling.on_grid(coarse, affine, computed.grid)
+        for border in how.borders:
+            found = borders.movable(coarse, values, spacing, border)
+            gain, loss = (labelling.on_grid(array, affine, computed.grid) for array in (found.gain, found.loss))
+            borders.redraw(labels, borders.Movable(gain, loss), image.data[0], border)
+        return labels
+
+    def _cleaned(self, labels: np.ndarray, pieces: Pieces) -> np.ndarray:
         from medkit_segment import cleaning
 
-        if not self.choices.clean:
-            return labels
-        return cleaning.cleaned(labels, connected=bool(self.bundle.block.get("connected")))
+        return cleaning.cleaned(labels, pieces) if self.choices.clean else labels
 
     def _refined(
         self, computed: Prepared, logits: torch.Tensor, channels: np.ndarray, confidence: float
@@ -222,7 +257,7 @@ class SegmentRunner(BundleRunner):
         from medkit.inference import to_labels
 
         labels = to_labels(self.postprocessing(computed)["pred"], computed.grid, f"bundle {self.bundle.name}").data[0]
-        return Labelled(self._cleaned(labels) if labels.max() < 256 else labels, None)
+        return Labelled(self._cleaned(labels, self.pieces) if labels.max() < 256 else labels, None)
 
     def _outputs(self, image: Image, made: Labelled, table: str, computed: Prepared) -> Iterable[tuple[str, Writable]]:
         from medkit_segment import cleaning, results

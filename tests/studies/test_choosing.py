@@ -80,7 +80,7 @@ def test_a_series_that_cannot_be_read_is_taken_so_that_it_fails(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("task", "modalities", "planes"),
-    [("segment", {"MR"}, False), ("classify", {"CR", "CT", "MR"}, True), ("sr", set(), True)],
+    [("segment", {"CT", "MR"}, False), ("classify", {"CR", "CT", "MR"}, True), ("sr", set(), True)],
 )
 def test_what_the_bundles_of_tasks_state(task: str, modalities: set[str], planes: bool) -> None:
     from medkit import plugins

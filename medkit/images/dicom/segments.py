@@ -16,7 +16,6 @@ from medkit.images.dicom.types import DicomFile, DicomSlice
 from medkit.images.dicom.volumes import TILT_TOLERANCE
 from medkit.space import Grid, lps_affine
 
-
 _PROGRAM = "medkit"
 """Manufacturer's model in the segmentations that medkit writes."""
 _NOTE = re.compile(r"label (\d+)")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import zoo
 from medkit_segment import cleaning, labelling, report
+from medkit_segment.cleaning import Pieces
 from medkit_segment.report import Expected
 from nearest import CENTRES, NAMES, write_bundle
 from outcome import Outcome
@@ -214,23 +215,58 @@ def test_stray_pieces_join_what_they_lie_in() -> None:
     labels[3:8, 3:8, 3:8] = 2
     labels[14, 14, 14] = 2  # a stray voxel of 2 in 1
     labels[19, 19, 19] = 1  # apart from the body
-    out = cleaning.cleaned(labels, connected=True)
+    out = cleaning.cleaned(labels, Pieces(connected=True))
     assert out[14, 14, 14] == 1
     assert out[19, 19, 19] == 0
     assert (out == 2).sum() == 125
-    assert cleaning.cleaned(labels, connected=False)[19, 19, 19] == 0, "a small piece that touches nothing"
+    assert cleaning.cleaned(labels, Pieces(connected=False))[19, 19, 19] == 0, "a small piece that touches nothing"
 
 
 def test_organs_that_lie_apart_stay() -> None:
     labels = np.zeros((20, 20, 20), np.uint8)
     labels[1:4, 1:4, 1:4], labels[10:18, 10:18, 10:18] = 1, 2
-    np.testing.assert_array_equal(cleaning.cleaned(labels, connected=False), labels)
-    assert (cleaning.cleaned(labels, connected=True) == 1).sum() == 0
+    np.testing.assert_array_equal(cleaning.cleaned(labels, Pieces(connected=False)), labels)
+    assert (cleaning.cleaned(labels, Pieces(connected=True)) == 1).sum() == 0
+
+
+def test_scattered_structures_keep_all_pieces() -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[1:3, 1:3, 1:3], labels[10:18, 10:18, 10:18] = 1, 1
+    labels[1:3, 10:12, 1:3], labels[10:18, 1:8, 1:8] = 2, 2
+    out = cleaning.cleaned(labels, Pieces(scattered=(1,)))
+    np.testing.assert_array_equal(out == 1, labels == 1)
+    assert not out[1:3, 10:12, 1:3].any()
+
+
+def test_a_separate_body_is_not_too_small() -> None:
+    """An arm stays, a piece of the table goes with all its structures."""
+    labels = np.zeros((30, 20, 20), np.uint8)
+    labels[:12], labels[14:22, 2:18, 2:18] = 1, 1
+    labels[24:28, 5:9, 5:9], labels[26:28, 5:9, 5:9] = 1, 5
+    out = cleaning.cleaned(labels, Pieces(body=0.05, scattered=(5,)))
+    np.testing.assert_array_equal(out[:23], labels[:23])
+    assert not out[23:].any()
+
+
+def test_background_amid_an_organ_belongs_to_it() -> None:
+    """Also at the border of the volume, where it is cut; the air around the body stays."""
+    labels = np.ones((24, 24, 24), np.uint8)
+    labels[:, :3] = 0
+    labels[4:12, 6:20, 4:], labels[13:22, 6:20, 4:] = 2, 3
+    truth = labels.copy()
+    labels[6:9, 8:12, 8:12] = labels[15:18, 8:12, 20:] = 0
+    np.testing.assert_array_equal(cleaning.cleaned(labels, Pieces(solid=(2, 3))), truth)
+    np.testing.assert_array_equal(cleaning.cleaned(labels, Pieces()), labels)
+
+
+def test_pieces_in_channels() -> None:
+    pieces = Pieces.of({"connected": True, "scattered": [9], "solid": [4, 7]})
+    assert pieces.in_channels([0, 4, 9]) == Pieces(connected=True, scattered=(2,), solid=(1,))
 
 
 def test_nothing_to_clean() -> None:
     empty = np.zeros((5, 5, 5), np.uint8)
-    assert not cleaning.cleaned(empty, connected=True).any()
+    assert not cleaning.cleaned(empty, Pieces(connected=True)).any()
     assert not cleaning.filled(empty > 0, np.ones(3), 4.0).any()
 
 
@@ -308,6 +344,18 @@ def test_only_structures_that_should_be_whole_are_cut_off() -> None:
     assert any("cut off" in text for text in report.warnings(labels, rows, expected))
 
 
+@pytest.mark.parametrize(("right", "told"), [(3, True), (4, False)])
+def test_one_of_a_pair_is_much_smaller(right: int, told: bool) -> None:
+    labels = cube(20, 3, 10, label=1)
+    labels[12 : 12 + right, 12:19, 12:19] = 2
+    expected = Expected.of({1: "left", 2: "right"}, {"pairs": [[1, 2]]})
+    rows = report.structures(labels, 1000.0, None, expected)
+    found = report.warnings(labels, rows, expected)
+    assert found == (["look at this one: right 147 ml, left 343 ml"] if told else [])
+    one = expected.of_some({1: "left"})
+    assert report.warnings(labels, report.structures(labels, 1000.0, None, one), one) == []
+
+
 @pytest.mark.parametrize(("sure", "strange"), [(0.9, False), (0.6, True)])
 def test_images_of_another_subject(sure: float, strange: bool) -> None:
     """The mean of the expected Dice decides, in which a structure that is not found counts as 0."""
@@ -317,6 +365,14 @@ def test_images_of_another_subject(sure: float, strange: bool) -> None:
     assert bool(found) is strange
     if strange:
         assert "may not be a foot: a mean Dice of 0.30 is expected, at least 0.4" in found[0]
+
+
+def test_an_image_without_what_shows_the_subject() -> None:
+    block = {"volumes_mm3": {"1": [100, 900], "2": [100, 900]}, "trust": {"subject": "a chest", "present": [1, 2]}}
+    expected = Expected.of({1: "left", 2: "right", 3: "body"}, block)
+    small = report.structures(cube(12, 3, 7), 1.0, None, expected)
+    assert report.strange(small, expected) == ["look at this one: this may not be a chest: left 0 ml, right 0 ml"]
+    assert report.strange(report.structures(cube(12, 3, 9), 1.0, None, expected), expected) == []
 
 
 def test_nothing_is_strange_without_a_statement() -> None:

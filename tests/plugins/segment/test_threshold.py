@@ -103,21 +103,26 @@ def test_files_table_and_densities(medkit: Run, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     made = {path.name for path in (tmp_path / "out").iterdir()} - {"dataset_description.json"}
     assert made == {
-        *("sub-01_dseg.nii.gz", "sub-01_dseg.tsv", "sub-01_dseg.json", "sub-01_mask.nii.gz"),
-        *("sub-01_desc-regions_dseg.nii.gz", "sub-01_desc-regions_dseg.tsv"),
-        *("sub-01_label-lungleft_mask.nii.gz", "sub-01_label-lungright_mask.nii.gz"),
+        *(
+            "sub-01_desc-ct_dseg.nii.gz",
+            "sub-01_desc-ct_dseg.tsv",
+            "sub-01_desc-ct_dseg.json",
+            "sub-01_desc-ct_mask.nii.gz",
+        ),
+        *("sub-01_desc-regionsct_dseg.nii.gz", "sub-01_desc-regionsct_dseg.tsv"),
+        *("sub-01_label-lungleft_desc-ct_mask.nii.gz", "sub-01_label-lungright_desc-ct_mask.nii.gz"),
     }
-    rows = rows_of(tmp_path / "out" / "sub-01_dseg.tsv")
+    rows = rows_of(tmp_path / "out" / "sub-01_desc-ct_dseg.tsv")
     assert [row["name"] for row in rows] == ["lung_left", "lung_right"]
     assert 1.8 < float(rows[0]["volume_l"]) < 2.0
     assert float(rows[0]["share_below_-950"]) < 0.01
-    record = read_sidecar(tmp_path / "out" / "sub-01_dseg.json")
+    record = read_sidecar(tmp_path / "out" / "sub-01_desc-ct_dseg.json")
     assert record is not None
     metrics = record.medkit["metrics"]
     assert metrics["lungs_share_of_predicted"] == pytest.approx(metrics["lungs_l"] / (7.99 * 1.75 - 7.08), abs=1e-3)
-    labels = np.asarray(nibabel.load(tmp_path / "out" / "sub-01_dseg.nii.gz").dataobj)
+    labels = np.asarray(nibabel.load(tmp_path / "out" / "sub-01_desc-ct_dseg.nii.gz").dataobj)
     assert set(np.unique(labels)) == {0, 2, 3}
-    left = np.asarray(nibabel.load(tmp_path / "out" / "sub-01_label-lungleft_mask.nii.gz").dataobj)
+    left = np.asarray(nibabel.load(tmp_path / "out" / "sub-01_label-lungleft_desc-ct_mask.nii.gz").dataobj)
     assert np.array_equal(left > 0, labels == 2)
 
 
