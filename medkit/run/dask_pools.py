@@ -233,7 +233,7 @@ class JobPool(Pool):
             if held and now - self._idle_since > _IDLE:
                 self._cluster.scale(jobs=0)
         working = bool(self.client.nthreads())
-        self._worked = self._worked or working
+        self._worked = self._worked or working or progress
         if not cases or working or self._in_queue():
             self._present_at = self._tried_at = now
             return True
