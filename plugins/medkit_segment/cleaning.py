@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+OUTSIDE = 0.3
+"""Share of background in what surrounds a piece of a solid organ above which it lies beside the body."""
 KEPT_SHARE = 0.2
 """Smallest piece of a structure that is kept, as a share of the voxels of its largest piece."""
 
@@ -44,13 +46,16 @@ def cleaned(labels: np.ndarray, pieces: Pieces) -> np.ndarray:
 
     Such a piece takes the label of the nearest voxels that stay; if it touches no other structure, it becomes
     background. Of a connected body only the largest piece stays, of scattered structures all pieces. Background amid
-    solid organs belongs to them.
+    solid organs belongs to them; pieces of these in the background, beside the body, are none.
     """
     if pieces.solid:
         labels = without_pockets(labels, pieces.solid)
     out = labels.copy()
     if pieces.connected or pieces.body:
         out[_loose(labels > 0, 1.0 if pieces.connected else pieces.body)] = 0
+    for label in pieces.solid:
+        own, share = _surrounded(out == label, out == 0)
+        out[(share > OUTSIDE)[own]] = 0
     stray = np.zeros(out.shape, bool)
     for number, box in enumerate(ndimage.find_objects(out), start=1):
         if box is not None and number not in pieces.scattered:
@@ -69,21 +74,26 @@ def without_pockets(labels: np.ndarray, organs: Sequence[int]) -> np.ndarray:
     What surrounds a piece of background are the voxels that share a face with it; most of them have to be organs.
     """
     wanted = np.isin(labels, organs)
-    pieces, count = ndimage.label(labels == 0)
+    pieces, share = _surrounded(labels == 0, wanted)
+    pocket = share > 0.5
+    where = pocket[pieces]
+    if not where.any():
+        return labels
+    nearest = ndimage.distance_transform_edt(~wanted, return_distances=False, return_indices=True)
+    return np.where(where, labels[tuple(nearest)], labels)
+
+
+def _surrounded(mask: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pieces of a mask by number, and the share of `others` in what surrounds each; (I, J, K), (N + 1,)."""
+    pieces, count = ndimage.label(mask)
     around, inside = np.zeros((2, count + 1))
     for axis in range(3):
         one, other = ((*[slice(None)] * axis, part) for part in (slice(None, -1), slice(1, None)))
         for here, there in ((one, other), (other, one)):
             rim = (pieces[here] > 0) & (pieces[there] == 0)
             around += np.bincount(pieces[here][rim], minlength=count + 1)
-            inside += np.bincount(pieces[here][rim], wanted[there][rim], minlength=count + 1)
-    pocket = 2 * inside > around
-    pocket[0] = False
-    where = pocket[pieces]
-    if not where.any():
-        return labels
-    nearest = ndimage.distance_transform_edt(~wanted, return_distances=False, return_indices=True)
-    return np.where(where, labels[tuple(nearest)], labels)
+            inside += np.bincount(pieces[here][rim], others[there][rim], minlength=count + 1)
+    return pieces, np.divide(inside, around, out=np.zeros_like(inside), where=around > 0)
 
 
 def _relabelled(labels: np.ndarray, stray: np.ndarray) -> np.ndarray:

@@ -259,6 +259,16 @@ def test_background_amid_an_organ_belongs_to_it() -> None:
     np.testing.assert_array_equal(cleaning.cleaned(labels, Pieces()), labels)
 
 
+def test_a_lung_beside_the_body_is_none() -> None:
+    """Also where it is as large as the others, at the border of the volume."""
+    labels = np.zeros((30, 24, 24), np.uint8)
+    labels[:20] = 1
+    labels[4:12, 6:20, 4:] = 2
+    truth = labels.copy()
+    labels[26:, 8:16, 2:22] = 2
+    np.testing.assert_array_equal(cleaning.cleaned(labels, Pieces(solid=(2,))), truth)
+
+
 def test_pieces_in_channels() -> None:
     pieces = Pieces.of({"connected": True, "scattered": [9], "solid": [4, 7]})
     assert pieces.in_channels([0, 4, 9]) == Pieces(connected=True, scattered=(2,), solid=(1,))
