@@ -52,14 +52,14 @@ def cleaned(labels: np.ndarray, pieces: Pieces) -> np.ndarray:
         labels = without_pockets(labels, pieces.solid)
     out = labels.copy()
     if pieces.connected or pieces.body:
-        out[_loose(labels > 0, 1.0 if pieces.connected else pieces.body)] = 0
+        out[_small_pieces(labels > 0, 1.0 if pieces.connected else pieces.body, corners=False)] = 0
     for label in pieces.solid:
         own, share = _surrounded(out == label, out == 0)
         out[(share > OUTSIDE)[own]] = 0
     stray = np.zeros(out.shape, bool)
     for number, box in enumerate(ndimage.find_objects(out), start=1):
         if box is not None and number not in pieces.scattered:
-            stray[box] |= _small_pieces(out[box] == number)
+            stray[box] |= _small_pieces(out[box] == number, KEPT_SHARE, corners=True)
     if stray.any():
         bodies, count = ndimage.label(out > 0)
         kept = np.bincount(bodies[(out > 0) & ~stray], minlength=count + 1) > 0
@@ -120,25 +120,17 @@ def largest(mask: np.ndarray) -> np.ndarray:
     return pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
 
 
-def _loose(mask: np.ndarray, share: float) -> np.ndarray:
-    """Return the pieces of a mask (I, J, K) that have less than this share of the largest one's voxels."""
-    pieces, count = ndimage.label(mask)
+def _small_pieces(mask: np.ndarray, share: float, *, corners: bool) -> np.ndarray:
+    """Return the pieces of a mask (I, J, K) that have less than this share of the largest one's voxels.
+
+    Voxels that share a face belong together; with `corners` also those that touch at a corner.
+    """
+    pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)) if corners else None)
     if count < 2:
         return np.zeros_like(mask)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     small = sizes < share * sizes.max()
-    small[0], small[sizes.argmax()] = False, False
-    return small[pieces]
-
-
-def _small_pieces(mask: np.ndarray) -> np.ndarray:
-    """Return the voxels in pieces smaller than `KEPT_SHARE`; voxels that touch at a corner belong together."""
-    pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    if count < 2:
-        return np.zeros_like(mask)
-    sizes = np.bincount(pieces.ravel())
-    small = sizes < KEPT_SHARE * sizes[1:].max()
     small[0] = False
     return small[pieces]
 

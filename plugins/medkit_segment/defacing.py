@@ -26,6 +26,8 @@ OUTPUTS = (Output("image", "image", "defaced", entities={"desc": "defaced"}), Ou
 AIR = -1000.0
 """HU of what replaces the face in a CT."""
 LOOK = "look at this one: "
+CRANIUM = "cranium"
+"""Key, in the item of a case, of what the skull of a CT encloses, (I, J, K) bool."""
 STRAY = 9.0
 """mm; root mean square distance of structures from their places above which a head may be placed wrongly."""
 LITTLE_ML = 40.0
@@ -72,7 +74,7 @@ class DefaceRunner(SegmentRunner):
             raise InputError(f"{case.path}: expected MR or CT of a head, got {modality}: {why}")
         feed = feed_of(case, self.contract)
         image = case.image()
-        first = image.data[0]
+        first, brain = image.data[0], None
         if modality == "CT":
             brain = cranium.inside(first, image.grid.spacing)
             if brain is None:
@@ -81,18 +83,19 @@ class DefaceRunner(SegmentRunner):
             first = np.where(brain, np.clip(first, low, high) - low, 0).astype(np.float32)
         one = image.with_data(first[None])
         with self.errors_named("preprocessing", None):
-            return self.preprocessing.prepare(replace(feed, images=dict.fromkeys(feed.images, one)), case)
+            prepared = self.preprocessing.prepare(replace(feed, images=dict.fromkeys(feed.images, one)), case)
+        return prepared if brain is None else replace(prepared, item={**prepared.item, CRANIUM: brain})
 
     def finish(self, case: Case, computed: Prepared) -> Result:
         """Remove the face. Raises InputError if no head is found."""
         from medkit_segment import face, head_pose
 
         image = case.image()
-        with self.errors_named("postprocessing"):
-            labels = self._from_channels(computed, image).labels
+        labels = self.labelled(computed, image).labels
         pose = head_pose.pose_of(labels, image.grid.affine)
-        is_ct = modality_of(case)[0] == "CT"
-        brain = _brain(labels, image, pose, is_ct)
+        held = computed.item.get(CRANIUM)
+        is_ct = held is not None
+        brain = _brain(labels, image, pose) if held is None else held
         volume = np.count_nonzero(brain) * image.grid.voxel_volume / 1000
         if pose is None or volume < KNOWN_BRAIN_ML:
             raise InputError(f"{case.path}: expected a head with its brain, found {volume:.0f} ml of brain")
@@ -115,12 +118,10 @@ class DefaceRunner(SegmentRunner):
         )
 
 
-def _brain(labels: np.ndarray, image: Image, pose: HeadPose | None, is_ct: bool) -> np.ndarray:
-    """Return the mask (I, J, K) of the brain; of a CT, of all that the skull encloses."""
-    from medkit_segment import cranium, face
+def _brain(labels: np.ndarray, image: Image, pose: HeadPose | None) -> np.ndarray:
+    """Return the mask (I, J, K) of the brain of an MR image."""
+    from medkit_segment import face
 
-    if is_ct and (held := cranium.inside(image.data[0], image.grid.spacing)) is not None:
-        return held
     brain = labels > 0
     if pose is not None:
         brain &= ~face.within(image.grid, pose.matrix)

@@ -121,9 +121,10 @@ def _rounded(value: float | None) -> float | None:
 
 
 def strange(rows: Sequence[Structure], expected: Expected) -> list[str]:
-    """Return a sentence if an image seems to show another subject; `rows`: of all structures that the bundle knows.
+    """Return sentences if an image seems to show another subject; `rows`: of all structures that the bundle knows.
 
-    A structure that is not found counts as a Dice of 0. Without an expected Dice nothing is said.
+    A structure that is not found counts as a Dice of 0. Nothing is said without structures that show the subject and
+    without an expected Dice.
     """
     found = _too_small(rows, expected)
     known = [row.expected_dice or 0.0 for row in rows if row.index in expected.dice]

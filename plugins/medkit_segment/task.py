@@ -155,8 +155,7 @@ class SegmentRunner(BundleRunner):
         from medkit_segment import report, results
 
         image = case.image()
-        with self.errors_named("postprocessing"):
-            made = self._from_channels(computed, image) if self.uses_channels else self._from_labels(computed)
+        made = self.labelled(computed, image)
         everything = report.structures(made.labels, image.grid.voxel_volume, made.confidence, self.stated)
         rows = [row for row in everything if row.index in self.expected.names]
         if self.choices.labels:
@@ -183,6 +182,11 @@ class SegmentRunner(BundleRunner):
             },
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
         )
+
+    def labelled(self, computed: Prepared, image: Image) -> Labelled:
+        """Return the labels of a computed case on the grid of its image. Raises BundleError."""
+        with self.errors_named("postprocessing"):
+            return self._from_channels(computed, image) if self.uses_channels else self._from_labels(computed)
 
     def _from_channels(self, computed: Prepared, image: Image) -> Labelled:
         from medkit_segment import labelling
