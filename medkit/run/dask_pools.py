@@ -179,8 +179,7 @@ class JobPool(Pool):
         """The numbers of all jobs so far."""
         self._submitted = 0
         """How many jobs were submitted since a case was done."""
-        self._worked = False
-        """Whether there was a worker so far."""
+        self._arrivals = _arrivals(self._cluster.scheduler)
         self._idle_since: float | None = None
         self._present_at = self._tried_at = time.monotonic()
         """When there was a worker, or a job in the queue, last; and when all jobs were given up after that."""
@@ -233,13 +232,12 @@ class JobPool(Pool):
             if held and now - self._idle_since > _IDLE:
                 self._cluster.scale(jobs=0)
         working = bool(self.client.nthreads())
-        self._worked = self._worked or working or progress
         if not cases or working or self._in_queue():
             self._present_at = self._tried_at = now
             return True
         refusal = self._refusals.since(self._present_at)
         self.trouble = f"the scheduler refuses the job: {refusal}" if refusal else ""
-        if refusal and not self._worked:  # else the scheduler may only be restarting
+        if refusal and not self._arrivals:  # else the scheduler may only be restarting
             raise WorkersGoneError(self.trouble)
         if now - self._tried_at > _ABSENT:
             if self._submitted >= self._limit:
@@ -259,9 +257,14 @@ class JobPool(Pool):
 
     def close(self) -> None:
         """End all jobs."""
+        from distributed.deploy.cluster import Cluster
+
         self.client.close()
-        with contextlib.suppress(Exception):  # a job that was refused is no job that Dask could end
+        try:
             self._cluster.close(timeout=30)
+        except Exception:  # a job that was refused is no job that Dask could end: it stops on the way
+            with contextlib.suppress(Exception):
+                self._cluster.sync(Cluster._close, self._cluster)
         logging.getLogger("tornado.application").removeFilter(self._refusals)
 
 
@@ -281,6 +284,20 @@ class _Refusals(logging.Filter):
     def since(self, moment: float) -> str:
         """Return what was said last since a moment of `time.monotonic`; empty if nothing was."""
         return self._latest if self._at >= moment else ""
+
+
+def _arrivals(scheduler: Any) -> list[str]:
+    """Return a list to which a Dask scheduler in this process adds the address of each worker that comes."""
+    from distributed import SchedulerPlugin
+
+    addresses: list[str] = []
+
+    class Arrivals(SchedulerPlugin):  # type: ignore[misc]
+        def add_worker(self, scheduler: Any, worker: str) -> None:
+            addresses.append(worker)
+
+    scheduler.add_plugin(Arrivals(), name="medkit-arrivals")
+    return addresses
 
 
 def _end_for_sure(client: Any) -> None:

@@ -6,13 +6,14 @@ After each fault every case has one result or one named failure; no job and no p
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_a_scheduler_that_takes_no_jobs_for_a_while(waits: Callable[..., Any], t
 @pytest.fixture
 def in_this_process(
     on_slurm: Run, toy: Run, shell_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Run:
+) -> Iterator[Run]:
     """Run a task on Dask in this process, with Dask's settings as they were before at the end."""
     import dask
     import dask_jobqueue  # noqa: F401 - so that its defaults are there before they are copied
@@ -204,7 +205,8 @@ def in_this_process(
     monkeypatch.setattr(dask.config.get, "__defaults__", (dask.config.no_default, dask.config.config, None))
     monkeypatch.setenv("PYTHONPATH", shell_environment["PYTHONPATH"])
     monkeypatch.chdir(tmp_path)
-    return lambda *words: toy("run", *words, *ON_DASK)
+    yield lambda *words: toy("run", *words, *ON_DASK)
+    gc.collect()  # so that a cluster that was not closed is noticed here, and not in another test
 
 
 def test_a_scheduler_that_takes_no_jobs_any_more(
