@@ -31,6 +31,8 @@ from medkit_register.pyramid import Pyramid, intensity_range
 from medkit_register.registration import volume_of, warp_metric
 from medkit_register.verdict import register_better
 
+MEMBERS_SHOWN = 6
+"""Most scans in the picture of `--qc`."""
 MIN_COVERAGE = 0.5
 """Share of the scans that must cover a voxel: where fewer do, the template fades."""
 
@@ -64,7 +66,7 @@ def make_template(choices: TemplateChoices, runtime: Runtime, case: Case) -> Res
         warnings=group.warnings,
         details={"template": {"rounds": group.round_blocks(["rigid", *kinds]), "scans": scans}},
         description=f"Average of {count} scans after {choices.kind} registration",
-        figure=functools.partial(_figure, files["image"], count),
+        figure=functools.partial(_figure, files["image"], group),
     )
 
 
@@ -106,7 +108,7 @@ class ScanGroup:
         """Register all scans rigidly to the first one, and average them in the middle of all."""
         first: Pyramid | None = None
         for role in self.roles:
-            image = self._image(role)
+            image = self.read(role)
             volume = volume_of(image)
             pyramid = Pyramid(volume)
             matrix = np.eye(4)
@@ -133,7 +135,7 @@ class ScanGroup:
         self._average(self._grid() if kind != "deformable" else self.mean.grid)
 
     def _register(self, fixed: Pyramid, scan: GroupScan, kind: str, quality: Any) -> None:
-        moving = Pyramid(volume_of(self._image(scan.role)))
+        moving = Pyramid(volume_of(self.read(scan.role)))
         affine_type: Any = "rigid" if kind == "rigid" else "affine"
         settings = AffineSettings(affine_type, init=scan.matrix, seed=self.runtime.seed)
         found = register_better(fixed, moving, settings)
@@ -168,7 +170,7 @@ class ScanGroup:
         """Compute the mean of the scans on `grid`, one read at a time."""
         total, squares, coverage = (np.zeros(grid.shape, np.float32) for _ in range(3))
         for scan in self.scans:
-            scaled = (self._image(scan.role).data[0].astype(np.float32) - scan.low) / (scan.high - scan.low)
+            scaled = (self.read(scan.role).data[0].astype(np.float32) - scan.low) / (scan.high - scan.low)
             both = Image(np.stack([scaled, np.ones_like(scaled)]), scan.grid)
             value, inside = resample(both, grid, self.transform(scan, grid)).data
             total += value
@@ -203,7 +205,7 @@ class ScanGroup:
             for kind, spread, move in zip(kinds, self.spreads, moves, strict=True)
         ]
 
-    def _image(self, role: str) -> Image:
+    def read(self, role: str) -> Image:
         """Return a scan, which is read again each time: all of them need not fit into memory."""
         image = self.case.image(role)
         self.case.release(role)
@@ -237,7 +239,24 @@ def sharpened(image: Image) -> Image:
     return image.with_data(np.clip(2 * data - gaussian_filter(data, sigma), data.min(), data.max()))
 
 
-def _figure(template: Image, count: int) -> np.ndarray:
-    from medkit.figures import overlay_mosaic
+def _figure(template: Image, group: ScanGroup) -> np.ndarray:
+    """Return the picture: the template, and below it some of its scans in its space, (H, W, 3) uint8."""
+    from medkit.figures import members_mosaic, overlay_mosaic, stacked
 
-    return overlay_mosaic(template, template, kind="image", title=f"template of {count} scans")
+    count = len(group.scans)
+    chosen = sorted({round(n) for n in np.linspace(0, count - 1, MEMBERS_SHOWN)})
+    shown = "its scans" if len(chosen) == count else f"{len(chosen)} of its {count} scans, evenly chosen"
+    members = [functools.partial(_member, group, group.scans[number]) for number in chosen]
+    return stacked(
+        [
+            overlay_mosaic(template, title=f"template of {count} scans", slices=MEMBERS_SHOWN),
+            members_mosaic(template, members, title=f"the template and {shown}"),
+        ]
+    )
+
+
+def _member(group: ScanGroup, scan: GroupScan) -> Member:
+    """Read a scan for the picture."""
+    from medkit.figures import Member
+
+    return Member(scan.path.name, group.read(scan.role), group.transform(scan, group.mean.grid).map_points)

@@ -34,6 +34,13 @@ class RegisterChoices:
     """The bundle whose network starts a warp, if any."""
     outputs: tuple[str, ...] = ()
     """The roles of the files to make, the main one first; empty: all."""
+    field_spacing: str = "image"
+    """Where displacement fields have values: image, at its voxels; warp, at the fewer points of the warp itself."""
+
+    @property
+    def coarse_fields(self) -> bool:
+        """Whether displacement fields have the spacing of the warp."""
+        return self.field_spacing == "warp"
 
     @property
     def bends(self) -> bool:

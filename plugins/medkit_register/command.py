@@ -61,6 +61,14 @@ from medkit_register.task import register_task
     "and affine_transform, for --midpoint fixed_image, fixed_transform and fixed_inverse_transform.  [default: all]",
 )
 @click.option(
+    "--field-spacing",
+    type=click.Choice(["image", "warp"]),
+    default="image",
+    show_default=True,
+    help="Where displacement fields have values: at the image's voxels, or at the points of the warp, which are fewer "
+    "(2 mm for scans of 1 mm). Both are the same map; the second makes small files.",
+)
+@click.option(
     "--bundle",
     metavar="NAME|PATH|auto|none",
     default=NONE,
@@ -103,6 +111,7 @@ def register(
     init: str,
     midpoint: bool,
     outputs: tuple[str, ...],
+    field_spacing: str,
     bundle: str,
     trust: bool,
     **files: Path | None,
@@ -121,5 +130,5 @@ def register(
         raise UsageError(f"--bundle: takes --type {' or '.join(BENDING)}, not {kind}")
     network = bundle_or_none(bundle, "register", trust=trust) if bends else None
     shared = {"fixed": absolute(fixed)} | {role: absolute(path) for role, path in files.items() if path}
-    choices = RegisterChoices(kind, metric, init, quality, midpoint, network, outputs)
+    choices = RegisterChoices(kind, metric, init, quality, midpoint, network, outputs, field_spacing)
     run_task(with_dicom(register_task(shared, choices), dicom, DerivedImages(moved=True)), options)

@@ -15,8 +15,9 @@ import torch
 from medkit.space import Grid
 from medkit.transforms import AffineTransform, DisplacementField, Transform
 from medkit_register.deformable import Warp
+from medkit_register.field_grids import parallel, warp_grid
 from medkit_register.inversion import Newton, newton_step
-from medkit_register.warp import Sampler, jacobian
+from medkit_register.warp import Lattice, Sampler, jacobian
 
 SLAB = 1 << 20
 """Voxels worked on at a time."""
@@ -26,8 +27,6 @@ REFINED = 2
 """Most Newton steps for the inverse after the first one, whose slopes they use."""
 ROUND = 2.0**8
 """Displacements are rounded to 1/256 mm: the bits after that are noise, and half of a compressed file."""
-MAX_SKEW = 1e-3
-"""Lattice steps by which an axis of the grid may deviate, from end to end, from a parallel axis of the lattice."""
 
 VoxelAxes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """i, j and k of voxels, of shapes that broadcast to (K, J, I)."""
@@ -40,43 +39,50 @@ class Shifts(Protocol):
         """Return displacements (3, K, J, I) in lattice steps at `voxels`, which are a `part` of the axis K."""
 
 
-def forward_transform(matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid) -> Transform:
-    """Return the transform from `fixed` to `moving`: the affine `matrix` (4, 4) RAS+ mm where there is no warp."""
+def forward_transform(
+    matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid, *, coarse: bool = False
+) -> Transform:
+    """Return the transform from `fixed` to `moving`: the affine `matrix` (4, 4) RAS+ mm where there is no warp.
+
+    A field has the voxels of `fixed`; `coarse`: the points of `warp_grid`.
+    """
     if warp is None:
         return AffineTransform(matrix, fixed.digest(), moving.digest(), dims=min(fixed.dims, moving.dims))
-    return forward_field(warp, fixed, moving)
+    return forward_field(warp, fixed, moving, coarse=coarse)
 
 
-def backward_transform(warp: Warp | None, transform: Any, moving: Grid) -> Transform:
-    """Return the inverse of the `transform` that `forward_transform` returned for a warp."""
-    inverse: Transform = transform.inverse() if warp is None else backward_field(warp, transform, moving)
+def backward_transform(warp: Warp | None, transform: Any, moving: Grid, *, coarse: bool = False) -> Transform:
+    """Return the inverse of the `transform` that `forward_transform` returned for a warp; a field is on `moving`."""
+    inverse: Transform = transform.inverse() if warp is None else backward_field(warp, transform, moving, coarse=coarse)
     return inverse
 
 
-def forward_field(warp: Warp, fixed: Grid, moving: Grid) -> DisplacementField:
-    """Return the field that takes fixed points to moving points, on the fixed grid."""
+def forward_field(warp: Warp, fixed: Grid, moving: Grid, *, coarse: bool = False) -> DisplacementField:
+    """Return the field that takes fixed points to moving points, on the fixed grid or, `coarse`, its `warp_grid`."""
     lattice = warp.lattice.affine
-    to_lattice = np.linalg.inv(lattice) @ fixed.affine
+    grid = warp_grid(warp.lattice, fixed) if coarse else fixed
+    to_lattice = np.linalg.inv(lattice) @ grid.affine
     with torch.inference_mode():
         shifts: Shifts
-        if parallel(to_lattice, fixed.shape):
-            shifts = _ParallelGrid(warp.forward, to_lattice, fixed.shape)
+        if parallel(to_lattice, grid.shape):
+            shifts = _ParallelGrid(warp.forward, to_lattice, grid.shape)
         else:
             shifts = _AnyGrid(warp.forward, to_lattice)
-        values = _displacements(warp, shifts, fixed, to_lattice, warp.matrix @ lattice)
-        return DisplacementField(_stored(values), fixed, fixed.digest(), moving.digest())
+        values = _displacements(warp, shifts, grid, to_lattice, warp.matrix @ lattice)
+        return DisplacementField(_stored(values), grid, fixed.digest(), moving.digest())
 
 
-def backward_field(warp: Warp, forward: DisplacementField, moving: Grid) -> DisplacementField:
-    """Return the field that takes moving points to fixed points, on the moving grid.
+def backward_field(warp: Warp, forward: DisplacementField, moving: Grid, *, coarse: bool = False) -> DisplacementField:
+    """Return the field that takes moving points to fixed points, on the moving grid or, `coarse`, its `warp_grid`.
 
     It is the inverse of `forward`, exact at voxels near the objects.
     """
     lattice = warp.lattice.affine
-    to_lattice = np.linalg.inv(warp.matrix @ lattice) @ moving.affine
+    grid = warp_grid(Lattice(warp.lattice.shape, warp.matrix @ lattice), moving) if coarse else moving
+    to_lattice = np.linalg.inv(warp.matrix @ lattice) @ grid.affine
     with torch.inference_mode():
-        values = _displacements(warp, _Inverse(warp, to_lattice), moving, to_lattice, lattice)
-        return DisplacementField(_stored(values), moving, forward.to_grid, forward.from_grid)
+        values = _displacements(warp, _Inverse(warp, to_lattice), grid, to_lattice, lattice)
+        return DisplacementField(_stored(values), grid, forward.to_grid, forward.from_grid)
 
 
 def _displacements(
@@ -99,16 +105,6 @@ def _displacements(
 def _stored(values: torch.Tensor) -> np.ndarray:
     """Return displacements (3, K, J, I) as (I, J, K, 3), rounded, with axis I fastest in memory."""
     return values.mul_(ROUND).round_().div_(ROUND).cpu().numpy().transpose(3, 2, 1, 0)
-
-
-def parallel(to_lattice: np.ndarray, shape: tuple[int, int, int]) -> bool:
-    """Whether each axis of a grid of that shape runs along one of the lattice.
-
-    `to_lattice` (4, 4) takes voxel indices to indices of the lattice.
-    """
-    spans = np.abs(to_lattice[:3, :3]) * np.asarray(shape)
-    along = spans.argmax(0)
-    return len(set(along)) == 3 and bool((spans.sum(0) - spans.max(0)).max() < MAX_SKEW)
 
 
 class _AnyGrid:

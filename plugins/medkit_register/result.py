@@ -104,13 +104,13 @@ class ResultMaker:
             },
             spatial_reference=None if self.choices.midpoint else self.path,
             description=self._description(case.path),
-            figure=functools.partial(self._figure, maps.target, moved, self._title(case.path.name, before, after)),
+            figure=functools.partial(_figure, solution, maps, moved, self._title(case.path.name, before, after)),
         )
 
     def _on_fixed(self, solution: Solution) -> SolutionTransforms:
         """Return the transforms of a solution that brings the moving image to the fixed one."""
         fixed, moving, matrix = self.fixed.grid, solution.moving.grid, solution.affine.matrix
-        transform = forward_transform(matrix, solution.warp, fixed, moving)
+        transform = self._forward(matrix, solution.warp, fixed, moving)
         inverse = self._inverse(solution.warp, transform, moving)
         files = {}
         if solution.rigid is not None:
@@ -123,11 +123,11 @@ class ResultMaker:
         fixed, moving, half, warp = self.fixed.grid, solution.moving.grid, solution.half, solution.warp
         assert half is not None
         middle = middle_grid(fixed, moving, half)
-        transform = forward_transform(half, warp, middle, moving)
+        transform = self._forward(half, warp, middle, moving)
         inverse = self._inverse(warp, transform, moving)
         fixed_warp = warp and to_fixed(warp)
-        middle_to_fixed = forward_transform(np.linalg.inv(half), fixed_warp, middle, fixed)
-        fixed_to_middle = backward_transform(fixed_warp, middle_to_fixed, fixed)
+        middle_to_fixed = self._forward(np.linalg.inv(half), fixed_warp, middle, fixed)
+        fixed_to_middle = self._backward(fixed_warp, middle_to_fixed, fixed)
         target = resample(self.fixed, middle, middle_to_fixed)
         files = {
             "fixed_image": target,
@@ -136,11 +136,17 @@ class ResultMaker:
         }
         return SolutionTransforms(target, transform, inverse, chain([transform, fixed_to_middle]), files)
 
+    def _forward(self, matrix: np.ndarray, warp: Warp | None, fixed: Grid, moving: Grid) -> Transform:
+        return forward_transform(matrix, warp, fixed, moving, coarse=self.choices.coarse_fields)
+
+    def _backward(self, warp: Warp | None, transform: Any, moving: Grid) -> Transform:
+        return backward_transform(warp, transform, moving, coarse=self.choices.coarse_fields)
+
     def _inverse(self, warp: Warp | None, transform: Any, moving: Grid) -> Future[Transform] | None:
         """Start to invert a transform, unless nobody wants the inverse, which takes as much memory as the transform."""
         if not self.choices.wants("inverse_transform"):
             return None
-        return self.background.submit(backward_transform, warp, transform, moving)
+        return self.background.submit(self._backward, warp, transform, moving)
 
     def _quality(self, solution: Solution, transform: Any, inverse: Any) -> dict[str, Any]:
         """Return the folding of a warp, and how well its two fields invert each other inside the object."""
@@ -173,10 +179,16 @@ class ResultMaker:
         names = f"{moving} (outlines) on {self.path.name} (grey), {self.choices.kind}"
         return f"{names}: correlation {before['ncc']:.2f} to {after['ncc']:.2f}"
 
-    def _figure(self, fixed: Image, moved: Image, title: str) -> np.ndarray:
-        from medkit.figures import overlay_mosaic
 
-        return overlay_mosaic(fixed, moved, kind="image", title=title)
+def _figure(solution: Solution, maps: SolutionTransforms, moved: Image, title: str) -> np.ndarray:
+    """Return the picture: the moved scan on the target, and what the transform does to a grid, (H, W, 3) uint8."""
+    from medkit.figures import Deformation, overlay_mosaic
+
+    deformation = Deformation("the transform", maps.transform.map_points)
+    if solution.warp is not None:
+        back = np.linalg.inv(solution.affine.matrix if solution.half is None else solution.half)
+        deformation = Deformation("the warp", lambda points: apply_affine(back, maps.transform.map_points(points)))
+    return overlay_mosaic(maps.target, moved, kind="image", title=title, deformation=deformation)
 
 
 def similarity_of(fixed: Image, moved: Image) -> dict[str, float]:

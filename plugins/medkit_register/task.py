@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medkit.errors import UsageError
 from medkit.inference import bundle_identity
 from medkit.task import Output, Runtime, Stages, Task, absolute
+from medkit_register.choices import BENDING
 from medkit_register.memory import memory_needed
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def register_task(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
 
     `shared` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks`, the same with
     `moving_`, and `lesion_mask` and `fixed_lesion_mask`. Raises UsageError for an `init` that is neither a known word
-    nor a file, for moving labels or landmarks without fixed ones, and for a midpoint of type joint.
+    nor a file, for moving labels or landmarks without fixed ones, for a midpoint of type joint, and for the spacing of
+    fields where there are none.
     """
     _check_pairs(shared)
     if choices.kind == "joint" and choices.midpoint:
@@ -42,6 +44,10 @@ def register_task(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
         arguments["quality"] = choices.quality
     if choices.midpoint:
         arguments["midpoint"] = True
+    if choices.coarse_fields:
+        if not choices.bends:
+            raise UsageError(f"--field-spacing: takes --type {' or '.join(BENDING)}, not {choices.kind}")
+        arguments["field_spacing"] = choices.field_spacing
     if choices.outputs:
         arguments["outputs"] = list(choices.outputs)
     return Task(
