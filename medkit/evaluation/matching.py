@@ -34,6 +34,8 @@ _MODALITY = "t1|t1w|t2|t2w|pd|pdw|flair|ct|mri?|image|img|0000"
 """Last words of names that state the modality; 0000 is nnU-Net's first channel."""
 _DERIVED = "(space|desc|res|den|label|from|to|mode|seg)-.*"
 """BIDS entities that are added to the names of derivatives."""
+_SHOWN = 3
+"""Ids that a message names."""
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "labels": IMAGE_SUFFIXES,
     "images": IMAGE_SUFFIXES,
@@ -153,7 +155,7 @@ def _by_pattern(results: Sequence[Path], pattern: str) -> Matches:
         if len(fitting) == 1:
             found[result] = fitting[0]
         else:
-            missing[result] = _misfit(pattern, len(fitting))
+            missing[result] = _misfit(pattern, result, fitting, ids)
     return Matches(found, missing, tuple(path for path in ids if path not in found.values()))
 
 
@@ -183,12 +185,19 @@ class FilesOfCases:
             self._ids = files_of_pattern(self.pattern)
             fitting = _longest(self._ids, case)
         if len(fitting) != 1:
-            raise InputError(f"{case}: {_misfit(self.pattern, len(fitting))}")
+            raise InputError(f"{case}: {_misfit(self.pattern, case, fitting, self._ids)}")
         return fitting[0]
 
 
-def _misfit(pattern: str, count: int) -> str:
-    return f"{count or 'no'} files named {Path(pattern).name} fit its name"
+def _misfit(pattern: str, case: Path, fitting: Sequence[Path], ids: Mapping[Path, str]) -> str:
+    """Return why not exactly one file of a pattern belongs to a case; `ids` are all files, with what `{id}` is."""
+    name = Path(pattern).name
+    if fitting:
+        return f"{len(fitting)} files named {name} fit its name: {', '.join(path.name for path in fitting)}"
+    words = sorted(set(ids.values()))
+    there = ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
+    expected = absolute(pattern.replace("{id}", _subject(case)))
+    return f"no file named {name} fits its name, as {expected} would; there {{id}} is {there}"
 
 
 def _longest(ids: Mapping[Path, str], result: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 from medkit.errors import InputError
 from medkit.evaluation.matching import FilesOfCases
 from medkit.images.label_values import is_whole, looks_like_labels
-from medkit.pipe.records import absolute
+from medkit.pipe.records import absolute, record_of
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Task
 from medkit.space import Grid
@@ -142,7 +142,7 @@ class _Applier:
 
     def __call__(self, case: Case, settings: ApplySettings) -> Result:
         applier = replace(self, settings=settings)
-        return applier._points(case) if case.record.kind in _POINT_KINDS else applier._image(case)
+        return applier._points(case) if _own_kind(case) in _POINT_KINDS else applier._image(case)
 
     def _image(self, case: Case) -> Result:
         from medkit.transforms.resampling import resample
@@ -165,7 +165,8 @@ class _Applier:
     def _read(self, case: Case) -> tuple[Image, str, Interpolation, list[str]]:
         """Return the image, its kind, how it is interpolated, and warnings. Raises InputError."""
         name, wanted = case.path.name, self.settings.interpolation
-        kind = stated_kind(case.path, case.record.kind)
+        own = _own_kind(case)
+        kind = stated_kind(case.path, own)
         discrete = kind in ("labels", "mask")
         interpolation = cast("Interpolation", ("label" if discrete else "linear") if wanted == "auto" else wanted)
         blended = interpolation == "linear"
@@ -173,7 +174,7 @@ class _Applier:
             image = case.image(labels=(discrete and not blended) or interpolation == "label")
         except InputError:
             # a name is weak evidence: maps of probabilities are called so too
-            if wanted != "auto" or kind != case.record.kind or case.record.medkit or is_whole(image := case.image()):
+            if wanted != "auto" or kind != own or case.record.medkit or is_whole(image := case.image()):
                 raise
             return image, "image", "linear", [f"{name} is named like labels, but holds fractions: taken for an image"]
         if blended and discrete:
@@ -211,6 +212,11 @@ class _Applier:
             f"{int(lost.sum())} of {len(lost)} points lie where the displacement field ends or folds: mapped back, "
             f"they miss their positions by up to {missed.max():.3g} mm"
         ]
+
+
+def _own_kind(case: Case) -> str:
+    """Return what the case's own input is; the record may be that of a transform that was made from it."""
+    return (case.record if case.record.path == case.path else record_of(case.path)).kind
 
 
 @dataclass(frozen=True, eq=False)

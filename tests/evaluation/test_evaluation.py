@@ -316,7 +316,7 @@ def test_patterns(tree: Callable[..., list[Path]], tmp_path: Path) -> None:
     first, tenth, _ = tree("t/s1/x_1_labels.nii.gz", "t/s10/x_10_labels.nii.gz", "t/s2/x_10_labels.nii.gz")
     found = match([one, ten, folder, none], str(tmp_path / "t/s{id}/x_{id}_labels.nii.gz"), "labels")
     assert found.found == {one: first, ten: tenth, folder: tenth}
-    assert "no files named" in found.missing[none]
+    assert f"as {tmp_path}/t/sx_7/x_x_7_labels.nii.gz would; there {{id}} is 1, 10" in found.missing[none]
     with pytest.raises(InputError, match="no file matches this pattern"):
         match([one], str(tmp_path / "nothing_{id}.nii.gz"), "labels")
 

@@ -43,6 +43,23 @@ def inputs(folder: Path) -> list[Path]:
     return [folder / f"labels/{name}_dseg.nii.gz" for name in SHIFTS]
 
 
+def lines_of(folder: Path) -> str:
+    """Return records that bring transform and reference of each person's labels."""
+    lines = [
+        json.dumps(
+            {
+                "path": str(folder / f"labels/{name}_dseg.nii.gz"),
+                "inputs": {
+                    "transform": str(folder / f"reg/{name}_transform.tfm"),
+                    "reference": str(folder / f"scans/{name}.nii.gz"),
+                },
+            }
+        )
+        for name in SHIFTS
+    ]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(("option", "sign"), [("--transform", 1), ("--inverse-transform", -1)])
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_each_case_has_its_transform(toy: Run, folder: Path, option: str, sign: int, workers: str) -> None:
@@ -79,28 +96,41 @@ def test_a_case_without_a_transform_fails_alone(toy: Run, folder: Path) -> None:
     )
     assert done.code == 1
     assert [path.name for path in done.paths] == ["anna_dseg_transformed.nii.gz"]
-    assert "ben_dseg.nii.gz: no files named {id}_transform.tfm fit its name" in done.err
+    expected = f"{folder}/reg/ben_transform.tfm"
+    assert f"ben_dseg.nii.gz: no file named {{id}}_transform.tfm fits its name, as {expected} would; there" in done.err
+    assert "{id} is anna" in done.err
+
+
+def test_a_record_whose_transform_is_missing_fails_alone(toy: Run, folder: Path) -> None:
+    (folder / "reg/ben_transform.tfm").unlink()
+    done = toy("transform", "apply", "-o", folder / "out", input=lines_of(folder))
+    assert done.code == 1
+    assert [path.name for path in done.paths] == ["anna_dseg_transformed.nii.gz"]
+    assert f"{folder}/reg/ben_transform.tfm" in done.err
+
+
+def test_a_record_of_a_transform_brings_itself(toy: Run, folder: Path) -> None:
+    """What `register --outputs transform --json` prints: the image that it was made from is moved by it."""
+    lines = [
+        json.dumps({"path": str(folder / f"reg/{name}_transform.tfm"), "Sources": [str(path)], "kind": "transform"})
+        for name, path in zip(SHIFTS, inputs(folder), strict=True)
+    ]
+    done = toy(
+        *("transform", "apply", "--reference", folder / "scans/anna.nii.gz", "--json", "-o", folder / "out"),
+        input="\n".join(lines),
+    )
+    assert done.code == 0, done.err
+    assert [start(Path(record["path"])) for record in done.records] == [2, 6]
+    assert {record["kind"] for record in done.records} == {"labels"}
 
 
 def test_records_bring_their_transforms(toy: Run, folder: Path) -> None:
-    lines = [
-        json.dumps(
-            {
-                "path": str(folder / f"labels/{name}_dseg.nii.gz"),
-                "inputs": {
-                    "transform": str(folder / f"reg/{name}_transform.tfm"),
-                    "reference": str(folder / f"scans/{name}.nii.gz"),
-                },
-            }
-        )
-        for name in SHIFTS
-    ]
-    done = toy("transform", "apply", "-o", folder / "out", input="\n".join(lines))
+    done = toy("transform", "apply", "-o", folder / "out", input=lines_of(folder))
     assert done.code == 0, done.err
     assert [start(path) for path in done.paths] == [2, 6]
     # those of the record come first, and the options' after them
     again = toy(
         *("transform", "apply", "--inverse-transform", folder / "reg/anna_transform.tfm", "-o", folder / "again"),
-        input="\n".join(lines),
+        input=lines_of(folder),
     )
     assert [start(path) for path in again.paths] == [4, 8]
