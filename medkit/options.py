@@ -22,6 +22,7 @@ from medkit.pipe.names import is_file_name, shard_file, split_series
 from medkit.pipe.records import absolute
 
 __all__ = [
+    "FILE_OF_CASE",
     "IMAGE_PATH",
     "PLUGIN_KEY",
     "PROGRAM",
@@ -107,6 +108,17 @@ class ImagePath(click.Path):
 
 IMAGE_PATH = ImagePath(exists=True, path_type=Path)
 """Type of options that name an image: a file, a DICOM folder or zip, or one series of these."""
+
+
+class _FileOfCase(ImagePath):
+    """A file that is there, or a pattern with `{id}`, which stands for the case."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Path(value) if "{id}" in str(value) else super().convert(value, param, ctx)
+
+
+FILE_OF_CASE = _FileOfCase(exists=True, path_type=Path)
+"""Type of options that name a file of all cases, or by `{id}` in its path one of each case."""
 
 
 def _output(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:

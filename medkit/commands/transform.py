@@ -11,21 +11,12 @@ from typing import Any, TypeVar
 import click
 
 from medkit.errors import InputError, MedkitError, UsageError
-from medkit.options import IMAGE_PATH, ImagePath, RunOptions, option, task_options
+from medkit.options import FILE_OF_CASE, IMAGE_PATH, RunOptions, option, task_options
 from medkit.pipe.lines import guarded_stdout, input_lines
 from medkit.pipe.names import kind_of_name
 from medkit.pipe.records import record_from_line
 from medkit.task import run_task
 
-
-class _FileOfCase(ImagePath):
-    """A file that is there, or a pattern with `{id}`, which stands for the case."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return Path(value) if "{id}" in str(value) else super().convert(value, param, ctx)
-
-
-_FILE_OF_CASE = _FileOfCase(exists=True, path_type=Path)
 _FORMS = ("itk", "itk-mat", "itk-h5", "field", "flirt", "fsl-warp", "lta", "lta-voxels", "register-dat")
 _KINDS = ("flirt", "ras-matrix", "fsl-warp", "ras-displacements", "ras-positions", "voxel-displacements")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -56,14 +47,14 @@ _ORDER = "medkit.order"
 @transform.command(cls=_InOrder, short_help="Move images, labels and points.")
 @click.option(
     "--reference",
-    type=_FILE_OF_CASE,
+    type=FILE_OF_CASE,
     help="The image whose grid the result lies on; not needed for points. {id} in the path of this and of transforms "
     "stands for the case.",
 )
 @click.option(
     "--transform",
     "forward",
-    type=_FILE_OF_CASE,
+    type=FILE_OF_CASE,
     multiple=True,
     metavar="FILE",
     help="A transform from the reference to the input; several in the order in which they move the input, the "
@@ -72,7 +63,7 @@ _ORDER = "medkit.order"
 @click.option(
     "--inverse-transform",
     "inverse",
-    type=_FILE_OF_CASE,
+    type=FILE_OF_CASE,
     multiple=True,
     metavar="FILE",
     help="Like --transform, in one order with them, but the inverse is applied: ANTs' [FILE,1]. Exact for affine "

@@ -1,4 +1,5 @@
 # The names that plugins may use; `__init__.py` imports each when it is first asked for.
+from .matching import shared_and_own as shared_and_own
 from .measures.images import rounded_scores as rounded_scores
 from .measures.label_maps import LabelMap as LabelMap
 from .measures.label_maps import names_next_to as names_next_to

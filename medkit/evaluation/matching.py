@@ -189,6 +189,22 @@ class FilesOfCases:
         return fitting[0]
 
 
+def shared_and_own(
+    given: Mapping[str, Path],
+) -> tuple[dict[str, Path], Callable[[Path], Mapping[str, Path]] | None]:
+    """Split role -> path into the files that all cases share, and those that `{id}` in the path gives each case.
+
+    The two are `shared` and `own` of a `Task`; `own` is None if no path has `{id}`.
+    """
+    shared = {role: path for role, path in given.items() if "{id}" not in str(path)}
+    patterns = {role: FilesOfCases(str(path)) for role, path in given.items() if role not in shared}
+    return shared, partial(_own_files, patterns=patterns) if patterns else None
+
+
+def _own_files(case: Path, *, patterns: Mapping[str, FilesOfCases]) -> dict[str, Path]:
+    return {role: files.of(case) for role, files in patterns.items()}
+
+
 def _misfit(pattern: str, case: Path, fitting: Sequence[Path], ids: Mapping[Path, str]) -> str:
     """Return why not exactly one file of a pattern belongs to a case; `ids` are all files, with what `{id}` is."""
     name = Path(pattern).name

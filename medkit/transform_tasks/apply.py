@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from medkit.errors import InputError
-from medkit.evaluation.matching import FilesOfCases
+from medkit.evaluation.matching import shared_and_own
 from medkit.images.label_values import is_whole, looks_like_labels
 from medkit.pipe.records import absolute, record_of
 from medkit.run.outputs import Output
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 PointsFrom = Literal["input", "reference"]
 _POINT_KINDS = ("points", "table")
 _ADVICE = "use --inverse-transform"
-ID = "{id}"
-"""Stands for the case in a path."""
 OF_RECORDS = {"transform": False, "inverse_transform": True}
 """Role of a transform that a record brings -> whether it is inverted; both are applied in this order."""
 _NEAR = 0.01
@@ -66,8 +64,7 @@ def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]],
         role = f"{'inverse_transform' if inverted else 'transform'}_{number}"
         chain[role] = inverted
         given[role] = absolute(path)
-    shared = {role: path for role, path in given.items() if ID not in str(path)}
-    patterns = {role: FilesOfCases(str(path)) for role, path in given.items() if role not in shared}
+    shared, own = shared_and_own(given)
     return Task(
         name="transform apply",
         outputs=(
@@ -83,12 +80,8 @@ def application(reference: Path | None, transforms: Sequence[tuple[Path, bool]],
         takes=("image", "labels", "mask", *_POINT_KINDS),
         accepts=("reference", *OF_RECORDS),
         shared=shared,
-        own=functools.partial(_own_files, patterns=patterns) if patterns else None,
+        own=own,
     )
-
-
-def _own_files(case: Path, *, patterns: Mapping[str, FilesOfCases]) -> dict[str, Path]:
-    return {role: files.of(case) for role, files in patterns.items()}
 
 
 def _arguments(settings: ApplySettings) -> dict[str, Any]:

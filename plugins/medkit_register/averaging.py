@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,11 +25,15 @@ from medkit_register.affine import AffineSettings
 from medkit_register.choices import TemplateChoices
 from medkit_register.deformable import Warp, register_deformable
 from medkit_register.fields import backward_transform, forward_transform
+from medkit_register.masks import volume_of
 from medkit_register.mean_maps import after_affine, centred, mean_map, with_inverse
 from medkit_register.midpoint import common_grid
 from medkit_register.pyramid import Pyramid, intensity_range
-from medkit_register.registration import volume_of, warp_metric
+from medkit_register.registration import warp_metric
 from medkit_register.verdict import register_better
+
+if TYPE_CHECKING:
+    from medkit.figures import Member
 
 MEMBERS_SHOWN = 6
 """Most scans in the picture of `--qc`."""

@@ -9,7 +9,7 @@ import click
 from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import NONE, bundle_or_none
-from medkit.options import IMAGE_PATH, RunOptions, task_options, words
+from medkit.options import FILE_OF_CASE, IMAGE_PATH, RunOptions, task_options, words
 from medkit.task import absolute, run_task
 from medkit_register.choices import BENDING, RegisterChoices
 from medkit_register.task import register_task
@@ -81,23 +81,24 @@ from medkit_register.task import register_task
 @click.option("--fixed-mask", type=IMAGE_PATH, help="Mask of what is compared in the fixed image.")
 @click.option(
     "--moving-mask",
-    type=IMAGE_PATH,
-    help='Mask of what is compared in the moving image (or "moving_mask" in a record).',
+    type=FILE_OF_CASE,
+    help='Mask of what is compared in the moving image (or "moving_mask" in a record). {id} in the path of this and of '
+    "the next files of the moving image stands for the case.",
 )
 @click.option(
     "--lesion-mask",
-    type=IMAGE_PATH,
+    type=FILE_OF_CASE,
     help="Lesions of the moving image, which are not compared, since the fixed image has no such thing (or "
     '"lesion_mask" in a record).',
 )
 @click.option("--fixed-lesion-mask", type=IMAGE_PATH, help="Lesions of the fixed image, which are not compared.")
 @click.option("--fixed-labels", type=IMAGE_PATH, help="Labels of the fixed image: Dice goes into the sidecar.")
-@click.option("--moving-labels", type=IMAGE_PATH, help='Labels of the moving image (or "moving_labels" in a record).')
+@click.option("--moving-labels", type=FILE_OF_CASE, help='Labels of the moving image (or "moving_labels" in a record).')
 @click.option(
     "--fixed-landmarks", type=IMAGE_PATH, help="Points of the fixed image (csv, fcsv, json): TRE in the sidecar."
 )
 @click.option(
-    "--moving-landmarks", type=IMAGE_PATH, help='The same points of the moving image (or "moving_landmarks").'
+    "--moving-landmarks", type=FILE_OF_CASE, help='The same points of the moving image (or "moving_landmarks").'
 )
 @dicom_options("image")
 @task_options
@@ -124,6 +125,7 @@ def register(
 
     \b
     medkit run register --fixed mni.nii.gz sub-*_T1w.nii.gz -o aligned
+    medkit run register --fixed mni.nii.gz sub-*_T1w.nii.gz --lesion-mask 'lesions/{id}_lesion.nii.gz' -o aligned
     """
     bends = kind in BENDING
     if bundle != NONE and not bends:

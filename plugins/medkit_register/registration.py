@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from medkit.errors import InputError, UsageError
+from medkit.errors import UsageError
 from medkit.images import Image, read_image
 from medkit.inference import choose_device
-from medkit.space import Grid
 from medkit.task import Case, Result, Runtime, Stages
 from medkit.transforms import read_transform, resample
 from medkit_register.affine import AffineResult, AffineSettings
 from medkit_register.choices import RegisterChoices
 from medkit_register.deformable import Warp, prepare_fixed, register_deformable
+from medkit_register.masks import compared, doubts_about_mask, volume_of
 from medkit_register.midpoint import mean_matrix, middle_warp, root
 from medkit_register.network import StartNetwork
-from medkit_register.pyramid import Pyramid, ScanVolume
+from medkit_register.pyramid import Pyramid
 from medkit_register.result import ResultMaker, Solution, similarity_of
 from medkit_register.verdict import register_better
 
@@ -43,15 +42,14 @@ def set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: RegisterCho
     """
     runtime = replace(runtime, device=str(choose_device(runtime.device)))
     fixed = read_image(shared["fixed"], frame=runtime.frame, frame_if_several=True)
-    pyramid = Pyramid(
-        volume_of(fixed, _compared(fixed.grid, shared.get("fixed_mask"), shared.get("fixed_lesion_mask")))
-    )
+    pyramid = Pyramid(volume_of(fixed, compared(fixed.grid, shared.get("fixed_mask"), shared.get("fixed_lesion_mask"))))
     network = StartNetwork(choices.bundle, runtime.device) if choices.bundle and choices.bends else None
     background = ThreadPoolExecutor(2, "medkit background")
     if choices.bends and choices.metric in ("auto", "lncc"):
         quality: Any = choices.quality
         background.submit(prepare_fixed, pyramid, quality, runtime.device)
-    maker = ResultMaker(shared["fixed"], fixed, pyramid, choices, background)
+    doubts = doubts_about_mask(fixed, pyramid, shared["fixed"])
+    maker = ResultMaker(shared["fixed"], fixed, pyramid, choices, background, doubts)
     registration = Registration(fixed, pyramid, choices, _start(shared, choices), runtime, network, background, maker)
     return Stages(registration.prepare, registration.compute, registration.finish)
 
@@ -66,42 +64,6 @@ def _start(shared: Mapping[str, Path], choices: RegisterChoices) -> str | np.nda
     return matrix
 
 
-def volume_of(image: Image, mask: np.ndarray | None = None) -> ScanVolume:
-    """Return a scan for the registration engine, with a mask (I, J, K) bool where there is one."""
-    return ScanVolume(
-        torch.from_numpy(image.data[0].astype(np.float32)),
-        image.grid.affine,
-        None if mask is None else torch.from_numpy(mask.astype(np.float32)),
-    )
-
-
-def _compared(grid: Grid, mask: Path | None, lesion: Path | None) -> np.ndarray | None:
-    """Return which voxels (I, J, K) bool are compared: those of the mask outside of the lesion; None: all.
-
-    Raises InputError if there are none.
-    """
-    kept, left_out = _mask_on(grid, mask), _mask_on(grid, lesion)
-    if left_out is None:
-        return kept
-    rest: np.ndarray = ~left_out if kept is None else kept & ~left_out
-    if not rest.any():
-        raise InputError(f"{lesion}: the lesion leaves nothing of the image to compare")
-    return rest
-
-
-def _mask_on(grid: Grid, path: Path | None) -> np.ndarray | None:
-    """Return a mask (I, J, K) bool on `grid`, resampled if it is on another grid; None if there is no `path`."""
-    if path is None:
-        return None
-    mask = read_image(path, labels=True)
-    if mask.grid.digest() != grid.digest():
-        mask = resample(mask, grid, interpolation="nearest")
-    kept: np.ndarray = mask.data[0] > 0
-    if not kept.any():
-        raise InputError(f"{path}: expected a mask that covers a part of the image, got none of its voxels")
-    return kept
-
-
 @dataclass(frozen=True, eq=False)
 class Moving:
     """A moving scan, prepared."""
@@ -110,6 +72,8 @@ class Moving:
     pyramid: Pyramid
     before: Future[dict[str, float]]
     """Similarity to the fixed scan before registration."""
+    doubts: tuple[str, ...] = ()
+    """What is doubtful about its mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +94,9 @@ class Registration:
         """Read the moving image."""
         image = case.image()
         before = self.background.submit(self._before, image)
-        mask = _compared(image.grid, case.inputs.get("moving_mask"), case.inputs.get("lesion_mask"))
-        return Moving(image, Pyramid(volume_of(image, mask)), before)
+        mask = compared(image.grid, case.inputs.get("moving_mask"), case.inputs.get("lesion_mask"))
+        pyramid = Pyramid(volume_of(image, mask))
+        return Moving(image, pyramid, before, doubts_about_mask(image, pyramid, case.path))
 
     def _before(self, moving: Image) -> dict[str, float]:
         return similarity_of(self.fixed, resample(moving, self.fixed.grid))
@@ -151,7 +116,7 @@ class Registration:
             start = rigid = self._affine(self.pyramid, moving.pyramid, "rigid", start).matrix
         affine = self._affine(self.pyramid, moving.pyramid, self._affine_type, start)
         warp = self._warp(self.pyramid, moving.pyramid, affine.matrix, affine)
-        return Solution(moving.image, moving.pyramid, moving.before, affine, warp, rigid=rigid)
+        return Solution(moving.image, moving.pyramid, moving.before, affine, warp, moving.doubts, rigid=rigid)
 
     def _to_midpoint(self, moving: Moving) -> Solution:
         """Align both images on a grid between them; see `midpoint`."""
@@ -163,7 +128,7 @@ class Registration:
         forward = self._warp(self.pyramid, moving.pyramid, affine.matrix, affine)
         backward = self._warp(moving.pyramid, self.pyramid, np.linalg.inv(affine.matrix), affine)
         warp = middle_warp(forward, backward, half) if forward and backward else None
-        return Solution(moving.image, moving.pyramid, moving.before, affine, warp, half=half)
+        return Solution(moving.image, moving.pyramid, moving.before, affine, warp, moving.doubts, half=half)
 
     @property
     def _affine_type(self) -> str:

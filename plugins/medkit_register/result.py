@@ -43,6 +43,8 @@ class Solution:
     """The affine part, fixed points to moving points."""
     warp: Warp | None
     """What refines it: from the fixed scan, or from the middle of both."""
+    doubts: tuple[str, ...] = ()
+    """What is doubtful about the moving image's mask."""
     rigid: np.ndarray | None = None
     """(4, 4) RAS+ mm, the rigid map that a joint registration starts with."""
     half: np.ndarray | None = None
@@ -76,6 +78,8 @@ class ResultMaker:
     """Of the fixed image."""
     choices: RegisterChoices
     background: ThreadPoolExecutor
+    doubts: tuple[str, ...] = ()
+    """What is doubtful about the fixed image's mask."""
 
     def result(self, case: Case, solution: Solution) -> Result:
         """Return the resampled image, the transforms, and how well the two scans match."""
@@ -87,6 +91,8 @@ class ResultMaker:
         inverse = maps.inverse.result() if maps.inverse else None
         quality = self._quality(solution, maps.transform, inverse)
         doubts = [
+            *self.doubts,
+            *solution.doubts,
             *affine.warnings,
             *doubts_about(self.pyramid, solution.pyramid, maps.whole, affine),
             *doubts_about_scores(agreement),

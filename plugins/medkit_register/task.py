@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.errors import UsageError
+from medkit.evaluation import shared_and_own
 from medkit.inference import bundle_identity
 from medkit.task import Output, Runtime, Stages, Task, absolute
 from medkit_register.choices import BENDING
@@ -23,15 +24,16 @@ SCORED = ("labels", "landmarks")
 """What both scans may bring for scores, as the roles `fixed_labels`, `moving_labels` and so on."""
 
 
-def register_task(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
+def register_task(given: Mapping[str, Path], choices: RegisterChoices) -> Task:
     """Return the task for one set of options.
 
-    `shared` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks`, the same with
-    `moving_`, and `lesion_mask` and `fixed_lesion_mask`. Raises UsageError for an `init` that is neither a known word
-    nor a file, for moving labels or landmarks without fixed ones, for a midpoint of type joint, and for the spacing of
-    fields where there are none.
+    `given` has the role `fixed` and, where given, `fixed_mask`, `fixed_labels`, `fixed_landmarks`, the same with
+    `moving_`, and `lesion_mask` and `fixed_lesion_mask`; `{id}` in a path of the moving image's files stands for the
+    case. Raises UsageError for an `init` that is neither a known word nor a file, for moving labels or landmarks
+    without fixed ones, for a midpoint of type joint, and for the spacing of fields where there are none.
     """
-    _check_pairs(shared)
+    _check_pairs(given)
+    shared, own = shared_and_own(given)
     if choices.kind == "joint" and choices.midpoint:
         raise UsageError("--midpoint: takes --type rigid, affine or deformable, not joint")
     if choices.init not in STARTS:
@@ -59,6 +61,7 @@ def register_task(shared: Mapping[str, Path], choices: RegisterChoices) -> Task:
         role="moving",
         accepts=("moving_mask", "lesion_mask", *(f"moving_{what}" for what in SCORED)),
         shared=shared,
+        own=own,
         devices=("cpu", "cuda"),
         memory=functools.partial(memory_needed, shared["fixed"], quality=choices.quality if choices.bends else None),
         bundle=bundle_identity(choices.bundle) if choices.bundle and choices.bends else None,
@@ -71,10 +74,10 @@ def _set_up(runtime: Runtime, *, shared: Mapping[str, Path], choices: RegisterCh
     return set_up(runtime, shared=shared, choices=choices)
 
 
-def _check_pairs(shared: Mapping[str, Path]) -> None:
+def _check_pairs(given: Mapping[str, Path]) -> None:
     """Raise UsageError for a moving file without the fixed one to compare it with."""
     for what in SCORED:
-        if f"moving_{what}" in shared and f"fixed_{what}" not in shared:
+        if f"moving_{what}" in given and f"fixed_{what}" not in given:
             raise UsageError(f"--moving-{what} needs --fixed-{what} to be compared with")
 
 
