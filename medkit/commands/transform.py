@@ -171,19 +171,26 @@ def invert(options: RunOptions, reference: Path | None) -> None:
 @transform.command(short_help="Write how much transforms grow and shrink.")
 @click.option("--reference", type=IMAGE_PATH, help="Where to measure.  [default: the grid of the displacement field]")
 @click.option("--mask", type=IMAGE_PATH, help="The region in which minimum, maximum and folding are counted.")
+@click.option(
+    "--labels",
+    type=IMAGE_PATH,
+    help="Structures of the fixed image: a table (.tsv) of their volumes there and in the moving image, to which they "
+    "change.",
+)
 @click.option("--log", is_flag=True, help="Write the natural logarithm: below 0 where the moving anatomy grows.")
 @task_options
-def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, log: bool) -> None:
+def jacobian(options: RunOptions, reference: Path | None, mask: Path | None, labels: Path | None, log: bool) -> None:
     """Write the Jacobian determinant of transforms: of the whole map, affine parts included.
 
     Minimum, maximum, mean and the fraction of voxels that fold (0 or less) are on stderr and in the sidecar.
 
     \b
     medkit transform jacobian warp.nii.gz --mask brain.nii.gz
+    medkit transform jacobian warp.nii.gz --labels visit1_dseg.nii.gz --qc pictures -o growth.nii.gz
     """
     from medkit.transform_tasks.jacobian import measurement
 
-    run_task(measurement(reference, mask, log), options)
+    run_task(measurement(reference, mask, labels, log), options)
 
 
 _from_option = click.option(

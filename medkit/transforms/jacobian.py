@@ -48,6 +48,45 @@ class Determinants:
         )
 
 
+@dataclass(frozen=True)
+class VolumeChange:
+    """The volume of a structure in the fixed image, and of what the transform finds in its place in the moving one."""
+
+    label: int
+    """Number of the structure."""
+    fixed: float
+    """mm3 in the fixed image."""
+    moving: float
+    """mm3 in the moving image: the integral of the determinant."""
+    minimum: float
+    """Smallest determinant inside the structure."""
+    maximum: float
+    """Largest determinant inside the structure."""
+
+    @property
+    def percent(self) -> float:
+        """By how many percent the moving structure is larger than the fixed one."""
+        return 100 * (self.moving / self.fixed - 1)
+
+
+def volume_changes(values: np.ndarray, labels: np.ndarray, voxel_volume: float) -> list[VolumeChange]:
+    """Return the change of each label above 0, in ascending order.
+
+    `values` (I, J, K) are determinants, `labels` (I, J, K) whole numbers on the same grid, whose voxels have a volume
+    of `voxel_volume` mm3. It is the change from the fixed to the moving image, to which the transform leads.
+    """
+    order = np.argsort(labels, axis=None, kind="stable")
+    sorted_labels, sorted_values = labels.ravel()[order], values.ravel()[order].astype(np.float64)
+    found, first = np.unique(sorted_labels, return_index=True)
+    return [
+        VolumeChange(
+            int(label), voxel_volume * part.size, voxel_volume * float(part.sum()), float(part.min()), float(part.max())
+        )
+        for label, part in zip(found, np.split(sorted_values, first[1:]), strict=True)
+        if label > 0
+    ]
+
+
 def jacobian_determinant(transform: Transform, grid: Grid) -> np.ndarray:
     """Return the determinants (I, J, K) float32 of the whole map, affine parts included, at the voxels of `grid`.
 

@@ -376,6 +376,38 @@ def test_jacobian_of_a_known_map(toy: Run, folder: Path) -> None:
     assert toy("transform", "jacobian", folder / "affine.tfm").code == 3
 
 
+def test_volumes_of_structures(toy: Run, tmp_path: Path) -> None:
+    """x -> 2x for x > 0 in the moving image: half of a structure there becomes twice as large."""
+    grid = Grid((21, 10, 12), np.diag([1.0, 2.0, 2.0, 1.0]) + np.array([[0, 0, 0, -10.0], *[[0] * 4] * 3]))
+    shift = np.zeros((*grid.shape, 3), np.float32)
+    shift[..., 0] = np.maximum(np.arange(21) - 10, 0)[:, None, None]
+    write_transform(DisplacementField(shift, grid), tmp_path / "x.nii.gz")
+    labels = np.zeros(grid.shape, np.int16)
+    labels[1:9, 2:6, 3:8], labels[12:18, 2:6, 3:8], labels[5:16, 7, 9] = 3, 41, 8
+    nib.save(nib.Nifti1Image(labels, grid.affine), tmp_path / "a_dseg.nii.gz")
+    (tmp_path / "a_dseg.tsv").write_text("index\tname\n3\tleft\n41\tright\n")
+    done = toy(
+        *("transform", "jacobian", tmp_path / "x.nii.gz", "--labels", tmp_path / "a_dseg.nii.gz", "--json"),
+        *("-o", tmp_path / "growth.nii.gz"),
+    )
+    assert done.code == 0, done.err
+    table = Path(done.records[0]["medkit"]["outputs"]["volumes"]["path"])
+    assert table == tmp_path / "growth.tsv"
+    header, *rows = (line.split("\t") for line in table.read_text().splitlines())
+    found = {row[1]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(found) == ["left", "n/a", "right"]
+    assert [found["left"][key] for key in ("fixed_mm3", "moving_mm3", "change_percent")] == ["640.0", "640.0", "0.00"]
+    right = ["480.0", "960.0", "480.0", "100.00", "2.000", "2.000"]
+    assert [found["right"][key] for key in header[2:]] == right
+    # five voxels left of the kink, five right of it, and one on it with a central difference of 1.5
+    assert float(found["n/a"]["moving_mm3"]) == 4 * (5 * 1 + 1.5 + 5 * 2)
+    (tmp_path / "a_dseg.tsv").unlink()
+    nib.save(nib.Nifti1Image(labels * 0, grid.affine), tmp_path / "a_dseg.nii.gz")
+    done = toy("transform", "jacobian", tmp_path / "x.nii.gz", "--labels", tmp_path / "a_dseg.nii.gz")
+    assert done.code == 3
+    assert "a_dseg.nii.gz: expected a voxel above 0 on the grid of the transform, got none" in done.err
+
+
 def read_values(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
