@@ -51,12 +51,12 @@ def bars_under(picture: np.ndarray | None, title: str, groups: Sequence[BarGroup
     size = (max(MIN_WIDTH, above.shape[1]), top + above.shape[0] + _MARGIN + _LINE * len(lines))
     out = Pillow.new("RGB", size)
     draw = ImageDraw.Draw(out)
-    write_text(draw, (_MARGIN, 6), fitting_text(draw, title, size[0] - 2 * _MARGIN, _HEADING), WHITE, "la", _HEADING)
+    write_text(draw, (_MARGIN, 6), fitting_text(title, size[0] - 2 * _MARGIN, _HEADING), WHITE, "la", _HEADING)
     out.paste(Pillow.fromarray(above), (0, top))
     for number, (text, value, colour) in enumerate(lines):
         y = top + above.shape[0] + _MARGIN + _LINE * number
         width = size[0] - 2 * _MARGIN if value is None else _NAMES * size[0] - _MARGIN
-        shown = fitting_text(draw, text, width, _LABEL)
+        shown = fitting_text(text, width, _LABEL)
         write_text(draw, (_MARGIN, y), shown, WHITE if value is not None else colour, "la", _LABEL)
         if value is not None:
             _draw_bar(draw, (_NAMES * size[0], y, size[0] - 60.0), value, colour)

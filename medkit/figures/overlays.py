@@ -61,13 +61,7 @@ def with_labels(
     if len(shown) == 0:
         empty = not np.any(labels.data[0])
         return drawn, [("no labels: the label image is empty" if empty else "no labels inside the image", WARNING)]
-    if len(shown) > 24:
-        return drawn, [(f"{len(shown)} labels shown", DIM)]
-    colours = label_colours(shown)
-    return drawn, [
-        ("labels shown: ", DIM),
-        *((f"{label}  ", (int(r), int(g), int(b))) for label, (r, g, b) in zip(shown, colours, strict=True)),
-    ]
+    return drawn, [(f"labels on these slices: {len(shown)}", DIM)]
 
 
 def draw_labels(tile: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -87,13 +81,13 @@ def with_contours(
     window = background if window.unit == background.unit != "" else window  # the same window for two CTs
     values = [[sample(overlay, plane, window.low) for plane in row] for row in planes]
     smooth = [
-        [_smoothed(window.around_levels(value), overlay, plane) for value, plane in zip(*rows, strict=True)]
+        [smoothed(window.around_levels(value), overlay, plane) for value, plane in zip(*rows, strict=True)]
         for rows in zip(values, planes, strict=True)
     ]
     drawn = [
-        [_draw_contours(*pair, window) for pair in zip(*rows, strict=True)] for rows in zip(tiles, smooth, strict=True)
+        [draw_contours(*pair, window) for pair in zip(*rows, strict=True)] for rows in zip(tiles, smooth, strict=True)
     ]
-    chosen = _checker_choice(planes, only_first=frame.thick)
+    chosen = middle_tiles(planes, only_first=frame.thick)
     board = [_checkerboard(tiles[r][c], rgb(window.grey(values[r][c]))) for r, c in chosen]
     board_planes = [planes[r][c] for r, c in chosen]
     if len(board) == 1:  # a single slice: the checkerboard stands next to it
@@ -106,16 +100,15 @@ def _contour_note(window: Window, values: list[list[np.ndarray]]) -> Segments:
         return [("the overlay is constant: no contours", WARNING)]
     if not any((tile != window.low).any() for row in values for tile in row):
         return [("nothing of the overlay lies inside the image", WARNING)]
-    return [
-        ("overlay: ", DIM),
-        ("outline", LEVEL_COLOURS[0]),
-        (" and ", DIM),
-        ("bright structures", LEVEL_COLOURS[1]),
-        (", warm squares of the checkerboard", DIM),
-    ]
+    return [("overlay: ", DIM), *level_names(), (", warm squares of the checkerboard", DIM)]
 
 
-def _draw_contours(tile: np.ndarray, smooth: np.ndarray, window: Window) -> np.ndarray:
+def level_names() -> Segments:
+    """Return what the contours follow, in their colours."""
+    return [("outline", LEVEL_COLOURS[0]), (" and ", DIM), ("bright structures", LEVEL_COLOURS[1])]
+
+
+def draw_contours(tile: np.ndarray, smooth: np.ndarray, window: Window) -> np.ndarray:
     """Return a tile with lines, about 1.5 pixels wide, where the scaled and smoothed overlay crosses its levels."""
     slope = np.hypot(*_gradient(smooth)) + 1e-3
     for level, colour in zip(window.levels, LEVEL_COLOURS, strict=False):
@@ -124,7 +117,7 @@ def _draw_contours(tile: np.ndarray, smooth: np.ndarray, window: Window) -> np.n
     return tile
 
 
-def _smoothed(tile: np.ndarray, image: Image, plane: Plane) -> np.ndarray:
+def smoothed(tile: np.ndarray, image: Image, plane: Plane) -> np.ndarray:
     """Return a tile smoothed by 0.8 voxels, at least 1.4 pixels, so that contours follow structures and not noise."""
     voxel = min(image.grid.spacing) / float(np.linalg.norm(plane.down))
     sigma = min(max(0.8 * voxel, 1.4), 8.0)
@@ -144,8 +137,8 @@ def _gradient(tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (padded[2:, 1:-1] - padded[:-2, 1:-1]) / 2, (padded[1:-1, 2:] - padded[1:-1, :-2]) / 2
 
 
-def _checker_choice(planes: list[list[Plane]], only_first: bool) -> list[tuple[int, int]]:
-    """Return (row, column) of the tiles for a row of checkerboards: middle slices of each view, or of the first."""
+def middle_tiles(planes: list[list[Plane]], only_first: bool) -> list[tuple[int, int]]:
+    """Return (row, column) of the tiles for one more row: middle slices of each view, or of the first."""
     views: dict[str, list[tuple[int, int]]] = {}
     for r, row in enumerate(planes):
         for c, plane in enumerate(row):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from medkit.figures.window import Window, thinned
+from medkit.pipe.names import GREY_PICTURES, suffix_of
 
 if TYPE_CHECKING:
     from medkit.images.image import Image
@@ -49,6 +50,8 @@ VIEWS = (
     View("coronal", 1, 0, 2, "RLSI"),
     View("sagittal", 0, 1, 2, "APSI"),
 )
+PICTURE = View("", 2, 0, 1, "")
+"""The plane of a picture that states no direction in the body, as its rows and columns lie."""
 AXIS_ENDS = ("RL", "AP", "SI")
 """Letters of the positive and the negative end of each axis."""
 
@@ -63,6 +66,13 @@ class MosaicAxes:
     """The axis of the voxel grid that is closest to each of them."""
     thick: bool
     """Whether the axes are the scan's own, because it is planar or strongly anisotropic."""
+    unknown: bool = False
+    """Whether the file does not say how the axes lie in the body, as pictures and X-rays."""
+
+    @property
+    def oblique(self) -> bool:
+        """Whether the axes are not those of RAS+."""
+        return not np.allclose(self.axes, np.eye(3), atol=1e-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +101,24 @@ class Plane:
 
     @property
     def caption(self) -> str:
-        """The name of the plane and its position, such as `axial S 12 mm`."""
+        """The name of the plane and its position, such as `axial S 12 mm`; empty if nothing states where it lies."""
+        if not self.view.name:
+            return ""
         ends = AXIS_ENDS[self.view.normal]
         return f"{self.view.name} {ends[self.position < 0]} {abs(round(self.position, 1)):g} mm"
+
+
+def axes_of(image: Image) -> MosaicAxes:
+    """Return the axes of a mosaic of an image; they are `unknown` for pictures, and for DICOM planes at no place.
+
+    The readers of these lay columns to the left and rows to the back, from the origin on, where nothing is stated.
+    """
+    affine = np.asarray(image.grid.affine)
+    no_place = np.array_equal(affine[:3, :3], np.diag(np.diag(affine)[:3])) and not affine[:3, 3].any()
+    left_and_back = affine[0, 0] < 0 and affine[1, 1] < 0 and affine[2, 2] == 1
+    stating = image.path is None or suffix_of(image.path).lower() not in (*GREY_PICTURES, "", ".dcm", ".ima")
+    unknown = not stating and image.grid.shape[2] == 1 and no_place and left_and_back
+    return replace(choose_axes(image.grid), unknown=bool(unknown))
 
 
 def choose_axes(grid: Grid) -> MosaicAxes:
@@ -111,9 +136,11 @@ def choose_axes(grid: Grid) -> MosaicAxes:
 
 
 def choose_planes(
-    image: Image, window: Window, frame: MosaicAxes, marked: np.ndarray | None, slices: int
+    image: Image, window: Window, frame: MosaicAxes, marked: np.ndarray | None, slices: int, times: int = 0
 ) -> list[list[Plane]]:
     """Return rows of planes through the content of the image.
+
+    With `times`, each plane is alone in its row, since as many images will be shown on it next to each other.
 
     `marked` (N, 3), if given, are points that the slices should cut, such as those of labels, in mm along the axes of
     `frame`.
@@ -128,12 +155,15 @@ def choose_planes(
         return [(view, at) for at in _positions(image.grid, frame, view.normal, (low, high), marked, count)]
 
     rows = _rows(_views(image.grid, frame), cuts, slices, frame.thick)
+    if times:
+        rows = [[pair] for row in rows for pair in row]
     margin = 0.04 * (high - low)
     fov_low, fov_high = _field_of_view(image.grid, frame)
     low, high = np.maximum(low - margin, fov_low), np.minimum(high + margin, fov_high)
     if marked is not None:
         low, high = _zoomed(low, high, marked)
-    pixel = _pixel_size(high - low, [[view for view, _ in row] for row in rows], min(image.grid.spacing))
+    views = [[view for view, _ in row] * max(1, times) for row in rows]
+    pixel = _pixel_size(high - low, views, min(image.grid.spacing))
     return [[_plane(view, at, frame.axes, low, high, pixel) for view, at in row] for row in rows]
 
 
@@ -160,6 +190,8 @@ def _views(grid: Grid, frame: MosaicAxes) -> list[View]:
     def thickness(view: View) -> float:
         return float(grid.spacing[frame.voxel_axis[view.normal]])
 
+    if frame.unknown:
+        return [PICTURE]
     thin = [view for view in VIEWS if grid.shape[frame.voxel_axis[view.normal]] == 1]
     return thin[:1] or (sorted(VIEWS, key=thickness, reverse=True) if frame.thick else list(VIEWS))
 

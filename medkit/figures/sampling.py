@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medkit.figures.planes import Plane
+from medkit.space import apply_affine
 
 if TYPE_CHECKING:
     from medkit.images.image import Image
@@ -42,6 +44,23 @@ def _linear(image: Image, plane: Plane, outside: float) -> np.ndarray:
             for k, wk in corners[2]:
                 total += wi * wj * wk * values[i, j, k].astype(np.float32)
     return np.where(inside, total, np.float32(outside))
+
+
+def sample_mapped(
+    image: Image, plane: Plane, moves: Callable[[np.ndarray], np.ndarray], outside: float = 0.0
+) -> np.ndarray:
+    """Return the first channel at the points to which a map takes those of a plane, (rows, columns) float32.
+
+    moves: takes points (N, 3) to points of the image (N, 3), RAS+ mm.
+    """
+    from scipy.ndimage import map_coordinates
+
+    rows, columns = plane.shape
+    places = plane.origin + np.arange(rows)[:, None, None] * plane.down + np.arange(columns)[:, None] * plane.across
+    index = apply_affine(image.grid.to_index, moves(places.reshape(-1, 3)))
+    values = map_coordinates(image.data[0], index.T, output=np.float32, order=1, mode="nearest")
+    inside = ((index >= -0.5) & (index < np.array(image.grid.shape) - 0.5)).all(axis=1)
+    return np.where(inside, values, np.float32(outside)).reshape(plane.shape)
 
 
 def sample_labels(image: Image, plane: Plane) -> np.ndarray:

@@ -51,6 +51,11 @@ class ReviewCase:
     comment: str = ""
 
     @property
+    def row_of(self) -> str:
+        """The task whose table has it as a row; empty if it has files of its own."""
+        return "" if self.path == self.record.path else self.task
+
+    @property
     def state(self) -> str:
         """`failed`, `look` or `ok`."""
         return "failed" if self.error else "look" if self.look else "ok"

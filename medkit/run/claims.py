@@ -82,7 +82,7 @@ class Claim:
         self.targets.main.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor, is_locked = self._open_locked()
         leftover = self._leftover()
-        if leftover is not None and (is_locked or _process_gone(leftover)):
+        if leftover is not None and (is_locked or process_gone(leftover)):
             _undo(leftover, self.targets)
         # from now on the claim names the folder of this process, should it be killed
         os.ftruncate(self._descriptor, 0)
@@ -204,8 +204,8 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _process_gone(leftover: Path) -> bool:
-    """Return whether the process that a `.part` folder is named after ran on this host and has ended."""
+def process_gone(leftover: Path) -> bool:
+    """Return whether the process that a `.part` file or folder is named after ran on this host and has ended."""
     *_, pid = leftover.name.removesuffix(".part").partition(f".{socket.gethostname()}.")
     try:
         os.kill(int(pid), 0)

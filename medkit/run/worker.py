@@ -31,8 +31,9 @@ from medkit.run.existing import (
 )
 from medkit.run.failures import explain, failed_record
 from medkit.run.outputs import describe_dataset
-from medkit.run.pictures import draw_case, picture_path
+from medkit.run.pictures import Picture, draw_case
 from medkit.run.task import Case, Runtime
+from medkit.terminal.progress import working_on
 
 if TYPE_CHECKING:
     from medkit.run.task import CasePlan, Result, Task
@@ -67,6 +68,10 @@ class CaseWorker:
 
         Raises what the set-up of the task raises: no case could be worked on then.
         """
+        with working_on(plan.record.path.name):
+            return self._made(plan)
+
+    def _made(self, plan: CasePlan) -> Record:
         fingerprint = self.known(plan)
         if isinstance(fingerprint, Record):
             return fingerprint
@@ -79,7 +84,8 @@ class CaseWorker:
                 self.check(plan, fingerprint)
                 work = self.start(plan, claim, fingerprint)
                 with time_limit(self.options.timeout_per_case):
-                    result = process(work.case)
+                    with working_on("", "computing"):
+                        result = process(work.case)
                     self.write(work, result)
                 return self.commit(work, result, time.perf_counter() - start)
         except RUN_ENDS:
@@ -149,17 +155,20 @@ class CaseWorker:
     def set_up(self) -> Callable[[Case], Result]:
         """Return the task's function; the first call limits the threads and builds what all cases share."""
         if self._process is None:
-            if self.task.uses_torch:
-                self.runtime.limit_torch()
-                import torch
-
-                torch.manual_seed(self.runtime.seed)
-            if self.task.setup is not None:
-                self._process = self.task.setup(self.runtime)
-            else:
-                assert self.task.process is not None, "a Task needs process or setup"
-                self._process = self.task.process
+            with working_on("", "loading"):
+                self._process = self._loaded()
         return self._process
+
+    def _loaded(self) -> Callable[[Case], Result]:
+        if self.task.uses_torch:
+            self.runtime.limit_torch()
+            import torch
+
+            torch.manual_seed(self.runtime.seed)
+        if self.task.setup is not None:
+            return self.task.setup(self.runtime)
+        assert self.task.process is not None, "a Task needs process or setup"
+        return self.task.process
 
     def start(self, plan: CasePlan, claim: Claim | Unclaimed, fingerprint: ResultFingerprint) -> CaseInWork:
         """Return a case that is ready for the task's function; its names are claimed already."""
@@ -191,6 +200,10 @@ class CaseWorker:
 
     def write(self, work: CaseInWork, result: Result) -> None:
         """Write the files of a result into the claim's folder. Raises MedkitError for undeclared or missing roles."""
+        with working_on("", "writing"):
+            self._write(work, result)
+
+    def _write(self, work: CaseInWork, result: Result) -> None:
         outputs = work.plan.targets.outputs
         if set(result.outputs) != set(outputs):
             raise MedkitError(
@@ -204,8 +217,7 @@ class CaseWorker:
         record = self._record(work, result, seconds)
         plan = work.plan
         if self.options.qc:
-            main = plan.targets.main if plan.targets.outputs else plan.record.path
-            draw_case(picture_path(self.options.qc, main, self.options.output), self.task, work.case, result)
+            draw_case(Picture.of(plan, self.task, self.options), self.task, work.case, result)
         work.claim.commit(record)
         if is_bids(plan.record.path) and self.options.output and self.options.output.is_dir():
             describe_dataset(self.options.output)

@@ -26,12 +26,15 @@ from medkit_classify.question import Question
 if TYPE_CHECKING:
     import torch
 
+    from medkit.images import Image
     from medkit.inference import InferenceParts, Prepared
     from medkit.space import Grid
-    from medkit_classify.explanation import Method
+    from medkit_classify.explanation import Explainer, Method
 
 BATCH_SIZE = 64
 """Largest number of images in a batch."""
+DRAWN_MAPS = 6
+"""Most maps in the picture of `--qc`: of the first candidates."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class ClassifyRunner(BundleRunner):
             raise UsageError(f"--save-features: the network of bundle {bundle.name} has no layer with features")
         method = choices.explain or ("gradcam" if choices.report and self.recorder.has_features else None)
         self.explainer = Explainer(parts.network, method) if method else None
+        self._network = parts.network
         self.device = device
 
     # ---- reading
@@ -230,16 +234,46 @@ class ClassifyRunner(BundleRunner):
             warnings=self._warnings(answers),
             details={"precision": self.precision, **note, **context.details(), **read},
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
-            figure=functools.partial(self._draw, case, [finding for _, findings in answers for finding in findings]),
+            figure=functools.partial(self._draw, case, answers),
         )
 
-    def _draw(self, case: Case, findings: Sequence[Finding]) -> np.ndarray:
+    def _draw(self, case: Case, answers: Sequence[tuple[Question, Sequence[Finding]]]) -> np.ndarray:
         """Draw the picture of `--qc`, (H, W, 3) uint8."""
-        from medkit_classify.picture import draw
+        from medkit_classify.picture import Saliency, draw
 
         in_volume = self.cut is not None and bool({"points", "labels"} & set(case.inputs))
         candidates = self._candidates(case) if in_volume and case.image().grid.shape[2] > 1 else []
-        return draw(case, findings, candidates, f"classify  {case.path.name}  {self.bundle.name}")
+        maps = []
+        for number, (question, own) in enumerate(answers[:DRAWN_MAPS]):
+            heat = self._saliency(question)
+            patch = self.cut.patch(case.image(), candidates[number].position) if self.cut and candidates else None
+            if heat is not None and question.prepared is not None:
+                explained = self.contract.classes[self._explained_class(question.prepared)]
+                maps.append(Saliency(own[0].candidate, explained, heat, patch))
+        findings = [finding for _, own in answers for finding in own]
+        return draw(case, findings, candidates, maps, f"classify  {case.path.name}  {self.bundle.name}")
+
+    def _saliency(self, question: Question) -> Image | None:
+        """Return the map that explains a class on the grid of its image; None if the network cannot be explained."""
+        from medkit_classify.case_files import on_image_grid
+
+        explainer = self._picture_explainer
+        if question.heat is None and question.prepared is not None and explainer is not None:
+            image = question.prepared.item["image"].to(self.device)
+            question.heat = explainer(image, self._explained_class(question.prepared))
+        return on_image_grid(question)
+
+    @functools.cached_property
+    def _picture_explainer(self) -> Explainer | None:
+        """What explains classes in pictures: as `--explain` says, else Grad-CAM where the network has spatial axes."""
+        from medkit_classify.explanation import Explainer
+
+        if self.explainer is not None:
+            return self.explainer
+        try:
+            return Explainer(self._network, "gradcam")
+        except UsageError:
+            return None
 
     def _warnings(self, answers: Sequence[tuple[Question, Sequence[Finding]]]) -> tuple[str, ...]:
         """Return each warning about a case once: from the network, without a class, and classes to look at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +55,15 @@ def process(case: Case, *, labels: tuple[str, ...], series: str | None) -> Resul
         raise InputError(f"{case.path}: no voxel of the reference {reference} lies inside the contours")
     case.warnings.extend(given.notes)
     names = {one.number: one.name for one in contours.structures}
+    label_map = Image(made.labels[None], grid)
     return Result(
-        {"labels": Image(made.labels[None], grid), "table": Text(as_tsv(contours, made, grid))},
+        {"labels": label_map, "table": Text(as_tsv(contours, made, grid))},
         metrics={"volumes_mm3": {names[n]: round(v * grid.voxel_volume, 3) for n, v in made.voxels.items()}},
         warnings=list(_warnings(given, contours, made, grid)),
         details={"labels": {str(number): name for number, name in sorted(names.items())}},
         spatial_reference=reference,
         description=f"Label map of the contours {case.path.name}",
-        figure=functools.partial(_figure, made, grid, reference, case.path.name),
+        figure=functools.partial(_figure, label_map, names, reference, case.path.name),
     )
 
 
@@ -112,10 +113,9 @@ def as_tsv(contours: ContourSet, made: Filled, grid: Grid) -> str:
     return "\n".join([*lines, ""])
 
 
-def _figure(made: Filled, grid: Grid, reference: Path | None, name: str) -> np.ndarray:
+def _figure(labels: Image, names: Mapping[int, str], reference: Path | None, name: str) -> np.ndarray:
     from medkit.figures import overlay_mosaic
     from medkit.images import read_image
 
-    labels = Image(made.labels[None], grid)
     background = read_image(reference) if reference else labels
-    return overlay_mosaic(background, labels, kind="labels", title=f"{TASK}  {name}")
+    return overlay_mosaic(background, labels, kind="labels", title=f"{TASK}  {name}", names=names)

@@ -260,7 +260,9 @@ def _figure(traced: Traced, record: Record, case: Case, series: str | None) -> n
 
     drawn = traced.labels.with_data(filled(traced.contours, traced.labels.grid).labels[None])
     background = _background(record, [case.inputs[r] for r in ("image", "reference") if r in case.inputs], series)
-    return overlay_mosaic(background or traced.labels, drawn, kind="labels", title=f"{TASK}  {case.path.name}")
+    names = {one.number: one.name for one in traced.contours.structures}
+    title = f"{TASK}  {case.path.name}"
+    return overlay_mosaic(background or traced.labels, drawn, kind="labels", title=title, names=names)
 
 
 def _background(record: Record, given: list[Path], series: str | None) -> Image | None:

@@ -148,7 +148,7 @@ def _figure(image: Image, removed: Image, title: str) -> np.ndarray:
     """Return the picture of a scan with what was removed drawn over it, (H, W, 3) uint8."""
     from medkit.figures import overlay_mosaic
 
-    return overlay_mosaic(image, removed, kind="labels", title=title)
+    return overlay_mosaic(image, removed, kind="labels", title=title, names={1: "removed, with air"})
 
 
 def _doubts(pose: HeadPose, tissue: float) -> list[str]:

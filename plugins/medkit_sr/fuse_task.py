@@ -174,4 +174,5 @@ def _details(scans: FusedScans) -> dict[str, Any]:
 def _figure(before: Image, made: Image, title: str) -> np.ndarray:
     from medkit.figures import comparison_mosaic
 
-    return comparison_mosaic(before, made, title=title)
+    headings = ("first scan, interpolated", "output", "difference")
+    return comparison_mosaic(before, made, title=title, headings=headings)

@@ -180,4 +180,5 @@ def _figure(image: Image, plain: torch.Tensor, made: Image, name: str) -> np.nda
     from medkit.figures import comparison_mosaic
 
     before = image.like(plain.numpy()[None], made.grid)
-    return comparison_mosaic(before, made, title=f"sr  {name}")
+    headings = ("input, interpolated", "output", "difference")
+    return comparison_mosaic(before, made, title=f"sr  {name}", headings=headings)

@@ -100,7 +100,7 @@ def places(plane: Plane) -> np.ndarray:
 @pytest.mark.parametrize("name", ["RAS", "LPI", "PSR", "SAL", "oblique"])
 def test_marker_is_where_the_letters_say(name: str) -> None:
     picture = overlay_mosaic(head(GRIDS[name]), balls(GRIDS[name]), kind="labels", title="t", slices=1)
-    axial, coronal, sagittal = spots(picture, 1)
+    axial, coronal, sagittal, _legend = spots(picture, 1)
     right, front, above = spots(picture, 2), spots(picture, 3), spots(picture, 4)
     length = np.linalg.norm(right[0] - axial)
     assert length > 40
@@ -243,8 +243,8 @@ def test_checkerboard_takes_turns() -> None:
 
 def test_checkerboards_show_every_view_at_its_middle() -> None:
     rows = planes_of(head(GRIDS["RAS"]))
-    assert overlays._checker_choice(rows, only_first=False) == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
-    assert all(row == 0 for row, _ in overlays._checker_choice(rows, only_first=True))
+    assert overlays.middle_tiles(rows, only_first=False) == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    assert all(row == 0 for row, _ in overlays.middle_tiles(rows, only_first=True))
 
 
 def test_ct_is_windowed_in_hounsfield_units() -> None:

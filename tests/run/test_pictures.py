@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from folders import names
+
+from medkit.options import RunOptions
+from medkit.pipe.records import record_of
+from medkit.run.outputs import Targets
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
@@ -55,6 +60,100 @@ def test_a_picture_of_another_result_is_never_replaced(toy: Run, scan: Make, tmp
     assert set(seen[1]) == {"a_double.png", "a_double_2.png"}
     assert seen[1]["a_double.png"] == seen[0]["a_double.png"] != seen[1]["a_double_2.png"]
     assert seen[2] == seen[1]
+
+
+def test_pictures_of_a_pipe_lie_next_to_each_other(
+    toy: Run, scan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not a stage names a folder for its results; folders below the first one's stay."""
+    monkeypatch.chdir(tmp_path)
+    for n in (1, 2):
+        scan(f"in/{n}/a.nii.gz", seed=n)
+    first = ("in/1/a.nii.gz", "in/2/a.nii.gz", "--keep-tree", "in", "-o", "reg")
+    assert toy("run", "double", *first, "--qc", "qc").code == 0
+    made = [f"reg/{n}/a_double.nii.gz" for n in (1, 2)]
+    assert toy("run", "halves", *made, "--qc", "qc").code == 0
+    labels = [f"reg/{n}/a_double_dseg.nii.gz" for n in (1, 2)]
+    assert toy("run", "double", *labels, "--keep-tree", "reg", "-o", "third/place", "--qc", "qc").code == 0
+    stages = ("a_double", "a_double_dseg", "a_double_dseg_double")
+    assert names(tmp_path / "qc") == [f"{n}/{stage}.png" for n in (1, 2) for stage in stages]
+
+
+def test_a_pipe_without_folders_has_its_pictures_in_one_place(
+    toy: Run, scan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scan("in/a.nii.gz")
+    assert toy("run", "double", "in/a.nii.gz", "--qc", "qc").code == 0
+    assert toy("run", "halves", "in/a_double.nii.gz", "-o", "labels", "--qc", "qc").code == 0
+    assert names(tmp_path / "qc") == ["in/a_double.png", "in/a_double_dseg.png"]
+
+
+def test_pictures_of_rows_are_no_pictures_of_their_images(toy: Run, scan: Make, tmp_path: Path) -> None:
+    """A table's rows are named after images that may be results with pictures of their own."""
+    from medkit.figures.mosaic import text_in_png
+    from medkit.run.pictures import OWNER, Picture, owner_digest
+    from medkit.run.task import CasePlan, Task
+
+    assert toy("run", "double", scan("a.nii.gz"), "-o", tmp_path / "o", "--qc", tmp_path / "qc").code == 0
+    assert text_in_png(tmp_path / "qc/a_double.png", OWNER) == owner_digest(
+        tmp_path / "o/a_double.nii.gz", tmp_path / "qc"
+    )
+    plan = CasePlan(record_of(tmp_path / "o/a_double.nii.gz"), {}, Targets({}, tmp_path / "t.tsv"))
+    row = Picture.of(plan, Task("classify", ()), RunOptions(qc=tmp_path / "qc"))
+    assert row.path == tmp_path / "qc/a_double_classify.png"
+    assert row.owner == owner_digest(tmp_path / "o/a_double.nii.gz", tmp_path / "qc", "classify")
+    assert row.owner != owner_digest(tmp_path / "o/a_double.nii.gz", tmp_path / "qc")
+
+
+def test_reasons_to_look_stand_in_the_picture(toy: Run, scan: Make, tmp_path: Path) -> None:
+    from PIL import Image as Pillow
+
+    from medkit.figures.layout import WARNING
+
+    sizes = {}
+    for name in ("doubtful", "plain"):
+        scan(f"{name}.nii.gz")
+        assert (
+            toy("run", "double", tmp_path / f"{name}.nii.gz", "-o", tmp_path / "o", "--qc", tmp_path / "qc").code == 0
+        )
+        with Pillow.open(tmp_path / f"qc/{name}_double.png") as picture:
+            sizes[name] = np.asarray(picture)
+    assert len(sizes["doubtful"]) == len(sizes["plain"]) + 8 + 2 * 20
+    yellow = (sizes["doubtful"][:48] == np.array(WARNING)).all(axis=-1)
+    assert yellow[:26].any()
+    assert yellow[26:].any()
+
+
+def _draw(folder: Path, number: int) -> None:
+    from medkit.run.pictures import Picture, _write
+
+    picture = np.full((300, 300, 3), number, np.uint8)
+    for main in (folder / "same.nii.gz", folder / f"{number}" / "same.nii.gz"):
+        _write(picture, Picture(folder / "qc" / "same.png", main))
+
+
+def test_several_processes_write_into_one_folder(tmp_path: Path) -> None:
+    """Each result keeps its own picture, one that all make has one, and no part of a file is left."""
+    import multiprocessing
+
+    from medkit.figures.mosaic import text_in_png
+    from medkit.run.pictures import OWNER
+
+    (tmp_path / "qc").mkdir()
+    gone = multiprocessing.get_context("fork").Process(target=int)
+    gone.start()
+    gone.join()
+    (tmp_path / "qc" / f".same.png.{socket.gethostname()}.{gone.pid}.part").write_bytes(b"torn")
+    others = [multiprocessing.get_context("fork").Process(target=_draw, args=(tmp_path, n)) for n in range(1, 7)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(60)
+    assert [other.exitcode for other in others] == [0] * 6
+    found = list((tmp_path / "qc").iterdir())
+    assert sorted(path.name for path in found) == sorted(["same.png", *(f"same_{n}.png" for n in range(2, 8))])
+    assert len({text_in_png(path, OWNER) for path in found}) == 7
 
 
 def test_pictures_of_others_stay(toy: Run, scan: Make, tmp_path: Path) -> None:

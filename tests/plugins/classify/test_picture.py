@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from medkit_classify.candidates import Candidate
 from medkit_classify.finding import Finding
-from medkit_classify.picture import draw, heading_of, marked
+from medkit_classify.picture import Saliency, draw, heading_of, marked
 from medkit_classify.report import sure_text, times_text
 
 from medkit.errors import InputError
 from medkit.figures.bars import BarGroup, bars_under
 from medkit.figures.layout import WARNING
+from medkit.figures.mosaic import write_png
+from medkit.figures.overlays import label_colours
 from medkit.images.image import Image
 from medkit.space import Grid
 
@@ -34,7 +37,7 @@ def has(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
 @pytest.mark.parametrize("shape", [(40, 50, 1), (30, 40, 20)])
 def test_the_image_with_bars_under_it(shape: tuple[int, ...]) -> None:
     case: Any = SimpleNamespace(image=lambda: image(*shape))
-    sure, unsure = draw(case, [SURE], [], "x"), draw(case, [UNSURE], [], "x")
+    sure, unsure = draw(case, [SURE], [], [], "x"), draw(case, [UNSURE], [], [], "x")
     assert sure.dtype == np.uint8
     assert sure.shape == unsure.shape
     assert sure.shape[2] == 3
@@ -48,12 +51,43 @@ def test_the_image_with_bars_under_it(shape: tuple[int, ...]) -> None:
     assert not has(sure[-80:], WARNING)
 
 
-def test_a_coloured_picture_has_bars_alone() -> None:
+def test_a_coloured_picture_is_shown_as_it_is(tmp_path: Path) -> None:
     def refuse() -> Image:
         raise InputError("x.png: expected grey, got colours")
 
-    case: Any = SimpleNamespace(image=refuse)
-    assert draw(case, [UNSURE], [], "x").shape[0] < 120
+    write_png(np.full((300, 600, 3), (200, 30, 40), np.uint8), tmp_path / "x.png")
+    case: Any = SimpleNamespace(image=refuse, path=tmp_path / "x.png")
+    picture = draw(case, [UNSURE], [], [], "x")
+    assert (picture == np.array((200, 30, 40))).all(axis=-1).sum() == 480 * 240
+    case.path = tmp_path / "y.png"
+    assert draw(case, [UNSURE], [], [], "x").shape[0] < 120  # nothing but bars
+
+
+def test_saliency_of_a_picture_that_the_bundle_reads_lies_on_it() -> None:
+    """The bundle's grid of a picture is another one than medkit's; voxels are the same."""
+    scan = image(40, 40, 1)
+    heat = np.zeros((1, 40, 40, 1), np.float32)
+    heat[0, :10, :10] = 1
+    case: Any = SimpleNamespace(image=lambda: scan)
+    maps = [Saliency("", "pneumonia", Image(heat, Grid((40, 40, 1), np.eye(4))))]
+    picture = draw(case, [SURE], [], maps, "x").astype(int)
+    warm = picture[..., 0] - picture[..., 2] > 60
+    middle = picture.shape[1] // 2
+    assert warm[60:140, middle + 10 : middle + 90].mean() > 0.9  # the corner of the second of the two planes
+    assert warm[60:140, 10:90].mean() < 0.02
+    assert warm[200:400, middle + 150 :].mean() < 0.02
+
+
+def test_candidates_have_their_patches_with_the_map() -> None:
+    scan, patch = image(60, 60, 12), image(20, 20, 1)
+    places = [Candidate("a", np.array([-10.0, -12, 8])), Candidate("b", np.array([-30.0, -30, 8]))]
+    case: Any = SimpleNamespace(image=lambda: scan)
+    heat = patch.with_data(np.ones_like(patch.data))
+    maps = [Saliency(place.name, "nodule", heat, patch) for place in places]
+    without, picture = draw(case, [SURE], places, [], "x"), draw(case, [SURE], places, maps, "x")
+    assert picture.shape[0] > without.shape[0] + 300
+    for number in (1, 2):
+        assert has(without, tuple(label_colours(np.array(number)).tolist()))
 
 
 def test_headings() -> None:
