@@ -21,12 +21,14 @@ from medkit.options import PLUGIN_KEY, doubtful_variables
 from medkit.pipe.lines import guarded_stdout, private_stdin
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec, TaskSpec
+from medkit.terminal.screen import attach as attach_to_terminal
 
 log = logging.getLogger("medkit")
 _CORE = Plugin("medkit", "medkit", "medkit", __version__)
 _CORE_COMMANDS = (
     CommandSpec("plugins", "List the plugins, or start a new one.", "medkit.commands.plugins:plugins"),
     CommandSpec("show", "Show where a file comes from.", "medkit.commands.show:show"),
+    CommandSpec("view", "Look at an image, in the browser or the terminal.", "medkit.commands.view:view"),
     CommandSpec("report", "Make a page of results to look through and mark.", "medkit.commands.report:report"),
     CommandSpec("bundle", "List, check, install and pack bundles.", "medkit.commands.bundle:bundle"),
     CommandSpec("transform", "Apply, compose, invert and convert transforms.", "medkit.commands.transform:transform"),
@@ -44,6 +46,7 @@ _CORE_COMMANDS = (
     CommandSpec(
         "completion", "Print what a shell needs to complete medkit's words.", "medkit.commands.completion:completion"
     ),
+    CommandSpec("doctor", "Show what medkit finds here, for a bug report.", "medkit.commands.doctor:doctor"),
     CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),
 )
 _GROUPS = ("bundle", "dicom", "plugins", "transform")
@@ -181,6 +184,7 @@ def core_command_names() -> frozenset[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with the code that docs/options.md lists; entry point of the `medkit` script."""
+    attach_to_terminal()
     logging.basicConfig(format="medkit: %(message)s", level=logging.WARNING, stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes

@@ -20,13 +20,13 @@ CODE = [p for p in CORE if "templates" not in p.parts]
 TASKS = {"register", "template", "segment", "enhance", "sr", "classify", "contours"}
 
 FLOORS = (
-    ("errors", "specs"),
+    ("errors", "specs", "terminal"),
     ("commandline", "helppages", "hookspecs", "machine", "pipe", "space"),
     ("bids", "images", "options", "plugins", "scanner"),
     ("bundles", "cli", "figures", "privacy", "studies", "synthesis", "transforms"),
-    ("evaluation", "run", "testing", "training"),
-    ("cluster", "dicom_objects", "inference", "review", "task", "transform_tasks"),
-    ("robustness", *PLUGINS),
+    ("diagnosis", "evaluation", "nnunet", "run", "testing", "training"),
+    ("cluster", "dicom_objects", "inference", "task", "transform_tasks", "viewer"),
+    ("review", "robustness", *PLUGINS),
     ("commands",),
 )
 """The packages, floor by floor: each imports from floors below its own only."""
@@ -44,6 +44,7 @@ LIGHT_PACKAGES = {
     "bids": set(),
     "bundles": set(),
     "cluster": set(),
+    "diagnosis": set(),
     "cli": {"click"},
     "run": set(),
     "task": set(),
@@ -53,6 +54,7 @@ LIGHT_PACKAGES = {
 """What `medkit --help` or the import of a plugin loads -> what it may import next to the standard library."""
 
 HEAVY = {
+    "nnunet": {"networks", "transforms", "windows"},
     "synthesis": {"appearance", "artifacts", "base_transform", "chest_ct", "clean_images", "deformation", "degradation"}
     | {"draw", "lung_disease", "ranges", "registration_pairs", "sampling", "sequences"},
     "training": {"augmentation", "cyclegan", "losses", "registration", "srgan"},

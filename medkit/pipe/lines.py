@@ -18,6 +18,7 @@ from typing import BinaryIO, TextIO
 
 from medkit.errors import MedkitError, UsageError
 from medkit.pipe.records import Record
+from medkit.terminal.screen import binary_output
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 """How a text in UTF-16 begins: its byte-order mark."""
@@ -280,7 +281,7 @@ def guarded_stdout() -> Iterator[BinaryIO]:
     _point_at_stderr(1)
     try:
         # unbuffered: a broken pipe must raise at the write, and not once more when the stream is closed
-        with contextlib.redirect_stdout(fallback), os.fdopen(real, "wb", buffering=0, closefd=False) as output:
+        with contextlib.redirect_stdout(fallback), binary_output(real) as output:
             yield output
     finally:
         os.dup2(real, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from medkit.errors import INTERRUPTED, MedkitError, Stopped
@@ -24,6 +25,7 @@ from medkit.run.report import RunReport
 from medkit.run.stages import run_staged, runs_staged
 from medkit.run.table import ResultTable, open_table
 from medkit.run.task import CasePlan, Item, Task
+from medkit.terminal.progress import Bar, progress_bar
 
 log = logging.getLogger("medkit")
 
@@ -38,6 +40,8 @@ class TaskRun:
     stop: StopRequest
     table: ResultTable | None = None
     """The table that takes all results, if the task has one; open during `all`."""
+    bar: Bar = field(init=False)
+    """The bar on a terminal; there during `all`."""
     record_file: RecordFile = field(init=False)
     """Where the records go besides, with `--records`."""
 
@@ -61,7 +65,7 @@ class TaskRun:
     def all(self) -> int:
         """Work on all cases and return the exit code."""
         try:
-            with open_table(self.task, settings_of_run(self.task, self.options), self.options) as self.table:
+            with self._progress() as self.bar, self._open_table() as self.table:
                 code = self._loop()
             if self.task.table and not (self.options.json or self.options.dry_run):
                 self.emitter.emit(Record(self.task.table.path, "table"))
@@ -74,6 +78,19 @@ class TaskRun:
             return self.report.stopped("Ctrl-C", INTERRUPTED)
         finally:
             self.report.close()
+
+    def _open_table(self) -> AbstractContextManager[ResultTable | None]:
+        return open_table(self.task, settings_of_run(self.task, self.options), self.options)
+
+    def _progress(self) -> AbstractContextManager[Bar]:
+        options = self.options
+        return progress_bar(
+            self.task.name,
+            lambda: self.planner.total,
+            wanted=options.progress and options.verbosity >= 0 and not options.dry_run,
+            lines="all" if options.json else 1 if self.task.table else "done",
+            follows=self.task.arity == "each" and is_streaming(options),
+        )
 
     def _loop(self) -> int:
         items = self.planner.items()
@@ -138,6 +155,7 @@ class TaskRun:
         """Report a case and print its line; return whether anybody wants the next one."""
         if self.table and not (record.failed or record.medkit.get("skipped")):
             record = self._added(self.table, record)
+        self.bar.count(failed=record.failed)
         earlier = id(record) in self.planner.arrivals.passed_on
         self.report.add(record, reported_before=earlier)
         if not earlier:  # an earlier stage of the pipe has kept the record of its failure

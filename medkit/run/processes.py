@@ -25,6 +25,8 @@ from medkit.run.crew import TICK, Crew
 from medkit.run.failures import failed_record
 from medkit.run.task import CasePlan, Item, Task
 from medkit.run.worker import PAUSE, CaseWorker, pause_until
+from medkit.terminal.progress import working_on
+from medkit.terminal.screen import attach as attach_to_terminal
 
 _PATIENCE = 5.0
 """Seconds that a child has to drop its case before it is killed."""
@@ -92,8 +94,9 @@ class ChildProcess:
         Stopped is returned if `stopped()` became true while the child waited for another process.
         """
         try:
-            self._pipe.send(plan)
-            return self._answer(stopped)
+            with working_on(plan.record.path.name):
+                self._pipe.send(plan)
+                return self._answer(stopped)
         except (EOFError, OSError):
             self._process.join()
             error = OutputError(f"its worker process died ({_end(self._process.exitcode)})")
@@ -171,6 +174,7 @@ def _child_main(pipe: Connection[Any, Any], task: Task, options: RunOptions, saf
     signal.signal(signal.SIGUSR2, _drop_the_case)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    attach_to_terminal()
     work = CaseWorker(task, options, functools.partial(_pause, pipe))
     with contextlib.suppress(EOFError, OSError, Stopped):
         while (plan := pipe.recv()) is not None:

@@ -23,6 +23,7 @@ from medkit.pipe.records import Record
 from medkit.run.claims import claim_of
 from medkit.run.task import CasePlan, Item, Result, Stages, Task
 from medkit.run.worker import CaseInWork, CaseWorker, pause_until
+from medkit.terminal.progress import working_on
 
 log = logging.getLogger("medkit")
 
@@ -78,11 +79,12 @@ class _Job:
     """Time spent in the stages, without waiting."""
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the time that the block takes."""
+    def timed(self, doing: str) -> Iterator[None]:
+        """Add the time that the block takes; the bar says what it is `doing`."""
         start = time.perf_counter()
         try:
-            yield
+            with working_on(self.work.plan.record.path.name, doing):
+                yield
         finally:
             self.seconds += time.perf_counter() - start
 
@@ -207,7 +209,8 @@ class _StagedRun:
         if len(jobs) > 1 and self._stages.together is not None:
             start = time.perf_counter()
             try:
-                values = self._stages.together([job.work.case for job in jobs], [job.value for job in jobs])
+                with working_on(f"{len(jobs)} cases", "computing"):
+                    values = self._stages.together([job.work.case for job in jobs], [job.value for job in jobs])
             except Exception:  # computed separately, each case gets its own error
                 log.debug("%d cases could not be computed together", len(jobs), exc_info=True)
             else:
@@ -220,7 +223,7 @@ class _StagedRun:
     def _compute_one(self, job: _Job) -> _Job | Record:
         assert self._stages is not None
         try:
-            with job.timed():
+            with job.timed("computing"):
                 job.value = self._stages.compute(job.work.case, job.value)
         except RUN_ENDS:
             raise
@@ -268,7 +271,7 @@ class _StagedRun:
             return None
         job = _Job(self._worker.start(plan, claim_of(plan.targets, self._worker.pause(plan)), fingerprint))
         try:
-            with job.timed():
+            with job.timed("reading"):
                 job.held.enter_context(job.work.claim)
                 self._jobs[id(job)] = job
                 if done := self._worker.made_meanwhile(plan, fingerprint):
@@ -307,7 +310,7 @@ class _StagedRun:
     def _finish(self, job: _Job) -> Record:
         assert self._stages is not None
         try:
-            with job.timed():
+            with job.timed("writing"):
                 result: Result = self._stages.finish(job.work.case, job.value)
                 job.value = None
                 self._worker.write(job.work, result)

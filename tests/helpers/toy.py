@@ -177,11 +177,12 @@ class Copy:
 
 @click.command()
 @click.option("--marks", type=click.Path(path_type=Path), required=True, help="Folder for files `started` and `go`.")
+@click.option("--called", default="wait", help="The task's name, for pipes of several.")
 @task_options
-def wait(options: RunOptions, marks: Path) -> None:
+def wait(options: RunOptions, marks: Path, called: str) -> None:
     """Copy a file once `<stem>.go` (or `go`) lies in a folder; write there that the work has started."""
     process = functools.partial(_wait, marks=marks.absolute())
-    run_task(Task("wait", [Output("image", "image", "waited")], process=process, uses_torch=False), options)
+    run_task(Task(called, [Output("image", "image", "waited")], process=process, uses_torch=False), options)
 
 
 def _wait(case: Case, marks: Path) -> Result:

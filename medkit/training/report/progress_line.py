@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medkit.terminal.words import duration
 from medkit.training.parts.handlers import Progress
 from medkit.training.report.card import Best
 from medkit.training.report.history import HistoryRow
@@ -38,14 +39,3 @@ def progress_line(
     if 0 < progress.fraction < 1:
         parts.append(f"about {duration(progress.seconds * (1 - progress.fraction) / progress.fraction)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words.
-
-    >>> duration(99), duration(600), duration(7200)
-    ('99 s', '10 min', '2.0 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
