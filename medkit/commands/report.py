@@ -43,6 +43,7 @@ _FILE = click.Path(dir_okay=False)
     help="Take pictures that --qc has written into DIR; repeatable.",
 )
 @click.option("--no-pictures", is_flag=True, help="Draw no pictures of results that have none of --qc.")
+@click.option("--viewer", is_flag=True, help="Let the page show the volumes, by niivue (medkit[viewer]).")
 @click.option(
     "--marks",
     callback=absolute_path,
@@ -68,6 +69,7 @@ def report(
     tsv: Path | None,
     qc: tuple[Path, ...],
     no_pictures: bool,
+    viewer: bool,
     marks: Path | None,
     title: str,
     list_file: Path | None,
@@ -91,8 +93,18 @@ def report(
         raise UsageError(f"-o {output}: expected a name that ends in .html, or --folder for a folder")
     if folder and not output:
         raise UsageError("--folder needs -o DIR")
+    if viewer and not output:
+        raise UsageError("--viewer needs a page: -o report.html")
     request = ReportRequest(
-        output, folder, csv or tsv, tuple(path.absolute() for path in qc), not no_pictures, marks, title, overwrite
+        output,
+        folder,
+        csv or tsv,
+        tuple(path.absolute() for path in qc),
+        not no_pictures,
+        marks,
+        title,
+        overwrite,
+        viewer,
     )
     made = make_report(input_lines(inputs, list_file, null), request, _progress)
     for path in made.files:
@@ -118,5 +130,9 @@ def _say(made: ReportMade) -> None:
     click.echo(
         f"medkit: report: {count}: {failed} failed, {look} to look at, {far} with outliers; {size:.1f} MB", err=True
     )
+    if made.volumes is not None:
+        few = "" if made.volumes == len(made.cases) else " (--folder has room for more)"
+        text = f"volumes of {made.volumes} of {count}{few}; {made.volumes_size / 1e6:.1f} MB"
+        click.echo(f"medkit: report: {text}", err=True)
     for problem in made.problems:
         log.error("report: %s", problem)

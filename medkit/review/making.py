@@ -10,13 +10,25 @@ from datetime import datetime
 from pathlib import Path
 
 from medkit.errors import MedkitError, OutputError
-from medkit.pipe.atomic import write_atomically
 from medkit.pipe.marks import read_marks
 from medkit.review.cases import ReviewCase, cases_of, take_over
 from medkit.review.collecting import FoundResults
-from medkit.review.page import PICTURES, page_of
-from medkit.review.pictures import as_uri, encoded, file_name, opened, pictures_of_qc, png_files, room_for_each
+from medkit.review.page import PICTURES, VOLUMES, page_of
+from medkit.review.pictures import (
+    ROOM,
+    as_uri,
+    encoded,
+    file_name,
+    layers_of_case,
+    opened,
+    pictures_of_qc,
+    png_files,
+    room_for_each,
+)
 from medkit.review.table import separator_of, wide_table
+from medkit.review.volumes import PageVolumes
+from medkit.review.writing import write_file
+from medkit.viewer.niivue import niivue
 
 log = logging.getLogger("medkit")
 _PAGE = "index.html"
@@ -40,6 +52,8 @@ class ReportRequest:
     """The marks of an earlier review."""
     title: str = "Results of medkit"
     overwrite: bool = False
+    viewer: bool = False
+    """Whether the page has volumes to look through."""
 
     @property
     def files(self) -> list[Path]:
@@ -56,14 +70,20 @@ class ReportMade:
     cases: list[ReviewCase]
     problems: list[str]
     """What was named but is no result, in sentences."""
+    volumes: int | None = None
+    """Of how many cases the page has volumes; None: it has no viewer."""
+    volumes_size: int = 0
+    """Bytes of all volumes, as the page or its folder holds them."""
 
 
 def make_report(lines: Iterable[str], request: ReportRequest, progress: Callable[[int, int], None]) -> ReportMade:
     """Make the page and the table from lines that name results; `progress` is told of each picture.
 
     Raises UsageError for marks or names of files that cannot be used, OutputError for files that exist, MedkitError if
-    there is no result.
+    there is no result, or no niivue for the viewer.
     """
+    if request.viewer:
+        niivue()
     marks = read_marks(request.marks) if request.marks else []
     separator = separator_of(request.table) if request.table else ""
     _refuse_existing(request)
@@ -77,9 +97,11 @@ def make_report(lines: Iterable[str], request: ReportRequest, progress: Callable
         what = "1 mark fits no case" if len(missed) == 1 else f"{len(missed)} marks fit no case"
         log.warning("%s: %s: %s", request.marks, what, ", ".join(missed[:5]))
     if request.table:
-        _write(request.table, wide_table(cases, separator))
+        write_file(request.table, wide_table(cases, separator))
     if request.page:
-        _write_page(request, cases, found.pictures, progress)
+        volumes = _write_page(request, cases, found.pictures, progress)
+        if request.viewer:
+            return ReportMade(request.files, cases, found.problems, len(volumes.entries), volumes.size)
     return ReportMade(request.files, cases, found.problems)
 
 
@@ -91,29 +113,37 @@ def _refuse_existing(request: ReportRequest) -> None:
 
 def _write_page(
     request: ReportRequest, cases: Sequence[ReviewCase], files: Sequence[Path], progress: Callable[[int, int], None]
-) -> None:
+) -> PageVolumes:
     assert request.page is not None
     qc = pictures_of_qc(cases, [*files, *(file for folder in request.qc for file in png_files(folder))])
     folder = request.page / PICTURES if request.folder else None
-    room = None if folder else room_for_each(len(cases))
+    room = None if folder else room_for_each(len(cases), ROOM // 2 if request.viewer else ROOM)
+    volumes = PageVolumes(request.page / VOLUMES if request.folder else None, len(cases))
     addresses: dict[str, str] = {}
     for number, case in enumerate(cases, start=1):
-        picture = opened(case, qc.get(case.key), request.draw)
+        drawn = request.draw and case.key not in qc
+        layers = layers_of_case(case) if drawn or (request.viewer and volumes.has_room) else None
+        picture = opened(case, qc.get(case.key), layers if drawn else None)
         if picture is not None:
             content = encoded(picture, room)
             addresses[case.key] = _put(folder, content) if folder else as_uri(content)
+        if request.viewer:
+            volumes.add(case.key, layers)
         progress(number, len(cases))
     if folder:
         _remove_others(folder, {Path(address).name for address in addresses.values()})
+    volumes.remove_others()
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
-    _write(request.files[0], page_of(cases, addresses, title=request.title, made=made).encode())
+    entries = volumes.entries if request.viewer else None
+    write_file(request.files[0], page_of(cases, addresses, title=request.title, made=made, volumes=entries).encode())
+    return volumes
 
 
 def _put(folder: Path, content: bytes) -> str:
     """Write a picture into the folder of a page, and return its address there."""
     name = file_name(content)
     if not (folder / name).exists():
-        _write(folder / name, content)
+        write_file(folder / name, content)
     return f"{folder.name}/{name}"
 
 
@@ -122,12 +152,3 @@ def _remove_others(folder: Path, names: set[str]) -> None:
     for path in folder.glob("*.webp"):
         if len(path.stem) == 20 and path.name not in names:
             path.unlink()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all. Raises OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None

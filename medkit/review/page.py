@@ -1,16 +1,8 @@
-"""The page: one file of HTML with all that it needs, or a folder of it and its pictures.
-
-The data lie in a block of JSON, and the script puts them on the page as text only: nothing that a file name or a
-warning holds can become HTML or code. The page's own policy lets it load nothing, and run and show only what it brings.
-"""
+"""The page: one file of HTML with all that it needs, or a folder of it, its pictures and its volumes."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -18,58 +10,71 @@ from medkit import __version__
 from medkit.pipe.marks import COLUMNS, MARKS
 from medkit.review.cases import ReviewCase, digest_of
 from medkit.review.files import common_folder, files_of, label_colours_of
+from medkit.viewer.html import block, escaped, filled, policy
+from medkit.viewer.niivue import niivue
+from medkit.viewer.page import asset, niivue_block
 
 _ASSETS = resources.files("medkit.review") / "assets"
 PICTURES = "pictures"
 """The folder of pictures next to a page that is not one file."""
+VOLUMES = "volumes"
+"""The folder of volumes next to such a page."""
 
 
 def page_of(
-    cases: Sequence[ReviewCase], pictures: Mapping[str, str], *, title: str, made: str, viewer: str = ""
+    cases: Sequence[ReviewCase],
+    pictures: Mapping[str, str],
+    *,
+    title: str,
+    made: str,
+    volumes: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as HTML.
 
     pictures: key of a case -> address of its picture, a `data:` URI or a path relative to the page.
     made: when the page was made, for its head.
-    viewer: a script that shows images, if the page is to have one; it finds the place `#viewer` in each case's card.
+    volumes: key of a case -> its volumes for the viewer, or the address of a document that holds them; None: the page
+    has no viewer. Raises MedkitError if niivue is not installed.
     """
-    styles, script = (_ASSETS.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    scripts = [script, *filter(None, [viewer])]
-    data = _data(cases, pictures) | {"made": made}
+    styles = _asset("page.css")
+    scripts = [_asset("page.js")]
+    allowed = scripts
+    first = ""
+    if volumes is not None:
+        styles += asset("viewer.css")
+        scripts = [asset("viewer.js"), *scripts]
+        allowed = [*scripts, niivue().script]
+        first = niivue_block()
+    data = _data(cases, pictures, volumes) | {"made": made}
+    framed = any(isinstance(entry, str) for entry in (volumes or {}).values())
     parts = {
-        "POLICY": _policy(styles, scripts),
-        "TITLE": html.escape(title),
+        "POLICY": policy(styles, allowed, frames=framed),
+        "TITLE": escaped(title),
         "STYLES": styles,
-        "DATA": _json(data),
-        "PICTURES": _json([pictures.get(case.key) for case in cases]),
+        "DATA": block("data", data),
         "SCRIPTS": "\n".join(f"<script>{text}</script>" for text in scripts),
+        "LATER": "\n".join([first, *_later(cases, pictures, volumes or {})]),
     }
-    page = _ASSETS.joinpath("page.html").read_text(encoding="utf-8")
-    for name, text in parts.items():
-        page = page.replace(f"<!--{name}-->", text, 1)
-    return page
+    return filled(_asset("page.html"), parts)
 
 
-def _policy(styles: str, scripts: Sequence[str]) -> str:
-    """Return the page's Content-Security-Policy: only its own script and styles, and pictures next to it or in it."""
-    allowed = " ".join(_hash(text) for text in scripts)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src {_hash(styles)}; img-src data: 'self' file:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+def _asset(name: str) -> str:
+    return _ASSETS.joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+def _later(cases: Sequence[ReviewCase], pictures: Mapping[str, str], volumes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the elements behind the script, which shows the table while the browser reads them."""
+    for number, case in enumerate(cases):
+        if case.key in pictures:
+            yield block(f"picture-{number}", pictures[case.key])
+    for number, case in enumerate(cases):
+        if case.key in volumes:
+            yield block(f"volumes-{number}", volumes[case.key])
 
 
-def _json(value: Any) -> str:
-    """Return JSON that ends no element of HTML, whatever texts it holds."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _data(cases: Sequence[ReviewCase], pictures: Mapping[str, str]) -> dict[str, Any]:
+def _data(
+    cases: Sequence[ReviewCase], pictures: Mapping[str, str], volumes: Mapping[str, Any] | None
+) -> dict[str, Any]:
     metrics = list(dict.fromkeys(name for case in cases for name in case.values))
     numbers = {name: number for number, name in enumerate(metrics)}
     colours: dict[str, str] = {}
@@ -85,7 +90,11 @@ def _data(cases: Sequence[ReviewCase], pictures: Mapping[str, str]) -> dict[str,
         "metrics": metrics,
         "colours": colours,
         "files": files,
-        "cases": [_case(case, numbers) for case in cases],
+        "viewer": volumes is not None,
+        "cases": [
+            _case(case, numbers) | {"picture": case.key in pictures, "volumes": case.key in (volumes or {})}
+            for case in cases
+        ],
     }
 
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from medkit.errors import MedkitError
-from medkit.pipe.records import Record, find_kind, record_of
+from medkit.pipe.records import record_of
 from medkit.review.cases import ReviewCase
-from medkit.run.existing import is_there
 from medkit.run.pictures import OWNER, owner_digest
+from medkit.viewer.layers import Layers, draw_layers, layers_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image as Picture
-
-    from medkit.images.image import Image
 
 log = logging.getLogger("medkit")
 ROOM = 13_500_000
@@ -47,7 +42,7 @@ def pictures_of_qc(cases: Sequence[ReviewCase], files: Iterable[Path]) -> dict[s
     for file in files:
         if owner := text_in_png(file, OWNER):
             if file.parent not in digests:
-                digests[file.parent] = {owner_digest(case.path, file.parent): case.key for case in cases}
+                digests[file.parent] = {owner_digest(case.path, file.parent, case.row_of): case.key for case in cases}
             if key := digests[file.parent].get(owner):
                 found.setdefault(key, file)
     return found
@@ -60,70 +55,37 @@ def png_files(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in sorted(names) if name.lower().endswith(".png"))
 
 
-def opened(case: ReviewCase, file: Path | None, draw: bool) -> Picture | None:
-    """Return the picture of a case from its file, or drawn; None if there is none, or it cannot be drawn."""
+def layers_of_case(case: ReviewCase) -> Layers | None:
+    """Return what a case shows: labels over their image, an image and its source; None if nothing can be shown."""
+    record = case.record if case.path == case.record.path else record_of(case.path)
+    arguments = case.record.medkit.get("arguments")
+    try:
+        return layers_of(record, arguments if isinstance(arguments, Mapping) else {})
+    except Exception as error:
+        _say_missing(case, error)
+        return None
+
+
+def opened(case: ReviewCase, file: Path | None, layers: Layers | None) -> Picture | None:
+    """Return the picture of a case from its file, else drawn from its layers; None if there is none, or it fails."""
     from PIL import Image as Pillow
 
     try:
         if file is not None:
             with Pillow.open(file) as picture:
                 return picture.convert("RGB")
-        drawn = draw_result(case) if draw else None
-        return None if drawn is None else Pillow.fromarray(drawn)
+        title = f"{case.task}  {case.path.name}"
+        return None if layers is None else Pillow.fromarray(draw_layers(layers, title))
     except Exception as error:
-        if not case.error:  # an input on which a task failed often shows nothing
-            log.warning("%s: no picture: %s", case.path.name, error)
-        log.debug("", exc_info=True)
+        _say_missing(case, error)
         return None
 
 
-def draw_result(case: ReviewCase) -> np.ndarray | None:
-    """Return a picture of a result, (H, W, 3) uint8; None if it is no image and none of its sources is one.
-
-    Labels are drawn over their image, an image on the grid of its source next to it, an image on another grid over the
-    image whose grid it has. Other results, and inputs of failed cases, show the image that they go back to.
-    """
-    from medkit.figures.mosaic import comparison_mosaic, overlay_mosaic
-
-    record = case.record if case.path == case.record.path else record_of(case.path)
-    arguments = case.record.medkit.get("arguments")
-    read = functools.partial(_read, arguments=arguments if isinstance(arguments, Mapping) else {})
-    title = f"{case.task}  {case.path.name}"
-    if record.failed or record.kind not in ("image", "labels", "mask"):
-        try:
-            return overlay_mosaic(read(find_kind(record, ["image"])), title=title)
-        except MedkitError:
-            return None
-    result, under = read(record), _under(record)
-    if under is None:
-        return overlay_mosaic(result, title=title)
-    before = read(under)
-    if record.kind != "image":
-        return overlay_mosaic(before, result, kind="labels", title=title)
-    if under.path in record.sources[:1] and before.grid.digest() == result.grid.digest():
-        return comparison_mosaic(before, result, title=title)
-    return overlay_mosaic(before, result, title=title)
-
-
-def _under(record: Record) -> Record | None:
-    """Return the image on whose grid a result lies, else the image that it was made from, if either can be read."""
-    for path in (record.spatial_reference, *record.sources[:1]):
-        if path is not None and path != record.path and is_there(path) and record_of(path).kind == "image":
-            return record_of(path)
-    return None
-
-
-def _read(record: Record, arguments: Mapping[str, Any]) -> Image:
-    """Return an image, of several frames or series the one that the case's result was made from."""
-    from medkit.images.image import read_image
-
-    return read_image(
-        record.path,
-        frame=arguments.get("frame", 0),
-        series=arguments.get("series"),
-        labels=record.kind in ("labels", "mask"),
-        frame_if_several=True,
-    )
+def _say_missing(case: ReviewCase, error: Exception) -> None:
+    result_is_image = not case.record.failed and case.record.kind in ("image", "labels", "mask")
+    if not case.error and result_is_image:  # other results, and inputs on which a task failed, often show nothing
+        log.warning("%s: no picture: %s", case.path.name, error)
+    log.debug("", exc_info=True)
 
 
 def encoded(picture: Picture, room: int | None) -> bytes:
@@ -146,9 +108,9 @@ def _webp(picture: Picture, scale: float, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def room_for_each(count: int) -> int:
+def room_for_each(count: int, room: int = ROOM) -> int:
     """Return the bytes that each of `count` pictures may have in a page that is one file."""
-    return min(MOST, ROOM // max(1, count))
+    return min(MOST, room // max(1, count))
 
 
 def as_uri(content: bytes) -> str:

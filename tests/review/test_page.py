@@ -4,64 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import Opened, chromium, serious_faults
 from results import failed_record, group, write_picture, write_result
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (medkit[test] has it)")
 
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 EVIL = "</script><img src=x onerror=hacked=1>"
-SERIOUS = ("serious", "critical")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """The system's Chromium; the tests are skipped where there is none."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium here (apt-get install chromium)")
-    with playwright.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-class Opened:
-    """A page in a browser, with all that it asked for and complained about."""
-
-    def __init__(self, browser: Any, file: Path, **context: Any) -> None:
-        self.file = file
-        self.context = browser.new_context(**{"viewport": {"width": 1300, "height": 850}, **context})
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.load()
-
-    def load(self) -> None:
-        self.page.goto(self.file.as_uri())
-        self.page.wait_for_selector("#card-name")
-
-    def subjects(self) -> list[str]:
-        return [str(text) for text in self.page.locator("#rows tr th button").all_inner_texts()]
-
-    def card(self) -> str:
-        return str(self.page.locator("#card-name").inner_text())
-
-    def elsewhere(self) -> list[str]:
-        """What was asked for besides the page itself."""
-        return [url for url in self.requests if url != self.file.as_uri() and not url.startswith("data:")]
+    yield from chromium()
 
 
 @pytest.fixture
@@ -227,23 +186,17 @@ def test_the_provenance_and_the_colours(opened: Opened) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_fault_of_accessibility(browser: Any, report: Path, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe()
     opened = Opened(browser, report, color_scheme=scheme, bypass_csp=True)
     page = opened.page
     page.keyboard.press("j")
     page.keyboard.press("2")
 
-    def check(what: str) -> None:
-        faults = axe.run(page).response["violations"]
-        found = [(f["id"], [n["html"] for n in f["nodes"]][:3]) for f in faults if f["impact"] in SERIOUS]
-        assert found == [], what
-
-    check("cases")
+    assert serious_faults(page) == []
     for view in ("pictures", "metrics"):
         page.click(f"[data-view={view}]")
-        check(view)
+        assert serious_faults(page) == [], view
     page.keyboard.press("?")
-    check("help")
+    assert serious_faults(page) == []
     opened.context.close()
 
 

@@ -1,10 +1,9 @@
 "use strict";
 // The page of `medkit report`: everything is put on the page as text, nothing as HTML.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const pictures = JSON.parse(document.getElementById("pictures-data").textContent);
-  const cases = data.cases;
   const byId = (id) => document.getElementById(id);
+  const data = JSON.parse(byId("data").textContent);
+  const cases = data.cases;
   const STATES = { failed: "failed", look: "needs a look", ok: "" };
   const TITLES = { volumes_mm3: "volumes (mm³)" };
 
@@ -26,6 +25,14 @@
     if (parent) parent.append(element);
     return element;
   }
+
+  /** Use what an element of JSON holds that lies behind this script, once the browser has read all of it. */
+  function whenRead(id, use) {
+    const element = byId(id);
+    if (element && (element.nextElementSibling || document.readyState !== "loading")) use(JSON.parse(element.textContent));
+    else setTimeout(() => whenRead(id, use), 20);
+  }
+  const showPicture = (item, image) => whenRead(`picture-${item.number}`, (address) => { image.src = address; });
 
   const short = (path) => (data.folder && path.startsWith(data.folder) ? path.slice(data.folder.length) : path);
   const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
@@ -336,9 +343,9 @@
   }
 
   function pictureOf(item) {
-    const address = pictures[item.number];
-    if (!address) return make("p", { class: "dim" }, "There is no picture of this case.");
-    const image = make("img", { src: address, alt: `Slices of ${item.subject}, ${item.task}` });
+    if (!item.picture) return make("p", { class: "dim" }, "There is no picture of this case.");
+    const image = make("img", { alt: `Slices of ${item.subject}, ${item.task}` });
+    showPicture(item, image);
     const button = make("button", { type: "button", class: "picture", id: "picture", "aria-pressed": "false",
       title: "Full size (z)" }, image);
     const box = make("div", {}, button);
@@ -440,7 +447,67 @@
     );
     showMark();
     showPlace();
-    document.dispatchEvent(new CustomEvent("medkit-case", { detail: item }));
+    if (data.viewer) showViewer();
+  }
+
+  // ---- the viewer, if the page has one
+
+  let viewing = false;
+
+  function showViewer() {
+    const place = byId("viewer");
+    if (!chosen.volumes) {
+      place.append(make("p", { class: "dim" }, "This page holds no volumes of this case."));
+      return;
+    }
+    const button = make("button", { type: "button", "aria-pressed": String(viewing), "aria-keyshortcuts": "v", id: "view" },
+      "Volumes in the viewer ", make("kbd", {}, "v"));
+    const box = make("div");
+    const item = chosen;
+    const load = () => volumesOf(item).then(
+      (volumes) => { if (viewing && item === chosen) medkitViewer.show(box, volumes, `${item.subject}, ${item.task}`); },
+      (error) => box.replaceChildren(make("p", { class: "failed" }, error.message)));
+    button.addEventListener("click", () => {
+      viewing = !viewing;
+      button.setAttribute("aria-pressed", String(viewing));
+      if (viewing) load();
+      else box.replaceChildren();
+    });
+    place.append(button, box);
+    if (viewing) load();
+  }
+
+  /** A promise of the volumes of a case, which lie in the page or in a document next to it. */
+  function volumesOf(item) {
+    return new Promise((resolve, reject) => {
+      whenRead(`volumes-${item.number}`, (found) => {
+        if (typeof found === "string") askFrame(found).then(resolve, reject);
+        else resolve(found);
+      });
+    });
+  }
+
+  /** Get what a document next to the page holds: browsers let pages of a disk load others in frames only. */
+  function askFrame(address) {
+    return new Promise((resolve, reject) => {
+      const frame = make("iframe", { src: address, hidden: true, sandbox: "allow-scripts", title: "volumes" });
+      const end = () => {
+        removeEventListener("message", hear);
+        frame.remove();
+      };
+      const hear = (event) => {
+        if (event.source !== frame.contentWindow) return;
+        end();
+        resolve(event.data);
+      };
+      addEventListener("message", hear);
+      frame.addEventListener("load", () => setTimeout(() => {
+        if (!frame.isConnected) return;
+        end();
+        reject(new Error(`${address} is missing: the folder belongs next to this page.`));
+      }, 2000));
+      document.body.append(frame);
+    });
   }
 
   // ---- pictures of all cases
@@ -448,16 +515,16 @@
   const watcher = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
-      target.src = pictures[target.item.number];
+      showPicture(target.item, target);
       watcher.unobserve(target);
     }
   }, { rootMargin: "400px" });
 
   function showGallery() {
     const tiles = shown.map((item) => {
-      const image = pictures[item.number] ? make("img", { alt: "" }) : make("span", { class: "dim" }, "no picture");
+      const image = item.picture ? make("img", { alt: "" }) : make("span", { class: "dim" }, "no picture");
       image.item = item;
-      if (pictures[item.number]) watcher.observe(image);
+      if (item.picture) watcher.observe(image);
       const button = make("button", { type: "button" }, image,
         make("span", { class: "name" }, `${item.subject} · ${item.task} `, ...flagsOf(item), " ", markOf(item)));
       button.addEventListener("click", () => open(item));
@@ -561,6 +628,7 @@
     0: () => setMark(""),
     c: () => byId("comment") && byId("comment").focus(),
     z: () => byId("picture") && byId("picture").click(),
+    v: () => byId("view") && byId("view").click(),
     "/": () => byId("search").focus(),
     "?": () => byId("help").showModal(),
   };
@@ -593,6 +661,8 @@
         keep(SETTINGS, settings);
       });
     }
+    byId("volumes-key").hidden = byId("licences").hidden = !data.viewer;
+    if (data.viewer) whenRead("niivue", ({ licence }) => { byId("licence").textContent = licence; });
     byId("more").open = !matchMedia("(max-width: 520px)").matches;
     byId("filters").addEventListener("input", update);
     byId("filters").addEventListener("reset", () => setTimeout(update)); // once the fields are empty
