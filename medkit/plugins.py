@@ -13,7 +13,7 @@ import re
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -62,16 +62,25 @@ class Offer:
 
     def load(self) -> Any:
         """Import and return the click command that the spec's target names. Raises PluginError."""
-        module, _, attribute = self.spec.target.partition(":")
+        return self._load(self.spec.target, "make_context", "a click command")
+
+    def load_trained(self) -> Callable[..., None] | None:
+        """Import and return the function of a task's `trained`; None if it states none. Raises PluginError."""
+        target = getattr(self.spec, "trained", "")
+        function: Callable[..., None] | None = self._load(target, "__call__", "a function") if target else None
+        return function
+
+    def _load(self, target: str, having: str, what: str) -> Any:
+        module, _, attribute = target.partition(":")
         try:
             loaded = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-            if not hasattr(loaded, "make_context"):
-                raise TypeError(f"expected a click command, got {loaded!r}")
+            if not hasattr(loaded, having):
+                raise TypeError(f"expected {what}, got {loaded!r}")
             return loaded
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.spec.name}: plugin {self.plugin.name} ({self.plugin.distribution} {self.plugin.version}) "
-                f"could not load {self.spec.target}: {_one_line(error)}"
+                f"could not load {target}: {_one_line(error)}"
             ) from error
 
 
@@ -217,6 +226,10 @@ def _check(spec: Any) -> None:
         "name": ("a word of letters, digits, '-', '_' and '.'", lambda v: isinstance(v, str) and _NAME.fullmatch(v)),
         "help": ("one line of text", lambda v: isinstance(v, str)),
         "target": ('"package.module:attribute"', lambda v: isinstance(v, str) and all(v.partition(":"))),
+        "trained": (
+            '"package.module:attribute", or nothing',
+            lambda v: isinstance(v, str) and (not v or all(v.partition(":"))),
+        ),
         "root": ("a Path", lambda v: isinstance(v, Path)),
         "kinds": (f"some of {listed(KINDS)}", lambda v: isinstance(v, tuple) and set(v) <= set(KINDS)),
     }

@@ -26,6 +26,10 @@ class TaskSpec:
     """One line for `medkit run --help`, shown without importing the target."""
     target: str
     """`"package.module:attribute"` of a click command; imported only when the task is called."""
+    trained: str = ""
+    """`"package.module:attribute"` of a function that `medkit train` calls when a training of a bundle of this task has
+    ended, with the new bundle's folder, the items (`medkit.training.DataList`) and the values of `--set`: it measures
+    what only the final weights show, and adds it to the bundle. Empty: there is nothing to add."""
 
 
 @dataclass(frozen=True)

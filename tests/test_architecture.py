@@ -57,7 +57,7 @@ HEAVY = {
     "nnunet": {"networks", "transforms", "windows"},
     "synthesis": {"appearance", "artifacts", "base_transform", "chest_ct", "clean_images", "deformation", "degradation"}
     | {"draw", "lung_disease", "ranges", "registration_pairs", "sampling", "sequences"},
-    "training": {"augmentation", "cyclegan", "losses", "registration", "srgan"},
+    "training": {"augmentation", "cyclegan", "losses", "reading", "registration", "srgan"},
 }
 """Modules of networks' building blocks, which train configs name: importing them imports torch and monai."""
 

@@ -86,6 +86,13 @@ def value_at(content: Any, name: str) -> Any:
     return content
 
 
+def put_value(content: Any, name: str, value: Any) -> None:
+    """Set what a config holds under an id. Raises KeyError if it has no id above it."""
+    *above, last = _parts(name)
+    parent = value_at(content, "::".join(above))
+    parent[int(last) if isinstance(parent, list) else last] = value
+
+
 def has_id(content: Any, name: str) -> bool:
     """Return whether a config has an id."""
     try:

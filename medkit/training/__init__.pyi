@@ -1,4 +1,5 @@
 # The names that plugins and configs may use; `__init__.py` imports each at its first use.
+from .data import DataList as DataList
 from .data import find_items as find_items
 from .engine import train as train
 from .parts.augmentation import AugmentedBatch as AugmentedBatch
@@ -16,6 +17,7 @@ from .parts.handlers import Cosine as Cosine
 from .parts.handlers import Progress as Progress
 from .parts.losses import DiceCrossEntropyLoss as DiceCrossEntropyLoss
 from .parts.losses import EnhancementLoss as EnhancementLoss
+from .parts.reading import ScanReader as ScanReader
 from .parts.registration import AlignmentLoss as AlignmentLoss
 from .parts.registration import LabelOverlapLoss as LabelOverlapLoss
 from .parts.registration import MovedLabelsd as MovedLabelsd

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medkit.bundles.bundle import tensors
 from medkit.bundles.parsed import BundleConfig
 from medkit.errors import BundleError, InputError, UsageError
 from medkit.training.data import DataList, check_files, find_items, find_unpaired
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 TRAINER, EVALUATOR = "train::trainer", "validate::evaluator"
 """MONAI's ids of the two engines."""
+CLASS_NAMES, CLASSES = "class_names", "classes"
+"""Ids of the names of the classes that a config learns, and of their number, which follows from the names."""
 _DATA_IDS = {
     "training": ("train_datalist", "train::dataset::data"),
     "validation": ("val_datalist", "validate::dataset::data"),
@@ -53,6 +56,8 @@ class TrainConfig(BundleConfig):
         values = {"bundle_root": str(plan.bundle.root), "device": device, "seed": plan.seed, "steps": plan.steps}
         self.put({name: value for name, value in values.items() if value is not None})
         self.override(plan.overrides)
+        self.class_names: tuple[str, ...] = ()
+        """Names of the classes of the data; empty if the config learns no classes."""
 
     def take_data(self) -> DataList:
         """Find the items of --data and put them into the config. Raises InputError and UsageError."""
@@ -61,10 +66,18 @@ class TrainConfig(BundleConfig):
         kinds = self.get("unpaired_keys")
         if self.plan.more_data and not kinds:
             raise UsageError(f"--data {self.plan.data} {self.plan.more_data[0]}: {self.path} learns from one only")
+        learns_classes = CLASS_NAMES in self.parser and len(keys) > 1
+        if self.plan.labels and not learns_classes:
+            raise UsageError(f"--labels {self.plan.labels}: {self.path} learns no classes, so it has no {CLASS_NAMES}")
+        if CLASSES in self.plan.overrides and CLASS_NAMES in self.parser:
+            raise UsageError(f"--set {CLASSES}: the number and the names of the classes follow from --data")
         if self.plan.data is None:
             return self._own_data(keys)
         data = (self.plan.data, *self.plan.more_data)
-        found = find_unpaired(data, kinds) if kinds else find_items(self.plan.data, keys)
+        if learns_classes:
+            found = self._find_classes(self.plan.data, keys)
+        else:
+            found = find_unpaired(data, kinds) if kinds else find_items(self.plan.data, keys)
         if not validates:
             found = DataList((*found.training, *found.validation), (), found.root)
         elif not found.validation:
@@ -75,6 +88,18 @@ class TrainConfig(BundleConfig):
             self._put("validation", found.validation)
         self.parser.parse(reset=True)
         return found
+
+    def _find_classes(self, data: Path, keys: Sequence[str]) -> DataList:
+        """Return the items with a class each, and put the names of the classes into the config. Raises InputError."""
+        from medkit.training.own_classes import find_classes
+
+        inputs = tensors(self.bundle.metadata, "inputs")
+        planar = len(inputs[0][1].get("spatial_shape") or ()) == 2 if inputs else True
+        known = tuple(map(str, self.get(CLASS_NAMES)))
+        found = find_classes(data, self.plan.labels, keys, known, planar=planar, seed=self.plan.seed)
+        self.class_names = found.names
+        self.put({CLASS_NAMES: list(found.names)})
+        return found.data
 
     def _put(self, part: str, items: Sequence[Any]) -> None:
         for name in _DATA_IDS[part]:

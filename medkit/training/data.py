@@ -42,7 +42,7 @@ def find_items(data: Path, keys: Sequence[str]) -> DataList:
     Raises InputError if no layout fits, or if a file of an item is missing.
     """
     if data.is_file():
-        found = _from_datalist(data, keys)
+        found = read_datalist(data, keys)[0]
     elif data.is_dir():
         found = _from_folder(data, keys)
     else:
@@ -72,7 +72,7 @@ def find_unpaired(data: Sequence[Path], keys: Sequence[str]) -> DataList:
 
 def _unpaired_datalist(path: Path, keys: Sequence[str]) -> DataList:
     """Return the items of a datalist. Raises InputError unless each has exactly one of the keys."""
-    found = _from_datalist(path, keys)
+    found = read_datalist(path, keys)[0]
     for number, item in enumerate((*found.training, *found.validation)):
         if len(has := [key for key in keys if key in item]) != 1:
             raise InputError(f"{path}: item {number} has {listed(has or ['none'])} of {listed(keys)}; expected one")
@@ -113,7 +113,8 @@ def _split(found: DataList) -> DataList:
 # ---- a datalist
 
 
-def _from_datalist(path: Path, keys: Sequence[str]) -> DataList:
+def read_datalist(path: Path, keys: Sequence[str]) -> tuple[DataList, Any]:
+    """Return the items of a datalist, without a check of their files, and the whole content. Raises InputError."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
@@ -122,7 +123,7 @@ def _from_datalist(path: Path, keys: Sequence[str]) -> DataList:
     training, validation = (_items(path, part, parts.get(part, []), keys) for part in ("training", "validation"))
     if not training:
         raise InputError(f"--data {path}: expected a list `training` with items, got {_summary(content)}")
-    return DataList(tuple(training), tuple(validation), path.parent)
+    return DataList(tuple(training), tuple(validation), path.parent), content
 
 
 def _items(path: Path, part: str, entries: Any, keys: Sequence[str]) -> list[Item]:
@@ -167,15 +168,18 @@ def _summary(value: Any) -> str:
 def _from_folder(folder: Path, keys: Sequence[str]) -> DataList:
     """Return the items of a folder's `dataset.json`, or those of the first layout that fits."""
     listing = folder / "dataset.json"
-    if listing.is_file() and _has_training(listing):
-        return _from_datalist(listing, keys)
+    if has_datalist(listing):
+        return read_datalist(listing, keys)[0]
     for layout in LAYOUTS:
         if items := layout(folder, keys):
             return DataList(tuple(items), (), folder)
     raise InputError(f"--data {folder}: expected {_expected(keys)}; got {_contents(folder)}")
 
 
-def _has_training(listing: Path) -> bool:
+def has_datalist(listing: Path) -> bool:
+    """Return whether a file is there and is a datalist with items to train on. Raises InputError if it is no JSON."""
+    if not listing.is_file():
+        return False
     try:
         content = json.loads(listing.read_bytes())
     except ValueError as error:

@@ -40,7 +40,7 @@ def _train(plan: TrainingPlan, stop: StopRequest, device: torch.device, ranks: R
     """Train as one of the ranks; rank 0 writes."""
     from medkit.training.config import TrainConfig
     from medkit.training.report import overlay
-    from medkit.training.report.card import write_samples
+    from medkit.training.report.card import start_texts, write_samples
     from medkit.training.run import TrainingRun
 
     folder = RunFolder(plan.output)
@@ -54,7 +54,8 @@ def _train(plan: TrainingPlan, stop: StopRequest, device: torch.device, ranks: R
         state = ranks.from_first(folder.state(plan, identity) if ranks.first else None)
         if state is None and ranks.first:
             folder.start(plan, identity)
-            overlay.apply(plan, folder.root)
+            start_texts(plan, folder.root)
+            overlay.apply(plan, folder.root, config.class_names)
         ranks.exchange("the folder is ready")
         parts = config.build(folder.root)
         _adjust(parts, plan, fresh=state is None)
@@ -82,7 +83,8 @@ def describe(plan: TrainingPlan) -> list[str]:
     limits += [f"{plan.hours:g} hours"] if plan.hours else []
     return [
         f"bundle: {plan.bundle.name} {plan.bundle.version}, config {config.path}",
-        f"items: {len(data.training)} for training, {len(data.validation)} for validation",
+        f"items: {len(data.training)} for training, {len(data.validation)} for validation"
+        + (f"; classes: {', '.join(config.class_names)}" if config.class_names else ""),
         f"network: {numbers:,} parameters, {trained:,} of them trained",
         f"to do: {' or '.join(limits)}, validation every {parts.trainer.state.epoch_length} steps",
         f"on: {device}, {choose_precision(plan.precision, device)}"

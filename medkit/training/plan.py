@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from medkit.bundles.bundle import Bundle
 from medkit.pipe.records import sha256_of
-from medkit.training.data import is_file
+from medkit.training.data import DataList, is_file
 from medkit.training.world import World
 
 NOT_IDENTITY = {"steps", "device"}
@@ -31,6 +31,8 @@ class TrainingPlan:
     """Names of configs, separated by commas; the ids of a later one replace those of earlier ones."""
     data: Path | None = None
     """A datalist's JSON or a folder; None: the data that the config names."""
+    labels: Path | None = None
+    """A table with the class of each image in the folder `data`."""
     more_data: tuple[Path, ...] = ()
     """Further folders, for a config that trains on unpaired images."""
     init_from: Path | None = None
@@ -70,6 +72,8 @@ class TrainingResult:
     metric_name: str | None = None
     best_metric: float | None = None
     best_step: int | None = None
+    data: DataList | None = None
+    """The items of the training."""
 
 
 def training_identity(plan: TrainingPlan, training: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:

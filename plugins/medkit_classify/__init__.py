@@ -13,7 +13,14 @@ _BUNDLES = Path(__file__).parent / "bundles"
 @hookimpl
 def medkit_tasks() -> list[TaskSpec]:
     """Return the task `classify`."""
-    return [TaskSpec("classify", "Name what images show, with confidence.", "medkit_classify.command:classify")]
+    return [
+        TaskSpec(
+            "classify",
+            "Name what images show, with confidence.",
+            "medkit_classify.command:classify",
+            trained="medkit_classify.calibrate:after_training",
+        )
+    ]
 
 
 @hookimpl

@@ -6,13 +6,14 @@ BUNDLE is a folder, DATALIST the file that `medkit train` was given. The tempera
 validation images' classes (Guo et al. 2017). If that is not enough, an offset is added for each class. No class is
 given beyond the distance that a share of `--quantile` of the validation images does not exceed (Lee et al. 2018, here
 one Gaussian on the statistics of several layers). `--write` writes both to the bundle: `medkit.calibration` in its
-metadata, and `models/calibration.pt`. Test images are not used.
+metadata, and `models/calibration.pt`. Test images are not used. `medkit train` does the same at its end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ from medkit_classify.runner import BATCH_SIZE, ClassifyChoices, ClassifyRunner
 
 if TYPE_CHECKING:
     from medkit.inference import InferenceParts
+    from medkit.training import DataList
+
+log = logging.getLogger("medkit.training")
 
 FILE = "models/calibration.pt"
 """File of the feature distance, in a bundle."""
@@ -51,6 +55,8 @@ GOOD = 0.05
 """Largest calibration error on the validation images for which the temperature is enough."""
 OFFSET_PENALTY = 1.0
 """Weight of the squared offsets, as a number of images; it keeps offsets small if there are few images."""
+FEW = 100
+"""Number of validation images below which a calibration is rough."""
 BINS = 15
 """Number of bins of the expected calibration error."""
 
@@ -160,14 +166,27 @@ def calibrated(
     from medkit.training import find_items
 
     items = find_items(datalist, ["image", "label"])
-    known = facts_of_items(bundle, (*items.training, *items.validation), datalist, features, text)
+    return calibrated_on(bundle, items, datalist, layers, quantile, features, text)
+
+
+def calibrated_on(
+    bundle: Bundle,
+    items: DataList,
+    source: Path,
+    layers: Sequence[str] = (),
+    quantile: float = QUANTILE,
+    features: str | None = None,
+    text: str | None = None,
+) -> tuple[dict[str, Any], FeatureDistance]:
+    """Return the same from the items of a training, which `source` stands for in errors. Raises InputError."""
+    known = facts_of_items(bundle, (*items.training, *items.validation), source, features, text)
     runner, runtime = load(bundle, layers, known)
     _, training = answers(runner, runtime, items.training)
     logits, validation = answers(runner, runtime, items.validation)
     labels = np.array([item["label"] for item in items.validation], int).reshape(len(logits), -1)
     aspects = runner.contract.aspects or {"": tuple(range(logits.shape[1]))}
     if labels.shape[1] != len(aspects):
-        raise InputError(f"{datalist}: expected {len(aspects)} classes of each image, got {labels.shape[1]}")
+        raise InputError(f"{source}: expected {len(aspects)} classes of each image, got {labels.shape[1]}")
     scalings = {name: scaling(logits[:, own], labels[:, n]) for n, (name, own) in enumerate(aspects.items())}
     feature_distance = FeatureDistance.fitted(training)
     distances = feature_distance.distances(validation)
@@ -221,6 +240,39 @@ def write(bundle: Bundle, block: dict[str, Any], feature_distance: FeatureDistan
     metadata = json.loads(json.dumps(bundle.metadata))
     metadata.setdefault("medkit", {})["calibration"] = block
     write_atomically(bundle.root / "configs" / "metadata.json", json.dumps(metadata, indent=4) + "\n")
+
+
+def after_training(root: Path, items: DataList, settings: Mapping[str, Any]) -> None:
+    """Calibrate the bundle that `medkit train` has made in the folder `root`, and say how well it is.
+
+    items: those of the training, with the numbers of their classes. settings: the values of `--set`. A training without
+    classes, such as one that learns an encoder, is left as it is. Raises MedkitError.
+    """
+    every = (*items.training, *items.validation)
+    if not items.validation or not all("image" in item and _is_class(item.get("label")) for item in every):
+        return
+    bundle = Bundle(root, root.name, "classify")
+    if bundle.block.get("calibration", {}).get("weights_sha256") == sha256_of(bundle.weights):
+        return
+    facts = {key: str(settings[key]) if settings.get(key) else None for key in ("features", "text")}
+    block, feature_distance = calibrated_on(bundle, items, root, (), QUANTILE, facts["features"], facts["text"])
+    write(bundle, block, feature_distance)
+    error = block.get("calibration_error") or next(iter(block["aspects"].values()))["calibration_error"]
+    log.info(
+        "calibrated on %d validation images: calibration error %.3f, before %.3f; %.0f %% of them are given a class",
+        block["validation_images"], error["after"], error["before"], 100 * QUANTILE,
+    )  # fmt: skip
+    if block["validation_images"] < FEW:
+        log.warning(
+            "%d validation images are few: how sure a class is, and which images get none, is known roughly only",
+            block["validation_images"],
+        )
+
+
+def _is_class(label: Any) -> bool:
+    """Return whether an item's label is the number of a class, or a list of them for several aspects."""
+    numbers = label if isinstance(label, list | tuple) and label else [label]
+    return all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
 
 
 def main() -> None:

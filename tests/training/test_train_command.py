@@ -85,7 +85,7 @@ def test_the_result_is_a_whole_bundle(unbroken: Path) -> None:
     assert not [p for p in unbroken.rglob(".*") if p.name != ".lock"]
     metadata = json.loads((unbroken / "configs" / "metadata.json").read_text())
     assert metadata["version"] == "0.1.1"
-    assert list(metadata["changelog"]) == ["0.1.1", "0.1.0"]
+    assert list(metadata["changelog"]) == ["0.1.1"]
     assert metadata["medkit"]["task"] == "halves"
     assert metadata["medkit"]["training"] | {"hours": 0, "precision": ""} == {
         "base": {"name": "halves", "version": "0.1.0"},
@@ -95,13 +95,30 @@ def test_the_result_is_a_whole_bundle(unbroken: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_new_bundle_states_its_own_truth(unbroken: Path, place: Path) -> None:
+    metadata = json.loads((unbroken / "configs" / "metadata.json").read_text())
+    base = json.loads((place / "halves" / "configs" / "metadata.json").read_text())
+    best = metadata["medkit"]["training"]["best"]
+    assert metadata["eval_metrics"] == {"validation_dice": pytest.approx(best, abs=1e-6)}
+    assert metadata["authors"] == "not stated"
+    assert metadata["network_data_format"] == base["network_data_format"]
+    stated = ("task", "description", "authors", "copyright", "changelog")
+    assert metadata["medkit"]["base"] == {
+        "name": "halves", "version": "0.1.0", "stated": {key: base[key] for key in stated}
+    }  # fmt: skip
+    own = {key: value for key, value in metadata.items() if key != "medkit"}
+    assert "telling two halves apart" not in json.dumps(own)
+
+
 def test_the_card_tells_what_was_done(unbroken: Path) -> None:
     card = (unbroken / "docs" / "README.md").read_text()
-    assert card.startswith("# Halves\n\nWritten by its authors.\n")
+    assert card.startswith("# out\n\nA bundle for `halves`, which `medkit train` made from halves 0.1.0, the base.")
+    assert "Written by its authors." not in card
+    assert (unbroken / "docs" / "base_README.md").read_text() == "# Halves\n\nWritten by its authors.\n"
     for words in ("3 items for training, 1 for validation", "| steps | 12 in 0.", "seed 0", "| bright half | 0."):
         assert words in card
     assert "medkit train" in (unbroken / "docs" / "data_license.txt").read_text()
-    assert (unbroken / "docs" / "data_license.txt").read_text().startswith("No data.\n")
+    assert (unbroken / "docs" / "base_data_license.txt").read_text().startswith("No data.\n")
 
 
 def test_it_learns_and_the_log_says_so(unbroken: Path) -> None:

@@ -8,24 +8,19 @@ and `probability`, as `medkit run bundle` writes it. `n/a` stands for an unknown
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medkit.errors import InputError
 from medkit.evaluation.matching import files_of, is_class_file
-from medkit.pipe.cells import text_of
 from medkit.pipe.names import stem
 from medkit.pipe.records import absolute, record_of
+from medkit.pipe.tables import CASE, column, read_table
 
-CASE = ("path", "case", "image", "file", "filename", "name", "id", "participant_id", "subject")
-"""Names of the column that names cases; the first that exists is used."""
 CANDIDATE = "candidate"
 """Name of the column for one of several objects in an image, or aspects of it, that were classified."""
-CLASS = ("reference", "truth", "target", "class", "label", "diagnosis")
-"""Names of the column that holds true classes; the first that exists is used."""
 PROBABILITY = "probability_"
 """Start of the name of a class's column."""
 _UNKNOWN = ("", "n/a")
@@ -136,34 +131,6 @@ def _prediction(
     stated = known.get("confidence")
     confidence = probabilities.get(chosen, 0.0) if stated is None else _probability(path, number, stated)
     return Prediction(case, path, probabilities, chosen, confidence, facts.get("abstained", "").lower() not in _NOT)
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table with a header, `.tsv` or `.csv`. Raises InputError if there are none."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            separator = next((mark for mark in "\t;," if mark in first), "\t")
-            reader = csv.DictReader(file, delimiter=separator, restval="", restkey="")
-            if separator == "\t":  # as medkit writes them
-                reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, restval="", restkey="")
-            rows = [{str(name).strip(): str(value).strip() for name, value in row.items()} for row in reader]
-            if separator == "\t" and rows and {"image", "sha256"} <= set(rows[0]):  # the rows of `--table`
-                rows = [{name: text_of(value) for name, value in row.items()} for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: expected a table, .tsv or .csv: {getattr(error, 'strerror', '') or error}") from None
-    if not rows:
-        raise InputError(
-            f"{path}: expected a table with a header and rows, got {'only a header' if first else 'an empty file'}"
-        )
-    return rows
-
-
-def column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    """Return the first of `names` that is a column, ignoring upper and lower case; None if there is none."""
-    lower = {name.lower(): name for name in columns}
-    return next((lower[name] for name in names if name in lower), None)
 
 
 def _probability(path: Path, line: int, text: str) -> float:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError
-from medkit.evaluation.classes.predictions import CANDIDATE, CASE, CLASS, case_of, column, read_predictions, read_table
+from medkit.evaluation.classes.predictions import CANDIDATE, case_of, read_predictions
 from medkit.evaluation.matching import match, match_names
 from medkit.pipe.lines import text_lines
 from medkit.pipe.records import absolute
+from medkit.pipe.tables import CASE, CLASS, column, read_table
 
 _PATHS = ("image", "path")
 """Keys of a datalist's items that name the file; the first that exists is used."""
@@ -44,11 +45,14 @@ def find_truth(cases: Sequence[Path], where: str, aspect: str | None = None) -> 
     """Find the class of each case: `where` is a table, a datalist (`.json`), a folder or a pattern with `{id}`.
 
     A table has a column that names the cases, by their paths (relative to its folder) or by names that identify them,
-    a column of classes, which has the name of the `aspect` if one is given, and optionally one of candidates. In a
-    folder, and with a pattern, every case has a file: a `_class.tsv`, of which the chosen class counts, or a text file
+    a column of classes, which has the name of the `aspect` if one is given, and optionally one of candidates. A folder
+    in which the images themselves lie, in a folder for each class, states the classes too. In another folder, and with
+    a pattern, every case has a file: a `_class.tsv`, of which the chosen class counts, or a text file
     that holds only the class. Raises InputError.
     """
     place = absolute(where)
+    if place.is_dir() and (named := _class_folders(cases, place)):
+        return Truth(named)
     if "{id}" in where or place.is_dir():
         matches = match(cases, where, "classes")
         found = {case: _class_in(file) for case, file in matches.found.items()}
@@ -60,6 +64,17 @@ def find_truth(cases: Sequence[Path], where: str, aspect: str | None = None) -> 
     parts = {stated[reference].part for reference in matches.found.values()}
     unused = [str(path) for path in matches.unused if stated[path].part in parts]
     return Truth({c: stated[r].value for c, r in matches.found.items()}, matches.missing, tuple(unused))
+
+
+def _class_folders(cases: Sequence[Path], place: Path) -> dict[Path, str]:
+    """Return case -> the folder below `place` that its image lies in; empty unless all images lie in such folders.
+
+    Folders of parts, such as `test`, are no classes: `place` is the folder that holds those of the classes.
+    """
+    if not all(case.is_relative_to(place) and len(case.relative_to(place).parts) > 1 for case in cases):
+        return {}
+    found = {case: case.relative_to(place).parts[0] for case in cases}
+    return found if all(case.exists() for case in cases) else {}
 
 
 def _stated(place: Path, aspect: str | None) -> dict[Path, _Entry]:

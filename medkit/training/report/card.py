@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
     from medkit.training.config import TrainingParts
 
+CARD, LICENCE = "README.md", "data_license.txt"
+"""Texts of a bundle in its folder `docs`."""
+BASE_ = "base_"
+"""Start of the names of the base's texts in a new bundle."""
+_STATED = (
+    *("name", "task", "description", "authors", "copyright", "intended_use", "data_source", "data_type"),
+    *("image_classes", "label_classes", "pred_classes", "eval_metrics", "references", "changelog"),
+)
+"""Keys of the metadata that are about the base's weights, its data and its authors."""
+_MEASURED = ("training", "calibration", "expected_dice", "trust", "next_step", "use", "own_classes", "base")
+"""Keys of medkit's part of the metadata that are: what was measured on the base, its purpose, and its advice."""
 BEGIN, END = "<!-- medkit train: begin -->", "<!-- medkit train: end -->"
 """Marks around the part of the model card that a training writes; the rest belongs to the authors."""
 CURVE = "docs/learning_curve.png"
@@ -104,43 +116,88 @@ def _first_channel(sample: Any, key: str) -> np.ndarray | None:
     return array[0] if array.ndim in (3, 4) else None
 
 
-def write_texts(folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequence[HistoryRow]) -> None:
-    """Write metadata, model card, note on the data's licence and learning curve, each completely or not at all."""
-    write_atomically(folder / CURVE, draw_curve(rows, figures.metric_name, f"{folder.name}: training"))
-    metadata = new_metadata(plan, figures)
-    write_atomically(folder / "configs" / "metadata.json", json.dumps(metadata, indent=4) + "\n")
-    card = folder / "docs" / "README.md"
-    pictures = {"learning curve": CURVE, "samples, from the first steps to the last": SAMPLES}
-    pictures = {title: name for title, name in pictures.items() if (folder / name).is_file()}
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.name}\n"
-    write_atomically(card, with_section(text, _section(plan, figures, _class_names(metadata, figures), pictures)))
-    if plan.data is not None:
-        path = folder / "docs" / "data_license.txt"
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if "medkit train" not in text:
-            write_atomically(path, (text.rstrip("\n") + "\n\n" if text.strip() else "") + _DATA_NOTE)
+def start_texts(plan: TrainingPlan, folder: Path) -> None:
+    """Set the texts of the base aside in a new bundle, a copy of it: they are about other weights and other data."""
+    docs = folder / "docs"
+    for name in (CARD, *([LICENCE] if plan.data is not None else [])):  # else the data are those that a config names
+        if (docs / name).is_file():
+            os.replace(docs / name, docs / f"{BASE_}{name}")
+    write_atomically(docs / CARD, _new_card(plan, folder.name, there=(docs / f"{BASE_}{CARD}").is_file()))
 
 
-_DATA_NOTE = """The weights in models/model.pt were trained by `medkit train` on data of its user (see docs/README.md),
-under the terms of those data; any text above is about the bundle that the training started from.
+def _new_card(plan: TrainingPlan, name: str, *, there: bool) -> str:
+    base = f"{plan.bundle.name} {plan.bundle.version}"
+    link = f"its card is [{BASE_}{CARD}]({BASE_}{CARD})" if there else "it has no card"
+    return f"""# {name}
+
+A bundle for `{plan.task}`, which `medkit train` made from {base}, the base. The weights are others: what the base's
+authors state about purpose, data, figures and limits does not hold here ({link}). What is known of these weights is
+below, and in `eval_metrics` of the metadata.
 """
 
 
-def new_metadata(plan: TrainingPlan, figures: Figures) -> dict[str, Any]:
-    """Return the base bundle's metadata with a new version, a line in the changelog, and figures under `medkit`."""
+def write_texts(
+    folder: Path, plan: TrainingPlan, figures: Figures, rows: Sequence[HistoryRow], class_names: Sequence[str] = ()
+) -> None:
+    """Write metadata, model card, note on the data's licence and learning curve, each completely or not at all.
+
+    class_names: the names of the classes that were learnt, if the config learns classes.
+    """
+    write_atomically(folder / CURVE, draw_curve(rows, figures.metric_name, f"{folder.name}: training"))
+    metadata = new_metadata(plan, figures, folder.name, class_names)
+    write_atomically(folder / "configs" / "metadata.json", json.dumps(metadata, indent=4) + "\n")
+    card = folder / "docs" / CARD
+    pictures = {"learning curve": CURVE, "samples, from the first steps to the last": SAMPLES}
+    pictures = {title: name for title, name in pictures.items() if (folder / name).is_file()}
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.name}\n"
+    names = _class_names(metadata, figures)
+    write_atomically(card, with_section(text, _section(plan, figures, names, pictures, class_names)))
+    path = folder / "docs" / LICENCE
+    if plan.data is not None and not path.is_file():
+        write_atomically(path, _DATA_NOTE)
+
+
+_DATA_NOTE = f"""The weights in models/model.pt were trained by `medkit train` on data of its user (see README.md),
+under the terms of those data. The weights of the base and their data: {BASE_}{LICENCE}, if the base states them.
+"""
+
+
+def new_metadata(
+    plan: TrainingPlan, figures: Figures, name: str = "", class_names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the metadata of the new bundle called `name`.
+
+    What the base's network takes and returns stays. What its authors state about their weights, data and purpose is
+    not true of the new ones: it stands under `medkit.base` only, and figures are those of this training.
+    """
     metadata = json.loads(json.dumps(plan.bundle.metadata))
+    stated = {key: metadata.pop(key) for key in _STATED if key in metadata}
+    block = metadata.pop("medkit", None)
+    block = block if isinstance(block, dict) else {}
+    base = {"name": plan.bundle.name, "version": plan.bundle.version}
     version = bumped(plan.bundle.version)
     best = figures.best
     line = f"trained by medkit train from {plan.bundle.name} {plan.bundle.version}: {figures.step} steps, "
     line += f"{figures.items} items" + (f", validation {figures.metric_name} {best.value:.4g}" if best else "")
-    changelog = metadata.get("changelog")
-    metadata["changelog"] = {version: line} | (changelog if isinstance(changelog, dict) else {})
-    metadata["version"] = version
-    block = metadata.get("medkit")
-    metadata["medkit"] = (block if isinstance(block, dict) else {}) | {
+    metadata |= {
+        "version": version,
+        "changelog": {version: line},
+        "name": name or plan.output.name,
+        "task": f"{plan.task}: {', '.join(class_names)}" if class_names else plan.task,
+        "description": f"Made by medkit train from {plan.bundle.name} {plan.bundle.version}, with other weights.",
+        "authors": "not stated",
+        "copyright": "not stated; that of the base's configs and code is in LICENSE",
+        "intended_use": "Not stated. Research only, not a medical device.",
+        "data_source": "data of the user of medkit train",
+        "eval_metrics": {f"validation_{_slug(str(figures.metric_name))}": round(best.value, 6)} if best else {},
+    }
+    if class_names:
+        _name_classes(metadata, block, class_names)
+    metadata["medkit"] = {key: value for key, value in block.items() if key not in _MEASURED} | {
         "task": plan.task,
+        "base": base | {"stated": stated},
         "training": {
-            "base": {"name": plan.bundle.name, "version": plan.bundle.version},
+            "base": base,
             "medkit_version": __version__,
             "config": plan.config,
             "steps": figures.step,
@@ -161,6 +218,31 @@ def new_metadata(plan: TrainingPlan, figures: Figures) -> dict[str, Any]:
     return with_meta(dict(metadata), plan)
 
 
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def _name_classes(metadata: dict[str, Any], block: dict[str, Any], names: Sequence[str]) -> None:
+    """Put the names of the classes into the description of the output, and leave out what is about others."""
+    formats = metadata.get("network_data_format", {})
+    outputs = formats.get("outputs", {})
+    made: dict[str, Any] = outputs.get("pred") or next(iter(outputs.values()), {})
+    known = list(made.get("channel_def", {}).values())
+    count = len(names)
+    made |= {"num_channels": count, "spatial_shape": [1, count]}
+    made["channel_def"] = {str(number): name for number, name in enumerate(names)}
+    if sorted(known) == sorted(names):
+        return
+    # other classes are other images: of what kind they are, the data do not say
+    block.pop("modality", None)
+    for tensor in formats.get("inputs", {}).values():
+        tensor.pop("modality", None)
+    if isinstance(codes := block.get("codes"), Mapping):
+        block["codes"] = {name: code for name, code in codes.items() if name in names}
+    if isinstance(flagged := block.get("flagged"), list):
+        block["flagged"] = [name for name in flagged if name in names]
+
+
 def bumped(version: str) -> str:
     """Return the next version.
 
@@ -179,12 +261,19 @@ def with_section(text: str, section: str) -> str:
     return f"{text.rstrip()}\n\n{block}\n"
 
 
-def _section(plan: TrainingPlan, figures: Figures, names: Sequence[str], pictures: Mapping[str, str]) -> str:
+def _section(
+    plan: TrainingPlan,
+    figures: Figures,
+    names: Sequence[str],
+    pictures: Mapping[str, str],
+    class_names: Sequence[str] = (),
+) -> str:
     best = figures.best
     ranks = f"{figures.ranks} ranks, " if figures.ranks > 1 else ""
     rows = [
         ("started from", f"{plan.bundle.name} {plan.bundle.version}, config `{plan.config}`"
          + (f", parameters of `{plan.init_from.name}`" if plan.init_from else ", random parameters")),
+        *([("classes", ", ".join(class_names))] if class_names else []),
         ("data", f"{figures.items} items for training, {figures.validation_items} for validation"),
         ("steps", f"{figures.step} in {figures.seconds / 3600:.2f} h"
          + (f"; {figures.skipped_steps} without an update" if figures.skipped_steps else "")),

@@ -1,20 +1,25 @@
-"""Changes of the new bundle's inference that come with a config: `NAME_inference` belongs to the config `NAME`.
+"""What the new bundle's configs and metadata have of the training: other configs, values of `--set`, its classes.
 
 `medkit train --config train,NAME` may train another network than the bundle's inference builds. If the bundle has a
 config `NAME_inference`, its ids replace those of the new bundle's inference, and its `_meta_` is merged into the
 metadata. The new bundle has all this in its configs `train` and `inference`, and no longer has a config `NAME`.
+
+Both configs also get the names of the classes, and the values of `--set` that the inference has too, such as a size:
+without them, the inference would build another network than the one that was trained.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medkit.bundles.bundle import Bundle
+from medkit.bundles.bundle import INFERENCE, Bundle
 from medkit.bundles.config import read_config
+from medkit.bundles.layers import has_id, put_value
 from medkit.pipe.atomic import write_atomically
+from medkit.training.config import CLASS_NAMES
 from medkit.training.plan import TrainingPlan
 
 META = "_meta_"
@@ -26,8 +31,29 @@ def names(plan: TrainingPlan) -> list[str]:
     return [name for name in plan.config.split(",")[1:] if plan.bundle.has_config(f"{name}_inference")]
 
 
-def apply(plan: TrainingPlan, folder: Path) -> None:
-    """Rewrite the configs of a new bundle, a copy of the plan's, if the plan's configs bring another inference."""
+_OF_A_RUN = ("bundle_root", "dataset_dir", "output_dir", "datalist", "device")
+"""Ids that say where a bundle runs, not what it is."""
+
+
+def apply(plan: TrainingPlan, folder: Path, class_names: Sequence[str] = ()) -> None:
+    """Rewrite the configs of a new bundle, a copy of the plan's, as the training was: see the module."""
+    _merge(plan, folder)
+    values = {name: value for name, value in plan.overrides.items() if name not in _OF_A_RUN}
+    values |= {CLASS_NAMES: list(class_names)} if class_names else {}
+    if not values or not plan.bundle.has_config(INFERENCE):
+        return
+    files = [folder / "configs" / plan.bundle.config(name).name for name in (plan.config.split(",")[0], INFERENCE)]
+    contents = [read_config(file) for file in files]
+    shared = {name: value for name, value in values.items() if all(has_id(content, name) for content in contents)}
+    for file, content in zip(files, contents, strict=True):
+        for name, value in shared.items():
+            put_value(content, name, value)
+        if shared:
+            write_atomically(file, json.dumps(content, indent=4) + "\n")
+
+
+def _merge(plan: TrainingPlan, folder: Path) -> None:
+    """Lay the plan's further configs over the first one, and over the inference, if they bring another inference."""
     if not (found := names(plan)):
         return
     merged = {

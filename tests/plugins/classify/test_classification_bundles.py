@@ -54,9 +54,13 @@ def test_the_network_takes_and_gives_what_the_metadata_says(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_configs_agree(name: str) -> None:
     one, other = (bundled.built(FOLDER / name, config) for config in ("train", "inference"))
-    for part in ("network_def", "blocks", "encoder", "pool", "head", "classes", "channels", "size", "dropout"):
+    shared_ids = ("network_def", "blocks", "encoder", "pool", "head", "class_names", "classes", "channels", "size")
+    for part in (*shared_ids, "dropout"):
         assert one.get(part) == other.get(part), part
+    made = json.loads((FOLDER / name / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]
+    assert one.get("class_names") == list(made["pred"]["channel_def"].values())
     steps = one.get("load::transforms")[:-2], other.get("preprocessing::transforms")
+    assert steps[0][0].pop("reader") == {"_target_": "medkit.training.ScanReader"}
     shared = min(map(len, steps))
     assert steps[0][:shared] == steps[1][:shared], "an image is prepared alike"
 
@@ -96,7 +100,10 @@ def test_training_from_a_bundle_with_its_encoder_as_it_is(medkit: Run, tmp_path:
     assert all(torch.equal(before[k], after[k]) for k in kept)
     assert not torch.equal(before["head.weight"], after["head.weight"])
     calibration = Calibration.of(Bundle(tmp_path / "new", "new", "classify"))
-    assert "other weights" in calibration.note, "the old calibration says nothing about new weights"
+    assert not calibration.note, "it is calibrated when the training ends"
+    old = Calibration.of(Bundle(FOLDER / name, name, "classify"))
+    assert calibration.threshold != old.threshold
+    assert "next_step" not in Bundle(tmp_path / "new", "new").block
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,6 +153,74 @@ def test_each_bundle_learns_from_facts_beside_its_images(medkit: Run, tmp_path: 
                    tmp_path / "more", "--init-from", tmp_path / "new", *small)  # fmt: skip
     assert again.code == 0, again.err
     bundled.verify_network(tmp_path / "more")
+
+
+CLASSES = ("coarse", "fine", "plain")
+
+
+def painted(folder: Path, kind: int, number: int) -> None:
+    """Write a picture of one of three textures, on which a network of a few steps can be right."""
+    rng = np.random.default_rng(10 * number + kind)
+    rows, columns = np.indices((48, 48))
+    wave = (np.sin(rows / 6), np.sin(2 * rows) * np.cos(2 * columns), np.linspace(-1, 1, 48)[None].repeat(48, 0))[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    values = 120 + 80 * wave + rng.normal(0, 5, (48, 48))
+    Picture.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+
+
+def test_classes_of_one_s_own_from_folders_to_figures(medkit: Run, tmp_path: Path) -> None:
+    """Train on three class folders, without a bundle's name; then evaluate, run and verify the bundle at once."""
+    for kind, name in enumerate(CLASSES):
+        for number in range(10):
+            painted(tmp_path / "set" / ("train" if number < 8 else "test") / name, kind, number)
+    small = ["--set", "batch_size=12", "--set", "epoch_length=10", "--steps", "20", "--precision", "float32"]
+    done = medkit("train", "classify", "--data", tmp_path / "set" / "train", "-o", tmp_path / "new", *small,
+                  "--set", "size=[24,24]", "--set", "changes::occurrence=0.0")  # fmt: skip
+    assert done.code == 0, done.err
+    metadata = json.loads((tmp_path / "new" / "configs" / "metadata.json").read_text())
+    assert list(metadata["network_data_format"]["outputs"]["pred"]["channel_def"].values()) == list(CLASSES)
+    assert metadata["medkit"]["base"]["name"] == "chest_xray_classification"
+    assert "modality" not in metadata["medkit"]
+    assert metadata["medkit"]["codes"] == {}
+    assert set(metadata["eval_metrics"]) == {"validation_auc"}
+    for config in ("train", "inference"):
+        content = json.loads((tmp_path / "new" / "configs" / f"{config}.json").read_text())
+        assert content["class_names"] == list(CLASSES)
+        assert content["size"] == [24, 24]
+    assert not Calibration.of(Bundle(tmp_path / "new", "new", "classify")).note
+    images = sorted((tmp_path / "set" / "test").rglob("*.png"))
+    done = medkit("run", "classify", "--bundle", tmp_path / "new", *images, "--table", tmp_path / "r.tsv")
+    assert done.code == 0, done.err
+    with open(tmp_path / "r.tsv") as file:
+        columns = file.readline().rstrip("\n").split("\t")
+    assert [c for c in columns if c.startswith("probability_")] == [f"probability_{name}" for name in CLASSES]
+    done = medkit("evaluate", tmp_path / "r.tsv", "--reference", tmp_path / "set" / "test", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["summary"]["all"]["auc"]["value"] > 0.9
+
+
+def test_the_number_of_classes_follows_from_the_data(medkit: Run, tmp_path: Path) -> None:
+    for kind, name in enumerate(CLASSES):
+        for number in range(2):
+            painted(tmp_path / "set" / name, kind, number)
+    given = ["train", "classify", "--data", tmp_path / "set", "-o", tmp_path / "new"]
+    done = medkit(*given, "--set", "classes=2")
+    assert done.code == 2
+    assert "follow from --data" in done.err
+    done = medkit(
+        "train",
+        "segment",
+        "--bundle",
+        "brain_mri_segmentation",
+        "--data",
+        tmp_path / "set",
+        "-o",
+        tmp_path / "new",
+        "--labels",
+        tmp_path / "t.csv",
+    )
+    assert done.code == 2
+    assert "learns no classes" in done.err
 
 
 def test_what_is_laid_over_is_the_same_for_all() -> None:
