@@ -20,6 +20,7 @@ from medkit.pipe.signals import StopRequest
 from medkit.run.loop import TaskRun
 from medkit.run.outputs import Output, Targets
 from medkit.run.task import Case, CasePlan, Result, Runtime, Stages, Table, Task, Text, Writable, numbered
+from medkit.terminal.progress import counted, steps
 
 __all__ = [
     "TABLE_SUFFIXES",
@@ -36,6 +37,7 @@ __all__ = [
     "Text",
     "Writable",
     "absolute",
+    "counted",
     "granted_threads",
     "is_bids",
     "lineage",

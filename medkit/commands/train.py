@@ -20,6 +20,7 @@ from medkit.options import absolute_path, option, settings, valid_device
 from medkit.pipe.lines import guarded_stdout
 from medkit.pipe.records import absolute
 from medkit.pipe.signals import StopRequest
+from medkit.terminal.progress import progress_bar
 from medkit.training.ranks import RankEndedError
 from medkit.training.world import World, find_world
 
@@ -143,7 +144,10 @@ def train(
             plan = _plan(bundle_name, trust, world, given)
             if dry_run:
                 return _print_plan(plan) if world.first else 0
-            result = _train(plan, stop)
+            with progress_bar("train", wanted=progress and not quiet and world.first):
+                result = _train(plan, stop)
+            if world.first and result.outcome != "stopped":
+                _complete(plan, result)
         except Stopped:
             return Stopped.exit_code
         except MedkitError as error:

@@ -15,6 +15,7 @@ from medkit.inference.memory import HALF, SCRATCH, WORKSPACE, Footprint, footpri
 from medkit.inference.transforms import Postprocessing, Prepared
 from medkit.machine.memory import available, ran_out
 from medkit.machine.precision import as_float, computing
+from medkit.terminal.progress import counted, has_bar, steps
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +201,7 @@ class Network:
 
         batch = list_data_collate([dict(item)])
         batch["image"] = batch["image"].to(self.device)
-        answer = self._inferer(plan)(batch["image"], self.network)
+        answer = self._infer(plan, batch["image"])
         batch["pred"] = answer if self.keeps_half else as_float(answer)
         return dict(decollate_batch(batch)[0])
 
@@ -209,6 +210,36 @@ class Network:
             return self.inferer
         inferer = copy.copy(self.inferer)
         inferer.sw_batch_size = plan.batch or inferer.sw_batch_size
+    def _infer(self, plan: ComputePlan, image: Any) -> Any:
+        """Return the inferer's answer to an image, (1, C, I, J, K); its windows are steps of the case."""
+        inferer = self._inferer(plan)
+        if not has_bar() or (total := self._calls(plan, tuple(image.shape[1:]))) is None:
+            return inferer(image, self.network)
+        with steps(total, "windows") as advance:
+
+            def network(*args: Any, **kwargs: Any) -> Any:
+                answer = self.network(*args, **kwargs)
+                advance()
+                return answer
+
+            return inferer(image, network)
+
+    def _calls(self, plan: ComputePlan, shape: tuple[int, ...]) -> int | None:
+        """Return how often the inferer calls the network for an image, (C, I, J, K); None if it has no windows.
+
+        None also for an inferer of another package: it may use the network in other ways than by calling it.
+        """
+        from monai.inferers import SlidingWindowInferer
+
+        if not (isinstance(self.inferer, SlidingWindowInferer) and type(self.inferer).__module__.startswith("monai.")):
+            return None
+        windows = math.prod(
+            -(-max(0, size - window) // stride) + 1
+            for axis, size in enumerate(shape[1:])
+            for window, stride in [self._reach(plan, shape, axis)]
+        )
+        return -(-windows // int(plan.batch or self.inferer.sw_batch_size))
+
         inferer.roi_size = plan.window or inferer.roi_size
         return inferer
 
@@ -221,7 +252,7 @@ class Network:
         window, stride = self._reach(plan, shape)
         bounds = sorted({min(size, round(size * n / plan.tiles / stride) * stride) for n in range(plan.tiles)} | {size})
         labels: Any = None
-        for low, high in pairwise(bounds):
+        for low, high in counted(list(pairwise(bounds)), "tiles"):
             start, end = low - min(low, (window - 1) // stride * stride), high + window - stride
             end = size if high > size - window else min(size, end)  # the last window is pushed back into the image
             answer = self._whole(plan, {"image": image.narrow(axis, start, end - start)})
@@ -238,12 +269,19 @@ class Network:
         dim = getattr(self.inferer, "spatial_dim", None)
         return 1 + (dim if dim is not None else max(range(len(shape) - 1), key=lambda n: shape[n + 1]))
 
-    def _reach(self, plan: ComputePlan, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Return the voxels of a window along that axis, and from one window to the next; a slice is a window of 1."""
-        if hasattr(self.inferer, "spatial_dim"):
+    def _reach(self, plan: ComputePlan, shape: tuple[int, ...], axis: int | None = None) -> tuple[int, int]:
+        """Return the voxels of a window along an axis of (C, I, J, K), and from one window to the next.
+
+        `axis`: None for the one that is cut into tiles. Across slices a window is one slice.
+        """
+        across = getattr(self.inferer, "spatial_dim", None)
+        axis = self._axis(shape) - 1 if axis is None else axis
+        if axis == across:
             return 1, 1
-        axis = self._axis(shape) - 1
-        window = (plan.window or self._window(shape) or (1,) * 3)[axis]
+        windows = list(plan.window or self._window(shape) or (1,) * 3)
+        if across is not None and len(windows) < len(shape) - 1:
+            windows.insert(across, 1)
+        window = windows[axis] if windows[axis] and windows[axis] > 0 else shape[axis + 1]
         overlap = self.inferer.overlap
         share = overlap if isinstance(overlap, float | int) else overlap[axis]
         return window, max(1, int(window * (1 - share)))

@@ -13,6 +13,7 @@ from medkit.bundles.config import one_line, own_error
 from medkit.errors import Stopped, TrainingError
 from medkit.machine.precision import choose_precision, prepare
 from medkit.pipe.signals import StopRequest
+from medkit.terminal.progress import has_bar, set_progress
 from medkit.training.checkpoint import RunFolder
 from medkit.training.config import TrainConfig, TrainingParts
 from medkit.training.data import DataList
@@ -22,7 +23,7 @@ from medkit.training.plan import TrainingPlan, TrainingResult
 from medkit.training.ranks import RankEndedError, Ranks, StepAbandoned
 from medkit.training.report.card import Figures, write_texts, write_weights
 from medkit.training.report.history import History, HistoryRow
-from medkit.training.report.progress_line import progress_line
+from medkit.training.report.progress_line import bar_text, progress_line, seconds_left
 from medkit.training.sharing import SharedSteps, share_training
 from medkit.training.validation import Validation
 from medkit.training.weights import AveragedNetwork, count_parameters
@@ -208,8 +209,9 @@ class TrainingRun:
     def _result(self, outcome: Any) -> TrainingResult:
         best, progress = self.validation.best, self.progress
         name = self.validation.metric_name if best else None
-        chosen = (best.value, best.step) if best else (None, None)
-        return TrainingResult(self.folder.root, outcome, progress.step, progress.seconds, name, *chosen)
+        value, step = (best.value, best.step) if best else (None, None)
+        root = self.folder.root
+        return TrainingResult(root, outcome, progress.step, progress.seconds, name, value, step, self.data)
 
     # ---- a step
 
@@ -267,7 +269,9 @@ class TrainingRun:
             self.trainer.terminate()
         elif self.save_due:
             self._save()
-        if not self.stopped and time.monotonic() - self.logged_at > SECONDS_BETWEEN_LINES:
+        if has_bar():
+            self._show_progress()
+        elif not self.stopped and time.monotonic() - self.logged_at > SECONDS_BETWEEN_LINES:
             self._log_progress()
 
     def _validated(self) -> bool:
@@ -359,9 +363,19 @@ class TrainingRun:
             _device_name(self.device), self.precision, f", {self.ranks.size} ranks" if self.ranks.size > 1 else "",
         )  # fmt: skip
 
+    def _show_progress(self) -> None:
+        """Show on the bar how far the training is."""
+        progress, found = self.progress, self.validation
+        text = bar_text(self.history.rows, self._recent_loss(), found.metric_name, found.best)
+        set_progress(progress.step, progress.steps, text=text, whole=progress.fraction, left=seconds_left(progress))
+
+    def _recent_loss(self) -> float | None:
+        """Return the mean since the last row of the log; None right after it."""
+        return self.guard.mean if self.guard.count else None
+
     def _log_progress(self) -> None:
         self.logged_at = time.monotonic()
-        loss = self.guard.mean if self.guard.count else None
+        loss = self._recent_loss()
         rate = self.parts.optimizer.param_groups[0]["lr"]
         found = self.validation
         line = progress_line(self.progress, self.history.rows, loss, rate, found.metric_name, found.best)
