@@ -47,6 +47,7 @@ __all__ = [
     "sha256_of",
     "split_bids",
     "stem",
+    "steps",
     "whole",
     "write_atomically",
 ]

@@ -87,7 +87,7 @@ def lines_of(bars: Sequence[BarState], totals: Sequence[int | None], columns: in
     paper = _Paper()
     console = Console(file=paper, width=columns, force_terminal=True, highlight=False, soft_wrap=False)
     console.print(table, end="")
-    return [line.rstrip() for line in paper.getvalue().split("\n")]
+    return [line.rstrip() for line in paper.getvalue().rstrip("\n").split("\n")]
 
 
 class _Paper(io.StringIO):

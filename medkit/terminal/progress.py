@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 from medkit.terminal.meeting import Shared
 from medkit.terminal.screen import Screen, pipes, screen_of
 from medkit.terminal.state import BarState, Lines
+
+_T = TypeVar("_T")
 
 _DELAY = 0.5
 """Seconds before a bar appears: what is done sooner needs none."""
@@ -66,11 +69,13 @@ class Bar:
         self._failed += failed
         self._earlier.append((time.monotonic(), self._done))
 
-    def set(self, done: int, *, text: str, whole: float, left: float | None) -> None:
+    def set(self, done: int, total: int | None, *, text: str, whole: float, left: float | None) -> None:
         """Set what is done; `text`: shown as the case; `whole`: the share of all, 0 to 1; `left`: seconds."""
-        if done > self._done:
+        if self._whole is None:  # what an earlier run did says nothing of the rate
+            self._earlier.clear()
+        if not self._earlier or done > self._done:
             self._earlier.append((time.monotonic(), done))
-        self._done, self._text, self._whole, self._left = done, text, whole, left
+        self._done, self._total, self._text, self._whole, self._left = done, lambda: total, text, whole, left
 
     @contextlib.contextmanager
     def activity(self, case: str, doing: str) -> Iterator[None]:
@@ -239,6 +244,12 @@ def has_bar() -> bool:
     return _bar is not None
 
 
+def set_progress(done: int, total: int | None, *, text: str, whole: float, left: float | None) -> None:
+    """Set what the bar shows of work that is no list of cases (see `Bar.set`)."""
+    if _bar is not None:
+        _bar.set(done, total, text=text, whole=whole, left=left)
+
+
 @contextlib.contextmanager
 def working_on(case: str, doing: str = "") -> Iterator[None]:
     """Within the block, the bar says that this thread works on a case; empty: on the one it works on already."""
@@ -251,3 +262,11 @@ def steps(total: int, unit: str) -> Iterator[Callable[[], None]]:
     """Yield what is to be called after each of `total` steps within a case; `unit`: what they are, in plural."""
     with _bar.steps(total, unit) if _bar else contextlib.nullcontext(lambda: None) as advance:
         yield advance
+
+
+def counted(items: Sequence[_T], unit: str) -> Iterator[_T]:
+    """Yield items, each of which is a step within a case; `unit`: what they are, in plural."""
+    with steps(len(items), unit) as advance:
+        for item in items:
+            yield item
+            advance()

@@ -19,7 +19,7 @@ from medkit.errors import InputError
 from medkit.images import Image
 from medkit.inference import choose_device
 from medkit.space import Grid, apply_affine
-from medkit.task import Case, Result, Runtime, numbered
+from medkit.task import Case, Result, Runtime, counted, numbered, steps
 from medkit.transforms import Transform, resample, write_transform
 from medkit_register.affine import AffineSettings
 from medkit_register.choices import TemplateChoices
@@ -53,12 +53,14 @@ def make_template(choices: TemplateChoices, runtime: Runtime, case: Case) -> Res
     if count < 2:
         raise InputError(f"{case.path}: a template takes two scans or more, got one")
     group = ScanGroup(case, runtime, [numbered("image", n) for n in range(1, count + 1)])
-    group.first_round()
     kinds = choices.rounds()
-    for number, kind in enumerate(kinds, start=1):
-        group.next_round(kind, choices.quality if number == len(kinds) else "fast")
-        if choices.sharpen:
-            group.mean = sharpened(group.mean)
+    with steps(1 + len(kinds), "rounds") as advance:
+        group.first_round()
+        for number, kind in enumerate(kinds, start=1):
+            advance()
+            group.next_round(kind, choices.quality if number == len(kinds) else "fast")
+            if choices.sharpen:
+                group.mean = sharpened(group.mean)
     files: dict[str, Any] = {"image": group.template()}
     for number, scan in enumerate(group.scans, start=1):
         files[numbered("transform", number)] = LateTransform(group, scan, inverse=False)
@@ -111,7 +113,7 @@ class ScanGroup:
     def first_round(self) -> None:
         """Register all scans rigidly to the first one, and average them in the middle of all."""
         first: Pyramid | None = None
-        for role in self.roles:
+        for role in counted(self.roles, "scans"):
             image = self.read(role)
             volume = volume_of(image)
             pyramid = Pyramid(volume)
@@ -131,7 +133,7 @@ class ScanGroup:
     def next_round(self, kind: str, quality: str) -> None:
         """Register every scan to the mean so far, and recompute the mean."""
         fixed = Pyramid(volume_of(self.mean))
-        for scan in self.scans:
+        for scan in counted(self.scans, "scans"):
             self._register(fixed, scan, kind, quality)
         if kind == "deformable":
             self._centre_warps()
