@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medkit import plugins
-from medkit.bundles.bundle import bundle_for_task, find_bundle
+from medkit.bundles.bundle import WEIGHTS, bundle_for_task, find_bundle, installed
 from medkit.errors import MedkitError, Stopped, UsageError
 from medkit.options import absolute_path, option, settings, valid_device
 from medkit.pipe.lines import guarded_stdout
@@ -27,6 +27,7 @@ from medkit.training.world import World, find_world
 if TYPE_CHECKING:
     from medkit.training.plan import TrainingPlan, TrainingResult
 
+log = logging.getLogger("medkit.training")
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -72,7 +73,15 @@ def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     callback=absolute_path,
     metavar="PATH",
     help="A datalist's .json, a Medical Decathlon, nnU-Net or BIDS folder, or a folder of images; "
-    "two folders, --data A/ B/, for configs that learn from unpaired images.",
+    "a folder of images for each class, below PATH, for configs that learn classes; two folders, --data A/ B/, for "
+    "configs that learn from unpaired images.",
+)
+@click.option(
+    "--labels",
+    callback=absolute_path,
+    metavar="TABLE",
+    allow_from_autoenv=False,
+    help="A table with the class of each image in the folder of --data (.csv, .tsv), for configs that learn classes.",
 )
 @click.option("--init-from", metavar="BUNDLE|FILE", help="Start with the parameters of a bundle, .pt or .ts file.")
 @click.option(
@@ -136,6 +145,7 @@ def train(
     \b
     medkit train segment --data scans/ -o my_bundle --hours 2
     medkit train segment --data scans/ -o my_bundle --hours 2   # again: continues where it stopped
+    medkit train classify --data photos/ -o my_classes           # photos/ has a folder for each class
     """
     with guarded_stdout() as stdout, StopRequest(_SIGNALS) as stop:
         world = find_world(os.environ)
@@ -177,6 +187,8 @@ def _plan(bundle_name: str | None, trust: bool, world: World, given: dict[str, A
     if given["more_data"] and given["data"] is None:
         raise UsageError(f"{given['more_data'][0]}: unexpected; data are given by --data")
     configs = given["config_name"].split(",")
+    if bundle_name is None and given["data"] is not None:
+        bundle_name = _bundle_for_classes(given["task"], given["data"], registry)
     chosen = bundle_for_task(bundle_name, given["task"], registry, trust=trust, configs=configs)
     weights = given.pop("init_from")
     return TrainingPlan(
@@ -187,6 +199,38 @@ def _plan(bundle_name: str | None, trust: bool, world: World, given: dict[str, A
         world=world,
         **given,
     )
+
+
+def _bundle_for_classes(task: str, data: Path, registry: plugins.Registry) -> str | None:
+    """Return the name of the task's bundle that is for one's own classes of such images; None if none says so.
+
+    Bundles say so by `medkit.own_classes` in their metadata: `planes` or `volumes`.
+    """
+    from medkit.training.own_classes import is_planar
+
+    known = {b.block["own_classes"]: b for b in installed(registry) if b.task == task and "own_classes" in b.block}
+    planar = is_planar(data) if known else None
+    if planar is None or (chosen := known.get("planes" if planar else "volumes")) is None:
+        return None
+    log.info("bundle: %s, for %s; --bundle names another", chosen.name, "planes" if planar else "volumes")
+    return f"{chosen.distribution}:{chosen.name}" if chosen.distribution else chosen.name
+
+
+def _complete(plan: TrainingPlan, result: TrainingResult) -> None:
+    """Add to a bundle whose training has ended what its task measures on the weights, and trust the bundle.
+
+    Its code is that of the base, which is trusted, and its weights were made here.
+    """
+    from medkit.bundles.safety.trust import admit
+
+    offers = plugins.registry().tasks.get(plan.task)
+    function = plugins.choose_offer("task", plan.task, offers).load_trained() if offers else None
+    try:
+        if function is not None and result.data is not None and (result.bundle / WEIGHTS).is_file():
+            function(result.bundle, result.data, plan.overrides)
+        admit(result.bundle, trust=True)
+    except MedkitError as error:
+        log.warning("%s: the bundle is trained, but not complete: %s", result.bundle.name, error)
 
 
 def _weights_file(text: str, registry: plugins.Registry) -> Path:

@@ -351,7 +351,7 @@ class TrainingRun:
             ranks=self.ranks.size,
             skipped_steps=self.guard.skipped,
         )
-        write_texts(self.folder.root, self.plan, figures, self.history.rows)
+        write_texts(self.folder.root, self.plan, figures, self.history.rows, self.config.class_names)
 
     # ---- messages
 
