@@ -15,7 +15,7 @@ import click
 from medkit import __version__, plugins
 from medkit.commandline import WORDS
 from medkit.errors import INTERRUPTED, MedkitError, PluginError, Stopped, reason_of
-from medkit.helppages import list_in_groups, question
+from medkit.helppages import OWN, OWN_OF_TASK, lay_out, question, sharpened
 from medkit.machine.user import give_matplotlib_a_folder, name_unknown_user
 from medkit.options import PLUGIN_KEY, doubtful_variables
 from medkit.pipe.lines import guarded_stdout, private_stdin
@@ -47,11 +47,18 @@ _CORE_COMMANDS = (
         "completion", "Print what a shell needs to complete medkit's words.", "medkit.commands.completion:completion"
     ),
     CommandSpec("doctor", "Show what medkit finds here, for a bug report.", "medkit.commands.doctor:doctor"),
-    CommandSpec("demo", "See medkit work, on a brain with a known transform.", "medkit.commands.demo:demo"),
+    CommandSpec("demo", "See medkit work: a tour of two minutes.", "medkit.commands.demo:demo"),
 )
 _GROUPS = ("bundle", "dicom", "plugins", "transform")
 """Those of them that have commands of their own."""
 _CORE_TASKS = (TaskSpec("bundle", "Run any MONAI bundle on images.", "medkit.commands.run_bundle:bundle"),)
+
+
+def _complete_values(command: click.Command) -> None:
+    """Let the parameters of a command complete their values."""
+    import importlib
+
+    importlib.import_module("medkit.commands.completion").complete_values(command)
 
 
 class LazyGroup(click.Group):
@@ -89,7 +96,9 @@ class LazyGroup(click.Group):
             offer = plugins.choose_offer(self.what, cmd_name, offers)
             with guarded_stdout():
                 command: click.Command = offer.load()
-            list_in_groups(command)
+            lay_out(command, OWN_OF_TASK if self.what == "task" else OWN)
+            if ctx.resilient_parsing:  # a shell asks how the words go on
+                _complete_values(command)
             ctx.meta[PLUGIN_KEY] = offer.plugin
             return command
         self._refuse_if_broken(cmd_name)
@@ -210,6 +219,8 @@ def _exit_code(arguments: list[str]) -> int:
         click.echo(f"medkit: stopped by {stopped}; run again", err=True)
         return Stopped.exit_code
     except click.ClickException as error:
+        if isinstance(error, click.UsageError):
+            error = sharpened(error)
         error.show()
         return error.exit_code
     except MedkitError as error:

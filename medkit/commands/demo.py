@@ -1,8 +1,8 @@
-"""`medkit demo`: brains with a known transform are aligned in a real shell pipe, and the error is printed."""
+"""`medkit demo`: a tour of medkit on brains with a known transform, in a real shell."""
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 import shlex
 import subprocess
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from medkit.errors import MedkitError, UsageError
-from medkit.pipe.lines import text_lines
-from medkit.pipe.records import absolute
+from medkit.pipe.records import absolute, record_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,30 +48,37 @@ _SUBJECTS = (
 )
 
 
+_REGISTER = "ls scans/*.nii.gz | medkit run register --type affine --fixed mni152_t1.nii.gz -o aligned --qc pictures"
+_SEGMENT = "medkit run segment -o segmented --qc pictures"
+_CLASSIFY = "medkit run classify scans/*.nii.gz --bundle brain_mri_quality_classification -o classes --qc pictures"
+_REPORT = "medkit report aligned segmented classes --qc pictures -o report.html"
+
+
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("medkit-demo"), show_default=True,
               help="A new folder for all files of the demo.")  # fmt: skip
 def demo(output: Path) -> None:
-    """See medkit work, on brains with a known transform.
+    """See medkit work: a tour of two minutes.
 
-    Makes two scans from the MNI152 template, each rotated, shifted, scaled, noisy and with another order of axes,
-    aligns them with the template in a shell pipe, and prints the distance from the true transform.
+    Makes two scans from the MNI152 template, each rotated, shifted, scaled, noisy and with another order of axes. Then
+    aligns them with the template, labels their structures, asks which contrast they have and whether they are usable,
+    and makes a page of all results. Prints each command, what came out, and how far the alignment is from the truth.
     """
     folder = absolute(output)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder}: exists already; remove it, or choose another -o")
     fixed, truths = make_subjects(folder)
     click.echo(f"$ cd {shlex.quote(os.path.relpath(folder))}")
-    lines = _shell(
-        f"ls scans/*.nii.gz | medkit run register --type affine --fixed {fixed.name} --json --qc pictures -o aligned",
-        folder,
-    )
-    for record in map(json.loads, text_lines(lines)):
-        name = Path(record["Sources"][0]).name.removesuffix(".nii.gz")
-        before, after = _errors(fixed, Path(record["medkit"]["outputs"]["transform"]["path"]), truths[name])
-        click.echo(f"{name}: {before:.1f} mm from the truth before, {after:.2f} mm after (mean over the brain)")
-    click.echo(_shell(f"medkit show aligned/{_SUBJECTS[0].name}_registered.nii.gz", folder), nl=False)
-    click.echo(f"pictures: {os.path.relpath(folder / 'pictures')}")
+    _shell(f"{_REGISTER} | {_SEGMENT}", folder)
+    for subject in _SUBJECTS:
+        before, after = _errors(fixed, folder / f"aligned/{subject.name}_transform.tfm", truths[subject.name])
+        click.echo(f"{subject.name}: {before:.1f} mm from the truth before, {after:.2f} mm after (mean over the brain)")
+        click.echo(f"{subject.name}: {_volumes(folder / f'segmented/{subject.name}_registered_dseg.nii.gz')}")
+    _shell(_CLASSIFY, folder)
+    for subject in _SUBJECTS:
+        click.echo(f"{subject.name}: {_answers(folder / f'classes/{subject.name}_class.tsv')}")
+    click.echo(_shell(f"medkit show segmented/{_SUBJECTS[0].name}_registered_dseg.nii.gz", folder), nl=False)
+    click.echo(_shell(f"{_REPORT} --viewer" if _has_niivue() else _REPORT, folder), nl=False)
 
 
 def _shell(command: str, folder: Path) -> str:
@@ -85,6 +91,32 @@ def _shell(command: str, folder: Path) -> str:
     if done.returncode:
         raise MedkitError(f"the command ended with {done.returncode}: {command}")
     return done.stdout
+
+
+def _volumes(labels: Path) -> str:
+    """Return how many structures were found, and the volume of two."""
+    volumes = record_of(labels).medkit["metrics"]["volumes_mm3"]
+    sizes = ", ".join(f"{name} {volumes[name] / 1000:.1f} ml" for name in ("left hippocampus", "right hippocampus"))
+    return f"{sum(volume > 0 for volume in volumes.values())} structures, {sizes}"
+
+
+def _answers(table: Path) -> str:
+    """Return what the table of a scan says: its classes, or why there are none."""
+    with open(table, encoding="utf-8", newline="\n") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if rows[0]["abstained"] == "yes":
+        return f"no answer, as it is {rows[0]['reason']}"
+    return ", ".join(f"{row['candidate']}: {row['class']} (confidence {float(row['confidence']):.2f})" for row in rows)
+
+
+def _has_niivue() -> bool:
+    from medkit.viewer.niivue import niivue
+
+    try:
+        niivue()
+    except MedkitError:
+        return False
+    return True
 
 
 def make_subjects(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:

@@ -11,7 +11,7 @@ from medkit.testing import run_medkit
 
 
 @pytest.mark.slow
-def test_the_demo_finds_the_truth(tmp_path: Path) -> None:
+def test_the_tour_finds_the_truth_and_ends_with_a_page(tmp_path: Path) -> None:
     pytest.importorskip("nilearn")
     folder = tmp_path / "demo"
     done = run_medkit(["demo", "-o", str(folder)])
@@ -19,8 +19,15 @@ def test_the_demo_finds_the_truth(tmp_path: Path) -> None:
     errors = re.findall(r"(\w+): ([\d.]+) mm from the truth before, ([\d.]+) mm after", done.stdout)
     assert [name for name, _, _ in errors] == ["anna", "ben"]
     assert all(float(before) > 10 and float(after) < 0.5 for _, before, after in errors)
-    assert {p.name for p in (folder / "pictures").iterdir()} == {"anna_registered.png", "ben_registered.png"}
-    assert "| medkit run register" in done.stdout
+    assert re.findall(r"(\w+): 31 structures, left hippocampus", done.stdout) == ["anna", "ben"]
+    assert "anna: contrast: T1 (confidence 0.9" in done.stdout
+    assert "ben: no answer, as it is unlike the training images" in done.stdout
+    commands = re.findall(r"^\$ .*medkit (?:run )?(\w+)", done.stdout, re.MULTILINE)
+    assert commands == ["segment", "classify", "show", "report"]
+    page = Path(done.stdout.splitlines()[-1])
+    assert page == folder / "report.html"
+    assert "6 cases: 0 failed, 1 to look at" in done.stderr
+    assert page.stat().st_size > 1_000_000
 
     again = run_medkit(["demo", "-o", str(folder)])
     assert again.returncode == 2

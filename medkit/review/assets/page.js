@@ -465,12 +465,12 @@
     const box = make("div");
     const item = chosen;
     const load = () => volumesOf(item).then(
-      (volumes) => { if (viewing && item === chosen) medkitViewer.show(box, volumes, `${item.subject}, ${item.task}`); },
+      (volumes) => viewing && item === chosen && medkitViewer.show(box, volumes, `${item.subject}, ${item.task}`),
       (error) => box.replaceChildren(make("p", { class: "failed" }, error.message)));
     button.addEventListener("click", () => {
       viewing = !viewing;
       button.setAttribute("aria-pressed", String(viewing));
-      if (viewing) load();
+      if (viewing) load().then(() => place.scrollIntoView({ block: "nearest" }));
       else box.replaceChildren();
     });
     place.append(button, box);
