@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import nibabel as nib
+import nnunet_model
 import numpy as np
 import pytest
 import zoo
@@ -55,11 +56,13 @@ FACES = (
 )
 PAGE_OF = {
     **dict.fromkeys(("medkit bids", "medkit describe"), "workflows.md"),
+    "medkit bundle import": "nnunet.md",
     "medkit bundle": "bundles.md",
     "medkit deidentify": "privacy.md",
     "medkit completion": "options.md",
     **dict.fromkeys(("medkit merge", "medkit status", "medkit submit"), "clusters.md"),
     "medkit demo": "index.md",
+    "medkit doctor": "doctor.md",
     "medkit dicom": "dicom.md",
     "medkit evaluate": "evaluate.md",
     "medkit plugins": "plugins.md",
@@ -129,6 +132,9 @@ def scans(tmp_path: Path) -> Path:
     write_sound(tmp_path / "lungs", "lungs", train__handlers=[], validate__handlers=[])
     write_labels(tmp_path / "maps")
     zoo.write(tmp_path / "spleen_ct_segmentation", "spleen_ct_segmentation")
+    plan = nnunet_model.plans({"3d_fullres": nnunet_model.configuration(spacing=[4.0] * 3)})
+    nnunet_model.write_model(tmp_path / "nnunet", plan, nnunet_model.dataset(), "3d_fullres")
+    shutil.make_archive(str(tmp_path / "Dataset001_Lungs"), "zip", tmp_path / "nnunet")
     for name, p in (("anna", 0.8), ("ben", 0.3)):
         (tmp_path / f"findings/{name}_class.tsv").write_text(f"class\tprobability\nwell\t{1 - p}\nill\t{p}\n")
     (tmp_path / "truth.csv").write_text("case,class\nanna,ill\nben,well\n")
@@ -194,6 +200,10 @@ def _check_run_bundle(folder: Path) -> None:
     assert len(list((folder / "spleens").glob("*_dseg.nii.gz"))) == 2
 
 
+def _check_nnunet(folder: Path) -> None:
+    assert len(list((folder / "nnunet_labels").glob("*_dseg.nii.gz"))) == 2
+
+
 def _check_segment(folder: Path) -> None:
     assert len(list((folder / "labelled").glob("*_mask.nii.gz"))) == 2
 
@@ -218,6 +228,7 @@ def _check_evaluate(folder: Path) -> None:
 
 CHECKS = {
     "pipes-and-records.md": _check_pipes,
+    "nnunet.md": _check_nnunet,
     "run-bundle.md": _check_run_bundle,
     "segment.md": _check_segment,
     "classify.md": _check_classify,

@@ -98,26 +98,28 @@ def install(
     overwrite: bool = False,
     trust: bool = False,
     taken: Sequence[str] = (),
+    origin: Path | None = None,
 ) -> Installed:
     """Copy the bundle in a zip or folder into the user's folder, under `name` or the name it has.
 
     `task` replaces the task that its metadata state; `taken` are the names of plugins' bundles; `trust` remembers that
-    its code may run. Raises InputError if the file is not a zip, BundleError if it is not a bundle, or is unsafe,
-    UsageError if the name is not allowed, and OutputError if another version has the name.
+    its code may run; `origin` is what `source` was made of. Raises InputError if the file is not a zip, BundleError if
+    it is not a bundle, or is unsafe, UsageError if the name is not allowed, and OutputError if another version has the
+    name.
     """
     with write_errors_named():
         if source.is_dir():
             entries = [_followed(e, source) for e in folder_entries(source)]
-            return _install(source, entries, source.resolve().name, None, name, task, overwrite, trust, taken)
+            return _install(source, entries, source.resolve().name, None, name, task, overwrite, trust, taken, origin)
         with open_zip(source) as archive:
             entries = list(zip_entries(archive))
             size = source.stat().st_size
-            return _install(source, entries, source.stem, size, name, task, overwrite, trust, taken)
+            return _install(source, entries, source.stem, size, name, task, overwrite, trust, taken, origin)
 
 
 def _install(
     source: Path, entries: list[Entry], own_name: str, archive_bytes: int | None, name: str | None, task: str | None,
-    overwrite: bool, trust: bool, taken: Sequence[str],
+    overwrite: bool, trust: bool, taken: Sequence[str], origin: Path | None,
 ) -> Installed:  # fmt: skip
     kept, prefix = entries_to_copy(source, entries, archive_bytes)
     name = _valid_name(name or prefix.rstrip("/") or own_name, taken)
@@ -130,7 +132,7 @@ def _install(
             for entry in kept:
                 copy(entry, part / entry.name, source)
             done = _described(part, folder / name, name, task)
-            done = _put(done, part, source, overwrite)
+            done = _put(done, part, origin or source, overwrite)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     if trust:

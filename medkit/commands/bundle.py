@@ -1,7 +1,8 @@
-"""`medkit bundle`: list, describe, check, audit, install and pack bundles."""
+"""`medkit bundle`: list, describe, check, audit, install, import and pack bundles."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -152,6 +153,58 @@ def _install_notes(done: store.Installed, trust: bool) -> list[str]:
     if not trust and not is_trusted(done.root):
         notes.append(f"it runs only with --trust; inspect it first with medkit bundle audit {done.name}")
     return notes
+
+
+@bundle.command(name="import", short_help="Make a bundle of a trained nnU-Net.")
+@click.argument("form", metavar="nnunet", type=click.Choice(["nnunet"]))
+@click.argument("source", metavar="DIR|ZIP")
+@click.option("--name", metavar="NAME", help="The bundle's name.  [default: the name of the data set]")
+@click.option(
+    "--configuration",
+    "configurations",
+    multiple=True,
+    metavar="NAME",
+    help="Take this configuration, such as 2d; repeatable.  [default: all]",
+)
+@click.option("--folds", metavar="N[,N]|all", help="Take these folds.  [default: all numbered ones]")
+@click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, metavar="NAME", help="The weights.")
+@click.option(
+    "--orientation", metavar="RAS", help="Turn images to these directions first.  [default: as the model's reader does]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace another version of it.")
+def import_(
+    form: str, source: str, name: str | None, configurations: tuple[str, ...], folds: str | None, checkpoint: str,
+    orientation: str | None, overwrite: bool,
+) -> None:  # fmt: skip
+    """Make a bundle of a trained model of nnU-Net v2, for `--bundle NAME`; nnU-Net itself is not needed.
+
+    DIR or ZIP holds plans.json, dataset.json and fold_0/checkpoint_final.pth, or a folder for each configuration that
+    does. Weights are read as tensors, and the configs are medkit's own, so the bundle may run at once.
+
+    \b
+    medkit bundle import nnunet Dataset004_Hippocampus.zip --name hippocampus
+    """
+    from medkit.nnunet.importing import Choices, import_model
+
+    path = absolute(source)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder; medkit imports local files, not from a network")
+    if orientation is not None and sorted(orientation) not in [sorted(axes) for axes in _DIRECTIONS]:
+        raise UsageError(f"--orientation {orientation}: expected three letters, such as RAS")
+    taken = [spec.name for plugin in plugins.registry().plugins for spec in plugin.bundles]
+    chosen = Choices(
+        name, tuple(filter(None, (folds or "").split(","))), checkpoint, configurations, orientation, overwrite
+    )
+    done = import_model(path, chosen, taken)
+    installed = done.installed
+    already = ": was there already" if installed.already else ""
+    for line in (f"{installed.name} {installed.version}, sha256 {installed.sha256}{already}", *done.notes):
+        click.echo(printable(f"medkit: {line}"), err=True)
+    click.echo(installed.root)
+
+
+_DIRECTIONS = tuple("".join(axes) for axes in itertools.product("RL", "AP", "SI"))
+"""The directions of three axes, in one of their orders."""
 
 
 @bundle.command(short_help="Write a bundle into a zip.")

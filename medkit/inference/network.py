@@ -63,8 +63,8 @@ class Network:
     ) -> None:
         self.network, self.inferer, self.post = network, inferer, post
         self.device, self.precision, self.limit = device, precision, limit
-        self.keeps_half = False
-        """Whether answers in half precision stay so, which halves their memory, for a task that works on in parts."""
+        self.keeps_half = hasattr(inferer, "bytes_per_voxel")
+        """Whether answers in half precision stay so, which halves their memory, for steps that work on in parts."""
         self._footprints: dict[tuple[int, ...], Footprint] = {}
 
     def __call__(self, prepared: Prepared) -> Prepared:
@@ -163,9 +163,14 @@ class Network:
         window = plan.window or self._window(shape) or shape[1:]
         batch = plan.batch or int(getattr(self.inferer, "sw_batch_size", 1))
         found = self._footprint((1, shape[0], *window))
+        own: Any = getattr(self.inferer, "bytes_per_voxel", None)
         run = WORKSPACE + int(found.peak * batch * SCRATCH * (HALF if self.precision != "float32" else 1))
         stitched = 4 * self._tile(plan, shape) * (2 * found.channels + 2)
         grid = math.prod(prepared.grid.shape)
+        if own is not None:
+            return (
+                run + voxels * own(found.channels, len(getattr(self.network, "networks", [self.network]))) + 12 * grid
+            )
         if plan.tiles:
             return run + stitched + 16 * (voxels + grid)
         return (
@@ -205,11 +210,6 @@ class Network:
         batch["pred"] = answer if self.keeps_half else as_float(answer)
         return dict(decollate_batch(batch)[0])
 
-    def _inferer(self, plan: ComputePlan) -> Any:
-        if plan.batch is None and plan.window is None:
-            return self.inferer
-        inferer = copy.copy(self.inferer)
-        inferer.sw_batch_size = plan.batch or inferer.sw_batch_size
     def _infer(self, plan: ComputePlan, image: Any) -> Any:
         """Return the inferer's answer to an image, (1, C, I, J, K); its windows are steps of the case."""
         inferer = self._inferer(plan)
@@ -240,6 +240,11 @@ class Network:
         )
         return -(-windows // int(plan.batch or self.inferer.sw_batch_size))
 
+    def _inferer(self, plan: ComputePlan) -> Any:
+        if plan.batch is None and plan.window is None:
+            return self.inferer
+        inferer = copy.copy(self.inferer)
+        inferer.sw_batch_size = plan.batch or inferer.sw_batch_size
         inferer.roi_size = plan.window or inferer.roi_size
         return inferer
 

@@ -210,7 +210,6 @@ class BundleRunner:
         self, bundle: Bundle, parts: InferenceParts, device: torch.device, precision: str, limit: int | None
     ) -> None:
         import torch
-        from monai.inferers import SliceInferer
 
         from medkit.inference.evaluator import EvaluatorNetwork
         from medkit.inference.network import Network
@@ -218,7 +217,7 @@ class BundleRunner:
         from medkit.machine.precision import lay_channels_last
 
         self.bundle, self.contract, self.precision = bundle, contract_of(bundle), precision
-        planes = self.contract.planar and not isinstance(parts.inferer, SliceInferer)
+        planes = self.contract.planar and not hasattr(parts.inferer, "spatial_dim")
         if parts.evaluator is None and not isinstance(parts.network, torch.jit.ScriptModule):
             lay_channels_last(parts.network)
         self.preprocessing = Preprocessing(

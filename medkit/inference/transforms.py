@@ -194,6 +194,8 @@ class Postprocessing:
 
         Raises BundleError if the steps make labels in another way.
         """
+        if own := next((step for step in self.steps if hasattr(step, "probabilities")), None):
+            return own.probabilities(prepared.item)
         index = next((n for n, s in enumerate(self.steps) if _named(s, "AsDiscrete") and "pred" in s.keys), None)
         item = dict(_through(self.steps[:index], dict(prepared.item)))
         value = item["pred"]

@@ -26,7 +26,7 @@ def available(limit: int | None, device: torch.device) -> int:
         return min(free, limit) if limit else free
     if limit:
         return limit - resident()
-    left = [_machine_left(), memory_left()]
+    left = [machine_left(), memory_left()]
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if space != resource.RLIM_INFINITY:
         left.append(space - _statm(0))
@@ -46,7 +46,7 @@ def _statm(column: int) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _machine_left() -> int:
+def machine_left() -> int:
     """Return how many bytes of memory this machine can still give; if unknown, half of what it has."""
     try:
         lines = Path("/proc/meminfo").read_text().split("\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from medkit.machine.cgroups import processors
@@ -24,10 +24,18 @@ def granted_threads(
     folders `proc` and `sys` are), and the CPU affinity. If the run consists of several `tasks` on this machine, each
     gets an equal share of what is granted to all; `cores` is then the number that they may run on together.
     """
-    own = [_number(environ, name) for name in _FOR_A_TASK]
-    shared = [cores or len(affinity()), processors(root), *(_number(environ, name) for name in _FOR_A_JOB)]
-    shared += _slurm_grants(environ, tasks)
-    return max(1, min(grant for grant in (*own, *(n // tasks for n in shared if n)) if grant is not None))
+    return min(grants(environ, root, tasks, cores).values())
+
+
+def grants(
+    environ: Mapping[str, str] = os.environ, root: Path = Path("/"), tasks: int = 1, cores: int | None = None
+) -> dict[str, int]:
+    """Return what grants processors to this run -> how many, each at least 1; see `granted_threads`."""
+    shared = {"processor affinity": cores or len(affinity()), "control group": processors(root)}
+    shared |= {name: _number(environ, name) for name in _FOR_A_JOB} | _slurm_grants(environ, tasks)
+    own = {name: _number(environ, name) for name in _FOR_A_TASK}
+    found = own | {name: n and n // tasks for name, n in shared.items()}
+    return {name: max(1, n) for name, n in found.items() if n is not None}
 
 
 def affinity() -> set[int]:
@@ -35,15 +43,16 @@ def affinity() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def _slurm_grants(environ: Mapping[str, str], tasks: int) -> Iterator[int | None]:
-    """Yield what Slurm grants without `--cpus-per-task`: by GPU, and the job's processors here for all its tasks."""
+def _slurm_grants(environ: Mapping[str, str], tasks: int) -> dict[str, int | None]:
+    """Return what Slurm grants without `--cpus-per-task`: by GPU, and the job's processors here for all its tasks."""
     per_gpu = _number(environ, "SLURM_CPUS_PER_GPU")
-    yield per_gpu and per_gpu * (_number(environ, "SLURM_GPUS_ON_NODE") or 1)
+    found = {"SLURM_CPUS_PER_GPU": per_gpu and per_gpu * (_number(environ, "SLURM_GPUS_ON_NODE") or 1)}
     here = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
     here = here or environ.get("SLURM_NTASKS") or "1"
     # "1(x3)": one task on each of three nodes; other tasks than those of this run may need the rest
     if set(re.sub(r"\(x\d+\)", "", here).split(",")) == {"1"} or tasks > 1:
-        yield _number(environ, "SLURM_CPUS_ON_NODE")
+        found["SLURM_CPUS_ON_NODE"] = _number(environ, "SLURM_CPUS_ON_NODE")
+    return found
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:
