@@ -14,6 +14,7 @@ from medkit.bundles.contract import contract_of
 from medkit.bundles.requirements import version_notes
 from medkit.errors import BundleError, size_text
 from medkit.pipe.records import sha256_of
+from medkit.terminal.tables import Layout, aligned
 
 if TYPE_CHECKING:
     from medkit.plugins import Registry
@@ -153,8 +154,8 @@ def _card(path: Path) -> list[str]:
 # ---- for people
 
 
-def list_lines(found: list[BundleRow]) -> Iterator[str]:
-    """Yield the list as aligned columns."""
+def list_lines(found: list[BundleRow], layout: Layout = aligned) -> Iterator[str]:
+    """Yield the list as columns, and below each bundle why it cannot be read."""
     if not found:
         yield "no bundles"
         return
@@ -167,11 +168,16 @@ def list_lines(found: list[BundleRow]) -> Iterator[str]:
         for r in found
     ]  # fmt: skip
     table = [tuple(printable(cell) for cell in line) for line in table]  # type: ignore[misc]
-    widths = [max(len(line[n]) for line in table) for n in range(len(head))]
-    for number, line in enumerate(table):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        if number and (error := found[number - 1].error):
-            yield f"    {printable(error)}"
+    lines = layout(table, len(head)).split("\n")
+    errors = {number: f"    {printable(row.error)}" for number, row in enumerate(found, start=1) if row.error}
+    if len(lines) > len(table):  # cells are wrapped
+        yield from lines
+        yield from (f"{found[number - 1].name}: {error.strip()}" for number, error in errors.items())
+        return
+    for number, line in enumerate(lines):
+        yield line
+        if number in errors:
+            yield errors[number]
 
 
 def megabytes(size: int) -> str:

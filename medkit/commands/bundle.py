@@ -19,6 +19,7 @@ from medkit.bundles.safety.trust import is_trusted
 from medkit.bundles.summary import describe, list_lines, megabytes, rows, show_lines
 from medkit.errors import UsageError, listed
 from medkit.pipe.records import absolute
+from medkit.terminal.tables import layout_on
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 # no variable: trust is given to one bundle at a time
@@ -45,7 +46,7 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(row) for row in found], indent=1))
         return
-    for line in list_lines(found):
+    for line in list_lines(found, layout_on(sys.stdout)):
         click.echo(line)
 
 

@@ -12,6 +12,7 @@ import click
 
 from medkit.options import absolute_path
 from medkit.pipe.records import absolute
+from medkit.terminal.tables import columns_of, draw
 
 log = logging.getLogger("medkit")
 
@@ -51,11 +52,8 @@ def list_(places: tuple[Path, ...], as_records: bool, identify: bool) -> int:
         log.warning("%s", note)
     if as_records:
         lines = as_json(found)
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(as_table(found, identify=identify))
-        lines = iter(())
+    elif columns := columns_of(sys.stdout):
+        lines = iter([draw(as_table(found, identify=identify), columns, sys.stdout).rstrip("\n")])
     else:
         lines = as_text(found, identify=identify)
     for line in lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from medkit.commands.plugins_new import new
 from medkit.plugins import Plugin, Registry, registry
 from medkit.specs import CommandSpec, TaskSpec
+from medkit.terminal.tables import Node, columns_of, tree_lines
 
 
 @click.group(invoke_without_command=True)
@@ -26,7 +28,11 @@ def plugins(ctx: click.Context, as_json: bool, verbose: bool) -> None:
     if as_json:
         click.echo(json.dumps(as_data(found), indent=1))
         return
-    for line in _lines(found, verbose):
+    if columns_of(sys.stdout) is None:
+        lines = _lines(found, verbose)
+    else:
+        lines = (line for node in _nodes(found, verbose) for line in tree_lines(node, sys.stdout))
+    for line in lines:
         click.echo(line)
 
 
@@ -65,6 +71,25 @@ def _lines(found: Registry, verbose: bool) -> Iterator[str]:
             yield from _details(plugin)
     for sentence in conflicts(found):
         yield f"conflict: {sentence}"
+
+
+def _nodes(found: Registry, verbose: bool) -> Iterator[Node]:
+    """Yield the same as trees, for a terminal."""
+    for plugin in found.plugins:
+        names = {
+            "tasks": [task.name for task in plugin.tasks],
+            "commands": [command.name for command in plugin.commands],
+            "bundles": [bundle.name for bundle in plugin.bundles],
+        }
+        facts = [f"{kind}: {', '.join(every)}" for kind, every in names.items() if every]
+        if plugin.error:
+            facts = [f"BROKEN: {plugin.error}"]
+        more = [line.strip() for line in _details(plugin)] if verbose else []
+        yield Node(plugin.name, f"{plugin.distribution} {plugin.version}", facts, [Node(line) for line in more])
+    if not found.plugins:
+        yield Node("no plugins", "MEDKIT_PLUGINS restricts them, if it is set")
+    for sentence in conflicts(found):
+        yield Node("conflict", "", [f"conflict: {sentence}"])
 
 
 def _offers(plugin: Plugin) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from medkit.errors import InputError
 from medkit.pipe.provenance import command_line, in_words
 from medkit.pipe.records import Record, absolute, describe_programs, record_of
 from medkit.run.existing import is_there
+from medkit.terminal.tables import Node, tree_lines
 
 
 @click.command()
@@ -27,7 +29,7 @@ def show(file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(tree(record, ()), indent=1))
         return
-    for line in _lines(record, (), "", ""):
+    for line in tree_lines(_node(record, ()), sys.stdout):
         click.echo(line)
 
 
@@ -38,21 +40,15 @@ def tree(record: Record, above: tuple[Path, ...]) -> dict[str, Any]:
     return out
 
 
-def _lines(record: Record, above: tuple[Path, ...], lead: str, indent: str) -> Iterator[str]:
-    name = _short(record.path, above[-1]) if above else record.path
-    yield f"{lead}{name}  ({record.kind}{_state(record)})"
-    sources = [p for p in record.sources if p not in above]
-    bar = "│ " if sources else "  "
-    for fact in _facts(record):
-        yield f"{indent}{bar}  {fact}"
-    for number, source in enumerate(sources, start=1):
-        last = number == len(sources)
-        yield from _lines(
-            record_of(source),
-            (*above, record.path),
-            indent + ("└─ " if last else "├─ "),
-            indent + ("   " if last else "│  "),
-        )
+def _node(record: Record, above: tuple[Path, ...]) -> Node:
+    """Return the tree for people; `above`: the files made from it."""
+    sources = [record_of(path) for path in record.sources if path not in above]
+    return Node(
+        title=_short(record.path, above[-1]) if above else str(record.path),
+        note=f"({record.kind}{_state(record)})",
+        facts=list(_facts(record)),
+        children=[_node(source, (*above, record.path)) for source in sources],
+    )
 
 
 def _short(path: Path, result: Path) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from medkit.evaluation.results import CASE_METRICS, ROW_METRICS, Evaluation, Scores, Summary
+from medkit.terminal.tables import Layout, aligned
 
 TITLES = {
     "dice": "Dice",
@@ -32,13 +33,13 @@ TITLES = {
 _STATISTICS = {"mean": "mean", "sd": "SD", "low": "95% from", "high": "95% to", "n": "n"}
 
 
-def table(evaluation: Evaluation, per_label: bool = False) -> str:
+def table(evaluation: Evaluation, per_label: bool = False, layout: Layout = aligned) -> str:
     """Return lines for people: the cases and their summary, and with `per_label` also the labels, or the points."""
-    parts = [_cases(evaluation)]
+    parts = [_cases(evaluation, layout)]
     if per_label and evaluation.settings.kind == "labels":
-        parts.append(_labels(evaluation))
+        parts.append(_labels(evaluation, layout))
     elif per_label:
-        parts += [_points(score) for score in evaluation.scores if score.rows]
+        parts += [_points(score, layout) for score in evaluation.scores if score.rows]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,7 +103,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cases(evaluation: Evaluation) -> str:
+def _cases(evaluation: Evaluation, layout: Layout) -> str:
     kind = evaluation.settings.kind
     metrics = CASE_METRICS[kind]
     shown = (*metrics, "data_range") if kind == "images" else metrics
@@ -114,10 +115,10 @@ def _cases(evaluation: Evaluation) -> str:
             [title, *(_statistic(evaluation.summary[metric], statistic) for metric in metrics)]
             for statistic, title in _STATISTICS.items()
         ]
-    return aligned(rows)
+    return layout(rows, 1)
 
 
-def _labels(evaluation: Evaluation) -> str:
+def _labels(evaluation: Evaluation, layout: Layout) -> str:
     """Return the means over the cases, and for several cases also the deviation and interval of Dice."""
     metrics = ROW_METRICS["labels"]
     several = len(evaluation.scores) > 1
@@ -127,13 +128,13 @@ def _labels(evaluation: Evaluation) -> str:
         means = [number_text(summaries[m].mean) for m in metrics]
         spread = [_statistic(summaries["dice"], statistic) for statistic in extra]
         rows.append([label, evaluation.names.get(label, ""), *means, *spread])
-    return aligned(rows, texts=2)
+    return layout(rows, 2)
 
 
-def _points(score: Scores) -> str:
+def _points(score: Scores, layout: Layout) -> str:
     rows = [[f"point of {score.pair.name}", TITLES["tre_mm"]]]
     rows += [[row.label, number_text(row.values["tre_mm"])] for row in score.rows]
-    return aligned(rows)
+    return layout(rows, 1)
 
 
 def _statistic(summary: Summary, name: str) -> str:
@@ -149,16 +150,3 @@ def number_text(value: float) -> str:
 
 def _exact(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
-
-
-def aligned(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """Return rows as columns two spaces apart, the first `texts` of them aligned left, the others right."""
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
-    lines = (
-        "  ".join(
-            cell.ljust(width) if column < texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)

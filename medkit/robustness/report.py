@@ -9,18 +9,19 @@ from dataclasses import asdict
 from typing import Any
 
 from medkit.evaluation.classes.report import TITLES as CLASS_TITLES
-from medkit.evaluation.report import TITLES, aligned, finite, number_text
+from medkit.evaluation.report import TITLES, finite, number_text
 from medkit.figures.charts import SIZE, Series, line_chart, round_ticks, spread
 from medkit.robustness.corruptions import CORRUPTIONS
 from medkit.robustness.run import ORIGINAL, CorruptionRow, Robustness
 from medkit.robustness.scores import MEASURES
+from medkit.terminal.tables import Layout, aligned
 
 _TITLES = TITLES | CLASS_TITLES
 _KEY = 40
 """Pixels next to the axes for the names of the corruptions."""
 
 
-def table(done: Robustness) -> str:
+def table(done: Robustness, layout: Layout = aligned) -> str:
     """Return lines for people: corruption and strength, the main measure and its fall, and the other measures."""
     main, *others = MEASURES[done.settings.kind]
     interval = ["95% from", "95% to"]
@@ -32,7 +33,7 @@ def table(done: Robustness) -> str:
         falls = [fall.value, fall.low, fall.high] if row.corruption != ORIGINAL[0] else [math.nan] * 3
         texts = [number_text(n) for n in (*numbers, *falls, *(row.values[o].value for o in others))]
         rows.append([row.corruption, _strength(row), *texts, str(row.n)])
-    return f"{aligned(rows)}\n\n{_legend(done)}\n"
+    return f"{layout(rows, 1)}\n\n{_legend(done)}\n"
 
 
 def csv_text(done: Robustness) -> str:

@@ -36,7 +36,7 @@ def compare_classes(
         write_atomically(given["csv_file"], csv_text(judged))
     if given["plots"]:
         write_pictures(given["plots"], pictures(judged), given["overwrite"])
-    text = json.dumps(as_data(judged)) + "\n" if given["as_json"] else table(judged)
+    text = json.dumps(as_data(judged)) + "\n" if given["as_json"] else table(judged, given["layout"])
     return text, int(bool(bad) or (bool(judged.unmatched) and not given["allow_missing"]))
 
 

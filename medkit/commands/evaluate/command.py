@@ -13,6 +13,7 @@ from medkit.errors import InputError, UsageError
 from medkit.inference.options import BundleOptions, bundle_options
 from medkit.options import option, valid_device
 from medkit.pipe.lines import guarded_stdout, input_lines
+from medkit.terminal.tables import layout_on
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NEW = click.Path(dir_okay=False, path_type=Path)
@@ -112,7 +113,7 @@ def evaluate(files: tuple[str, ...], **given: Any) -> int:
     medkit evaluate --robustness --bundle B scans --reference 'labels/{id}_labels.nii.gz'
     """  # fmt: skip
     with guarded_stdout() as stdout:
-        text, code = _work(files, given)
+        text, code = _work(files, given | {"layout": layout_on(stdout)})
         stdout.write(os.fsencode(text))
         stdout.flush()
     return code

@@ -44,7 +44,8 @@ def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given
     if given["csv_file"]:
         write_atomically(given["csv_file"], csv_text(done))
     data = as_data(done) | {"unmatched": [str(path) for path in unmatched]}
-    text = json.dumps(data) + "\n" if given["as_json"] else table(done, given["per_label"]) if done.scores else ""
+    shown = table(done, given["per_label"], given["layout"]) if done.scores else ""
+    text = json.dumps(data) + "\n" if given["as_json"] else shown
     return text, _exit_code(done, bool(bad) or (bool(unmatched) and not given["allow_missing"]))
 
 

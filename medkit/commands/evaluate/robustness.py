@@ -55,7 +55,7 @@ def measure_robustness(
         write_atomically(given["csv_file"], csv_text(done))
     if given["plots"]:
         write_pictures(given["plots"], {"robustness.png": picture(done)}, given["overwrite"])
-    text = json.dumps(as_data(done)) + "\n" if given["as_json"] else table(done)
+    text = json.dumps(as_data(done)) + "\n" if given["as_json"] else table(done, given["layout"])
     return text, int(bool(bad or done.failures) or (bool(unmatched) and not given["allow_missing"]))
 
 

@@ -12,7 +12,8 @@ from medkit.evaluation.bootstrap import Estimate
 from medkit.evaluation.classes.metrics import BY_CLASS, OVERALL, reliability
 from medkit.evaluation.classes.predictions import PROBABILITY
 from medkit.evaluation.classes.run import ALL, ANSWERED, Judged
-from medkit.evaluation.report import aligned, finite, number_text
+from medkit.evaluation.report import finite, number_text
+from medkit.terminal.tables import Layout, aligned
 
 TITLES = {
     "auc": "AUC",
@@ -29,9 +30,10 @@ TITLES = {
 _INTERVAL = ("95% from", "95% to")
 
 
-def table(judged: Judged) -> str:
+def table(judged: Judged, layout: Layout = aligned) -> str:
     """Return lines for people: the measures, those of each class, and the confusion matrix."""
-    return "\n\n".join([_heading(judged), _measures(judged), _classes(judged), _confusion(judged)]) + "\n"
+    parts = [_heading(judged), *(part(judged, layout) for part in (_measures, _classes, _confusion))]
+    return "\n\n".join(parts) + "\n"
 
 
 def csv_text(judged: Judged) -> str:
@@ -93,25 +95,25 @@ def _heading(judged: Judged) -> str:
     return f"{len(judged.cases)} cases, {abstained} abstained from; AUC, sensitivity and the like: {meaning}"
 
 
-def _measures(judged: Judged) -> str:
+def _measures(judged: Judged, layout: Layout) -> str:
     rows = [["measure"]]
     for group in judged.measures:
         rows[0] += ["all cases" if group == ALL else "answered", *_INTERVAL]
     for name in OVERALL:
         values = [found[name] for found in judged.measures.values()]
         rows.append([TITLES[name], *(number_text(n) for v in values for n in (v.value, v.low, v.high))])
-    return aligned(rows)
+    return layout(rows, 1)
 
 
-def _classes(judged: Judged) -> str:
+def _classes(judged: Judged, layout: Layout) -> str:
     rows = [["class", "n", *(TITLES[name] for name in BY_CLASS)]]
     for number, (name, found) in enumerate(judged.by_class.items()):
         count = int((judged.given.truth == number).sum())
         rows.append([name, str(count), *(number_text(found[measure].value) for measure in BY_CLASS)])
-    return aligned(rows)
+    return layout(rows, 1)
 
 
-def _confusion(judged: Judged) -> str:
+def _confusion(judged: Judged, layout: Layout) -> str:
     """Return the confusion matrix, with references in rows and a separate column for cases that were abstained from."""
     classes, counts = judged.given.classes, judged.confusion.get(ANSWERED, judged.confusion[ALL])
     some = ANSWERED in judged.confusion
@@ -119,4 +121,4 @@ def _confusion(judged: Judged) -> str:
     for number, name in enumerate(classes):
         left = int((judged.abstained & (judged.given.truth == number)).sum())
         rows.append([name, *(str(count) for count in counts[number]), *([str(left)] if some else [])])
-    return aligned(rows)
+    return layout(rows, 1)
