@@ -81,11 +81,10 @@ def _nodes(found: Registry, verbose: bool) -> Iterator[Node]:
             "commands": [command.name for command in plugin.commands],
             "bundles": [bundle.name for bundle in plugin.bundles],
         }
-        facts = [f"{kind}: {', '.join(every)}" for kind, every in names.items() if every]
-        if plugin.error:
-            facts = [f"BROKEN: {plugin.error}"]
-        more = [line.strip() for line in _details(plugin)] if verbose else []
-        yield Node(plugin.name, f"{plugin.distribution} {plugin.version}", facts, [Node(line) for line in more])
+        offers = [Node(kind, ", ".join(every)) for kind, every in names.items() if every]
+        more = [Node(line.strip()) for line in _details(plugin)] if verbose else []
+        trouble = [f"BROKEN: {plugin.error}"] if plugin.error else []
+        yield Node(plugin.name, f"{plugin.distribution} {plugin.version}", trouble, [*offers, *more])
     if not found.plugins:
         yield Node("no plugins", "MEDKIT_PLUGINS restricts them, if it is set")
     for sentence in conflicts(found):

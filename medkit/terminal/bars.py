@@ -5,19 +5,18 @@ Importing this imports rich, so only the process that draws does.
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from medkit.terminal.meeting import Shared
+from medkit.terminal.rendering import rendered
 from medkit.terminal.screen import Screen, frame_of
 from medkit.terminal.state import BarState
 from medkit.terminal.words import duration, rate_text
@@ -84,18 +83,7 @@ def lines_of(bars: Sequence[BarState], totals: Sequence[int | None], columns: in
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for bar, total in list(zip(bars, totals, strict=True))[:rows]:
         table.add_row(*_cells(bar, total, now, wide=wide))
-    paper = _Paper()
-    console = Console(file=paper, width=columns, force_terminal=True, highlight=False, soft_wrap=False)
-    console.print(table, end="")
-    return [line.rstrip() for line in paper.getvalue().rstrip("\n").split("\n")]
-
-
-class _Paper(io.StringIO):
-    """Where rich prints; it draws with ASCII where the terminal's encoding has nothing else."""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return _encoding()
+    return rendered(table, columns, _encoding()).rstrip("\n").split("\n")
 
 
 def _encoding() -> str:
