@@ -19,6 +19,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "WeightsMissingError",
+    "did_you_mean",
     "listed",
     "size_text",
 ]

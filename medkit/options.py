@@ -15,6 +15,7 @@ import click
 
 from medkit import __version__
 from medkit.commandline import given_command
+from medkit.completions import one_of, some_of
 from medkit.errors import UsageError, did_you_mean
 from medkit.helppages import GroupedOption
 from medkit.pipe.lines import shard_of
@@ -31,8 +32,10 @@ __all__ = [
     "absolute_path",
     "bytes_of",
     "group_by_option",
+    "one_of",
     "option",
     "settings",
+    "some_of",
     "task_options",
     "valid_device",
     "words",

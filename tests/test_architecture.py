@@ -21,7 +21,7 @@ TASKS = {"register", "template", "segment", "enhance", "sr", "classify", "contou
 
 FLOORS = (
     ("errors", "specs", "terminal"),
-    ("commandline", "helppages", "hookspecs", "machine", "pipe", "space"),
+    ("commandline", "completions", "helppages", "hookspecs", "machine", "pipe", "space"),
     ("bids", "images", "options", "plugins", "scanner"),
     ("bundles", "cli", "figures", "privacy", "studies", "synthesis", "transforms"),
     ("diagnosis", "evaluation", "nnunet", "run", "testing", "training"),

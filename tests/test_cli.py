@@ -152,11 +152,36 @@ def test_a_mistyped_bundle(medkit: Run) -> None:
 
 def test_help_lists_options_in_groups(toy: Run) -> None:
     page = toy("run", "double", "--help").out
-    heads = ["Options", "Inputs and outputs", "Quality control and messages", "Running"]
+    heads = ["This task", "Inputs and outputs", "Running", "Quality control and messages"]
     assert [line[:-1] for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")] == heads
-    own = page[page.index("Options:") : page.index("Inputs and outputs:")]
+    own = page[page.index("This task:") : page.index("Inputs and outputs:")]
     assert "--factor" in own
     assert "--output" not in own
+
+
+def test_help_begins_with_examples(toy: Run, medkit: Run) -> None:
+    page = medkit("run", "segment", "--help").out
+    heads = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert heads[:3] == ["Examples:", "Description:", "This task:"]
+    assert page.index("Label structures in images.") < page.index("Examples:") < page.index("Writes a label map")
+    assert "Options:" in medkit("evaluate", "--help").out  # which is no task
+    assert "Examples:" not in toy("run", "double", "--help").out.split("This task:")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["register", "--type", "afine"], "'joint'; did you mean affine?"),
+        (["register", "--overwite"], "Did you mean '--overwrite'?"),
+        (["register", "--typ", "rigid"], "Did you mean '--type'?"),
+        (["segment", "--labels", "lung_lfet"], "bones; did you mean lung_left?"),
+        (["segment", "--outputs", "labels,barin"], "regions; did you mean brain?"),
+    ],
+)
+def test_mistyped_options_and_values(medkit: Run, words: list[str], advice: str) -> None:
+    done = medkit("run", *words, "x.nii.gz")
+    assert done.code == 2
+    assert advice in done.err
 
 
 def test_help_of_tasks_with_bundles_and_of_commands_below_commands(medkit: Run) -> None:

@@ -76,6 +76,12 @@ class Chart:
             box = [(x - 2.5) * SCALE, (y - 2.5) * SCALE, (x + 2.5) * SCALE, (y + 2.5) * SCALE]
             self.draw.ellipse(box, fill=colour)
 
+    def bar(self, between: tuple[float, float], value: float, ticks: Sequence[float], colour: Colour) -> None:
+        """Draw a bar from the bottom to a value on the axis of `ticks`, between two values of the horizontal axis."""
+        left, right = (self.across(end) * SCALE for end in between)
+        top, bottom = self.up(value, ticks) * SCALE, self.up(ticks[0], ticks) * SCALE
+        self.draw.rectangle([left, top, right, bottom], fill=colour, outline=BACKGROUND, width=SCALE)
+
     def legend(self, entries: Mapping[str, Colour]) -> None:
         """Write the names of curves above the axes, next to each other."""
         x = float(LEFT)
@@ -153,14 +159,17 @@ def line_chart(
     return chart.png()
 
 
-def round_ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Return about `count` round numbers, the first one at or below `low`, the last one at or above `high`."""
+def round_ticks(low: float, high: float, count: int, *, whole: bool = False, most: float = math.inf) -> list[float]:
+    """Return about `count` round numbers, the first one at or below `low`, the last one at or above `high`.
+
+    most: none is larger, such as 1 for shares.
+    """
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
     step = max(1.0, round(step)) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [n * step for n in range(first, last + 1)]
+    return [n * step for n in range(first, last + 1) if n * step <= most * (1 + 1e-9)]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

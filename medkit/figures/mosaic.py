@@ -8,7 +8,7 @@ picture (also if constant, empty, one voxel thick, or elsewhere in space): the h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -123,11 +123,12 @@ def heat_mosaic(image: Image, heat: Image, *, title: str = "", what: str = "", s
 def heat_tiles(items: Sequence[tuple[str, Image, Image]], *, what: str) -> np.ndarray:
     """Return planes next to each other, each given by its name, image and map from 0 to 1, and below them with the map.
 
-    Below is a bar of the map's colours, called `what`. The picture is (H, W, 3) uint8.
+    All have the same grey window. Below is a bar of the map's colours, called `what`. The picture is (H, W, 3) uint8.
     """
     scale, rows, places = ColourScale.heat(), list[list[np.ndarray]]([[], []]), list[Plane]()
+    own = [choose_window(image) for _, image, _ in items]
+    window = replace(own[0], low=min(one.low for one in own), high=max(one.high for one in own))
     for _, image, heat in items:
-        window = choose_window(image)
         plane = choose_planes(image, window, axes_of(image), None, 1, times=len(items))[0][0]
         tile = rgb(window.grey(sample(image, plane, window.low)))
         rows[0].append(tile)
@@ -209,7 +210,7 @@ def members_mosaic(template: Image, members: Sequence[Callable[[], Member]], *, 
     values = [sample(template, plane, window.low) for plane in planes]
     smooth = [smoothed(window.around_levels(v), template, plane) for v, plane in zip(values, planes, strict=True)]
     columns = [[rgb(window.grey(v)) for v in values]]
-    headings = ["template"]
+    headings = ["the template"]
     for read in members:
         member = read()
         own = choose_window(member.image)

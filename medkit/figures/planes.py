@@ -229,7 +229,8 @@ def _positions(
     """Return positions, mm along one axis, spread evenly through the box, on slices of the scan, each of them once."""
     low, high = (end[axis] for end in box)
     if marked is not None:
-        low, high = marked[:, axis].min(), marked[:, axis].max()
+        # stray voxels of a label must not take a slice from the others
+        low, high = np.quantile(marked[:, axis], [0.002, 0.998])
     wanted = low + (high - low) * (np.arange(count) + 0.5) / count
     if marked is not None:
         occupied = np.unique(marked[:, axis].round(3))

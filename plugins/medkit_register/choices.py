@@ -12,6 +12,8 @@ BENDING = ("deformable", "joint")
 """Types of registration with a warp after the affine map."""
 ROLES = ("image", "transform", "inverse_transform")
 """The files of every registration."""
+JOINT_ROLES = ("rigid_transform", "affine_transform")
+"""Those of a joint registration."""
 MIDPOINT_ROLES = ("fixed_image", "fixed_transform", "fixed_inverse_transform")
 """Those of the fixed image, with `--midpoint`."""
 
@@ -50,7 +52,7 @@ class RegisterChoices:
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles of all files that this kind of registration can make."""
-        joint = ("rigid_transform", "affine_transform") if self.kind == "joint" else ()
+        joint = JOINT_ROLES if self.kind == "joint" else ()
         return (*ROLES, *joint, *(MIDPOINT_ROLES if self.midpoint else ()))
 
     def wants(self, role: str) -> bool:

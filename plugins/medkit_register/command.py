@@ -9,9 +9,9 @@ import click
 from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
 from medkit.errors import UsageError
 from medkit.inference import NONE, bundle_or_none
-from medkit.options import FILE_OF_CASE, IMAGE_PATH, RunOptions, task_options, words
+from medkit.options import FILE_OF_CASE, IMAGE_PATH, RunOptions, some_of, task_options, words
 from medkit.task import absolute, run_task
-from medkit_register.choices import BENDING, RegisterChoices
+from medkit_register.choices import BENDING, JOINT_ROLES, MIDPOINT_ROLES, ROLES, RegisterChoices
 from medkit_register.task import register_task
 
 
@@ -56,6 +56,7 @@ from medkit_register.task import register_task
 @click.option(
     "--outputs",
     callback=words,
+    shell_complete=some_of((*ROLES, *JOINT_ROLES, *MIDPOINT_ROLES)),
     metavar="ROLE,...",
     help="What to write, the main output first: image, transform, inverse_transform; for joint also rigid_transform "
     "and affine_transform, for --midpoint fixed_image, fixed_transform and fixed_inverse_transform.  [default: all]",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from medkit.dicom_objects import DicomChoices, Segments, VolumeReport, dicom_options, with_dicom
-from medkit.errors import UsageError
+from medkit.errors import UsageError, did_you_mean
 from medkit.inference import AUTO, BundleOptions, bundle_options
-from medkit.options import RunOptions, absolute_path, task_options, words
+from medkit.options import RunOptions, absolute_path, some_of, task_options, words
 from medkit.task import absolute, run_task
 from medkit_segment.methods import METHODS, range_of
 from medkit_segment.results import ROLES, SegmentChoices
@@ -24,10 +25,22 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
     roles = words(ctx, param, value)
     if unknown := [role for role in roles if role not in ROLES]:
-        raise click.BadParameter(f"{unknown[0]}: expected {', '.join(ROLES)}")
+        raise click.BadParameter(f"{unknown[0]}: expected {', '.join(ROLES)}{did_you_mean(unknown[0], ROLES)}")
     if not roles:
         raise click.BadParameter(f"expected some of {', '.join(ROLES)}")
     return roles
+
+
+def _structures(ctx: click.Context) -> Iterable[str]:
+    """Return the names of structures of the bundle that was named, else of all."""
+    from medkit_segment.structures import CHEST_LABELS
+    from medkit_segment.task import names_of
+
+    names = dict.fromkeys(CHEST_LABELS.values()) if ctx.params.get("method") == "threshold" else {}
+    chosen = BundleOptions(ctx.params.get("name"), trust=False, settings=None)  # type: ignore[arg-type]
+    for bundle in () if names else chosen.of_task("segment"):
+        names |= dict.fromkeys(names_of(bundle).values())
+    return names
 
 
 def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -50,10 +63,17 @@ def _table(ctx: click.Context, param: click.Parameter, value: str | None) -> Pat
     default="labels",
     show_default=True,
     callback=_roles,
+    shell_complete=some_of(ROLES),
     metavar="ROLE,...",
     help=f"What to write, the main output first: {', '.join(ROLES)}. labels come with a table of the structures.",
 )
-@click.option("--labels", callback=words, metavar="NAME,...", help="Keep these structures only.  [default: all]")
+@click.option(
+    "--labels",
+    callback=words,
+    shell_complete=some_of(_structures),
+    metavar="NAME,...",
+    help="Keep these structures only.  [default: all]",
+)
 @click.option("--split", is_flag=True, help="Also write a mask of each structure.")
 @click.option(
     "--table",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.errors import InputError, UsageError, listed
+from medkit.errors import InputError, UsageError, did_you_mean, listed
 from medkit.task import Output, Record, Table, Task, Text, Writable
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class SegmentChoices:
         """Raise UsageError for a structure that is not among those that can be found."""
         names = list(dict.fromkeys(known))
         if unknown := [name for name in self.labels if name not in names]:
-            raise UsageError(f"--labels {unknown[0]}: expected some of {', '.join(names)}")
+            hint = did_you_mean(unknown[0], names)
+            raise UsageError(f"--labels {unknown[0]}: expected some of {', '.join(names)}{hint}")
 
     def fitted(self, task: Task, names: Iterable[str]) -> Task:
         """Return a task with these outputs or this table, for structures of these names."""

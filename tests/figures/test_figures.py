@@ -206,6 +206,15 @@ def test_slices_meet_small_labels_and_close_in_on_them() -> None:
     assert np.linalg.norm(rows[0][0].across) < 0.5 * np.linalg.norm(planes_of(head(where))[0][0].across)
 
 
+def test_stray_voxels_take_no_slice() -> None:
+    where = grid(spacing=(1, 1, 1))
+    data = np.zeros(where.shape, np.uint8)
+    data[30:80, 30:80, 30:80] = 1
+    data[0, 0, 0] = data[-1, -1, -1] = 1
+    rows = planes_of(head(where), Image(data[None], where))
+    assert all((sample_labels(Image(data[None], where), plane) != 0).sum() > 100 for row in rows for plane in row)
+
+
 def test_label_colours_depend_on_the_number_alone() -> None:
     table = label_colours(np.arange(1, 2036))
     assert np.array_equal(label_colours(np.array([[2035, 7]]))[0], table[[2034, 6]])
