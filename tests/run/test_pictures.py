@@ -5,14 +5,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from folders import names
 
+from medkit.images.image import Image
 from medkit.options import RunOptions
 from medkit.pipe.records import record_of
 from medkit.run.outputs import Targets
+from medkit.space import Grid
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
@@ -186,3 +189,74 @@ def test_a_task_without_pictures_says_so_once(toy: Run, blob: Make, tmp_path: Pa
     assert done.code == 0
     assert done.err.count("--qc: pair draws no picture") == 1
     assert not (tmp_path / "qc").exists()
+
+
+def drawn(kind: str, made: object, *, reference: Path | None = None, **stated: object) -> np.ndarray | None:
+    """Return the picture of a result of a task that draws none itself; its input is a bright ball at the right."""
+    from types import SimpleNamespace
+
+    from medkit.run.outputs import Output
+    from medkit.run.pictures import _default_figure
+    from medkit.run.task import Result, Task
+
+    case: Any = SimpleNamespace(image=lambda: ball(-20), path=Path("x.nii.gz"))
+    task = Task("any", (Output("result", kind, "made"),))
+    writable: Any = made
+    facts: Any = stated
+    return _default_figure(task, case, Result({"result": writable}, spatial_reference=reference, **facts))
+
+
+def ball(shift: float) -> Image:
+    """A ball `shift` mm to the right of the middle."""
+    grid = Grid((60, 40, 40), np.diag([2.0, 2.0, 2.0, 1.0]))
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1) * 2.0 - (59, 39, 39)
+    return Image((np.linalg.norm(index - (shift, 0, 0), axis=-1) < 25).astype(np.float32)[None] * 100, grid)
+
+
+def test_images_on_the_grid_of_their_input_are_compared_with_it() -> None:
+    """The other ball is blue where the input's was, and orange where it is itself."""
+    from medkit.figures.scales import ColourScale
+
+    picture = drawn("image", ball(20))
+    assert picture is not None
+    orange, blue = ColourScale.diverging(100.0).colours(np.array([100.0, -100.0]))
+    found = [np.nonzero((picture[:-24] == colour).all(axis=-1))[1] for colour in (orange, blue)]
+    assert min(map(len, found)) > 3000
+    assert found[0].mean() < found[1].mean() - 50  # the right is on the left
+    assert found[0].min() > 2 * picture.shape[1] / 3 - 30
+
+
+def test_images_lie_on_the_image_whose_grid_they_have(tmp_path: Path) -> None:
+    """As those of `transform apply`: not on the input, which is elsewhere."""
+    from medkit.figures.overlays import LEVEL_COLOURS
+
+    ball(20).write(tmp_path / "reference.nii.gz")
+    picture = drawn("image", ball(20), reference=tmp_path / "reference.nii.gz")
+    assert picture is not None
+    outline = (picture[66:300] == np.array(LEVEL_COLOURS[0])).all(axis=-1)
+    bright = (picture[66:300] > 200).all(axis=-1)
+    rows, columns = np.nonzero(bright)
+    across = np.nonzero(outline)[1]
+    first = across[across < picture.shape[1] // 5]
+    assert abs((first.min() + first.max()) / 2 - np.median(columns[columns < picture.shape[1] // 5])) < 8
+    assert rows.size
+
+
+def test_labels_have_the_names_that_the_sidecar_states() -> None:
+    labels = ball(0).with_data((ball(0).data > 0).astype(np.uint8) * 4)
+    named, plain = (drawn("labels", labels, details=one) for one in ({"labels": {"4": "a long name of a ball"}}, {}))
+    assert named is not None
+    assert plain is not None
+    assert named.shape == plain.shape
+    assert (named[-27:] != plain[-27:]).any()
+    assert np.array_equal(named[:-27], plain[:-27])
+
+
+def test_probabilities_stand_as_bars_under_the_input() -> None:
+    from medkit.run.task import Text
+
+    picture = drawn("table", Text("x"), metrics={"probabilities": {"yes": 0.75, "no": 0.25}})
+    assert picture is not None
+    chosen, other = ((picture == np.array(c)).all(axis=-1).sum(axis=1).max() for c in ((70, 160, 230), (90, 110, 140)))
+    assert chosen / other == pytest.approx(3, rel=0.02)
+    assert drawn("table", Text("x")) is None
