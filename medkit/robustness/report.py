@@ -84,7 +84,7 @@ def picture(done: Robustness) -> bytes:
     most = max((len(values) for values in lines.values()), default=2) - 1
     size = (SIZE[0] + _KEY, SIZE[1])
     across = ("strength, from the original images (0) to strong", [float(n) for n in range(most + 1)])
-    up = (_TITLES[main], round_ticks(*spread(values), 6))
+    up = (_TITLES[main], round_ticks(*spread(values), 6, most=1 if max(values) <= 1 else math.inf))
     return line_chart(series, across, up, f"{done.bundle}: {clean.n} images", size=size, room=_KEY)
 
 

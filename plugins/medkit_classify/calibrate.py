@@ -6,7 +6,9 @@ BUNDLE is a folder, DATALIST the file that `medkit train` was given. The tempera
 validation images' classes (Guo et al. 2017). If that is not enough, an offset is added for each class. No class is
 given beyond the distance that a share of `--quantile` of the validation images does not exceed (Lee et al. 2018, here
 one Gaussian on the statistics of several layers). `--write` writes both to the bundle: `medkit.calibration` in its
-metadata, and `models/calibration.pt`. Test images are not used. `medkit train` does the same at its end.
+metadata, and `models/calibration.pt`. With `--unlike`, images that should get no class, a logistic regression on the
+same statistics tells them from the training images too. Test images are not used. `medkit train` does the same at its
+end.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +43,7 @@ from medkit.task import (
 from medkit_classify.calibration import Calibration, FeatureDistance
 from medkit_classify.facts import Given, described, facts_of, given_of
 from medkit_classify.runner import BATCH_SIZE, ClassifyChoices, ClassifyRunner
+from medkit_classify.shifts import mildly_changed, strongly_changed
 
 if TYPE_CHECKING:
     from medkit.inference import InferenceParts
@@ -51,6 +55,8 @@ FILE = "models/calibration.pt"
 """File of the feature distance, in a bundle."""
 QUANTILE = 0.96
 """Share of the validation images that are given a class."""
+OTHER_SIZE_QUANTILE = 0.85
+"""Share of the validation images, and of mild changes of them, that the odds' limit for other sizes lets pass."""
 GOOD = 0.05
 """Largest calibration error on the validation images for which the temperature is enough."""
 OFFSET_PENALTY = 1.0
@@ -92,13 +98,25 @@ def default_layers(parts: InferenceParts) -> tuple[str, ...]:
     return names[::2] if len(names) > 4 else names  # neighbours hold similar features
 
 
-def answers(
-    runner: ClassifyRunner, runtime: Runtime, items: Sequence[Mapping[str, Any]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits (N, C) and the statistics (N, S) of items, which name the files that the bundle reads."""
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What the network makes of N images."""
+
+    logits: np.ndarray
+    """(N, C)."""
+    statistics: np.ndarray
+    """(N, S), see `ActivationRecorder.statistics`."""
+    images: np.ndarray
+    """(N, I, J[, K]) first channel of the network's input."""
+    sides: tuple[int, ...]
+    """Shorter side of each image as it was read, in pixels."""
+
+
+def answers(runner: ClassifyRunner, runtime: Runtime, items: Sequence[Mapping[str, Any]]) -> Answers:
+    """Return what the network makes of items, which name the files that the bundle reads."""
     task = Task("calibrate", ())
     inputs = [{key: Path(item[key]) for key in runner.contract.keys if key in item} for item in items]
-    logits, statistics = [], []
+    logits, statistics, images, sides = [], [], [], []
     for first in range(0, len(items), BATCH_SIZE):
         cases = [
             Case(CasePlan(Record(files["image"]), files, Targets({})), task, RunOptions(), runtime)
@@ -111,14 +129,24 @@ def answers(
                 raise InputError(f"bundle {runner.bundle.name}: expected a network with layers, got a TorchScript one")
             logits.append(question.prepared.item["pred"].float().numpy().reshape(-1))
             statistics.append(question.statistics)
-    return np.array(logits, np.float64), np.array(statistics, np.float64)
+            images.append(np.asarray(question.prepared.item["image"][0], np.float32))
+            sides.append(question.side)
+    return Answers(np.array(logits, np.float64), np.array(statistics, np.float64), np.array(images), tuple(sides))
 
 
 def log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    """Return the mean logarithm of the probabilities of (N,) labels, from (N, C) logits."""
-    from scipy.special import softmax
+    """Return the mean logarithm of the probabilities of (N,) labels, from (N, C) logits.
 
-    return float(np.log(softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].clip(min=1e-12)).mean())
+    A label counts as right with (N + 1) / (N + 2) only (Platt 1999): without that, images that are all classified
+    rightly would make the network as sure as it can be, however few they are.
+    """
+    from scipy.special import log_softmax
+
+    logs = np.maximum(log_softmax(logits / temperature, axis=1), -30)
+    own = logs[np.arange(len(labels)), labels]
+    others = (logs.sum(axis=1) - own) / max(1, logs.shape[1] - 1)
+    wrong = 1 / (len(labels) + 2)
+    return float(((1 - wrong) * own + wrong * others).mean())
 
 
 def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -158,15 +186,17 @@ def calibrated(
     quantile: float,
     features: str | None = None,
     text: str | None = None,
+    unlike: Sequence[Path] = (),
 ) -> tuple[dict[str, Any], FeatureDistance]:
     """Return the block for the metadata, and the distance from the training images. Raises InputError.
 
     features, text: what a bundle that reads more than images was trained with, as for `medkit run classify`.
+    unlike: folders of images that should get no class.
     """
     from medkit.training import find_items
 
     items = find_items(datalist, ["image", "label"])
-    return calibrated_on(bundle, items, datalist, layers, quantile, features, text)
+    return calibrated_on(bundle, items, datalist, layers, quantile, features, text, unlike)
 
 
 def calibrated_on(
@@ -177,28 +207,80 @@ def calibrated_on(
     quantile: float = QUANTILE,
     features: str | None = None,
     text: str | None = None,
+    unlike: Sequence[Path] = (),
 ) -> tuple[dict[str, Any], FeatureDistance]:
     """Return the same from the items of a training, which `source` stands for in errors. Raises InputError."""
     known = facts_of_items(bundle, (*items.training, *items.validation), source, features, text)
     runner, runtime = load(bundle, layers, known)
-    _, training = answers(runner, runtime, items.training)
-    logits, validation = answers(runner, runtime, items.validation)
+    training = answers(runner, runtime, items.training)
+    validation = answers(runner, runtime, items.validation)
+    logits = validation.logits
     labels = np.array([item["label"] for item in items.validation], int).reshape(len(logits), -1)
     aspects = runner.contract.aspects or {"": tuple(range(logits.shape[1]))}
     if labels.shape[1] != len(aspects):
         raise InputError(f"{source}: expected {len(aspects)} classes of each image, got {labels.shape[1]}")
     scalings = {name: scaling(logits[:, own], labels[:, n]) for n, (name, own) in enumerate(aspects.items())}
-    feature_distance = FeatureDistance.fitted(training)
-    distances = feature_distance.distances(validation)
+    feature_distance = FeatureDistance.fitted(training.statistics)
+    odds: dict[str, Any] = {}
+    if unlike:
+        others = answers(runner, runtime, _images_in(unlike))
+        feature_distance, odds = _with_odds(runner, feature_distance, training, validation, others, quantile)
+        quantile = _half_the_rest(quantile)
+    distances = feature_distance.distances(validation.statistics)
     return {
         **(scalings.get("") or {"aspects": scalings}),
         "threshold": round(float(np.quantile(distances, quantile)), 4),
+        **odds,
+        "sides": [min(training.sides), max(training.sides)],
         "layers": list(runner.calibration.layers),
         "file": FILE,
         "weights_sha256": sha256_of(bundle.weights),
         "quantile": quantile,
         "validation_images": len(labels),
     }, feature_distance
+
+
+def _half_the_rest(quantile: float) -> float:
+    """Return the share of images that each of two limits lets pass, so that both together let pass about `quantile`."""
+    return 1 - (1 - quantile) / 2
+
+
+def _images_in(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    from medkit.training import find_items
+
+    found = [find_items(folder, ["image"]) for folder in folders]
+    return [item for items in found for item in (*items.training, *items.validation)]
+
+
+def _with_odds(
+    runner: ClassifyRunner,
+    distance: FeatureDistance,
+    training: Answers,
+    validation: Answers,
+    others: Answers,
+    quantile: float,
+) -> tuple[FeatureDistance, dict[str, Any]]:
+    """Return the distance with weights that tell images like the training's from others, and the limits of the odds.
+
+    Like are the training images, and mild changes of them; unlike are `others`, mild changes of them, and strong ones
+    of training images. Mild changes keep the weights from learning how the images were reduced to the network's size.
+    Raises InputError for a bundle of volumes.
+    """
+    if training.images.ndim != 3:
+        raise InputError(f"bundle {runner.bundle.name}: --unlike is for bundles of planes")
+    rng = np.random.default_rng(0)
+    changed = [runner.statistics_of(mildly_changed(part.images, rng)) for part in (training, validation, others)]
+    strange = runner.statistics_of(strongly_changed(training.images[: len(others.images)], rng))
+    like = np.concatenate([training.statistics, changed[0]])
+    weighed = distance.with_weights(like, np.concatenate([others.statistics, changed[2], strange]))
+    own = weighed.odds(validation.statistics)
+    every = np.concatenate([own, weighed.odds(changed[1])])
+    limits = {
+        "same_size": round(float(np.quantile(own, _half_the_rest(quantile))), 4),
+        "other_size": round(float(np.quantile(every, OTHER_SIZE_QUANTILE)), 4),
+        "spread": round(float(own.std()), 4),
+    }
+    return weighed, {"odds": limits, "unlike_images": len(others.images)}
 
 
 def facts_of_items(
@@ -288,12 +370,20 @@ def main() -> None:
     parser.add_argument(
         "--text", metavar="FILE|FOLDER|COLUMN", help="As for `medkit run classify`, for a bundle that reads texts."
     )
+    parser.add_argument(
+        "--unlike",
+        type=absolute,
+        nargs="*",
+        default=(),
+        metavar="FOLDER",
+        help="Images that should get no class, of another population or device; for bundles of planes.",
+    )
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     try:
         bundle = Bundle(given.bundle, given.bundle.name, "classify")
         block, feature_distance = calibrated(
-            bundle, given.datalist, given.layers, given.quantile, given.features, given.text
+            bundle, given.datalist, given.layers, given.quantile, given.features, given.text, given.unlike
         )
         if given.write:
             write(bundle, block, feature_distance)

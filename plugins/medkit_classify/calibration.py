@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medkit.errors import BundleError
+from medkit.errors import BundleError, listed
 from medkit.inference import WEIGHTS, Bundle
 from medkit.task import sha256_of
+from medkit_classify.activations import QUANTILES
 
 if TYPE_CHECKING:
     import torch
 
+LARGEST_SCORE = 5.0
+"""Standard scores of features are cut there before they are weighed: one odd feature must not decide."""
+OTHER_SIZE = 2.0
+"""Factor by which an image's shorter side may differ from those of the training; beyond it, it is of another size."""
 VARIANCE_FLOOR = 0.1
 """Smallest variance along an axis of the distance, for features of variance 1; a smaller one may be due to chance."""
+
+
+PENALTY = 0.003
+"""Weight of the squared weights of `FeatureDistance.with_weights`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +42,9 @@ class FeatureDistance:
     """(F, D) principal components, orthonormal."""
     spread: np.ndarray
     """(D + 1,) variance along each component, and along all other directions."""
+    weights: np.ndarray | None = None
+    """(F + 1,) weights of the features' standard scores, and an offset: their sum is the logarithm of the odds that an
+    image is unlike those of the training. None if no such images were at hand."""
 
     @classmethod
     def fitted(cls, features: np.ndarray) -> FeatureDistance:
@@ -56,11 +68,46 @@ class FeatureDistance:
         out: np.ndarray = np.sqrt(squares / len(self.mean))
         return out
 
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Return the standard scores (N, F) of (N, F) features, cut at `LARGEST_SCORE`; 0 for average images."""
+        out: np.ndarray = ((_compressed(features) - self.mean) / self.scale).clip(-LARGEST_SCORE, LARGEST_SCORE)
+        return out
+
+    def odds(self, features: np.ndarray) -> np.ndarray:
+        """Return the logarithm of the odds (N,) that (N, F) features are those of images unlike the training's."""
+        assert self.weights is not None, "fitted without images of other kinds"
+        out: np.ndarray = self.scores(features) @ self.weights[:-1] + self.weights[-1]
+        return out
+
+    def with_weights(self, like: np.ndarray, unlike: np.ndarray, penalty: float = PENALTY) -> FeatureDistance:
+        """Return it with the weights by which features of like images (N, F) differ most from unlike ones (M, F).
+
+        A logistic regression in which both kinds count the same; `penalty` is that of the squared weights.
+        """
+        from scipy.optimize import minimize
+
+        scores = self.scores(np.concatenate([like, unlike]))
+        target = np.repeat([0.0, 1.0], [len(like), len(unlike)])
+        share = np.repeat([0.5 / len(like), 0.5 / len(unlike)], [len(like), len(unlike)])
+
+        def cost(weights: np.ndarray) -> tuple[float, np.ndarray]:
+            odds = scores @ weights[:-1] + weights[-1]
+            loss = float((share * np.logaddexp(0, np.where(target == 1, -odds, odds))).sum())
+            left = share * (1 / (1 + np.exp(-odds)) - target)
+            slope = np.append(scores.T @ left + penalty * weights[:-1], left.sum())
+            return loss + penalty / 2 * float((weights[:-1] ** 2).sum()), slope
+
+        start = np.zeros(scores.shape[1] + 1)
+        found = minimize(cost, start, jac=True, method="L-BFGS-B", options={"maxiter": 300})
+        return replace(self, weights=found.x)
+
     def state(self) -> dict[str, torch.Tensor]:
         """Return it as tensors, for a file."""
         import torch
 
         parts = {"mean": self.mean, "scale": self.scale, "axes": self.axes, "spread": self.spread}
+        if self.weights is not None:
+            parts["weights"] = self.weights
         kinds = {"axes": np.float16}
         return {
             name: torch.from_numpy(np.ascontiguousarray(value, kinds.get(name, np.float32)))
@@ -74,7 +121,8 @@ class FeatureDistance:
 
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            return cls(**{name: state[name].double().numpy() for name in ("mean", "scale", "axes", "spread")})
+            found = {name: state[name].double().numpy() for name in ("mean", "scale", "axes", "spread")}
+            return cls(**found, weights=state["weights"].double().numpy() if "weights" in state else None)
         except Exception as error:  # torch raises several types of error for a file of another kind
             raise BundleError(f"{path}: expected statistics of the training images' features: {error}") from error
 
@@ -83,6 +131,22 @@ def _compressed(features: np.ndarray) -> np.ndarray:
     """Return features with large values on a logarithmic scale: their tails are longer than a Gaussian's."""
     out: np.ndarray = np.sign(features) * np.log1p(10 * np.abs(features))
     return out
+
+
+@dataclass(frozen=True)
+class OddsLimit:
+    """The largest odds of being unlike the training images with which a class is given (see `FeatureDistance.odds`)."""
+
+    same_size: float
+    """Logarithm of the odds, for images of the training's size."""
+    other_size: float
+    """The same for others: on images of their size nothing was validated, so less is needed to give no class."""
+    spread: float
+    """Standard deviation of the logarithm over the validation images."""
+
+    def distance(self, odds: float, *, other_size: bool) -> float:
+        """Return how far an image is, where 1 is the limit, and above it 1 more is one standard deviation."""
+        return 1 + (odds - (self.other_size if other_size else self.same_size)) / self.spread
 
 
 @dataclass(frozen=True)
@@ -112,6 +176,10 @@ class Calibration:
     """Aspect -> how its logits become the confidence; "" for classes without aspects; empty if not calibrated."""
     threshold: float | None = None
     """Largest distance at which a class is given; None: a class is always given."""
+    odds_limit: OddsLimit | None = None
+    """The same for the odds of being unlike; None if they are not known."""
+    sides: tuple[int, int] | None = None
+    """Smallest and largest shorter side of the training images, in pixels; None if not stated."""
     layers: tuple[str, ...] = ()
     """Names of the layers whose statistics are the features of the distance."""
     file: Path | None = None
@@ -133,6 +201,8 @@ class Calibration:
                 for aspect, own in stated.get("aspects", {"": stated}).items()
             },
             threshold=float(stated["threshold"]),
+            odds_limit=OddsLimit(**{k: float(v) for k, v in odds.items()}) if (odds := stated.get("odds")) else None,
+            sides=(int(sides[0]), int(sides[1])) if (sides := stated.get("sides")) else None,
             layers=tuple(map(str, stated["layers"])),
             file=bundle.root / str(stated["file"]),
         )
@@ -147,11 +217,52 @@ class Calibration:
         scaling = self.scalings.get(aspect)
         return scaling(logits) if scaling else None
 
-    def distance(self, statistics: np.ndarray | None) -> float | None:
-        """Return the distance of an image from the training images, where 1 is the limit, from its (S,) statistics."""
-        if self.feature_distance is None or self.threshold is None or statistics is None:
+    def distance(self, statistics: np.ndarray | None, side: int | None = None) -> float | None:
+        """Return the distance of an image from the training images, where 1 is the limit, from its (S,) statistics.
+
+        side: the shorter side of the image in pixels, as it was read; None if that says nothing. The distance is the
+        larger one of two: that of the Gaussian, and that of the odds of being unlike.
+        """
+        found = self.feature_distance
+        if found is None or self.threshold is None or statistics is None:
             return None
-        return float(self.feature_distance.distances(statistics[None].astype(np.float64))[0] / self.threshold)
+        features = statistics[None].astype(np.float64)
+        gaussian = float(found.distances(features)[0] / self.threshold)
+        if found.weights is None or self.odds_limit is None:
+            return gaussian
+        other = self.size_in_words(side) != ""
+        odds = self.odds_limit.distance(float(found.odds(features)[0]), other_size=other)
+        return float(np.maximum(gaussian, odds))  # NaN stays NaN
+
+    def size_in_words(self, side: int | None) -> str:
+        """Return `larger` or `smaller` for an image of another size than those of the training; empty if it is not."""
+        if self.sides is None or side is None:
+            return ""
+        if side > OTHER_SIZE * self.sides[1]:
+            return "larger"
+        return "smaller" if side * OTHER_SIZE < self.sides[0] else ""
+
+    def difference_in_words(self, statistics: np.ndarray | None, side: int | None = None) -> str:
+        """Return how an image differs from those of the training, such as `larger and sharper`; empty if not clear."""
+        words = [self.size_in_words(side)]
+        if self.feature_distance is not None and statistics is not None:
+            scores = self.feature_distance.scores(statistics[None].astype(np.float64))[0]
+            words += [
+                more if scores[place] > CLEAR else less if scores[place] < -CLEAR else ""
+                for place, more, less in _WORDS
+            ]
+        named = [word for word in words if word]
+        return listed(named) if named else ""
+
+
+CLEAR = 1.5
+"""Standard score from which a property of an image is named as a reason."""
+_WORDS = (
+    (len(QUANTILES) + 1, "sharper", "smoother"),
+    (QUANTILES.index(0.5), "brighter", "darker"),
+    (len(QUANTILES), "of more contrast", "of less contrast"),
+)
+"""Places in `image_statistics` (differences of neighbours, median, standard deviation) -> words for more and less."""
 
 
 def is_out_of_distribution(distance: float | None) -> bool:

@@ -32,8 +32,10 @@ def on_image_grid(question: Question) -> Image | None:
     return to_image(question.heat if affine is None else MetaTensor(question.heat, affine), question.prepared.grid)
 
 
-def explanation_map(case: Case, questions: Sequence[Question]) -> Writable:
+def explanation_map(case: Case, questions: Sequence[Question], method: str, finding: Finding) -> Writable:
     """Return the map that explains the classes, on the grid of the case's image; drawn over the image for a picture.
+
+    method: how the map was made. finding: what it explains, for the picture's title.
 
     Where the patches of several candidates overlap, the largest value counts. Raises BundleError for a picture without
     an explanation.
@@ -42,7 +44,10 @@ def explanation_map(case: Case, questions: Sequence[Question]) -> Writable:
     if is_picture(case.path):
         if not maps:
             raise BundleError(f"{case.path.name}: there is no class to explain")
-        return Overlay(case.path, maps[0].data[0, :, :, 0])
+        sure = f", the network says {finding.probabilities[finding.name]:.2f}" if finding.name else ""
+        no_class = "no class is given; " if finding.abstained else ""
+        title = f"{case.path.name}  {method}: {no_class}what speaks for {finding.name}{sure}"
+        return Overlay(case.path, maps[0].data[0, :, :, 0], title, f"speaks for {finding.name}")
     image = case.image()
     if len(maps) == 1 and maps[0].grid.shape == image.grid.shape:
         return image.with_data(maps[0].data)

@@ -163,22 +163,26 @@ def in_words(heat: Image, picture: bool) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A picture with a map drawn over it in red, as PNG."""
+    """A picture, next to it the same with a map drawn over it, and the map's colours, as a PNG to look at."""
 
     source: Path
     """File of the picture."""
     heat: np.ndarray
     """(columns, rows) from 0 to 1, of the picture's size."""
+    title: str
+    what: str
+    """What the map shows, next to its colours."""
 
     def write(self, path: Path) -> None:
         """Write the PNG."""
         from PIL import Image as Picture
 
-        from medkit.figures import write_png
+        from medkit.figures import heat_mosaic, write_png
+        from medkit.images import Image
+        from medkit.space import Grid, lps_affine
 
         with Picture.open(self.source) as picture:
             grey = np.asarray(picture.convert("F"), np.float32)
-        low, high = float(grey.min()), float(grey.max())
-        tile = np.repeat(((grey - low) * (255 / max(high - low, 1e-6)))[..., None], 3, -1)
-        alpha = 0.6 * self.heat.T[..., None]
-        write_png(np.rint(tile + alpha * (np.array([255.0, 40.0, 0.0]) - tile)).astype(np.uint8), path)
+        grid = Grid((grey.shape[1], grey.shape[0], 1), lps_affine(np.eye(2), np.ones(2), np.zeros(2)), dims=2)
+        image, heat = (Image(values[None, ..., None], grid, self.source) for values in (grey.T, self.heat))
+        write_png(heat_mosaic(image, heat, title=self.title, what=self.what), path)

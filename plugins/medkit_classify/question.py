@@ -29,5 +29,7 @@ class Question:
     """(S,) statistics of the image and of layers, see `ActivationRecorder.statistics`."""
     heat: np.ndarray | None = None
     """(1, I, J[, K]) on the network's grid, how much each voxel speaks for the class; None if not asked for."""
+    side: int = 0
+    """Shorter side of the image as it was read, in pixels; of a volume the shortest one."""
     given: Given | None = None
     """Features and text of the case; None if the bundle reads only images."""

@@ -21,6 +21,7 @@ from medkit_classify.context import Context
 from medkit_classify.fact_tables import Sources
 from medkit_classify.facts import Given, facts_of
 from medkit_classify.finding import Finding
+from medkit_classify.intended_use import IntendedUse
 from medkit_classify.question import Question
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class ClassifyRunner(BundleRunner):
             raise BundleError(f"bundle {bundle.name}: expected classes as its output, got {self.contract.kind}")
         self.choices, self.cut = choices, Cut.of(bundle.block)
         self.calibration = calibration or Calibration.of(bundle)
+        self.use = IntendedUse.of(bundle)
         self.facts = facts_of(bundle)
         if self.facts is None and (unused := choices.table or choices.text or choices.column):
             raise UsageError(f"{unused}: bundle {bundle.name} reads only images, neither features nor texts")
@@ -112,8 +114,10 @@ class ClassifyRunner(BundleRunner):
         self._check_axes(case, feed.grid)
         with self.errors_named("preprocessing"):
             feed = replace(feed, item={**feed.item, **_as_item(given)})
-            question = Question(self.preprocessing.prepare(feed, case), given=given)
-        if is_picture(case.path) and is_coloured(case.path):
+            question = Question(self.preprocessing.prepare(feed, case), side=_side(feed.grid), given=given)
+        if misfit := self.use.misfit(case.path):
+            question.refused = f"not what the bundle is for: {misfit}"
+        elif is_picture(case.path) and is_coloured(case.path):
             question.refused = "a coloured picture, where grey values are expected"
         elif self.cut and not self.cut.fits(feed.grid):
             size, expected = size_text(feed.grid.shape[:2]), size_text(self.cut.size)
@@ -164,7 +168,7 @@ class ClassifyRunner(BundleRunner):
         name = str(case.path)
         with self.errors_named("preprocessing"):
             feed = Feed({self.contract.keys[0]: name, **_as_item(given)}, {name: patch}, patch.grid)
-            return Question(self.preprocessing.prepare(feed, case), candidate.name, given=given)
+            return Question(self.preprocessing.prepare(feed, case), candidate.name, side=_side(patch.grid), given=given)
 
     # ---- computing
 
@@ -202,6 +206,21 @@ class ClassifyRunner(BundleRunner):
             question.features = None if features is None else features[number].numpy()
             question.statistics = None if statistics is None else statistics[number].numpy()
 
+    def statistics_of(self, images: np.ndarray) -> np.ndarray:
+        """Return the statistics (N, S) of (N, I, J) images as the network takes them, such as changed ones."""
+        import torch
+
+        found = []
+        with torch.inference_mode():
+            for first in range(0, len(images), BATCH_SIZE):
+                self.recorder.clear()
+                batch = np.ascontiguousarray(images[first : first + BATCH_SIZE, None], np.float32)
+                self._network(torch.from_numpy(batch).to(self.device))
+                statistics = self.recorder.statistics()
+                assert statistics is not None, "layers are recorded"
+                found.append(statistics.numpy())
+        return np.concatenate(found).astype(np.float64)
+
     def _explain(self, questions: Iterable[Question]) -> None:
         assert self.explainer is not None
         for question in questions:
@@ -226,13 +245,14 @@ class ClassifyRunner(BundleRunner):
         if self.contract.aspects:
             metrics["classes"] = {row["candidate"]: row["class"] for row in metrics["findings"]}
         note = {"note": self.calibration.note} if self.calibration.note else {}
+        use = {"intended_use": words} if (words := self.use.in_words()) else {}
         given = computed[0].given
         read = {"read": self.facts.summary(given)} if self.facts and given else {}
         return Result(
             dict(self._files(case, answers, metrics, context)) if case.outputs else {},
             metrics=metrics,
             warnings=self._warnings(answers),
-            details={"precision": self.precision, **note, **context.details(), **read},
+            details={"precision": self.precision, **note, **use, **context.details(), **read},
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
             figure=functools.partial(self._draw, case, answers),
         )
@@ -333,10 +353,12 @@ class ClassifyRunner(BundleRunner):
         """
         names = list(table)
         chosen = int(np.argmax(list(table.values()) if calibrated is None else calibrated))
-        distance = self.calibration.distance(question.statistics)
+        distance = self.calibration.distance(question.statistics, question.side)
         reason = question.refused
         if not reason and distance is not None and is_out_of_distribution(distance):
-            reason = f"unlike the training images: {report.times_text(distance)} the largest distance allowed"
+            differs = self.calibration.difference_in_words(question.statistics, question.side)
+            words = f"{differs} than those, " if differs else ""
+            reason = f"unlike the training images: {words}{report.times_text(distance)} the largest distance allowed"
         confidence = None if calibrated is None else float(calibrated[chosen])
         return Finding(subject, names[chosen], table, confidence, distance, reason)
 
@@ -352,7 +374,7 @@ class ClassifyRunner(BundleRunner):
         questions = [question for question, _ in answers]
         yield "classes", Text(report.as_tsv(metrics, self.bundle))
         if self.choices.explain:
-            yield "explanation", explanation_map(case, questions)
+            yield "explanation", explanation_map(case, questions, self.choices.explain, answers[0][1][-1])
         if self.choices.report:
             located = [
                 report.LocatedFinding(finding, self._where(case, question) if finding is findings[-1] else "")
@@ -367,7 +389,8 @@ class ClassifyRunner(BundleRunner):
     def _notes(self, questions: Sequence[Question]) -> list[str]:
         given = questions[0].given
         read = [report.facts_in_words(self.facts.summary(given))] if self.facts and given else []
-        return read + ([self.calibration.note] if self.calibration.note else [])
+        use = [f"the bundle is {words}"] if (words := self.use.in_words()) else []
+        return read + use + ([self.calibration.note] if self.calibration.note else [])
 
     def _where(self, case: Case, question: Question) -> str:
         """Return in words which part of the image speaks for the class; empty without an explanation."""
@@ -377,6 +400,11 @@ class ClassifyRunner(BundleRunner):
 
         heat = on_image_grid(question)
         return "" if heat is None else in_words(heat, is_picture(case.path))
+
+
+def _side(grid: Grid) -> int:
+    """Return the shorter side of a plane, or the shortest one of a volume, in voxels."""
+    return min(grid.shape[:2] if grid.shape[2] == 1 else grid.shape)
 
 
 def _logits(prepared: Prepared) -> np.ndarray:

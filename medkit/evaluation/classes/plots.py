@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from medkit.evaluation.classes.metrics import BINS, reliability, roc_curve
 from medkit.evaluation.classes.run import ALL, Judged
-from medkit.figures.charts import BOTTOM, LEFT, TOP, Series, line_chart, round_ticks
+from medkit.figures.charts import BOTTOM, COLOURS, INK, LEFT, TOP, Chart, Series, line_chart, round_ticks
 
 _SIZE = (620, 620)
 _UNIT = round_ticks(0, 1, 10)
 _ROW = 18
+FEW_CASES = 5
+"""Bins with fewer cases are drawn paler: what share of them is right says little."""
+_MANY, _FEW = (120, 180, 220), (215, 230, 240)
 
 
 def pictures(judged: Judged) -> dict[str, bytes]:
@@ -31,10 +36,21 @@ def _roc(judged: Judged) -> bytes:
 
 
 def _reliability(judged: Judged) -> bytes:
+    """Draw a bar for each bin with cases: the share that is right, and over it how many cases there are."""
     bins = reliability(judged.given)
-    points = list(zip(bins["confidence"].tolist(), bins["accuracy"].tolist(), strict=True))
     error = judged.measures[ALL]["ece"]
-    name = f"calibration error {error.value:.3f} ({error.low:.3f} to {error.high:.3f})"
-    axes = ("confidence", _UNIT), ("share that is right", _UNIT)
-    title = f"Reliability in {BINS} bins, {len(judged.cases)} cases"
-    return line_chart([Series(name, points)], *axes, title, size=_SIZE, key=(LEFT + 14, TOP + 16), diagonal=True)
+    title = f"Reliability in {BINS} bins, {len(judged.cases)} cases; number of cases on the bars"
+    chart = Chart(_UNIT, "confidence", title, _SIZE)
+    points = list(zip(bins["confidence"].tolist(), bins["accuracy"].tolist(), bins["n"].tolist(), strict=True))
+    for confidence, accuracy, n in points:
+        number = min(BINS - 1, max(0, math.ceil(confidence * BINS - 1e-9) - 1))
+        edges = (number / BINS, (number + 1) / BINS)
+        chart.bar(edges, accuracy, _UNIT, _FEW if n < FEW_CASES else _MANY)
+    chart.curve([(0, 0), (1, 1)], _UNIT, (110, 110, 110), marked=False)
+    chart.vertical(_UNIT, name="share that is right")
+    for confidence, accuracy, n in points:
+        chart.curve([(confidence, accuracy)], _UNIT, COLOURS[1])
+        chart.text((chart.across(confidence), chart.up(accuracy, _UNIT) - 6), str(n), INK, "mb", 11)
+    names = {f"calibration error {error.value:.3f} ({error.low:.3f} to {error.high:.3f})": _MANY}
+    chart.key(names | {f"fewer than {FEW_CASES} cases": _FEW, "mean confidence": COLOURS[1]}, (LEFT + 14, TOP + 16))
+    return chart.png()

@@ -32,6 +32,7 @@ def draw_curve(rows: Sequence[HistoryRow], metric_name: str | None, title: str =
 
 
 def _curve(chart: Chart, points: list[tuple[float, float]], colour: tuple[int, int, int], *, left: bool) -> None:
-    ticks = round_ticks(*spread([value for _, value in points]), 6)
+    values = [value for _, value in points]
+    ticks = round_ticks(*spread(values), 6, most=1 if not left and max(values) <= 1 else math.inf)
     chart.vertical(ticks, colour, left=left)
     chart.curve(points, ticks, colour, marked=len(points) <= _MARKED)

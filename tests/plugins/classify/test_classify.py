@@ -224,9 +224,11 @@ def test_what_speaks_for_a_class(classify: Run, tmp_path: Path, method: str) -> 
     done = classify(tmp_path / "a.png", "--explain", method, "--report", root=root)
     assert done.code == 0, done.err
     over = np.asarray(Picture.open(tmp_path / f"a_{method}.png")).astype(int)
-    assert over.shape == (48, 48, 3)
-    red = over[..., 0] - over[..., 2]
-    assert red[:12, :12].mean() > red[24:, 24:].mean() + 20
+    assert min(over.shape[:2]) > 200, "large enough to look at"
+    coloured = np.ptp(over, axis=-1) > 30
+    rows, columns = np.nonzero(coloured[: int(0.8 * len(over))])  # the scale is at the bottom
+    assert len(rows) > 500
+    assert columns.min() > over.shape[1] / 4, "to the left stands the picture as it is"
     assert "the top left of the picture" in (tmp_path / "a_report.txt").read_text()
     affine = np.array([[-0.5, 0, 0, 10], [0, -0.4, 0, 20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(plane.T[..., None].astype(np.int16), affine), tmp_path / "b.nii.gz")
