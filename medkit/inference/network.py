@@ -126,6 +126,8 @@ class Network:
     def _plans(self, shape: tuple[int, ...]) -> Iterator[ComputePlan]:
         """Yield plans for an image of `shape`, (C, I, J, K), from the bundle's own to the one that needs least."""
         yield ComputePlan()
+        if hasattr(self.inferer, "bytes_per_voxel"):  # with other windows its results would be others
+            return
         windows = self._window(shape)
         if windows is not None and self.inferer.sw_batch_size > 1:
             yield ComputePlan(batch=1)
@@ -168,9 +170,8 @@ class Network:
         stitched = 4 * self._tile(plan, shape) * (2 * found.channels + 2)
         grid = math.prod(prepared.grid.shape)
         if own is not None:
-            return (
-                run + voxels * own(found.channels, len(getattr(self.network, "networks", [self.network]))) + 12 * grid
-            )
+            folds = len(getattr(self.network, "networks", [self.network]))
+            return run + voxels * int(own(found.channels, folds)) + 6 * grid
         if plan.tiles:
             return run + stitched + 16 * (voxels + grid)
         return (

@@ -61,14 +61,15 @@ class Place:
 
     def ordered(self, image: torch.Tensor) -> torch.Tensor:
         """Return an image (C, I, J, K) in the prepared image's order of axes."""
-        return image.permute(0, *(1 + axis for axis in self.axes)).flip(self._flipped())
+        return self._flipped(image.permute(0, *(1 + axis for axis in self.axes)))
 
     def restored(self, image: torch.Tensor) -> torch.Tensor:
         """Return an image (C, ...) of the prepared one's order as (C, I, J, K)."""
-        return image.flip(self._flipped()).permute(0, *(1 + self.axes.index(axis) for axis in range(3)))
+        return self._flipped(image).permute(0, *(1 + self.axes.index(axis) for axis in range(3)))
 
-    def _flipped(self) -> list[int]:
-        return [1 + axis for axis, flip in enumerate(self.flips) if flip]
+    def _flipped(self, image: torch.Tensor) -> torch.Tensor:
+        axes = [1 + axis for axis, flip in enumerate(self.flips) if flip]
+        return image.flip(axes) if axes else image  # a flip copies, also along no axis
 
 
 class NnunetPreprocessd(MapTransform):
@@ -114,9 +115,9 @@ class NnunetPreprocessd(MapTransform):
         voxels = (voxels[..., None] if flat else voxels).float()
         axes, flips = _orientation(affine, self.orientation, flat) if self.orientation else ((0, 1, 2), (0, 0, 0))
         order = [2 - axis for axis in self.axes]  # the plans count the axes of SimpleITK's arrays
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        spacing = np.linalg.norm(affine[:-1, :-1], axis=0)
         if flat:
-            spacing[2] = PLANE_SPACING * spacing[:2].max()
+            spacing = np.array([*spacing[:2], PLANE_SPACING * spacing[:2].max()])
         own = tuple(float(spacing[axes[n]]) for n in order)
         shape = tuple(voxels.shape[1 + axes[n]] for n in order)
         turned = tuple(axes[n] for n in order), tuple(flips[n] for n in order)

@@ -63,7 +63,7 @@ class NnunetInferer(Inferer):
         padded, inner = _padded(image, self.roi_size)
         for kind in (torch.float16, torch.float32):
             found = self._stitched(padded, network, kind)
-            if bool(found.isfinite().all()):
+            if all(bool(head.isfinite().all()) for head in found):
                 return found[(slice(None), *inner)]
         raise ValueError("the network returns values that are not finite")
 
@@ -128,7 +128,7 @@ def _padded(image: torch.Tensor, roi: tuple[int, ...]) -> tuple[torch.Tensor, tu
     missing = [0] * (len(sizes) - len(roi)) + [max(w - n, 0) for n, w in zip(sizes[-len(roi) :], roi, strict=True)]
     pads = [side for more in reversed(missing) for side in (more // 2, more - more // 2)]
     inner = tuple(slice(more // 2, more // 2 + n) for more, n in zip(missing, sizes, strict=True))
-    return torch.nn.functional.pad(image, pads), inner
+    return (torch.nn.functional.pad(image, pads) if any(pads) else image), inner
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:

@@ -104,6 +104,7 @@ def test_a_zip_with_several_configurations(medkit: Run, tmp_path: Path) -> None:
     assert done.records[0]["medkit"]["labels"] == {"1": "left lung", "2": "right lung"}
 
 
+@pytest.mark.slow
 def test_it_is_a_bundle_as_the_zoo_has_them(medkit: Run, model: Path) -> None:
     root = medkit("bundle", "import", "nnunet", model).lines[0]
     done = medkit("bundle", "verify", root)
