@@ -109,6 +109,8 @@ class AffineResult:
     """Nats that the scans have in common, see `verdict`; None where nobody asked."""
     start: str | None = None
     """The start that was taken in place of the one asked for, see `verdict`."""
+    headers_fit: bool = False
+    """Whether the scans roughly fit as their headers place them, see `verdict`."""
 
 
 def register_affine(

@@ -29,6 +29,8 @@ class Comparison:
 
     metric: str
     """lncc, mi, mse or mind."""
+    matrix: np.ndarray
+    """(4, 4) RAS+ mm, the affine map, fixed points to moving points."""
     cells: tuple[int, int, int]
     """Shape of the warp's lattice."""
     ratio: float
@@ -77,16 +79,14 @@ class Comparison:
         trust = None if first.trust is None else per_phase(first.trust, phases, every, near)
         positions = tuple(sampler.prepared(points * steps + corner) for corner in corners)
         values = per_phase(first.values, phases, every, near)
-        return cls(metric, cells, float(max(every)), phases, near, values, trust, positions, sampler, stage.image)
+        return cls(
+            metric, matrix, cells, float(max(every)), phases, near, values, trust, positions, sampler, stage.image
+        )
 
     def forces(self, warp: torch.Tensor, turn: int) -> tuple[torch.Tensor, float]:
         """Return residual times slopes and squared slopes, (4, N) at the near cells, and the mean squared residual."""
         number = turn % len(self.phases)
-        moved = at_phase(warp, self.phases[number]) if len(self.phases) > 1 else warp
-        at = self.positions[number].clone()
-        for axis in range(3):
-            shift = moved[axis].reshape(-1).index_select(0, self.near)
-            at[axis].add_(shift, alpha=self.ratio * self.moving.scale[axis])
+        at = self._moved(warp, number)
         out = self.moving.at_prepared(at)
         if self.metric == "mind":
             return self._descriptor_forces(number, at, out)
@@ -97,6 +97,24 @@ class Comparison:
         if weights is not None:
             residual, square = residual * weights, square * weights
         return torch.cat([along * residual, square]), cost
+
+    def mismatch(self, warp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return squared residuals and weights, (N,) each, at the near cells; not for mi."""
+        out, fixed = self.moving.at_prepared(self._moved(warp, 0)), self.fixed[0]
+        count = len(fixed) if fixed.ndim > 1 else 1
+        squares = (out[:count] - fixed).square().sum(0)
+        weights = self._weights(0, out[count + (1 if count > 1 else 3) :])
+        weights = torch.ones_like(squares) if weights is None else weights
+        return squares * weights, weights
+
+    def _moved(self, warp: torch.Tensor, number: int) -> torch.Tensor:
+        """Return where the points (3, N) of a phase are after the warp, prepared for `moving`."""
+        moved = at_phase(warp, self.phases[number]) if len(self.phases) > 1 else warp
+        at = self.positions[number].clone()
+        for axis in range(3):
+            shift = moved[axis].reshape(-1).index_select(0, self.near)
+            at[axis].add_(shift, alpha=self.ratio * self.moving.scale[axis])
+        return at
 
     def _descriptor_forces(self, number: int, at: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Return `forces` for descriptors (C, N), of whose squared slopes only the sum was sampled."""

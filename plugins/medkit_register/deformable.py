@@ -10,6 +10,7 @@ take turns. Scans of unlike contrasts are compared by their `descriptors` instea
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,11 +21,12 @@ from medkit_register.comparison import Comparison
 from medkit_register.features import MetricSettings
 from medkit_register.inversion import invert
 from medkit_register.lattice_features import fixed_features
+from medkit_register.local_start import LocalStart, local_start
 from medkit_register.memory import LARGEST_LATTICE
 from medkit_register.network import Start, StartNetwork
 from medkit_register.pyramid import Pyramid
 from medkit_register.stages import Quality, Stage, coarsest_factor, make_stages
-from medkit_register.warp import Lattice, compose, indices, jacobian, resized, smooth_field
+from medkit_register.warp import Lattice, compose, indices, resized, smooth_field, unfolded
 
 MARGIN = 6
 """Steps of the finest lattice around the object."""
@@ -40,8 +42,6 @@ ROUND = 5
 """Steps of a round where all points are compared in each step."""
 MIN_VOLUME: dict[Quality, float] = {"fast": 0.15, "default": 0.15, "best": 0.12}
 """Smallest share of its volume to which a point may shrink: next to a fold a warp has no usable inverse."""
-MAX_SHRUNK = 1e-5
-"""Largest share of points that may shrink to less than MIN_VOLUME."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Warp:
     """What was compared: lncc, mi, mse or mind."""
     start: StartReport | None = None
     """How it started, where a network was asked."""
+    local: LocalStart | None = None
+    """How it started, where parts of the body have moved apart."""
 
 
 def register_deformable(
@@ -101,20 +103,28 @@ def register_deformable(
     quality: Quality,
     device: str = "cpu",
     network: StartNetwork | None = None,
+    unmoved: np.ndarray | None = None,
 ) -> Warp:
     """Refine an affine map `matrix` ((4, 4) RAS+ mm, fixed points to moving points) by a warp.
 
     `metric` is lncc, mi, mse or mind. If there is a `network`, the warp starts with its answer where that lowers the
-    cost. The work is done on `device`, where the result is as well; the pyramids stay in main memory.
+    cost. `unmoved` (4, 4) is the map by which the scans lie as they are, if that may be right in a part of the body:
+    see `local_start`. The work is done on `device`, where the result is as well; the pyramids stay in main memory.
     """
     finest = finest_lattice(fixed)
-    field, reports, start_report = None, [], None
+    field, reports, start_report, local = None, [], None, None
     start = network(fixed, moving, matrix, finest) if network else None
     with torch.inference_mode():
         for stage in make_stages(fixed, finest, quality, metric, stiff=fixed.hounsfield or moving.hounsfield):
             lattice = finest.coarser(stage.warp)
-            comparison = Comparison.make(fixed, moving, matrix, finest, stage, metric, device)
-            if field is None:
+            make = functools.partial(
+                Comparison.make, fixed, moving, finest=finest, stage=stage, metric=metric, device=device
+            )
+            comparison = make(matrix)
+            if field is None and unmoved is not None and (found := local_start(make, comparison, lattice, unmoved)):
+                comparison, local = found
+                matrix, field = local.matrix, local.field
+            elif field is None:
                 field, start_report = first_field(comparison, lattice, start)
             else:
                 field = resized(field, lattice.shape)
@@ -122,7 +132,7 @@ def register_deformable(
             reports.append(report)
         assert field is not None
         field = unfolded(field, MIN_VOLUME[quality])
-        return Warp(matrix, lattice, field, invert(field), comparison.near, tuple(reports), metric, start_report)
+        return Warp(matrix, lattice, field, invert(field), comparison.near, tuple(reports), metric, start_report, local)
 
 
 def prepare_fixed(fixed: Pyramid, quality: Quality, device: str) -> None:
@@ -213,18 +223,3 @@ def stalled(costs: Sequence[float], length: int) -> bool:
         return False
     before, now = sum(costs[-2 * length : -length]), sum(costs[-length:])
     return now > (1 - GAIN) * before
-
-
-def unfolded(field: torch.Tensor, min_volume: float, passes: int = 10) -> torch.Tensor:
-    """Return the field, smoothed about points that shrink to less than `min_volume`, until almost none is left.
-
-    Each pass reaches farther than the previous one: folds that resist extend over several points.
-    """
-    for number in range(passes):
-        sigma = 1 + 0.5 * number
-        shrunk = (jacobian(field) < min_volume).float()[None]
-        if float(shrunk.mean()) <= MAX_SHRUNK:
-            break
-        share = (8 * smooth_field(shrunk, sigma)).clamp_(0, 1)
-        field = field + share * (smooth_field(field, sigma) - field)
-    return field

@@ -149,8 +149,9 @@ class Registration:
         quality: Any = self.choices.quality
         metric = warp_metric(self.choices.metric, affine.metric, affine.intensity_correlation)
         return register_deformable(
-            fixed, moving, matrix, metric=metric, quality=quality, device=self.runtime.device, network=self.network
-        )
+            fixed, moving, matrix, metric=metric, quality=quality, device=self.runtime.device, network=self.network,
+            unmoved=np.eye(4) if affine.headers_fit and not self.choices.midpoint else None,
+        )  # fmt: skip
 
 
 def warp_metric(asked: str, affine: str, correlation: float | None = None) -> str:

@@ -24,7 +24,7 @@ from medkit_register.fields import backward_transform, folding, forward_transfor
 from medkit_register.label_scores import scores
 from medkit_register.midpoint import middle_grid, to_fixed
 from medkit_register.pyramid import Pyramid
-from medkit_register.verdict import doubts_about, doubts_about_scores
+from medkit_register.verdict import doubts_about, doubts_about_scores, doubts_about_spacing
 
 PROBES = 20_000
 """Voxels at which the inverse of a warp is checked."""
@@ -93,6 +93,7 @@ class ResultMaker:
         doubts = [
             *self.doubts,
             *solution.doubts,
+            *doubts_about_spacing(self.pyramid, solution.pyramid),
             *affine.warnings,
             *doubts_about(self.pyramid, solution.pyramid, maps.whole, affine),
             *doubts_about_scores(agreement),
@@ -218,6 +219,12 @@ def _sidecar_block(affine: AffineResult, warp: Warp | None) -> dict[str, Any]:
     if warp.start is not None:
         costs = {"cost": round(warp.start.cost, 4), "cost_of_affine": round(warp.start.affine_cost, 4)}
         block["warp_start"] = {"network": warp.start.used, **costs}
+    if warp.local is not None:
+        block["local_start"] = {
+            "cost": round(warp.local.cost, 4),
+            "cost_of_affine": round(warp.local.affine_cost, 4),
+            "share_of_affine": round(warp.local.share, 2),
+        }
     return block | {"warp_metric": warp.metric, "warp_levels": [_level_block(stage) for stage in warp.stages]}
 
 

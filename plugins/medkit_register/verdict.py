@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
-from medkit.errors import MedkitError
+from medkit.errors import MedkitError, size_text
 from medkit.space import apply_affine
 from medkit.transforms import AffineTransform, Transform
 from medkit_register.affine import UNFINISHED, AffineResult, AffineSettings, register_affine
@@ -37,6 +37,10 @@ body have 0.22 to 1.4."""
 CONFIRMED = 0.5
 """Share of the information at the end that the headers alone have if they confirm the result."""
 
+SAME, OTHER = 1e-3, 0.05
+"""Relative differences of spacing up to which it is the same, and from which on it is another."""
+BETTER = 1.03
+"""Factor by which scans must match better voxel by voxel than by their headers."""
 DICE, TRE = 0.02, 0.5
 """Dice, and mm, by which labels and landmarks may be off for other reasons than the registration."""
 
@@ -48,7 +52,8 @@ def register_better(fixed: Pyramid, moving: Pyramid, settings: AffineSettings) -
     were before. Raises MedkitError where the scans do not overlap at all, and what `register_affine` raises.
     """
     found = register_affine(fixed, moving, settings)
-    began = max(information(fixed, moving, AffineTransform(start)) for start in _starts(settings))
+    starts = [information(fixed, moving, AffineTransform(start)) for start in _starts(settings)]
+    began = max(starts)
     ended = information(fixed, moving, AffineTransform(found.matrix))
     for other in _others(settings):
         if ended >= max(FALL * began, LITTLE):
@@ -59,7 +64,8 @@ def register_better(fixed: Pyramid, moving: Pyramid, settings: AffineSettings) -
             found, ended = replace(tried, start=_named(other)), reached
     if overlap(fixed, moving, found.matrix) == 0:
         raise MedkitError(f"the scans do not overlap where they are aligned from the start {_named(settings)}")
-    return replace(found, information=ended, warnings=tuple(_doubts(found, settings, began, ended)))
+    doubts = tuple(_doubts(found, settings, began, ended))
+    return replace(found, information=ended, headers_fit=starts[0] >= CONFIRMED * ended, warnings=doubts)
 
 
 def _doubts(found: AffineResult, settings: AffineSettings, began: float, ended: float) -> Iterator[str]:
@@ -75,7 +81,7 @@ def _doubts(found: AffineResult, settings: AffineSettings, began: float, ended: 
 
 
 def _starts(settings: AffineSettings) -> Iterator[np.ndarray]:
-    """Yield maps (4, 4) that a result must not be worse than: that of the headers, and a given one."""
+    """Yield maps (4, 4) that a result must not be worse than: first that of the headers, then a given one."""
     yield np.eye(4)
     if not isinstance(settings.init, str):
         yield settings.init
@@ -101,6 +107,24 @@ def doubts_about(fixed: Pyramid, moving: Pyramid, whole: Transform, affine: Affi
     ended = information(fixed, moving, whole)
     if ended < FALL * began and not affine.warnings:
         yield f"the warp made the match worse: {ended:.2f} nats of information in common, {began:.2f} before"
+
+
+def doubts_about_spacing(fixed: Pyramid, moving: Pyramid) -> Iterator[str]:
+    """Yield that a slice spacing may be wrong: voxels of scans of one kind match better than their places in mm."""
+    change = np.abs(moving.spacing / fixed.spacing - 1)
+    slices = int(np.argmax(change))
+    others = [axis for axis in range(3) if axis != slices]
+    if (fixed.size != moving.size).any() or change[others].max() > SAME or change[slices] < OTHER:
+        return
+    voxel_to_voxel = moving.affine @ np.linalg.inv(fixed.affine)
+    by_place, by_voxel = (information(fixed, moving, AffineTransform(m)) for m in (np.eye(4), voxel_to_voxel))
+    if by_voxel > BETTER * by_place:
+        first, second = (f"{float(scan.spacing[slices]):.3g}" for scan in (fixed, moving))
+        yield (
+            f"the slice spacing in a header may be wrong: both scans have {size_text(fixed.size.tolist())} voxels, of "
+            f"the same size but for {first} and {second} mm along one axis, and match better voxel by voxel "
+            f"({by_voxel:.2f} nats) than by their headers ({by_place:.2f})"
+        )
 
 
 def doubts_about_scores(scores: Mapping[str, Any]) -> Iterator[str]:

@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample, interpolate, pad
 
+MAX_SHRUNK = 1e-5
+"""Largest share of points that may shrink to less than MIN_VOLUME."""
+
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
@@ -195,6 +198,21 @@ def jacobian(field: torch.Tensor) -> torch.Tensor:
     for axis in range(3):
         matrix[axis, axis] += 1
     return determinant(matrix)
+
+
+def unfolded(field: torch.Tensor, min_volume: float, passes: int = 10) -> torch.Tensor:
+    """Return the field, smoothed about points that shrink to less than `min_volume`, until almost none is left.
+
+    Each pass reaches farther than the previous one: folds that resist extend over several points.
+    """
+    for number in range(passes):
+        sigma = 1 + 0.5 * number
+        shrunk = (jacobian(field) < min_volume).float()[None]
+        if float(shrunk.mean()) <= MAX_SHRUNK:
+            break
+        share = (8 * smooth_field(shrunk, sigma)).clamp_(0, 1)
+        field = field + share * (smooth_field(field, sigma) - field)
+    return field
 
 
 def inside(index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

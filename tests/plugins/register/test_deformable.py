@@ -20,12 +20,12 @@ from bends import (
 from medkit_register import fields
 from medkit_register.affine import AffineSettings, register_affine
 from medkit_register.comparison import Comparison, in_turns
-from medkit_register.deformable import Warp, finest_lattice, register_deformable, stalled, unfolded
+from medkit_register.deformable import Warp, finest_lattice, register_deformable, stalled
 from medkit_register.fields import backward_field, folding, forward_field, inverse_error
 from medkit_register.inversion import invert
 from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.stages import Stage, make_stages
-from medkit_register.warp import Lattice, compose, indices, jacobian, resized, smooth_field
+from medkit_register.warp import Lattice, compose, indices, jacobian, resized, smooth_field, unfolded
 
 from medkit.space import Grid
 
