@@ -30,14 +30,15 @@ _FLOOR = 20
 def draw(shared: Shared, screen: Screen) -> str:
     """Return the frame of all bars; within `Meeting.held`."""
     columns, rows = screen.size
-    bars = in_order([BarState(**state) for state in shared.bars.values()])
+    # a shell starts the stages of a pipe in their order, which is all that is left if one between them has died
+    bars = in_order([BarState(**state) for _, state in sorted(shared.bars.items())])
     known = totals(bars, shared.ended)
     return frame_of(lines_of(bars, known, columns - 1, rows - 2)) if columns > _FLOOR else ""
 
 
 def in_order(bars: Sequence[BarState]) -> list[BarState]:
-    """Return bars with the stages of a pipe one after another, first those that began first."""
-    waiting = sorted(bars, key=lambda bar: bar.since)
+    """Return bars with the stages of a pipe one after another; all others keep their order."""
+    waiting = list(bars)
     sources = {bar.pipe_out for bar in bars if bar.pipe_out}
     out: list[BarState] = []
     while waiting:

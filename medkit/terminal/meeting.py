@@ -40,7 +40,7 @@ class Shared:
     drawer: int | None = None
     """The process that draws."""
     frame: str = ""
-    """The bars as they were drawn last."""
+    """The bars as they stand on the screen; those of processes that have died as well, until somebody draws."""
     ended: dict[int, int] = field(default_factory=dict)
     """Pipe -> number of lines that a stage which has ended passed on through it."""
 
@@ -182,8 +182,8 @@ def _write(descriptor: int, shared: Shared) -> None:
 def _alive(descriptor: int, shared: Shared, member: int | None) -> Shared:
     """Return what living processes share; `member`: this process, which would not see its own lock."""
     bars = {pid: bar for pid, bar in shared.bars.items() if pid == member or _lives(descriptor, pid)}
-    drawn = shared.drawer in bars
-    return Shared(bars, shared.drawer if drawn else None, shared.frame if drawn else "", dict(shared.ended))
+    drawer = shared.drawer if shared.drawer in bars else None
+    return Shared(bars, drawer, shared.frame, dict(shared.ended))
 
 
 def _lives(descriptor: int, pid: int) -> bool:

@@ -54,12 +54,11 @@ class Bar:
 
     def __init__(self, name: str, total: Callable[[], int | None], lines: Lines = "done", *, follows: bool) -> None:
         self._name, self._total, self._lines = name, total, lines
-        self._since = time.monotonic()
         self._done = self._failed = 0
         self._text = ""
         self._whole: float | None = None
         self._left: float | None = None
-        self._earlier = deque([(self._since, 0)], _REMEMBERED)
+        self._earlier = deque([(time.monotonic(), 0)], _REMEMBERED)
         self._pipe_in, self._pipe_out = pipes[0] if follows else 0, pipes[1]
         self._activities: dict[int, _Activity] = {}
 
@@ -120,7 +119,6 @@ class Bar:
         steps = list(at.steps)
         return BarState(
             name=self._name,
-            since=self._since,
             done=self._done,
             failed=self._failed,
             total=self._total(),

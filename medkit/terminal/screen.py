@@ -66,7 +66,7 @@ class Screen:
             return
         try:
             with self.meeting.held() as shared:
-                self.show(shared, shared.frame if shared else "")
+                self.show(shared, shared.frame if shared and shared.bars else "")
         except OSError:  # no folder, or somebody keeps the file
             self.show(None, "")
 

@@ -14,8 +14,6 @@ class BarState:
     """A bar as it travels, as JSON: numbers, texts and lists only."""
 
     name: str
-    since: float
-    """When the bar was begun, by the monotonic clock, which all processes share."""
     done: int
     failed: int
     total: int | None
@@ -25,7 +23,8 @@ class BarState:
     """The pipe that the lines come from, by its inode; 0 if they do not come from one."""
     pipe_out: int
     earlier: tuple[float, int]
-    """A moment, and how many cases were done then: where the rate is measured from."""
+    """A moment, by the monotonic clock, which all processes share, and how many cases were done then: where the rate is
+    measured from."""
     case: str
     """The case that has been in work longest."""
     doing: str

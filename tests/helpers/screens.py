@@ -61,7 +61,7 @@ class Terminal:
                 self.raw += data
                 self._stream.feed(data)
 
-    def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], object], seconds: float = 40) -> None:
         """Return once a condition on the screen holds."""
         deadline = time.monotonic() + seconds
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,3 +136,60 @@ def test_many_lines_come_whole_and_above(terminal: Open, blob: Make, tmp_path: P
         assert numbers == [str(n) for n in range(1, 33)]
     assert len([line for line in lines if line.startswith("/") and line.endswith("_copy.nii.gz")]) == 32
     assert len([line for line in lines if "needs a look" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [("--no-progress", {}), ("-q", {}), ("", {"MEDKIT_NO_PROGRESS": "1"}), ("", {"TERM": "dumb"}), ("2>err", {})],
+    ids=["no-progress", "quiet", "variable", "dumb", "file"],
+)
+def test_where_there_are_no_bars(
+    terminal: Open, blob: Make, tmp_path: Path, arguments: str, environment: dict[str, str]
+) -> None:
+    """The case takes longer than it takes until a bar appears."""
+    blob("slow.nii.gz")
+    seen = terminal(columns=160)
+    variables = " ".join(f"{name}={value}" for name, value in environment.items())
+    seen.run(f"{variables} medkit run fragile slow.nii.gz {arguments}")
+    before = len(seen.raw)
+    seen.wait(lambda: is_clean(seen))
+    printed = seen.raw[before:].decode()
+    assert "━" not in printed
+    assert "\x1b[J" not in printed
+    assert str(tmp_path / "slow_copy.nii.gz") in seen.lines
+    line = "fragile [1/1] slow.nii.gz  1."
+    assert (line in printed) == ("TERM" in environment)
+    if arguments == "2>err":
+        assert re.fullmatch(r"fragile \[1/1\] slow.nii.gz  1.\d s\n", (tmp_path / "err").read_text())
+
+
+def test_no_color(pipe: Open, tmp_path: Path) -> None:
+    seen = pipe(NO_COLOR="1")
+    assert not re.search(rb"\x1b\[[349]\d", seen.raw[seen.raw.index("━".encode()) - 40 :])
+    go(tmp_path, *STAGES)
+    seen.wait(lambda: is_clean(seen))
+
+
+@SLOW
+def test_stopped_and_continued(pipe: Open, tmp_path: Path) -> None:
+    """Ctrl-Z and fg: what the shell has printed meanwhile stays, with what it has not overwritten of the bars."""
+    seen = pipe(columns=160)
+    seen.type("\x1a")
+    seen.wait(lambda: any("Stopped" in line for line in seen.lines))
+    seen.type("echo between\n")
+    seen.wait(lambda: "between" in seen.lines)
+    seen.type("fg\n")
+    seen.wait(lambda: names(seen)[-3:] == [*STAGES] and seen.lines[-4] == "")
+    go(tmp_path, *STAGES)
+    seen.wait(lambda: seen.prompted)
+    assert "between" in "\n".join(seen.lines)
+    assert "\n".join(seen.lines).count("measure [") == 3
+
+
+@SLOW
+def test_no_bars_in_the_background(terminal: Open, blob: Make, tmp_path: Path) -> None:
+    blob("slow.nii.gz")
+    seen = terminal(columns=160)
+    seen.type("medkit run fragile slow.nii.gz &\n")
+    seen.wait(lambda: "fragile [1/1]" in "\n".join(seen.lines))
+    assert b"\x1b[J" not in seen.raw
