@@ -111,8 +111,9 @@ def _weights(own: dict[str, Any], channels: int, heads: int, seed: int) -> dict[
             draw(f"{name}.conv.bias", features, scale=0.3)
             draw(f"{name}.norm.weight", features, scale=0.2, middle=1)
             draw(f"{name}.norm.bias", features, scale=0.2)
-            for part in ("weight", "bias"):
-                found[f"{name}.all_modules.0.{part}"] = found[f"{name}.conv.{part}"]
+            for number, kind in enumerate(("conv", "norm")):
+                for part in ("weight", "bias"):
+                    found[f"{name}.all_modules.{number}.{part}"] = found[f"{name}.{kind}.{part}"]
 
     for n, features in enumerate(FEATURES):
         units(f"encoder.stages.{n}.0", FEATURES[n - 1] if n else channels, features, kernels[n])

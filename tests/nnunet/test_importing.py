@@ -236,6 +236,7 @@ def test_plans_before_nnunet_2_4(medkit: Run, tmp_path: Path) -> None:
     assert done.code == 0, done.err
 
 
+@pytest.mark.filterwarnings("ignore")  # of packages that this project does not install
 def test_labels_are_those_of_nnunets_own_predictor(
     medkit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
