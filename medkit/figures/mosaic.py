@@ -181,7 +181,7 @@ def value_mosaic(image: Image, *, around: float, title: str = "", what: str = ""
     """
     frame = axes_of(image)
     shown = image.with_data(np.abs(image.data[:1].astype(np.float32) - around))
-    most = float(np.percentile(shown.data, 99.5)) or 1.0
+    most = float(np.percentile(shown.data, 98)) or 1.0
     scale = ColourScale.diverging(most, around=around)
     planes = choose_planes(image, Window(around, around + 1, ()), frame, None, slices)
     tiles = [[scale.colours(sample(image, plane, around)) for plane in row] for row in planes]
