@@ -21,6 +21,7 @@ from medkit.evaluation.results import (
     Scores,
     Summary,
 )
+from medkit.terminal.progress import working_on
 
 _SCORERS: Mapping[str, Callable[[Pair, EvaluationSettings], Scores]] = {
     "labels": score_labels,
@@ -38,7 +39,8 @@ def evaluate(
     """
     scores, failures = [], []
     for pair in pairs:
-        outcome = _outcome(pair, settings)
+        with working_on(pair.name):
+            outcome = _outcome(pair, settings)
         tell(outcome)
         if isinstance(outcome, Scores):
             scores.append(outcome)

@@ -26,6 +26,7 @@ from medkit.run.failures import explain
 from medkit.run.outputs import Targets
 from medkit.run.task import Case, CasePlan
 from medkit.run.worker import CaseWorker
+from medkit.terminal.progress import working_on
 
 if TYPE_CHECKING:
     from medkit.inference.transforms import Prepared
@@ -119,7 +120,8 @@ def measure(
         scores: dict[Key, list[Score | None]] = {key: [] for key in (ORIGINAL, *_keys(corruptions))}
         references = []
         for number, item in enumerate(items, start=1):
-            found, reference = work.scores_of(item, corruptions)
+            with working_on(item.record.path.name):
+                found, reference = work.scores_of(item, corruptions)
             references.append(reference)
             for key, own in scores.items():
                 own.append(found.get(key))

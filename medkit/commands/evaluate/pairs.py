@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medkit.commands.evaluate.lines import say
+from medkit.commands.evaluate.lines import bar_of, say
 from medkit.errors import InputError, MedkitError, UsageError
 from medkit.machine.threads import granted_threads, limit_torch
 
 if TYPE_CHECKING:
     from medkit.evaluation.results import Evaluation, EvaluationSettings, Failure, Scores
+    from medkit.terminal.progress import Bar
 
 
 def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given: dict[str, Any]) -> tuple[str, int]:
@@ -40,7 +42,8 @@ def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given
         seed=given["seed"],
     )
     _share_cores(settings, given["threads"])
-    done = evaluate(planned.pairs, settings, _tell)
+    with bar_of(len(planned.pairs)) as bar:
+        done = evaluate(planned.pairs, settings, functools.partial(_tell, bar))
     if given["csv_file"]:
         write_atomically(given["csv_file"], csv_text(done))
     data = as_data(done) | {"unmatched": [str(path) for path in unmatched]}
@@ -61,10 +64,11 @@ def _exit_code(done: Evaluation, incomplete: bool) -> int:
     return int(bool(done.failures) or incomplete)
 
 
-def _tell(outcome: Scores | Failure) -> None:
-    """Print failures and warnings on stderr immediately."""
+def _tell(bar: Bar, outcome: Scores | Failure) -> None:
+    """Count a pair, and print failures and warnings on stderr immediately."""
     from medkit.evaluation.results import Failure
 
+    bar.count(failed=isinstance(outcome, Failure))
     lines = [outcome.error] if isinstance(outcome, Failure) else outcome.warnings
     say(*(f"{outcome.pair.name}: {line}" for line in lines))
 

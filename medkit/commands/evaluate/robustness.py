@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medkit.commands.evaluate.classes import write_pictures
-from medkit.commands.evaluate.lines import say
+from medkit.commands.evaluate.lines import bar_of, say
 from medkit.errors import MedkitError, Stopped, UsageError
 from medkit.inference.options import BundleOptions
 from medkit.options import RunOptions
@@ -20,6 +21,7 @@ from medkit.pipe.signals import StopRequest
 
 if TYPE_CHECKING:
     from medkit.robustness.run import Item
+    from medkit.terminal.progress import Bar
 
 _FOR = {"labels": "labels", "label_map": "labels", "data_range": "images", "mask": "", "transform": ""}
 """Option -> the only kind of results that it is for; empty: none."""
@@ -45,8 +47,9 @@ def measure_robustness(
         raise MedkitError("nothing to compare")
     options = RunOptions(device=given["device"], threads=given["threads"], seed=given["seed"])
     try:
-        with StopRequest():
-            done = measure(items, bundle, _settings(kind, given), chosen.settings, corruptions, options, _tell, classes)
+        with StopRequest(), bar_of(len(items)) as bar:
+            tell = functools.partial(_tell, bar)
+            done = measure(items, bundle, _settings(kind, given), chosen.settings, corruptions, options, tell, classes)
     except Stopped as stopped:
         say(f"stopped by {stopped}: nothing was written")
         return "", Stopped.exit_code
@@ -59,7 +62,8 @@ def measure_robustness(
     return text, int(bool(bad or done.failures) or (bool(unmatched) and not given["allow_missing"]))
 
 
-def _tell(line: str) -> None:
+def _tell(bar: Bar, line: str) -> None:
+    bar.count()
     click.echo(line, err=True)
 
 
