@@ -119,3 +119,9 @@ def test_no_serious_fault_of_accessibility(browser: Any, medkit: Run, results: l
     opened = Opened(browser, tmp_path / "x.html", ready=READY, bypass_csp=True)
     assert serious_faults(opened.page) == []
     opened.context.close()
+    assert medkit("report", results[0], "--viewer", "-o", tmp_path / "r.html").code == 0
+    report = Opened(browser, tmp_path / "r.html", bypass_csp=True, viewport={"width": 900, "height": 620})
+    report.page.keyboard.press("v")
+    report.page.wait_for_selector(READY)
+    assert serious_faults(report.page) == []
+    report.context.close()

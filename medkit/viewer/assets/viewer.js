@@ -30,7 +30,7 @@ const medkitViewer = (() => {
     document.head.append(make("script", { textContent: text }));
     const drawer = new globalThis.medkitNiivue({ logLevel: "error", loadingText: "", dragAndDropEnabled: false,
       isRadiologicalConvention: true, sagittalNoseLeft: true, multiplanarShowRender: 1,
-      multiplanarLayout: 2, crosshairWidth: 1, crosshairWidthUnit: "mm", viewModeHotKey: "",
+      multiplanarLayout: 2, crosshairWidth: 0.4, crosshairWidthUnit: "percent", viewModeHotKey: "",
       clipPlaneHotKey: "", isAlphaClipDark: true });
     await drawer.attachToCanvas(canvas);
     drawer.onLocationChange = showPlace;
