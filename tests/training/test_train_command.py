@@ -19,6 +19,7 @@ from trained import equal, is_like, table, weights
 
 from medkit.bundles.verify import bundle_problems
 from medkit.cli import main
+from medkit.terminal import progress
 
 Train = Callable[..., int]
 
@@ -471,6 +472,16 @@ def test_code_of_the_bundle_is_found_and_copied(train: Train, tmp_path: Path) ->
 def test_how_much_is_told(train: Train, caplog: pytest.LogCaptureFixture, option: str, told: list[str]) -> None:
     assert train("--steps", 4, option) == 0
     assert [word for word in ("items", "loss") if word in caplog.text] == told
+
+
+def test_a_bar_counts_the_steps(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = progress.Bar("train", lambda: None, follows=False)
+    monkeypatch.setattr(progress, "_bar", bar)
+    assert train("--steps", 3) == 0
+    state = bar.state()
+    assert (state.done, state.total, state.whole, state.left) == (3, 3, 1.0, None)
+    assert state.case.startswith("loss 0.")
+    assert state.earlier[1] == 1, "the rate leaves out what an earlier part of the training has done"
 
 
 def test_one_item_is_not_enough_to_validate(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
