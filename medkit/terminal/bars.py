@@ -23,8 +23,8 @@ from medkit.terminal.words import duration, rate_text
 
 _NARROW = 80
 """Columns below which there is no rate, and bars are short."""
-_FLOOR = 20
-"""Columns below which nothing is drawn."""
+_SMALLEST = (20, 4)
+"""Columns and rows below which nothing is drawn."""
 
 
 def draw(shared: Shared, screen: Screen) -> str:
@@ -32,8 +32,9 @@ def draw(shared: Shared, screen: Screen) -> str:
     columns, rows = screen.size
     # a shell starts the stages of a pipe in their order, which is all that is left if one between them has died
     bars = in_order([BarState(**state) for _, state in sorted(shared.bars.items())])
-    known = totals(bars, shared.ended)
-    return frame_of(lines_of(bars, known, columns - 1, rows - 2)) if columns > _FLOOR else ""
+    if columns < _SMALLEST[0] or rows < _SMALLEST[1]:
+        return ""
+    return frame_of(lines_of(bars, totals(bars, shared.ended), columns - 1, rows - 2))
 
 
 def in_order(bars: Sequence[BarState]) -> list[BarState]:

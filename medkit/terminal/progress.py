@@ -151,13 +151,17 @@ class _Ticker:
     def _run(self) -> None:
         self._wake.wait(_DELAY)
         try:
-            while not self._ended:
-                self._wake.clear()
-                self._tick()
-                self._wake.wait(_TICK)
-                if self._wake.is_set() and not self._ended:
-                    time.sleep(_GAP)  # so that many lines are printed at once
-        except OSError:  # the folder is gone or full, or another process keeps the terminal
+            with contextlib.suppress(OSError):  # the terminal or the folder is gone, or the disk is full
+                while not self._ended:
+                    self._wake.clear()
+                    try:
+                        self._tick()
+                    except TimeoutError:  # another process keeps the file
+                        self._screen.show(None, "")
+                    self._wake.wait(_TICK)
+                    if self._wake.is_set() and not self._ended:
+                        time.sleep(_GAP)  # so that many lines are printed at once
+        finally:
             self._screen.flusher = None
 
     def _tick(self) -> None:
@@ -185,7 +189,6 @@ class _Ticker:
         self._wake.set()
         self._thread.join()
         screen = self._screen
-        screen.flusher = None
         with contextlib.suppress(OSError), screen.meeting.held() as shared:
             if shared is not None:
                 self._leave(shared)
