@@ -241,7 +241,7 @@ _OPTIONS = (
     _check("-q", "--quiet", is_flag=True, help="Print only errors, and which results need a look, on stderr."),
     _check("-v", "--verbose", is_flag=True, help="Print tracebacks and timings on stderr."),
     _check("--progress/--no-progress", default=lambda: not os.environ.get("MEDKIT_NO_PROGRESS"),
-           help="Print a line per finished case on stderr.  [default: on]"),
+           help="Show a bar on a terminal, and print a line per finished case on stderr.  [default: on]"),
     _work("--failed", callback=absolute_path, type=_FILE, metavar="FILE",
           help="Write the paths of failed inputs to FILE."),
     _work("--records", callback=absolute_path, type=click.Path(file_okay=False), metavar="DIR",
