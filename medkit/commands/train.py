@@ -136,7 +136,7 @@ def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and stop.")
 @option("-q", "--quiet", is_flag=True, help="Print only errors on stderr.")
 @option("-v", "--verbose", is_flag=True, help="Print tracebacks on stderr.")
-@click.option("--progress/--no-progress", default=True, help="Show a bar on a terminal, else a line now and then.  [default: on]")
+@click.option("--progress/--no-progress", default=True, help="Show a bar, or a line now and then.  [default: on]")
 def train(
     bundle_name: str | None, trust: bool, quiet: bool, verbose: bool, progress: bool, dry_run: bool, **given: Any
 ) -> int:  # fmt: skip
