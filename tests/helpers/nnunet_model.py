@@ -48,6 +48,8 @@ def configuration(dims: int = 3, **changes: Any) -> dict[str, Any]:
         "preprocessor_name": "DefaultPreprocessor", "patch_size": [16] * dims, "spacing": [1.5] * dims,
         "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
         "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": _IMAGE,
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": _IMAGE | {"is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": _IMAGE | {"order": 1},
         "architecture": architecture(dims, kernels, strides),
