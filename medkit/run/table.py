@@ -102,7 +102,8 @@ class ResultTable:
         kept, _, torn = self.path.read_bytes().rpartition(b"\n")
         lines = io.StringIO(kept.decode(errors="surrogateescape"))
         cells = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
-        if tuple(cells.fieldnames or self._columns) != self._columns:
+        there = tuple(cells.fieldnames or self._columns)
+        if there != tuple(name for name in self._columns if name in there or name not in self.table.optional):
             raise OutputError(f"{self.path}: has other columns than this version of medkit writes; --overwrite it")
         rows = [{column: text_of(cell) for column, cell in row.items() if column} for row in cells]
         if torn and rows:  # the last write was cut short, so all rows of its case go
@@ -110,7 +111,7 @@ class ResultTable:
         for row in rows:
             self._rows.setdefault(row["image"], []).append(row)
             self._looks[row["image"]] = _needs_look(row)
-        if torn:
+        if torn or there != self._columns:
             self._put(self.path, self._text([row for kept_rows in self._rows.values() for row in kept_rows]))
 
     def _check_origin(self) -> None:
@@ -178,6 +179,7 @@ class ResultTable:
     def close(self) -> Record:
         """Write the sidecar with the table's digest, release the name, and return the table's record."""
         os.fsync(self._stream.fileno())
+        self._leave_out_unused()
         outputs = {"table": {"path": str(self.path), "sha256": sha256_of(self.path)}}
         names = [image for image, look in self._looks.items() if look]
         looks = {"look": bool(names), "warnings": [need_a_look(names, len(self._looks))] if names else []}
@@ -193,6 +195,14 @@ class ResultTable:
         return record
 
     # ---- bytes
+
+    def _leave_out_unused(self) -> None:
+        """Rewrite the file without the optional columns that hold nothing."""
+        head, *rows = [line.split(b"\t") for line in self.path.read_bytes().removesuffix(b"\n").split(b"\n")]
+        optional, nothing = {name.encode() for name in self.table.optional}, _NONE.encode()
+        used = [n for n, name in enumerate(head) if name not in optional or any(row[n] != nothing for row in rows)]
+        if rows and len(used) < len(head):
+            self._put(self.path, b"".join(b"\t".join(row[n] for n in used) + b"\n" for row in (head, *rows)))
 
     def _append_to_file(self) -> None:
         stream: BinaryIO = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open until the table is closed

@@ -167,6 +167,8 @@ class Table:
     """The task's columns; the input's name, its digest and the reason to look come before them."""
     rows: Callable[[Record], Sequence[Mapping[str, str]]]
     """Returns column -> text for each row of a finished case; a missing column becomes `n/a`."""
+    optional: Sequence[str] = ()
+    """Those of `columns` that the finished table leaves out if no row has a value there."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def classification(chosen: BundleOptions, choices: ClassifyChoices, table: Path 
     return replace(
         task,
         outputs=() if table else tuple(_outputs(choices)),
-        table=Table(table, report.columns(classes), report.rows_of) if table else None,
+        table=_table(table, classes, several=len(bundles) > 1) if table else None,
         arguments={**task.arguments, "explain": choices.explain, "report": choices.report,
                    "features": choices.features, "coordinates": choices.frame, "text": choices.column},
         takes=_kinds(bundles),
@@ -37,6 +37,13 @@ def classification(chosen: BundleOptions, choices: ClassifyChoices, table: Path 
         shared={role: path for role, path in shared.items() if path is not None},
         summary=_summary,
     )  # fmt: skip
+
+
+def _table(path: Path, classes: Sequence[str], *, several: bool) -> Table:
+    """Return the table of all cases; of several bundles, it has the classes of those that were used."""
+    columns = report.columns(classes)
+    of_classes = [name for name in columns if name.startswith("probability_")]
+    return Table(path, columns, report.rows_of, of_classes if several else ())
 
 
 def _kinds(bundles: Sequence[Bundle]) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """Figures of the classification bundles, from files to the table that `medkit run classify --table` writes.
 
-    python tests/benchmarks/classification.py DATA [--only chest_xray] [--count 100]
+    python tests/benchmarks/classification.py DATA [--only chest_xray] [--count 100] [--others FOLDER ...]
 
 For each bundle it prints AUC, accuracy, sensitivity, specificity and calibration error (15 bins) on the official test
-set, and the share of images without an answer; the same share of brain slices, noise and photographs, 100 each, which
-were not used for training. Then 1,000 patches go through one pipe: images per second once the program and the network
-are loaded, by wall and by processor time.
+set, and the share of images without an answer; the same share of brain slices, CT slices, noise and photographs, 100
+each, which were not used for training, and of the images in the folders of --others. Then 1,000 patches go through one
+pipe: images per second once the program and the network are loaded, by wall and by processor time.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ from medkit.training.class_data import read_part, write_image
 ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = ("astronaut", "camera", "coffee", "chelsea", "rocket", "coins", "moon", "brick", "grass", "gravel")
 """Those of skimage.data; they that its wheel does not bring are left out."""
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
+"""Images in the folders of --others."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def write_strangers(found: Set, data: Path, folder: Path, count: int) -> dict[st
     rng = np.random.default_rng(0)
     made: dict[str, Iterator[np.ndarray]] = {
         "brain": brains(data, rng, found),
+        **({} if found.volumes else {"CT": ct_slices(data, rng, found)}),
         "noise": noises(rng, found),
         "photograph": photographs(rng, found),
     }
@@ -98,6 +103,19 @@ def brains(data: Path, rng: np.random.Generator, found: Set) -> Iterator[np.ndar
         plane = np.take(volume, int(volume.shape[axis] * rng.uniform(0.35, 0.65)), axis)
         plane = np.rot90(plane, int(rng.integers(4)))
         yield _bytes(_resized(plane, found.size, 2))
+
+
+def ct_slices(data: Path, rng: np.random.Generator, found: Set) -> Iterator[np.ndarray]:
+    """Slices of chest CT in all directions, -1000 to 400 HU."""
+    import nibabel
+
+    paths = [p for p in sorted((data / "chest_ct").glob("*.nii.gz")) if "mask" not in p.name and "lesion" not in p.name]
+    volumes = [np.asarray(nibabel.load(p).dataobj, np.float32).clip(-1000, 400) for p in paths[:4]]
+    while True:
+        volume = volumes[rng.integers(len(volumes))]
+        axis = int(rng.integers(3))
+        plane = np.take(volume, int(volume.shape[axis] * rng.uniform(0.35, 0.65)), axis)
+        yield _bytes(_resized(np.rot90(plane, int(rng.integers(4))), found.size, 2))
 
 
 def noises(rng: np.random.Generator, found: Set) -> Iterator[np.ndarray]:
@@ -201,6 +219,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", choices=[*SETS, "throughput"])
     parser.add_argument("--count", type=int, default=100, help="Strange images of each kind.")
+    parser.add_argument("--others", type=Path, nargs="*", default=(), help="Folders of pictures that are unlike, too.")
     given = parser.parse_args()
     os.environ["MEDKIT_PROGRESS"] = "0"
     with tempfile.TemporaryDirectory() as name:
@@ -220,6 +239,14 @@ def main() -> None:
             for kind, names in kinds.items():
                 share = np.mean([rows[n]["abstained"] == "yes" for n in names])
                 print(f"  {kind}: {share:.0%} of {len(names)} not answered about", flush=True)
+            for other in given.others:
+                pictures = [
+                    path for path in sorted(other.rglob("*")) if path.suffix.lower() in (".png", ".jpg", ".jpeg")
+                ]
+                (folder / f"{key}_{other.name}").mkdir()
+                rows = classified(found, folder / f"{key}_{other.name}", [str(path.absolute()) for path in pictures])
+                share = np.mean([row["abstained"] == "yes" for row in rows.values()])
+                print(f"  {other}: {share:.1%} of {len(rows)} not answered about", flush=True)
         if given.only in ("throughput", None):
             for what, value in throughput(SETS["lung_nodule"], given.data, folder / "pipe").items():
                 print(f"1,000 patches, {what}: {value:.0f}", flush=True)

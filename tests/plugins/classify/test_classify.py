@@ -293,6 +293,33 @@ def test_one_table_for_all_cases(classify: Run, tmp_path: Path) -> None:
     assert record.medkit["outputs"]["table"]["sha256"] == sha256_of(out)
 
 
+def test_columns_of_classes_that_no_row_has_are_left_out_and_come_back(tmp_path: Path) -> None:
+    from medkit.options import RunOptions
+    from medkit.pipe.records import Record
+    from medkit.run.table import open_table
+    from medkit.run.task import Table, Task
+
+    columns = ("class", "probability_a", "probability_b", "probability_c")
+
+    def run(rows: dict[str, dict[str, str]], **more: bool) -> str:
+        sheet = Table(tmp_path / "t.tsv", columns, lambda record: [rows[record.path.name]], columns[1:])
+        settings = {"programs": (), "arguments": {}, "bundle": None, "seed": 0}
+        with open_table(Task("classify", (), table=sheet), settings, RunOptions(**more)) as opened:
+            assert opened is not None
+            for name in rows:
+                (tmp_path / name).write_text(name)
+                inputs = {"image": {"path": str(tmp_path / name), "sha256": "0"}}
+                opened.add(Record(tmp_path / name, medkit={"inputs": inputs, "warnings": []}))
+        return (tmp_path / "t.tsv").read_text()
+
+    first = run({"x": {"class": "a", "probability_a": "1", "probability_b": "0"}})
+    assert first.split("\n")[0].split("\t")[3:] == ["class", "probability_a", "probability_b"]
+    both = run({"y": {"class": "c", "probability_c": "1"}}, skip_existing=True)
+    assert [line.split("\t")[3:] for line in both.strip().split("\n")] == [
+        list(columns), ["a", "1", "0", "n/a"], ["c", "n/a", "n/a", "1"]
+    ]  # fmt: skip
+
+
 def test_the_rows_are_those_of_each_case_alone(classify: Run, tmp_path: Path) -> None:
     sources = pictures(tmp_path, list(np.linspace(0.2, 0.8, 40)))
     classify(*sources, "--table", tmp_path / "t.tsv")
