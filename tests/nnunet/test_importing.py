@@ -137,6 +137,14 @@ def test_images_are_turned_first_if_the_user_says_so(medkit: Run, model: Path, t
     np.testing.assert_array_equal(np.asarray(nib.as_closest_canonical(down).dataobj), np.asarray(up.dataobj))
 
 
+def test_too_little_memory_is_said_instead_of_taking_other_windows(medkit: Run, model: Path, tmp_path: Path) -> None:
+    medkit("bundle", "import", "nnunet", model, "--name", "lungs")
+    scan = write_image(tmp_path / "scan.nii.gz", (40, 40, 40), (1.5, 1.5, 1.5))
+    done = medkit("run", "bundle", "--bundle", "lungs", "--memory", "10M", scan, "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "MiB are needed" in done.err
+
+
 def test_names_of_strangers_run_nothing(medkit: Run, tmp_path: Path) -> None:
     data = dataset(labels={"background": 0, "$__import__('os').abort()": 1, "\x1b[31mred": 2})
     write_model(tmp_path / "model", plans({"3d_fullres": configuration()}), data, "3d_fullres")
