@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
 
 from medkit.errors import MedkitError, OutputError, UsageError
 from medkit.pipe.records import Record, record_from_line
-
 from medkit.terminal.progress import Bar, progress_bar
+
 
 def inputs(files: tuple[str, ...], reference: str | None, listed: bool) -> tuple[tuple[str, ...], str]:
     """Return the arguments that name results (none: stdin names them), and the reference. Raises UsageError."""
@@ -55,12 +56,12 @@ def new_file(path: Path, overwrite: bool) -> Path:
     return path
 
 
-def say(*sentences: str) -> None:
 def bar_of(count: int) -> AbstractContextManager[Bar]:
     """Show a bar for so many cases within the block, unless a variable says not to."""
     return progress_bar("evaluate", lambda: count, wanted=not os.environ.get("MEDKIT_NO_PROGRESS"))
 
 
+def say(*sentences: str) -> None:
     """Print sentences for people on stderr, one per line."""
     for sentence in sentences:
         click.echo(f"medkit: {sentence}", err=True)
