@@ -179,10 +179,11 @@ class Overlay:
 
         from medkit.figures import heat_mosaic, write_png
         from medkit.images import Image
-        from medkit.space import Grid, lps_affine
+        from medkit.space import Grid
 
         with Picture.open(self.source) as picture:
             grey = np.asarray(picture.convert("F"), np.float32)
-        grid = Grid((grey.shape[1], grey.shape[0], 1), lps_affine(np.eye(2), np.ones(2), np.zeros(2)), dims=2)
+        # columns run to the left and rows to the back, as in pictures that medkit reads
+        grid = Grid((grey.shape[1], grey.shape[0], 1), np.diag([-1.0, -1.0, 1.0, 1.0]), dims=2)
         image, heat = (Image(values[None, ..., None], grid, self.source) for values in (grey.T, self.heat))
         write_png(heat_mosaic(image, heat, title=self.title, what=self.what), path)
