@@ -183,7 +183,7 @@ class Overlay:
 
         with Picture.open(self.source) as picture:
             grey = np.asarray(picture.convert("F"), np.float32)
-        # columns run to the left and rows to the back, as in pictures that medkit reads
-        grid = Grid((grey.shape[1], grey.shape[0], 1), np.diag([-1.0, -1.0, 1.0, 1.0]), dims=2)
-        image, heat = (Image(values[None, ..., None], grid, self.source) for values in (grey.T, self.heat))
+        # both axes are turned round, since columns of a picture run to the left and rows to the back
+        grid = Grid((grey.shape[1], grey.shape[0], 1), np.eye(4), dims=2)
+        image, heat = (Image(v[None, ::-1, ::-1, None], grid, self.source) for v in (grey.T, self.heat))
         write_png(heat_mosaic(image, heat, title=self.title, what=self.what), path)

@@ -66,7 +66,9 @@ class IntendedUse:
         found = []
         # a child of five years is five until its sixth birthday
         if self.age and years is not None and not self.age[0] <= years < self.age[1] + 1:
-            found.append(f"the person is {years:.3g} years old, expected {self.age[0]:g} to {self.age[1]:g}")
+            # the age itself is a person's, and is written nowhere
+            than = "younger" if years < self.age[0] else "older"
+            found.append(f"the person is {than} than those of the training, {self.age[0]:g} to {self.age[1]:g} years")
         if self.projections and view and view not in self.projections:
             found.append(f"the projection is {view}, expected {' or '.join(self.projections)}")
         return "; ".join(found)

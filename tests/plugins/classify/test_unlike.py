@@ -111,11 +111,11 @@ USE = {"for": "frontal X-rays of children", "age": [1, 5], "projections": ["AP",
     [
         ({}, ""),
         ({"PatientAge": "005Y"}, ""),
-        ({"PatientAge": "034Y"}, "the person is 34 years old, expected 1 to 5"),
-        ({"PatientAge": "003M"}, "the person is 0.25 years old, expected 1 to 5"),
+        ({"PatientAge": "034Y"}, "the person is older than those of the training, 1 to 5 years"),
+        ({"PatientAge": "003M"}, "the person is younger than those of the training, 1 to 5 years"),
         (
             {"age": 40, "view": "L"},
-            "the person is 40 years old, expected 1 to 5; the projection is L, expected AP or PA",
+            "the person is older than those of the training, 1 to 5 years; the projection is L, expected AP or PA",
         ),
         ({"ViewPosition": "pa"}, ""),
         ({"PatientAge": "unknown"}, ""),
@@ -139,7 +139,7 @@ def test_a_dicom_header_is_compared_too(tmp_path: Path) -> None:
     header.PatientAge, header.ViewPosition = "061Y", "PA"
     header.save_as(tmp_path / "x.dcm", enforce_file_format=True)
     use = IntendedUse.of(bundle(tmp_path / "b", USE))
-    assert use.misfit(tmp_path / "x.dcm") == "the person is 61 years old, expected 1 to 5"
+    assert use.misfit(tmp_path / "x.dcm") == "the person is older than those of the training, 1 to 5 years"
 
 
 def test_a_bundle_that_states_no_use_and_one_that_states_it_wrongly(tmp_path: Path) -> None:
