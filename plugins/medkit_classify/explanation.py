@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from medkit.errors import UsageError
+from medkit.errors import InputError, UsageError
 from medkit.space import apply_affine
 
 if TYPE_CHECKING:
@@ -178,12 +178,16 @@ class Overlay:
         from PIL import Image as Picture
 
         from medkit.figures import heat_mosaic, write_png
-        from medkit.images import Image
+        from medkit.images import Image, read_grid
         from medkit.space import Grid
 
         with Picture.open(self.source) as picture:
-            grey = np.asarray(picture.convert("F"), np.float32)
-        # both axes are turned round, since columns of a picture run to the left and rows to the back
-        grid = Grid((grey.shape[1], grey.shape[0], 1), np.eye(4), dims=2)
-        image, heat = (Image(v[None, ::-1, ::-1, None], grid, self.source) for v in (grey.T, self.heat))
+            grey = np.asarray(picture.convert("F"), np.float32).T
+        try:
+            grid = read_grid(self.source)
+        except InputError:  # of a format that only the bundle reads
+            grid = Grid((*grey.shape, 1), np.eye(4), dims=2)
+        if grid.shape[:2] != grey.shape:  # turned by its EXIF block, which the bundle's reader leaves as it is
+            grid = Grid((*grey.shape, 1), grid.affine, dims=2)
+        image, heat = (Image(values[None, ..., None], grid, self.source) for values in (grey, self.heat))
         write_png(heat_mosaic(image, heat, title=self.title, what=self.what), path)
