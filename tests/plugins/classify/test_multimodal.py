@@ -290,7 +290,8 @@ def test_the_answer_depends_on_each_of_them(classify: Run, made: Path, tmp_path:
         )
         assert done.code == 0, done.err
         with open(done.paths[0], newline="") as file:
-            found.append(float(next(csv.DictReader(file, delimiter="\t"))["probability"]))
+            row = next(csv.DictReader(file, delimiter="\t"))
+            found.append(float(next(row[name] for name in row if name.startswith("probability_"))))
     assert len(set(found)) == 3
 
 
@@ -359,7 +360,7 @@ def test_facts_stay_as_they_are_while_an_image_is_explained(
     done = classify(data / "0.png", "--features", data / "facts.csv", "--text", data, "--explain", method,
                     "--save-features", "-o", tmp_path)  # fmt: skip
     assert done.code == 0, done.err
-    assert np.asarray(Picture.open(tmp_path / f"0_{method}.png")).shape == (28, 28, 3)
+    assert min(np.asarray(Picture.open(tmp_path / f"0_{method}.png")).shape[:2]) > 28
     with np.load(tmp_path / "0_features.npz") as found:
         assert found["features"].shape == (1, 32), "those of everything joined"
 
