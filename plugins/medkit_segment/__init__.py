@@ -23,6 +23,10 @@ def medkit_tasks() -> list[TaskSpec]:
 def medkit_bundles() -> list[BundleSpec]:
     """Return the bundles of the task `segment`."""
     return [
-        BundleSpec("segment", name, _BUNDLES / name, modality=modality)
-        for name, modality in (("brain_mri_segmentation", "MR"), ("chest_ct_segmentation", "CT"))
+        BundleSpec("segment", name, _BUNDLES / name, modality=modality, auto=auto)
+        for name, modality, auto in (
+            ("brain_mri_segmentation", "MR", True),
+            ("chest_ct_segmentation", "CT", True),
+            ("infant_mri_segmentation", "MR", False),
+        )
     ]
