@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from medkit.images import Image
     from medkit.space import Grid
 
-LOOK = "look at this one"
 PROGRAM_BYTES = 300 * 2**20
 """Memory of Python and its libraries."""
 
@@ -117,7 +116,7 @@ def _process(case: Case, *, find: Callable[[Case, Image], Found], choices: Segme
     labels = results.kept(found.labels, found.names)
     rows = report.structures(labels, image.grid.voxel_volume, None, report.Expected(found.names, {}, {}))
     measured = results.measured(image, labels, found.names, case.path)
-    doubts = [f"{LOOK}: {text}" for text in found.doubts]
+    doubts = [report.LOOK + text for text in (*found.doubts, *measured.doubts)]
     return Result(
         _outputs(image, labels, found, choices, report.as_tsv(rows, measured.cells)),
         metrics={

@@ -21,6 +21,8 @@ EMPHYSEMA = -950.0
 """HU; the share of a lung below it measures emphysema."""
 DISEASE = -600.0
 """HU; the share of a lung above it measures consolidation, ground glass and fibrosis, and vessels."""
+AIRLESS = 0.25
+"""Share of a lung above `DISEASE` from which a person should look; healthy lungs have about 0.1."""
 COLUMNS = ("volume_l", "mean_hu", "share_below_-950", "share_above_-600")
 """Columns of tables for CT."""
 
@@ -116,6 +118,16 @@ def _from_dicom(path: Path) -> Mapping[str, Any]:
     except (InputError, IndexError, pydicom.errors.InvalidDicomError):
         return {}
     return {key: header.get(key) for key in ("PatientSize", "PatientSex")}
+
+
+def airless(named: Mapping[str, Density]) -> list[str]:
+    """Return phrases for lungs that hold little air."""
+    shares = {name: one.above_600 for name, one in named.items() if name.startswith("lung_")}
+    return [
+        f"{share:.0%} of {name} hold little air: consolidation, fluid, or an organ beside the lung"
+        for name, share in shares.items()
+        if share > AIRLESS
+    ]
 
 
 def lung_metrics(found: Mapping[str, Density], person: Person) -> dict[str, float]:

@@ -110,6 +110,8 @@ class Measured:
     cells: Mapping[int, Mapping[str, str]]
     """Label -> cells of the table."""
     metrics: Mapping[str, Any]
+    doubts: Sequence[str] = ()
+    """What to look at."""
 
 
 def measured(image: Image, labels: np.ndarray, names: Mapping[int, str], path: Path) -> Measured:
@@ -122,7 +124,7 @@ def measured(image: Image, labels: np.ndarray, names: Mapping[int, str], path: P
     named: dict[str, Density] = {names[n]: value for n, value in found.items() if n in names}
     rounded = {name: {k: round(v, 4) for k, v in asdict(value).items()} for name, value in named.items()}
     metrics = {"density": rounded, **density.lung_metrics(named, density.person_of(path))}
-    return Measured({n: value.cells() for n, value in found.items()}, metrics)
+    return Measured({n: value.cells() for n, value in found.items()}, metrics, density.airless(named))
 
 
 def kept(labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:

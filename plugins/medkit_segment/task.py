@@ -160,8 +160,12 @@ class SegmentRunner(BundleRunner):
         rows = [row for row in everything if row.index in self.expected.names]
         if self.choices.labels:
             made = replace(made, labels=results.kept(made.labels, self.expected.names))
-        found = [*report.strange(everything, self.stated), *report.warnings(made.labels, rows, self.expected)]
         measured = results.measured(image, made.labels, self.expected.names, case.path)
+        found = [
+            *report.strange(everything, self.stated),
+            *report.warnings(made.labels, rows, self.expected),
+            *(report.LOOK + doubt for doubt in measured.doubts),
+        ]
         table = report.as_tsv(rows, measured.cells)
         return Result(
             {} if self.choices.table else dict(self._outputs(image, made, table, computed)),

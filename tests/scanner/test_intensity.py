@@ -64,6 +64,8 @@ def test_the_configs_that_scale_are_found() -> None:
         "brain_mri_registration-inference",
         "brain_mri_segmentation-inference",
         "ct_xray_super_resolution-inference",
+        "infant_mri_segmentation-inference",
+        "infant_mri_segmentation-train",
         "lowfield_to_highfield-cyclegan",
         "lowfield_to_highfield-inference",
         "mri_super_resolution-inference",

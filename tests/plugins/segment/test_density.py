@@ -29,6 +29,18 @@ def test_densities_are_those_of_the_voxels(order: str) -> None:
     assert found[5].cells()["mean_hu"] == "-850.0"
 
 
+def test_a_lung_without_air_needs_a_look() -> None:
+    """Also a lung that holds a part of the liver; no other structure is asked for air."""
+    named = {
+        "lung_left": density.Density(2.0, -800.0, 0.0, 0.1),
+        "lung_right": density.Density(1.2, -590.0, 0.0, 0.31),
+        "bones": density.Density(0.5, 400.0, 0.0, 1.0),
+    }
+    assert density.airless(named) == [
+        "31% of lung_right hold little air: consolidation, fluid, or an organ beside the lung"
+    ]
+
+
 @pytest.mark.parametrize(
     ("stated", "person"),
     [
