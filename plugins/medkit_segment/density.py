@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,14 @@ DISEASE = -600.0
 """HU; the share of a lung above it measures consolidation, ground glass and fibrosis, and vessels."""
 AIRLESS = 0.25
 """Share of a lung above `DISEASE` from which a person should look; healthy lungs have about 0.1."""
+GAS = -960.0
+"""HU; the mean of lung tissue around a voxel is higher, also where a lung is inflated."""
+GAS_ML = 3.0
+"""Volume of a piece of gas from which a person should look."""
+FULL_OF_GAS = 0.1
+"""Share of a lung below `EMPHYSEMA` from which gas is nothing special: the table shows the emphysema."""
+GAS_MM = 2.0
+"""Spacing on which pieces of gas are looked for."""
 COLUMNS = ("volume_l", "mean_hu", "share_below_-950", "share_above_-600")
 """Columns of tables for CT."""
 
@@ -128,6 +136,35 @@ def airless(named: Mapping[str, Density]) -> list[str]:
         for name, share in shares.items()
         if share > AIRLESS
     ]
+
+
+def gas(
+    values: np.ndarray, labels: np.ndarray, found: Mapping[int, Density], names: Mapping[int, str], mm: Sequence[float]
+) -> list[str]:
+    """Return phrases for lungs that hold gas without lung tissue, as bowel does.
+
+    `values` HU and `labels`: (I, J, K), `mm` between voxels; `found` and `names`: label -> density and structure.
+    """
+    from scipy import ndimage
+
+    steps = [max(1, round(GAS_MM / size)) for size in mm]
+    few = tuple(slice(None, None, step) for step in steps)
+    own = labels[few]
+    voxel_ml = float(np.prod(np.multiply(mm, steps))) / 1000
+    out = []
+    for label, name in names.items():
+        if not name.startswith("lung_") or label not in found or found[label].below_950 > FULL_OF_GAS:
+            continue
+        for place in ndimage.find_objects((own == label).astype(np.uint8)):
+            lung = own[place] == label
+            # the mean over lung voxels only, so that neither walls nor tables count
+            weight = ndimage.uniform_filter(lung.astype(np.float32), 3)
+            total = ndimage.uniform_filter(np.where(lung, values[few][place], 0).astype(np.float32), 3)
+            pieces, _ = ndimage.label(lung & (total < GAS * weight))
+            largest = int(np.bincount(pieces.ravel())[1:].max(initial=0)) * voxel_ml
+            if largest > GAS_ML:
+                out.append(f"{largest:.0f} ml of gas in {name}: bowel, a bulla, or air beside the lung")
+    return out
 
 
 def lung_metrics(found: Mapping[str, Density], person: Person) -> dict[str, float]:

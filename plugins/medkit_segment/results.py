@@ -124,7 +124,8 @@ def measured(image: Image, labels: np.ndarray, names: Mapping[int, str], path: P
     named: dict[str, Density] = {names[n]: value for n, value in found.items() if n in names}
     rounded = {name: {k: round(v, 4) for k, v in asdict(value).items()} for name, value in named.items()}
     metrics = {"density": rounded, **density.lung_metrics(named, density.person_of(path))}
-    return Measured({n: value.cells() for n, value in found.items()}, metrics, density.airless(named))
+    doubts = [*density.airless(named), *density.gas(image.data[0], labels, found, names, image.grid.spacing.tolist())]
+    return Measured({n: value.cells() for n, value in found.items()}, metrics, doubts)
 
 
 def kept(labels: np.ndarray, names: Mapping[int, str]) -> np.ndarray:

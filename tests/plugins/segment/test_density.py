@@ -42,6 +42,29 @@ def test_a_lung_without_air_needs_a_look() -> None:
 
 
 @pytest.mark.parametrize(
+    ("side", "elsewhere", "doubts"),
+    [
+        (12, -850, ["8 ml of gas in lung_left: bowel, a bulla, or air beside the lung"]),
+        (4, -850, []),
+        (12, -955, []),
+    ],
+)
+def test_gas_without_lung_tissue_needs_a_look(side: int, elsewhere: int, doubts: list[str]) -> None:
+    """Not a small piece, nor in a lung with emphysema. The outer voxels of a piece do not count.
+
+    Air around the body is no lung. Voxels of 2 x 1 x 2 mm.
+    """
+    values = np.full((40, 80, 40), -1000, np.int16)
+    labels = np.zeros(values.shape, np.uint8)
+    labels[5:35, 10:70, 5:35] = 2
+    values[labels == 2] = elsewhere
+    values[10 : 10 + side, 20 : 20 + 2 * side, 10 : 10 + side] = -1000
+    found = density.densities(values, labels, 4.0)
+    names = {2: "lung_left", 3: "lung_right", 5: "bones"}
+    assert density.gas(values, labels, found, names, (2.0, 1.0, 2.0)) == doubts
+
+
+@pytest.mark.parametrize(
     ("stated", "person"),
     [
         ({"PatientSize": 1.8, "PatientSex": "M"}, Person(1.8, "M")),
