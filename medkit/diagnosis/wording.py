@@ -22,10 +22,12 @@ class Wording:
     """What must not be said on this machine."""
 
     def __init__(self) -> None:
+        own = Path(medkit.__file__).parent
         self.known = {
-            str(Path(medkit.__file__).parent.parent): "",
+            str(own.parent): "",  # of a checkout; else it is the next folder
             sysconfig.get_path("purelib"): "site-packages/",
             sysconfig.get_path("stdlib"): "python/",
+            str(own): "medkit/",
         }
         """Folders of programs -> what stands for them."""
         self.names = _names()

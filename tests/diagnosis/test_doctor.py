@@ -6,6 +6,7 @@ import getpass
 import json
 import platform
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,7 +144,12 @@ def test_an_old_package(medkit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "torch 1.0 is installed: expected >=2.6" in done.out
 
 
-def test_what_is_not_said() -> None:
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_is_not_said(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    """Whether medkit is in a checkout or among the libraries, its own files are named alike."""
+    if installed:
+        beside = str(Path(findings.__file__).parents[2])
+        monkeypatch.setattr(sysconfig, "get_path", {"purelib": beside, "stdlib": "/usr/lib/python3"}.__getitem__)
     wording = Wording()
     wording.names = ["jane.doe", "scanner-3"]
     assert wording.public("no file /data/jane.doe/ct.nii.gz\nfor jane.doe on scanner-3") == (
