@@ -12,6 +12,7 @@ from medkit.errors import InputError
 from medkit.inference import BundleOptions, bundle_task, feed_of, modality_of
 from medkit.task import Case, Output, Record, Result, Task
 from medkit_segment import cleaning
+from medkit_segment.report import LOOK
 from medkit_segment.results import SegmentChoices
 from medkit_segment.task import MASK_GAP, SegmentRunner
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 OUTPUTS = (Output("image", "image", "defaced", entities={"desc": "defaced"}), Output("mask", "mask", "face"))
 AIR = -1000.0
 """HU of what replaces the face in a CT."""
-LOOK = "look at this one: "
 CRANIUM = "cranium"
 """Key, in the item of a case, of what the skull of a CT encloses, (I, J, K) bool."""
 STRAY = 9.0
