@@ -263,6 +263,7 @@ class JobPool(Pool):
         try:
             self._cluster.close(timeout=30)
         except Exception:  # a job that was refused is no job that Dask could end: it stops on the way
+            log.debug("Dask stopped while it ended the jobs; the rest is closed now", exc_info=True)
             with contextlib.suppress(Exception):
                 self._cluster.sync(Cluster._close, self._cluster)
         logging.getLogger("tornado.application").removeFilter(self._refusals)
