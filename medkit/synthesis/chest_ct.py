@@ -1,8 +1,8 @@
 """Training pairs for the segmentation of chest CT, drawn from scans with label maps.
 
-Diseases are painted into the lungs while their labels stay (see `medkit.synthesis.lung_disease`). Then contrast agent,
-table, arms, slice thickness, kernel, dose and field of view are varied. Images are (1, I, J, K) float32 in HU, voxel
-axes along RAS+; labels are (1, I, J, K) channel numbers; lengths are mm.
+Diseases are painted into the lungs while their labels stay (see `medkit.synthesis.lung_disease`), and gas into the
+abdomen, which stays body. Then contrast agent, table, arms, slice thickness, kernel, dose and field of view are varied.
+Images are (1, I, J, K) float32 in HU, voxel axes along RAS+; labels are (1, I, J, K) channel numbers; lengths are mm.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class ChestScans:
     """mm of the voxels."""
     diseases: Diseases = field(default_factory=Diseases)
     """What is painted into the lungs."""
+    gas: float = 0.4
+    """Chance of gas in the bowel and the stomach, below the lungs."""
     flip: float = 0.2
     """Chance of a mirror image, with the lungs' channels exchanged: some files have the axis wrong."""
     contrast: float = 0.4
@@ -94,6 +96,8 @@ def drawn(
     """Return another scan of a chest, and its labels, both (1, I, J, K)."""
     lungs = torch.cat([labels == number for number in scans.lungs])
     image = diseased(image, lungs, scans.spacing, random, scans.diseases)
+    if random.number() < scans.gas:
+        image = _with_gas(image, labels, random, scans)
     if random.number() < scans.contrast:
         image = _enhanced(image, labels, random, scans)
     if random.number() < scans.table:
@@ -103,6 +107,43 @@ def drawn(
     image = _scanned(image, random, scans)
     image, labels = _cut(image, labels, random, scans)
     return _mirrored(image, labels, random, scans)
+
+
+def _with_gas(image: torch.Tensor, labels: torch.Tensor, random: Random, scans: ChestScans) -> torch.Tensor:
+    """Return the image with gas, or gas in faeces, in rounded parts of the abdomen.
+
+    The abdomen is soft tissue below the lowest third of the lungs, 20 mm below the skin, and 6 mm away from the lungs:
+    the wall of the stomach and the diaphragm. Gas may end at a level, as it floats on what else is in the bowel.
+    """
+    lungs = (labels == scans.lungs[0]) | (labels == scans.lungs[1])
+    heights = lungs[0].any(0).any(0).nonzero()
+    top = image.shape[3] if not len(heights) else int(heights[0] + (heights[-1] - heights[0]) / 3)
+    soft = (labels == scans.body) & (image > -200) & (image < 250)
+    free = soft & ~_near(lungs, 6.0, scans.spacing) & ~_near(labels == 0, 20.0, scans.spacing)
+    free[..., top:] = False
+    size = float(random.evenly((15.0, 60.0)))
+    shape = smooth_noise(image.shape[1:], size, scans.spacing, random)
+    shape = shape + 0.3 * smooth_noise(image.shape[1:], size / 4, scans.spacing, random)
+    pieces = free & (shape > float(random.evenly((0.8, 1.8))))
+    if random.number() < 0.5:
+        level = smooth_noise(image.shape[1:], 4 * size, scans.spacing, random) * 20 / scans.spacing
+        depth = torch.arange(image.shape[2], device=image.device)[None, :, None]
+        pieces = pieces & (depth > level + image.shape[2] * (0.4 + 0.3 * random.number()))
+    value = -1000 + 100 * random.number() + 10 * random.noise(image.shape)
+    if random.number() < 0.3:  # faeces: gas in small bubbles
+        bubbles = smooth_noise(image.shape[1:], 5.0, scans.spacing, random)
+        value = -500 + 300 * bubbles.clamp(-1.5, 1.5) + 10 * random.noise(image.shape)
+    return torch.where(pieces, value, image)
+
+
+def _near(mask: torch.Tensor, width: float, spacing: float) -> torch.Tensor:
+    """Return where a mask (1, I, J, K) is within about `width` mm, along the axes."""
+    reach = max(1, round(width / spacing))
+    out = mask.float()[None]
+    for axis in range(3):
+        box = [2 * reach + 1 if a == axis else 1 for a in range(3)]
+        out = functional.max_pool3d(out, box, 1, [n // 2 for n in box])
+    return out[0] > 0
 
 
 def _enhanced(image: torch.Tensor, labels: torch.Tensor, random: Random, scans: ChestScans) -> torch.Tensor:

@@ -16,7 +16,7 @@ BODY, LEFT, RIGHT, BONES = 1, 2, 3, 5
 SPACING = 4.0
 STILL = ChestScans(
     body=BODY, lungs=(LEFT, RIGHT), bones=BONES, spacing=SPACING, diseases=Diseases(healthy=1.0),
-    flip=0.0, contrast=0.0, table=0.0, arms=0.0, thickness=(1.0, 1.0), blur=(0.0, 0.0), sharpening=(0.0, 0.0),
+    gas=0.0, flip=0.0, contrast=0.0, table=0.0, arms=0.0, thickness=(1.0, 1.0), blur=(0.0, 0.0), sharpening=(0.0, 0.0),
     noise=(1e-3, 2e-3), cut=0.0,
 )  # fmt: skip
 """Scans that are all but the same."""
@@ -93,7 +93,7 @@ def test_a_table_lies_in_the_air_behind_the_patient() -> None:
     assert plate.any()
     assert torch.equal(kept, labels)
     assert not plate[labels > 0].any()
-    assert int(plate.nonzero()[:, 2].max()) <= 8 + 4
+    assert int(plate.nonzero()[:, 2].max()) <= 8 + (2 + 40) / SPACING  # 2 mm into the hollow of the back, and the curve
 
 
 def test_arms_are_body_with_a_bone() -> None:
@@ -139,3 +139,22 @@ def test_the_transform_draws_pairs_for_a_config() -> None:
     assert torch.equal(pairs[0]["image"], pairs[1]["image"])
     assert torch.equal(pairs[0]["label"], labels)
     assert not torch.equal(pairs[0]["image"], image)
+
+
+def test_gas_is_painted_into_the_abdomen_and_stays_body() -> None:
+    image, labels = chest()
+    labels[:, 12:28, 12:44, 4:14] = labels[:, 36:52, 12:44, 4:14] = BODY
+    image[labels == BODY] = 40.0
+    lungs = (labels == LEFT) | (labels == RIGHT)
+    painted = []
+    for seed in range(12):
+        out, out_labels = drawn(image, labels, Random(seed, image.device), replace(STILL, gas=1.0))
+        assert torch.equal(out_labels, labels)
+        gas = (out < -200) & (labels == BODY)
+        assert torch.allclose(out[~gas], image[~gas], atol=400)  # contents of the bowel are up to -200 HU
+        assert not gas[..., 22:].any()  # nothing above the lowest third of the lungs
+        assert not gas[:, :13].any()  # 20 mm of wall
+        assert not gas[:, 12:28, 12:44, 12:].any()  # 6 mm of diaphragm
+        assert (out[lungs] < -800).all()
+        painted.append(int(gas.sum()))
+    assert sum(n > 50 for n in painted) > 6
