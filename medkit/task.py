@@ -17,12 +17,14 @@ from medkit.pipe.lines import Emitter, guarded_stdout
 from medkit.pipe.names import TABLE_SUFFIXES, is_bids, shard_file, split_bids, stem
 from medkit.pipe.records import Record, absolute, lineage, record_of, sha256_of
 from medkit.pipe.signals import StopRequest
+from medkit.run.looks import LOOK_AT_THIS
 from medkit.run.loop import TaskRun
 from medkit.run.outputs import Output, Targets
 from medkit.run.task import Case, CasePlan, Result, Runtime, Stages, Table, Task, Text, Writable, numbered
 from medkit.terminal.progress import counted, steps
 
 __all__ = [
+    "LOOK_AT_THIS",
     "TABLE_SUFFIXES",
     "Case",
     "CasePlan",

@@ -18,21 +18,25 @@ from medkit.run.failures import printable
 
 NAMED = 10
 """Cases that the last line names; the others are counted."""
+LOOK_AT_THIS = "look at this one: "
+"""What a reason to look begins with in a sidecar and in a picture, where other warnings may stand next to it."""
 SHORT = 100
 """Characters of a reason on a progress line."""
 
 
 def reason_to_look(record: Record) -> str | None:
-    """Return the first warning about a result, short; None if nobody needs to look at it."""
+    """Return the first warning about a result, short, and how many others there are; None if there is none."""
     if not record.medkit.get("look"):
         return None
     first = str(next(iter(record.medkit.get("warnings") or ()), "no reason is stated"))
-    return textwrap.shorten(printable(plain(first)), SHORT, placeholder=" ...")
+    others = int(record.medkit.get("reasons", 1)) - 1
+    more = f" (and {others} more)" if others > 0 else ""
+    return textwrap.shorten(printable(plain(first)), SHORT, placeholder=" ...") + more
 
 
 def plain(warning: str) -> str:
     """Return a warning without the words that say no more than that it is one."""
-    return warning.removeprefix("look at this one: ")
+    return warning.removeprefix(LOOK_AT_THIS)
 
 
 def need_a_look(names: Sequence[str], total: int) -> str:

@@ -18,7 +18,7 @@ from medkit.errors import MedkitError
 from medkit.pipe.names import stem
 from medkit.pipe.records import Record, record_of
 from medkit.run.claims import process_gone
-from medkit.run.looks import plain
+from medkit.run.looks import LOOK_AT_THIS, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("medkit")
 OWNER = "medkit-result"
 """Key of the text in a picture that tells which result it shows."""
-LOOK = "look at this one: "
-"""What comes before a reason to look in a picture."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def draw_case(place: Picture, task: Task, case: Case, result: Result) -> None:
             _say_once(f"--qc: {task.name} draws no picture")
             return
         place.path.parent.mkdir(parents=True, exist_ok=True)
-        reasons = [LOOK + plain(warning) for warning in result.warnings]
+        reasons = [LOOK_AT_THIS + plain(warning) for warning in result.warnings]
         _write(under_title(drawn, reasons) if reasons else drawn, place)
     except Exception as error:
         log.warning("%s: no picture: %s", case.record.path.name, error)

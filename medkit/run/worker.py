@@ -249,6 +249,7 @@ class CaseWorker:
             # the reason to look comes first: `medkit.run.looks` shows it
             "warnings": list(dict.fromkeys([*result.warnings, *work.case.warnings])),
             "look": bool(result.warnings),
+            "reasons": len(set(result.warnings)),
             "command": command_of(plan, self.task, self.options.command),
         }
         return Record(

@@ -12,7 +12,7 @@ import numpy as np
 
 from medkit.errors import BundleError, InputError, UsageError, size_text
 from medkit.inference import Bundle, BundleRunner
-from medkit.task import Case, Result, Text, Writable
+from medkit.task import LOOK_AT_THIS, Case, Result, Text, Writable
 from medkit_classify import report
 from medkit_classify.activations import ActivationRecorder
 from medkit_classify.calibration import Calibration, is_out_of_distribution
@@ -300,12 +300,12 @@ class ClassifyRunner(BundleRunner):
         warnings = [text for question, _ in answers if question.prepared for text in question.prepared.warnings]
         abstained = [findings[0] for _, findings in answers if findings[0].abstained]
         if abstained and len(answers) == 1:
-            warnings.append(f"look at this one: {abstained[0].reason}")
+            warnings.append(f"{LOOK_AT_THIS}{abstained[0].reason}")
         elif abstained:
-            warnings.append(f"look at this one: no class for {len(abstained)} of {len(answers)} candidates")
+            warnings.append(f"{LOOK_AT_THIS}no class for {len(abstained)} of {len(answers)} candidates")
         flagged = self.bundle.block.get("flagged", ())
         found = [finding for _, findings in answers for finding in findings if not finding.abstained]
-        warnings += [f"look at this one: {finding.name}" for finding in found if finding.name in flagged]
+        warnings += [f"{LOOK_AT_THIS}{finding.name}" for finding in found if finding.name in flagged]
         return tuple(dict.fromkeys(warnings))
 
     def _findings(self, question: Question) -> list[Finding]:

@@ -12,7 +12,7 @@ import numpy as np
 from medkit.errors import InputError
 from medkit.images import Image, read_image
 from medkit.space import Grid
-from medkit.task import record_of
+from medkit.task import LOOK_AT_THIS, record_of
 from medkit.transforms import AffineTransform
 from medkit_contours import rigid
 from medkit_contours.filling import filled
@@ -120,7 +120,7 @@ def aligned(moving: Labelled, fixed: Labelled, seed: int) -> Alignment:
         f"{n} is {moving.names[n]} here and {fixed.names[n]} in {fixed.path.name}: matched by number" for n in conflicts
     ]
     doubts += _doubts(found, before, after, limit, fixed.path)
-    return Alignment(transform, metrics, tuple(f"look at this one: --align: {text}" for text in doubts))
+    return Alignment(transform, metrics, tuple(f"{LOOK_AT_THIS}--align: {text}" for text in doubts))
 
 
 def _names(number: int, *sides: Labelled) -> list[str]:

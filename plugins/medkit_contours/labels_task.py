@@ -12,7 +12,7 @@ from medkit.errors import InputError
 from medkit.figures import label_colours
 from medkit.images import Image, read_grid
 from medkit.space import Grid
-from medkit.task import Case, Output, Result, Task, Text
+from medkit.task import LOOK_AT_THIS, Case, Output, Result, Task, Text
 from medkit_contours.filling import Filled, filled, slice_distance
 from medkit_contours.inputs import TASK, Given, read_contours
 from medkit_contours.polygons import ContourSet
@@ -78,18 +78,18 @@ def _grid(path: Path, contours: ContourSet, reference: Path | None, series: str 
 def _warnings(given: Given, contours: ContourSet, made: Filled, grid: Grid) -> Iterator[str]:
     """Yield what a person should look at."""
     names = {one.number: one.name for one in contours.structures}
-    yield from (f"look at this one: {text}" for number, text in given.doubts.items() if number in names)
+    yield from (f"{LOOK_AT_THIS}{text}" for number, text in given.doubts.items() if number in names)
     lost = [name for number, name in names.items() if not made.voxels[number]]
     if lost:
-        yield f"look at this one: no voxel inside the contours of {', '.join(lost)}"
+        yield f"{LOOK_AT_THIS}no voxel inside the contours of {', '.join(lost)}"
     if made.shared:
-        yield f"look at this one: {made.shared} voxels lie inside several structures: the smallest one has them"
+        yield f"{LOOK_AT_THIS}{made.shared} voxels lie inside several structures: the smallest one has them"
     if (outside := _outside(contours, grid)) > 0:
-        yield f"look at this one: {outside:.0%} of the contours' points lie outside the reference"
+        yield f"{LOOK_AT_THIS}{outside:.0%} of the contours' points lie outside the reference"
     apart = slice_distance(contours.normal, grid)
     wide = [one.name for one in contours.structures if (one.step or contours.step or 0) > _WIDE * apart]
     if wide and contours.grid is None:
-        yield f"look at this one: the contours of {', '.join(wide)} lie far apart: each counts for several slices"
+        yield f"{LOOK_AT_THIS}the contours of {', '.join(wide)} lie far apart: each counts for several slices"
 
 
 def _outside(contours: ContourSet, grid: Grid) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from medkit.errors import InputError, MedkitError, listed
 from medkit.images import Image
-from medkit.task import Case, Output, Record, Result, Task, Text, Writable, lineage, record_of, stem
+from medkit.task import LOOK_AT_THIS, Case, Output, Record, Result, Task, Text, Writable, lineage, record_of, stem
 from medkit_contours import measures, mesh, tracing
 from medkit_contours.inputs import POLYGONS, TASK, is_contours
 from medkit_contours.polygons import ContourSet, as_json, chosen_numbers
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from medkit_contours.alignment import Alignment, Labelled
     from medkit_contours.rtstruct import StructureSetFile
 
-LOOK = "look at this one"
 TABLE = Output("contours", "table", "contours", ".tsv")
 RTSTRUCT = Output("rtstruct", "points", "rtstruct", ".dcm")
 TRANSFORM = Output("transform", "transform", "transform", ".tfm")
@@ -149,7 +148,7 @@ def process(case: Case, *, choices: ContourChoices, other: Labelled | None) -> R
     return Result(
         dict(_outputs(traced, surfaces, alignment, structures)),
         metrics=_metrics(traced, surfaces) | ({"align": alignment.metrics} if alignment else {}),
-        warnings=[*(f"{LOOK}: {text}" for text in doubts), *(alignment.warnings if alignment else ())],
+        warnings=[*(f"{LOOK_AT_THIS}{text}" for text in doubts), *(alignment.warnings if alignment else ())],
         details={"labels": {str(n): name for n, name in traced.names.items()}},
         description=f"Contours of {case.path.name} on {tracing.VIEWS[traced.slices.view]} slices",
         figure=functools.partial(_figure, traced, record, case, choices.series),

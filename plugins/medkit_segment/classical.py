@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medkit.errors import InputError, UsageError
-from medkit.task import Case, Record, Result, Task
+from medkit.task import LOOK_AT_THIS, Case, Record, Result, Task
 from medkit_segment.results import Found, SegmentChoices
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _process(case: Case, *, find: Callable[[Case, Image], Found], choices: Segme
     labels = results.kept(found.labels, found.names)
     rows = report.structures(labels, image.grid.voxel_volume, None, report.Expected(found.names, {}, {}))
     measured = results.measured(image, labels, found.names, case.path)
-    doubts = [report.LOOK + text for text in (*found.doubts, *measured.doubts)]
+    doubts = [LOOK_AT_THIS + text for text in (*found.doubts, *measured.doubts)]
     return Result(
         _outputs(image, labels, found, choices, report.as_tsv(rows, measured.cells)),
         metrics={

@@ -10,9 +10,8 @@ import numpy as np
 
 from medkit.errors import InputError
 from medkit.inference import BundleOptions, bundle_task, feed_of, modality_of
-from medkit.task import Case, Output, Record, Result, Task
+from medkit.task import LOOK_AT_THIS, Case, Output, Record, Result, Task
 from medkit_segment import cleaning
-from medkit_segment.report import LOOK
 from medkit_segment.results import SegmentChoices
 from medkit_segment.task import MASK_GAP, SegmentRunner
 
@@ -158,7 +157,7 @@ def _doubts(pose: HeadPose, tissue: float) -> list[str]:
         found.append(f"the head may be placed wrongly: structures are {pose.error:.1f} mm from their places")
     if tissue < LITTLE_ML:
         found.append(f"only {tissue:.0f} ml of tissue were removed; the face may lie outside of the field of view")
-    return [LOOK + text for text in found]
+    return [LOOK_AT_THIS + text for text in found]
 
 
 def _summary(record: Record) -> str:

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from medkit.errors import listed
 from medkit.figures import label_colours
+from medkit.task import LOOK_AT_THIS
 
 UNSURE = 0.75
 """Smallest mean probability of a structure's voxels without a request to look; used if no expected Dice is known."""
 POOR = 0.5
 """Smallest expected Dice of a structure without a request to look."""
-LOOK = "look at this one: "
 EQUAL = 0.55
 """Smallest usual share of the smaller one's volume in the larger one's, of two organs that make a pair."""
+NAMED = 3
+"""Structures that a warning names; the others are counted."""
 CUT_SHARE = 0.02
 """Largest share of a body's surface on the faces of the field of view; above it the body counts as cut off."""
 
@@ -131,7 +134,7 @@ def strange(rows: Sequence[Structure], expected: Expected) -> list[str]:
     measured = bool(known) and any(row.confidence is not None for row in rows)
     if measured and (mean := sum(known) / len(known)) < expected.least_dice:
         found.append(f"a mean Dice of {mean:.2f} is expected, at least {expected.least_dice:g} of one")
-    return [f"{LOOK}this may not be {expected.subject}: {text}" for text in found]
+    return [f"{LOOK_AT_THIS}this may not be {expected.subject}: {text}" for text in found]
 
 
 def _too_small(rows: Sequence[Structure], expected: Expected) -> list[str]:
@@ -153,7 +156,8 @@ def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) 
         found.append(f"{total / 1000:.0f} ml in all, expected {low / 1000:.0f} to {high / 1000:.0f}")
     whole = np.isin(labels, expected.whole) if expected.whole else labels > 0
     if (share := _at_the_faces(whole)) > CUT_SHARE:
-        found.append(f"cut off by the field of view ({share:.0%} of its surface)")
+        cut = _names_at_the_faces(np.where(whole, labels, 0), expected.names)
+        found.append(f"cut off by the field of view ({share:.0%} of the surface): {cut}")
     else:
         found += _unequal(rows, expected.pairs)
     sure = [(row.confidence, row.volume_mm3) for row in rows if row.confidence is not None]
@@ -163,7 +167,7 @@ def warnings(labels: np.ndarray, rows: Sequence[Structure], expected: Expected) 
     doubtful = [row for row in rows if row.look]
     if len(doubtful) > max(1, len(rows) // 5):
         found.append(f"{len(doubtful)} of {len(rows)} structures are doubtful, {doubtful[0].name} among them")
-    return [LOOK + text for text in found]
+    return [LOOK_AT_THIS + text for text in found]
 
 
 def _unequal(rows: Sequence[Structure], pairs: Sequence[tuple[int, int]]) -> list[str]:
@@ -187,8 +191,20 @@ def _at_the_faces(body: np.ndarray) -> float:
         (box,) = ndimage.find_objects(body.astype(np.uint8))
         inside = int(np.count_nonzero(ndimage.binary_erosion(body[box])))
     surface = int(np.count_nonzero(body)) - inside
-    faces = sum(int(np.take(body, end, axis).sum()) for axis in range(3) if body.shape[axis] > 1 for end in (0, -1))
-    return faces / surface if surface else 0.0
+    return sum(int(face.sum()) for face in _faces(body)) / surface if surface else 0.0
+
+
+def _names_at_the_faces(labels: np.ndarray, names: Mapping[int, str]) -> str:
+    """Return the structures on the faces of a label map (I, J, K), the one with the most voxels there first."""
+    there = np.bincount(np.concatenate([face.ravel() for face in _faces(labels)]))
+    cut = [str(names.get(int(n), f"label {n}")) for n in np.argsort(-there, kind="stable") if n and there[n]]
+    rest = [f"{len(cut) - NAMED} more"] if len(cut) > NAMED else []
+    return listed([*cut[:NAMED], *rest])
+
+
+def _faces(volume: np.ndarray) -> list[np.ndarray]:
+    """Return the planes of a volume (I, J, K) that lie on its faces; none across an axis of one voxel."""
+    return [np.take(volume, end, axis) for axis in range(3) if volume.shape[axis] > 1 for end in (0, -1)]
 
 
 def as_tsv(rows: Sequence[Structure], cells: Mapping[int, Mapping[str, str]] | None = None) -> str:

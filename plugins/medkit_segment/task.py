@@ -12,7 +12,7 @@ import numpy as np
 from medkit.dicom_objects import Meaning, meanings_of
 from medkit.errors import BundleError, InputError, UsageError, listed
 from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, contract_of, modality_of
-from medkit.task import Case, Result, Task, Text, Writable
+from medkit.task import LOOK_AT_THIS, Case, Result, Task, Text, Writable
 from medkit_segment.results import SegmentChoices
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class SegmentRunner(BundleRunner):
         found = [
             *report.strange(everything, self.stated),
             *report.warnings(made.labels, rows, self.expected),
-            *(report.LOOK + doubt for doubt in measured.doubts),
+            *(LOOK_AT_THIS + doubt for doubt in measured.doubts),
         ]
         table = report.as_tsv(rows, measured.cells)
         return Result(

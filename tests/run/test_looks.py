@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from places import REPOSITORY
 
 from medkit.errors import OutputError
 from medkit.figures.layout import TITLE_LINES, WARNING, under_title
@@ -19,7 +20,7 @@ from medkit.options import RunOptions
 from medkit.pipe.lines import Emitter
 from medkit.pipe.records import Record
 from medkit.pipe.signals import StopRequest
-from medkit.run.looks import CasesToLookAt, need_a_look, reason_to_look
+from medkit.run.looks import LOOK_AT_THIS, CasesToLookAt, need_a_look, reason_to_look
 from medkit.run.loop import TaskRun
 from medkit.run.task import Case, Result, Table, Task
 
@@ -39,11 +40,12 @@ def test_the_record_the_lines_and_the_end(toy: Run, three: list[Path], tmp_path:
     assert done.code == 0
     assert [record["medkit"]["look"] for record in done.records] == [True, False, True]
     assert done.records[0]["medkit"]["warnings"] == ["look at this one: too bright", "too flat"]
+    assert [record["medkit"]["reasons"] for record in done.records] == [2, 0, 2]
     assert json.loads((tmp_path / "o/doubt1_copy.json").read_text())["medkit"]["look"] is True
     assert re.sub(r"\d+\.\d s", "0.0 s", done.err) == (
-        "fragile [1/3] doubt1.nii.gz  0.0 s  needs a look: too bright\n"
+        "fragile [1/3] doubt1.nii.gz  0.0 s  needs a look: too bright (and 1 more)\n"
         "fragile [2/3] a.nii.gz  0.0 s\n"
-        "fragile [3/3] doubt2.nii.gz  0.0 s  needs a look: too bright\n" + CLOSING
+        "fragile [3/3] doubt2.nii.gz  0.0 s  needs a look: too bright (and 1 more)\n" + CLOSING
     )
 
 
@@ -56,6 +58,14 @@ def test_a_warning_about_an_input_is_no_reason_to_look(toy: Run, scan: Make) -> 
     (record,) = toy("run", "double", scan("doubt.nii.gz"), "--json").records
     assert record["medkit"]["warnings"][0] == "look at this one: too bright"
     assert record["medkit"]["warnings"][-1] == "toy"
+    assert record["medkit"]["reasons"] == len(record["medkit"]["warnings"]) - 1, "the input's warning is no reason"
+
+
+def test_one_file_has_the_words() -> None:
+    """What is written and what is taken away again agree: plugins have the words from `medkit.task`."""
+    code = [*(REPOSITORY / "medkit").rglob("*.py"), *(REPOSITORY / "plugins").rglob("*.py")]
+    with_words = [path.relative_to(REPOSITORY) for path in code if f'"{LOOK_AT_THIS.strip()[:10]}' in path.read_text()]
+    assert with_words == [Path("medkit/run/looks.py")]
 
 
 @pytest.mark.parametrize("more", [["-q"], ["--no-progress"]])
@@ -78,7 +88,7 @@ def test_kept_results_are_counted_again(toy: Run, three: list[Path], tmp_path: P
     toy(*run)
     done = toy(*run, "--strict")
     assert done.code == 1
-    assert "fragile [1/3] doubt1.nii.gz  kept  needs a look: too bright\n" in done.err
+    assert "fragile [1/3] doubt1.nii.gz  kept  needs a look: too bright (and 1 more)\n" in done.err
     assert done.err.endswith(CLOSING)
 
 

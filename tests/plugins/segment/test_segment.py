@@ -351,7 +351,23 @@ def test_only_structures_that_should_be_whole_are_cut_off() -> None:
     rows = report.structures(labels, 1.0, None, expected)
     assert report.warnings(labels, rows, expected) == []
     labels[0:8, 4:8, 4:8] = 2
-    assert any("cut off" in text for text in report.warnings(labels, rows, expected))
+    (cut,) = [text for text in report.warnings(labels, rows, expected) if "cut off" in text]
+    assert cut.endswith(": heart"), "the body reaches the faces too, and need not be whole"
+
+
+def test_structures_that_are_cut_off_are_named() -> None:
+    """Those with most voxels on the faces first; more than three are counted."""
+    labels = np.zeros((20, 20, 20), np.uint8)
+    for label, size in enumerate((2, 6, 3, 5, 4), start=1):
+        labels[:size, 4 * label - 4 : 4 * label - 1, 2 : 2 + size] = label
+    labels[10:14, 5:8, 5:8] = 6
+    expected = Expected.of({n: f"part {n}" for n in (1, 2, 3, 4, 5, 6)}, {})
+    found = report.warnings(labels, report.structures(labels, 1.0, None, expected), expected)
+    assert found[0].endswith("of the surface): part 2, part 4, part 5 and 2 more")
+    labels[labels == 4] = 0
+    labels[labels == 5] = 0
+    found = report.warnings(labels, report.structures(labels, 1.0, None, expected), expected)
+    assert found[0].endswith("of the surface): part 2, part 1 and part 3")
 
 
 @pytest.mark.parametrize(("right", "told"), [(3, True), (4, False)])
