@@ -106,18 +106,12 @@ def report(
         overwrite,
         viewer,
     )
-    made = make_report(input_lines(inputs, list_file, null), request, _progress)
+    made = make_report(input_lines(inputs, list_file, null), request)
     for path in made.files:
         click.echo(path)
     _say(made)
     if made.problems:
         sys.exit(1)
-
-
-def _progress(number: int, total: int) -> None:
-    """Show on a terminal how many pictures are ready."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        click.echo(f"\rreport [{number}/{total}]", nl=number == total, err=True)
 
 
 def _say(made: ReportMade) -> None:

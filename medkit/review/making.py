@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from medkit.review.pictures import (
 from medkit.review.table import separator_of, wide_table
 from medkit.review.volumes import PageVolumes
 from medkit.review.writing import write_file
+from medkit.terminal.progress import bar_of, working_on
 from medkit.viewer.niivue import niivue
 
 log = logging.getLogger("medkit")
@@ -76,8 +77,8 @@ class ReportMade:
     """Bytes of all volumes, as the page or its folder holds them."""
 
 
-def make_report(lines: Iterable[str], request: ReportRequest, progress: Callable[[int, int], None]) -> ReportMade:
-    """Make the page and the table from lines that name results; `progress` is told of each picture.
+def make_report(lines: Iterable[str], request: ReportRequest) -> ReportMade:
+    """Make the page and the table from lines that name results, with a bar of the pictures on a terminal.
 
     Raises UsageError for marks or names of files that cannot be used, OutputError for files that exist, MedkitError if
     there is no result, or no niivue for the viewer.
@@ -99,7 +100,7 @@ def make_report(lines: Iterable[str], request: ReportRequest, progress: Callable
     if request.table:
         write_file(request.table, wide_table(cases, separator))
     if request.page:
-        volumes = _write_page(request, cases, found.pictures, progress)
+        volumes = _write_page(request, cases, found.pictures)
         if request.viewer:
             return ReportMade(request.files, cases, found.problems, len(volumes.entries), volumes.size)
     return ReportMade(request.files, cases, found.problems)
@@ -111,25 +112,25 @@ def _refuse_existing(request: ReportRequest) -> None:
             raise OutputError(f"{path}: exists already; --overwrite replaces it")
 
 
-def _write_page(
-    request: ReportRequest, cases: Sequence[ReviewCase], files: Sequence[Path], progress: Callable[[int, int], None]
-) -> PageVolumes:
+def _write_page(request: ReportRequest, cases: Sequence[ReviewCase], files: Sequence[Path]) -> PageVolumes:
     assert request.page is not None
     qc = pictures_of_qc(cases, [*files, *(file for folder in request.qc for file in png_files(folder))])
     folder = request.page / PICTURES if request.folder else None
     room = None if folder else room_for_each(len(cases), ROOM // 2 if request.viewer else ROOM)
     volumes = PageVolumes(request.page / VOLUMES if request.folder else None, len(cases))
     addresses: dict[str, str] = {}
-    for number, case in enumerate(cases, start=1):
-        drawn = request.draw and case.key not in qc
-        layers = layers_of_case(case) if drawn or (request.viewer and volumes.has_room) else None
-        picture = opened(case, qc.get(case.key), layers if drawn else None)
-        if picture is not None:
-            content = encoded(picture, room)
-            addresses[case.key] = _put(folder, content) if folder else as_uri(content)
-        if request.viewer:
-            volumes.add(case.key, layers)
-        progress(number, len(cases))
+    with bar_of("report", len(cases)) as bar:
+        for case in cases:
+            with working_on(case.subject, "drawing"):
+                drawn = request.draw and case.key not in qc
+                layers = layers_of_case(case) if drawn or (request.viewer and volumes.has_room) else None
+                picture = opened(case, qc.get(case.key), layers if drawn else None)
+                if picture is not None:
+                    content = encoded(picture, room)
+                    addresses[case.key] = _put(folder, content) if folder else as_uri(content)
+                if request.viewer:
+                    volumes.add(case.key, layers)
+            bar.count()
     if folder:
         _remove_others(folder, {Path(address).name for address in addresses.values()})
     volumes.remove_others()

@@ -10,7 +10,7 @@ from medkit import __version__
 from medkit.pipe.marks import COLUMNS, MARKS
 from medkit.review.cases import ReviewCase, digest_of
 from medkit.review.files import common_folder, files_of, label_colours_of
-from medkit.viewer.html import block, escaped, filled, policy
+from medkit.viewer.html import block, document
 from medkit.viewer.niivue import niivue
 from medkit.viewer.page import asset, niivue_block
 
@@ -48,14 +48,11 @@ def page_of(
     data = _data(cases, pictures, volumes) | {"made": made}
     framed = any(isinstance(entry, str) for entry in (volumes or {}).values())
     parts = {
-        "POLICY": policy(styles, allowed, frames=framed),
-        "TITLE": escaped(title),
-        "STYLES": styles,
         "DATA": block("data", data),
         "SCRIPTS": "\n".join(f"<script>{text}</script>" for text in scripts),
         "LATER": "\n".join([first, *_later(cases, pictures, volumes or {})]),
     }
-    return filled(_asset("page.html"), parts)
+    return document(_asset("page.html"), parts, title=title, styles=styles, allowed=allowed, frames=framed)
 
 
 def _asset(name: str) -> str:

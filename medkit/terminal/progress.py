@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
@@ -238,6 +239,11 @@ def progress_bar(
         _bar = outer
         if ticker:
             ticker.end()
+
+
+def bar_of(name: str, count: int) -> AbstractContextManager[Bar]:
+    """Show a bar of a command for so many cases within the block, unless the user's variable says not to."""
+    return progress_bar(name, lambda: count, wanted=not os.environ.get("MEDKIT_NO_PROGRESS"))
 
 
 def has_bar() -> bool:

@@ -11,7 +11,22 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
+
+_HEAD = resources.files("medkit.viewer") / "assets" / "head.html"
+
+
+def document(
+    body: str, parts: Mapping[str, str], *, title: str, styles: str, allowed: Sequence[str], frames: bool = False
+) -> str:
+    """Return a page: the head of all pages, and a template of its body with its parts.
+
+    allowed: texts of the scripts that the page may run.
+    frames: whether documents next to the page may be shown in frames.
+    """
+    head = {"POLICY": policy(styles, allowed, frames=frames), "TITLE": escaped(title), "STYLES": styles}
+    return filled(_HEAD.read_text(encoding="utf-8"), head) + filled(body, parts)
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from medkit.viewer.html import block, escaped, filled, policy
+from medkit.viewer.html import block, document
 from medkit.viewer.niivue import niivue
 
 _ASSETS = resources.files("medkit.viewer") / "assets"
@@ -29,10 +29,7 @@ def view_page(volumes: Mapping[str, Any], title: str) -> str:
     styles = asset("view.css") + asset("viewer.css")
     scripts = [asset("viewer.js"), asset("view.js")]
     parts = {
-        "POLICY": policy(styles, [*scripts, niivue().script]),
-        "TITLE": escaped(title),
-        "STYLES": styles,
         "BLOCKS": f"{niivue_block()}\n{block('volumes', volumes)}",
         "SCRIPTS": "\n".join(f"<script>{text}</script>" for text in scripts),
     }
-    return filled(asset("view.html"), parts)
+    return document(asset("view.html"), parts, title=title, styles=styles, allowed=[*scripts, niivue().script])

@@ -22,6 +22,7 @@ from medkit.images.image import Image
 from medkit.review.cases import cases_of, natural
 from medkit.review.metrics import numbers_in, outliers
 from medkit.review.pictures import encoded
+from medkit.terminal.progress import Bar
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 
@@ -68,6 +69,21 @@ def test_failures_first_then_what_needs_a_look_then_by_subject(
     assert cases[1]["warnings"] == ["cut off"]
     metrics = block(tmp_path / "r.html", "data")["metrics"]
     assert [metrics[number] for number in cases[3]["outliers"]] == ["total_mm3", "volumes_mm3.caudate"]
+
+
+def test_a_bar_counts_the_pictures(
+    medkit: Run, results: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, int, int | None]] = []
+    count = Bar.count
+
+    def seen(bar: Bar, *, failed: bool = False) -> None:
+        count(bar, failed=failed)
+        counted.append((bar.state().name, bar.state().done, bar.state().total))
+
+    monkeypatch.setattr(Bar, "count", seen)
+    assert medkit("report", *results, "--qc", tmp_path / "qc", "-o", tmp_path / "r.html").code == 0
+    assert counted == [("report", number, 12) for number in range(1, 13)]
 
 
 def test_a_pipe_of_records(toy: Run, medkit: Run, scan: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
 
 from medkit.errors import MedkitError, OutputError, UsageError
 from medkit.pipe.records import Record, record_from_line
-from medkit.terminal.progress import Bar, progress_bar
 
 
 def inputs(files: tuple[str, ...], reference: str | None, listed: bool) -> tuple[tuple[str, ...], str]:
@@ -54,11 +51,6 @@ def new_file(path: Path, overwrite: bool) -> Path:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error}") from error
     return path
-
-
-def bar_of(count: int) -> AbstractContextManager[Bar]:
-    """Show a bar for so many cases within the block, unless a variable says not to."""
-    return progress_bar("evaluate", lambda: count, wanted=not os.environ.get("MEDKIT_NO_PROGRESS"))
 
 
 def say(*sentences: str) -> None:

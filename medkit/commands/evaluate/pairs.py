@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medkit.commands.evaluate.lines import bar_of, say
+from medkit.commands.evaluate.lines import say
 from medkit.errors import InputError, MedkitError, UsageError
 from medkit.machine.threads import granted_threads, limit_torch
+from medkit.terminal.progress import bar_of
 
 if TYPE_CHECKING:
     from medkit.evaluation.results import Evaluation, EvaluationSettings, Failure, Scores
@@ -42,7 +43,7 @@ def compare_pairs(results: list[Path], bad: Iterable[str], reference: str, given
         seed=given["seed"],
     )
     _share_cores(settings, given["threads"])
-    with bar_of(len(planned.pairs)) as bar:
+    with bar_of("evaluate", len(planned.pairs)) as bar:
         done = evaluate(planned.pairs, settings, functools.partial(_tell, bar))
     if given["csv_file"]:
         write_atomically(given["csv_file"], csv_text(done))

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medkit.commands.evaluate.classes import write_pictures
-from medkit.commands.evaluate.lines import bar_of, say
+from medkit.commands.evaluate.lines import say
 from medkit.errors import MedkitError, Stopped, UsageError
 from medkit.inference.options import BundleOptions
 from medkit.options import RunOptions
 from medkit.pipe.atomic import write_atomically
 from medkit.pipe.records import Record
 from medkit.pipe.signals import StopRequest
+from medkit.terminal.progress import bar_of
 
 if TYPE_CHECKING:
     from medkit.robustness.run import Item
@@ -47,7 +48,7 @@ def measure_robustness(
         raise MedkitError("nothing to compare")
     options = RunOptions(device=given["device"], threads=given["threads"], seed=given["seed"])
     try:
-        with StopRequest(), bar_of(len(items)) as bar:
+        with StopRequest(), bar_of("evaluate", len(items)) as bar:
             tell = functools.partial(_tell, bar)
             done = measure(items, bundle, _settings(kind, given), chosen.settings, corruptions, options, tell, classes)
     except Stopped as stopped:
