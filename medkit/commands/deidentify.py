@@ -81,9 +81,9 @@ def deidentify(
     medkit deidentify study -o shared
     medkit deidentify --check shared
 
-    DICOM objects (PS3.15 basic profile), NIfTI, MGH, NRRD, MetaImage, PNG, JPEG and JSON sidecars. Names, UIDs and
-    dates follow from a secret, so that a person has the same ones in every run. Prints the folders of series and the
-    files that were written.
+    DICOM objects (PS3.15 basic profile), also in zips, NIfTI, MGH, NRRD, MetaImage, PNG, JPEG and JSON sidecars. Names,
+    UIDs and dates follow from a secret, so that a person has the same ones in every run. Prints the folders of series
+    and the files that were written.
     """
     if check == (output is not None):
         raise UsageError("expected either -o DIR or --check")

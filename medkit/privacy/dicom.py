@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError
+from medkit.images.dicom.places import read_file
 from medkit.privacy.private_tags import take_safe
 from medkit.privacy.profile import CODES, DEVICE, Action, Options, action_of, without_text
 from medkit.privacy.pseudonyms import Pseudonyms, is_pseudonym, moved_date
@@ -111,7 +112,7 @@ def read_object(path: Path) -> Any:
     """Return the pydicom data set of a file, pixels too. Raises InputError for a damaged file or a refused class."""
     import pydicom
 
-    content = _Watched(path.read_bytes())
+    content = _Watched(read_file(path))
     try:
         dataset = pydicom.dcmread(content, force=True)
         for _ in dataset.iterall():  # a value that cannot be read is found here, not half-way

@@ -1,4 +1,4 @@
-"""The files to treat: named ones, and all that lie in folders and below."""
+"""The files to treat: named ones, all that lie in folders and below, and the DICOM files of zips."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from pathlib import Path
 
 from medkit.errors import InputError, MedkitError, UsageError
 from medkit.images.dicom.header import looks_like_dicom
+from medkit.images.dicom.places import DICOMDIR, files_below
+from medkit.images.dicom.zips import is_zip
 from medkit.pipe.names import GREY_PICTURES, suffix_of
 from medkit.privacy.formats.nrrd import detached_name
 from medkit.privacy.names import GRADIENTS
 
 DICOM = "dicom"
+_DICOMDIR = "DICOMDIR (lists the old names)"
 KINDS = {
     **dict.fromkeys((".nii.gz", ".nii"), "nifti"),
     **dict.fromkeys((".mgz", ".mgh"), "mgh"),
@@ -36,8 +39,10 @@ class Source:
     path: Path
     """The file, absolute."""
     relative: Path
-    """Its path below the folder that was named; for a file that was named, its name."""
+    """Its path below the folder or zip that was named; for a file that was named, its name."""
     kind: str
+    problem: str = ""
+    """Why it cannot be treated, if that is known already."""
 
 
 @dataclass
@@ -62,10 +67,14 @@ def find_sources(paths: Sequence[Path], output: Path | None) -> Sources:
             raise UsageError(f"-o {output}: lies in {path}, which is an input; name a folder elsewhere")
         if path.is_dir():
             _add_folder(path, found)
+        elif is_zip(path):
+            _add_zip(path, Path(), found)
         else:
             kind = _kind_of(path)
             if kind is None:
-                raise UsageError(f"{path}: expected DICOM, NIfTI, MGH, NRRD, MetaImage, PNG, JPEG or a JSON sidecar")
+                raise UsageError(
+                    f"{path}: expected DICOM, also in a zip, NIfTI, MGH, NRRD, MetaImage, PNG, JPEG or a JSON sidecar"
+                )
             found.files.append(Source(path, Path(path.name), kind))
     return found
 
@@ -75,13 +84,32 @@ def _add_folder(folder: Path, found: Sources) -> None:
         detached = {detached_name(place / name) for name in names if name.lower().endswith((".nhdr", ".mhd"))}
         for name in names:
             path = place / name
+            if is_zip(path):
+                _add_zip(path, path.relative_to(folder), found)
+                continue
             kind = _kind_of(path) if path.is_file() else None
-            if name == "DICOMDIR":
-                found.left_out["DICOMDIR (lists the old names)"] += 1
+            if name == DICOMDIR:
+                found.left_out[_DICOMDIR] += 1
             elif kind is not None:
                 found.files.append(Source(path, path.relative_to(folder), kind))
             elif name not in detached:  # voxels of a header, with which they are treated
                 found.left_out["other file{s}"] += 1
+
+
+def _add_zip(archive: Path, relative: Path, found: Sources) -> None:
+    """Add the DICOM files of a zip, as other commands read them there; `relative`: the zip's path below the folder."""
+    try:
+        paths = list(files_below(archive))
+    except InputError as error:
+        found.files.append(Source(archive, relative, DICOM, problem=str(error)))
+        return
+    for path in paths:
+        if path.name.upper() == DICOMDIR:
+            found.left_out[_DICOMDIR] += 1
+        elif _kind_of(path) == DICOM:
+            found.files.append(Source(path, relative / path.relative_to(archive), DICOM))
+        else:
+            found.left_out["other file{s} in zips, of which only DICOM is read"] += 1
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -97,5 +125,5 @@ def _kind_of(path: Path) -> str | None:
         return kind
     try:
         return DICOM if looks_like_dicom(path) else None
-    except (InputError, MedkitError, OSError):
+    except (MedkitError, OSError):
         return None

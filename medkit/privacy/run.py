@@ -61,6 +61,8 @@ class Deidentification:
 
         Raises MedkitError or OSError; nothing of the file is written then.
         """
+        if source.problem:
+            raise InputError(source.problem)
         try:
             return self._dicom(source) if source.kind == DICOM else self._other(source)
         except FAILURES:

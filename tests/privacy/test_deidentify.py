@@ -647,6 +647,33 @@ def test_other_files_are_left_out_and_counted(medkit: Run, tmp_path: Path) -> No
     assert "left out: 1 other file" in done.err or "other files" in done.err
 
 
+def test_zips_are_treated_as_their_folders(medkit: Run, tmp_path: Path) -> None:
+    """The same files as those of the folder, bit for bit; what is in the zip besides DICOM is counted."""
+    for name in ("one", "two"):
+        planted.dicom_series(tmp_path / "in" / "Quillfeather" / name, volume())
+    (tmp_path / "in" / "Quillfeather" / "letter.txt").write_text(planted.NAME)
+    archive = Path(shutil.make_archive(str(tmp_path / "zips" / "Quillfeather"), "zip", tmp_path / "in"))
+    (tmp_path / "zips" / "bad.zip").write_bytes(archive.read_bytes()[:-40])
+    assert medkit("deidentify", tmp_path / "in", "-o", tmp_path / "a").code == 0
+    done = medkit("deidentify", archive, "-o", tmp_path / "b")
+    assert done.code == 0, done.err
+    assert "left out: 1 other file in zips, of which only DICOM is read" in done.err
+    wanted = {path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*.dcm")}
+    assert len(wanted) == 8
+    made = {path.relative_to(tmp_path / "b"): path.read_bytes() for path in (tmp_path / "b").rglob("*.dcm")}
+    assert made == wanted
+    assert planted.found_in(done.out, tmp_path / "b") == []
+    check = medkit("deidentify", "--check", archive)
+    assert check.code == 1
+    assert f"{archive / 'Quillfeather' / 'one'}: " in check.out
+
+    done = medkit("deidentify", tmp_path / "zips", "-o", tmp_path / "c")
+    assert done.code == 1
+    assert f"{tmp_path / 'zips' / 'bad.zip'}: a zip that cannot be read" in done.err
+    assert len(list((tmp_path / "c").rglob("*.dcm"))) == 8
+    assert medkit("deidentify", tmp_path / "zips" / "bad.zip", "-o", tmp_path / "d").code == 3
+
+
 def test_check_prints_fields_and_no_values(medkit: Run, tmp_path: Path) -> None:
     source = planted.dicom_series(tmp_path / "in", volume(), BodyPartExamined="HEAD")
     done = medkit("deidentify", "--check", source)
