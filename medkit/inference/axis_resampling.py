@@ -67,10 +67,12 @@ def resampled(src: torch.Tensor, dim: int, size: int, step: float, start: float,
     below = position.floor()
     shape = [1] * src.dim()
     shape[dim] = size
+    rows = src.flatten(0, dim - 1)  # from outer axes torch selects plane by plane, starting its threads for each
     parts = []
     for index, weight in ((below, 1 - (position - below)), (below + 1, position - below)):
         weight = torch.where((index >= 0) & (index <= last), weight, 0.0).to(src.dtype).reshape(shape)
-        parts.append((src.index_select(dim, index.clamp(0, last).long()), weight))
+        chosen = rows.index_select(1, index.clamp(0, last).long()).unflatten(0, src.shape[:dim])
+        parts.append((chosen, weight))
     (low, low_weight), (high, high_weight) = parts
     return low.mul_(low_weight).addcmul_(high, high_weight)
 
