@@ -8,16 +8,18 @@ import os
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from medkit.errors import MedkitError, OutputError, Stopped
+from medkit.errors import MedkitError, OutputError, Stopped, UsageError
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
 from medkit.run import remote
 from medkit.run.crew import TICK, Crew
-from medkit.run.dask_pools import Pool, WorkersGoneError, started
+from medkit.run.dask_jobs import JobPool
+from medkit.run.dask_pools import LocalPool, Pool, SitePool, WorkersGoneError
 from medkit.run.failures import failed_record
 from medkit.run.task import CasePlan, Item, Task
 
@@ -27,6 +29,13 @@ PATIENCE = 600.0
 """Seconds without a worker, while cases wait, after which the run ends."""
 _FAREWELL = 10.0
 """Seconds that workers have to end their children."""
+_SETTINGS = {
+    "distributed.scheduler.worker-saturation": 1.0,  # else a case that only waits fails with the one that kills
+    "distributed.scheduler.allowed-failures": 2,
+    "distributed.deploy.lost-worker-timeout": "2s",  # before another job is submitted
+    "distributed.comm.timeouts.connect": "10s",
+}
+_INSTALL = "pip install 'medkit[hpc]'"
 log = logging.getLogger("medkit")
 
 
@@ -37,7 +46,7 @@ def on_dask(items: Iterable[Item], task: Task, options: RunOptions, stopped: Cal
     the remaining cases fail by name. Once `stopped()` is true, no new case is started. Raises UsageError if Dask or a
     setting is missing.
     """
-    with started(options) as pool:
+    with _started(options) as pool:
         engine = _Engine(pool, task, options, stopped)
         crew = Crew(items, pool.window, lambda: engine, stopped)
         try:
@@ -45,6 +54,28 @@ def on_dask(items: Iterable[Item], task: Task, options: RunOptions, stopped: Cal
         finally:
             engine.end()
             crew.dismiss()
+
+
+@contextlib.contextmanager
+def _started(options: RunOptions) -> Iterator[Pool]:
+    """Within the block there are Dask workers, or will be. Raises UsageError if a package or setting is missing."""
+    try:
+        import dask
+        import distributed  # noqa: F401
+
+        if options.cluster:
+            import dask_jobqueue  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"--executor dask needs {error.name}: {_INSTALL}") from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in words of medkit
+    warnings.filterwarnings("ignore", "Creating scratch directories")  # a busy machine is nothing to report
+    dask.config.set(_SETTINGS)
+    kind = JobPool if options.cluster else SitePool if options.scheduler_file else LocalPool
+    pool = kind(options)
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 class _Engine:
