@@ -148,7 +148,8 @@ def redraw(labels: np.ndarray, where: Movable, values: np.ndarray, border: Borde
     order = np.argsort(labels.strides)[::-1]
     planes = [array.transpose(order) for array in (labels, where.gain, where.loss, values)]
     for own, gain, loss, hu in zip(*planes, strict=True):
-        if gain.any() or loss.any():
-            holds = border.holds(hu)
-            np.copyto(own, gain, where=(gain > 0) & holds & (own == border.around))
-            own[loss & ~holds] = border.around
+        near = np.nonzero((gain > 0) | loss)  # few voxels, so the order of the values in memory does not matter
+        if len(near[0]):
+            before, taken, holds = own[near], gain[near], border.holds(hu[near])
+            after = np.where((taken > 0) & holds & (before == border.around), taken, before)
+            own[near] = np.where(loss[near] & ~holds, border.around, after)
