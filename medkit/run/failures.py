@@ -54,9 +54,13 @@ def explain(error: BaseException, options: RunOptions) -> str:
 
 
 def with_name(record: Record) -> str:
-    """Return the message of a failed case, with the name of its file in front unless the message contains it."""
-    message = str(record.medkit.get("error"))
-    return printable(message if record.path.name in message else f"{record.path}: {message}", kept="\n")
+    """Return the message of a failed case, with the name of its file in front unless the message contains it.
+
+    A newline in a name is escaped: the list of all failures has the first line of each message.
+    """
+    path, name = printable(str(record.path)), printable(record.path.name)
+    message = str(record.medkit.get("error")).replace(str(record.path), path).replace(record.path.name, name)
+    return printable(message if name in message else f"{path}: {message}", kept="\n")
 
 
 def printable(text: str, kept: str = "") -> str:

@@ -126,6 +126,7 @@ def test_a_newline_in_an_output_name_fails_its_case_alone(toy: Run, blob: Make, 
     assert done.paths == [tmp_path / "b_copy.nii.gz"]
     assert "holds a newline" in done.err
     assert not (tmp_path / "new\nline_copy.nii.gz").exists()
+    assert "\n  new\\nline.nii.gz: " in done.err.replace(f"{tmp_path}/", ""), "the list at the end has the reason"
     assert toy("run", "pair", tmp_path / "new\nline.nii.gz", "--json").code == 0
 
 
