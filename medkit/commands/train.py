@@ -15,6 +15,7 @@ import click
 
 from medkit import plugins
 from medkit.bundles.bundle import WEIGHTS, bundle_for_task, find_bundle, installed
+from medkit.commands.train_test import test
 from medkit.errors import MedkitError, Stopped, UsageError
 from medkit.options import absolute_path, option, settings, valid_device
 from medkit.pipe.lines import guarded_stdout
@@ -97,6 +98,32 @@ def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     help="Hours in total, with those before a stop.",
 )
 @click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop early after N validations in a row without gain.  [default: train to the end]",
+)
+@click.option(
+    "--folds", type=click.IntRange(min=2), metavar="K", help="Share the subjects out into K parts; --fold validates."
+)
+@click.option(
+    "--fold", type=click.IntRange(min=1), metavar="N", help="The part that validates, 1 to K; the others train."
+)
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    metavar="F",
+    help="Hold out this share of the subjects, and evaluate the finished bundle on them.",
+)
+@click.option(
+    "--no-check",
+    "check",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Do not read all data before the first step to find what is wrong with them.",
+)
+@click.option(
     "--resume/--no-resume",
     default=None,
     help="Require a checkpoint, or refuse one.  [default: continue from one of the same training]",
@@ -133,7 +160,7 @@ def _paths(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     help="Threads.  [default: what the scheduler or the CPU affinity grants]",
 )
 @option("--seed", type=int, default=0, metavar="N", help="Seed of everything random.  [default: 0]")
-@click.option("--dry-run", is_flag=True, help="Print what would be trained, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained, and the time and memory it needs.")
 @option("-q", "--quiet", is_flag=True, help="Print only errors on stderr.")
 @option("-v", "--verbose", is_flag=True, help="Print tracebacks on stderr.")
 @click.option("--progress/--no-progress", default=True, help="Show a bar, or a line now and then.  [default: on]")
@@ -145,6 +172,7 @@ def train(
     \b
     medkit train segment --data scans/ -o my_bundle --hours 2
     medkit train segment --data scans/ -o my_bundle --hours 2   # again: continues where it stopped
+    medkit train segment --data scans/ -o fold_2 --folds 5 --fold 2 --patience 5
     medkit train classify --data photos/ -o my_classes           # photos/ has a folder for each class
     """
     with guarded_stdout() as stdout, StopRequest(_SIGNALS) as stop:
@@ -153,11 +181,12 @@ def train(
         try:
             plan = _plan(bundle_name, trust, world, given)
             if dry_run:
-                return _print_plan(plan) if world.first else 0
+                return _print_plan(plan, stop) if world.first else 0
             with progress_bar("train", wanted=progress and not quiet and world.first):
                 result = _train(plan, stop)
             if world.first and result.outcome != "stopped":
                 _complete(plan, result)
+                test(plan, result, stop)
         except Stopped:
             return Stopped.exit_code
         except MedkitError as error:
@@ -243,10 +272,10 @@ def _weights_file(text: str, registry: plugins.Registry) -> Path:
     return find_bundle(text, registry).weights
 
 
-def _print_plan(plan: TrainingPlan) -> int:
-    from medkit.training.engine import describe
+def _print_plan(plan: TrainingPlan, stop: StopRequest) -> int:
+    from medkit.training.description import describe
 
-    for line in describe(plan):
+    for line in describe(plan, stop):
         click.echo(line, err=True)
     return 0
 

@@ -1,5 +1,4 @@
 # The names that plugins and configs may use; `__init__.py` imports each at its first use.
-from .data import DataList as DataList
 from .data import find_items as find_items
 from .engine import train as train
 from .parts.augmentation import AugmentedBatch as AugmentedBatch
@@ -31,3 +30,4 @@ from .parts.srgan import prepare_refining as prepare_refining
 from .plan import TrainingPlan as TrainingPlan
 from .plan import TrainingResult as TrainingResult
 from .ranks import average_gradients as average_gradients
+from .splits import DataList as DataList

@@ -54,9 +54,13 @@ class RunFolder:
         if plan.resume and not self.checkpoint.is_file():
             raise OutputError(f"--resume: there is no checkpoint in {self.root}")
 
+    def starts_anew(self, plan: TrainingPlan) -> bool:
+        """Return whether the training has no checkpoint to continue from."""
+        return plan.overwrite or not self.checkpoint.is_file()
+
     def state(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the checkpoint to continue from, or None to start. Raises OutputError and TrainingError."""
-        if plan.overwrite or not self.checkpoint.is_file():
+        if self.starts_anew(plan):
             return None
         if plan.resume is False:
             raise OutputError(f"-o {self.root}: holds a training; --no-resume needs --overwrite to replace it")

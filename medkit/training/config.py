@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import tensors
 from medkit.bundles.parsed import BundleConfig
 from medkit.errors import BundleError, InputError, UsageError
-from medkit.training.data import DataList, check_files, find_items, find_unpaired
+from medkit.training.data import check_files, find_items, find_unpaired
 from medkit.training.parts.handlers import Progress
 from medkit.training.plan import TrainingPlan
+from medkit.training.splits import DataList, share_out
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +60,14 @@ class TrainConfig(BundleConfig):
         self.class_names: tuple[str, ...] = ()
         """Names of the classes of the data; empty if the config learns no classes."""
 
+    @property
+    def data_keys(self) -> list[str]:
+        """Keys of an item that the config reads."""
+        return list(self.get("unpaired_keys") or self.get("datalist_keys", ["image", "label"]))
+
     def take_data(self) -> DataList:
         """Find the items of --data and put them into the config. Raises InputError and UsageError."""
-        keys = self.get("datalist_keys", ["image", "label"])
+        keys = self.data_keys
         validates = EVALUATOR in self.parser
         kinds = self.get("unpaired_keys")
         if self.plan.more_data and not kinds:
@@ -71,23 +77,38 @@ class TrainConfig(BundleConfig):
             raise UsageError(f"--labels {self.plan.labels}: {self.path} learns no classes, so it has no {CLASS_NAMES}")
         if CLASSES in self.plan.overrides and CLASS_NAMES in self.parser:
             raise UsageError(f"--set {CLASSES}: the number and the names of the classes follow from --data")
+        self._check_split(validates, unpaired=bool(kinds))
         if self.plan.data is None:
             return self._own_data(keys)
         data = (self.plan.data, *self.plan.more_data)
         if learns_classes:
             found = self._find_classes(self.plan.data, keys)
         else:
-            found = find_unpaired(data, kinds) if kinds else find_items(self.plan.data, keys)
+            found = find_unpaired(data, kinds) if kinds else find_items(self.plan.data, keys, self.plan.split)
         if not validates:
-            found = DataList((*found.training, *found.validation), (), found.root)
+            found = replace(found, training=(*found.training, *found.validation), validation=())
         elif not found.validation:
-            raise InputError(f"--data {self.plan.data}: has one item only; the config needs another one to validate on")
+            what = "one item" if len(found.training) == 1 else "items of one subject"
+            raise InputError(f"--data {self.plan.data}: has {what} only; the config needs another one to validate on")
         self.put({"dataset_dir": str(found.root)})
-        self._put("training", found.training)
-        if validates:
-            self._put("validation", found.validation)
-        self.parser.parse(reset=True)
+        self._put_all(found, validates=validates)
         return found
+
+    def _check_split(self, validates: bool, *, unpaired: bool) -> None:
+        """Raise UsageError for options that need what the config does not do."""
+        split = self.plan.split
+        if split.folds and not validates:
+            raise UsageError(f"--folds {split.folds}: nothing validates in {self.path}")
+        if split.test_fraction is not None and unpaired:
+            raise UsageError(f"--test-fraction: {self.path} learns from images that do not belong together")
+        if self.plan.patience is not None and not validates:
+            raise UsageError(f"--patience {self.plan.patience}: nothing validates in {self.path}")
+
+    def _put_all(self, found: DataList, *, validates: bool) -> None:
+        self.put_items("training", found.training)
+        if validates:
+            self.put_items("validation", found.validation)
+        self.parser.parse(reset=True)
 
     def _find_classes(self, data: Path, keys: Sequence[str]) -> DataList:
         """Return the items with a class each, and put the names of the classes into the config. Raises InputError."""
@@ -96,12 +117,13 @@ class TrainConfig(BundleConfig):
         inputs = tensors(self.bundle.metadata, "inputs")
         planar = len(inputs[0][1].get("spatial_shape") or ()) == 2 if inputs else True
         known = tuple(map(str, self.get(CLASS_NAMES)))
-        found = find_classes(data, self.plan.labels, keys, known, planar=planar, seed=self.plan.seed)
+        found = find_classes(data, self.plan.labels, keys, known, planar=planar, split=self.plan.split)
         self.class_names = found.names
         self.put({CLASS_NAMES: list(found.names)})
         return found.data
 
-    def _put(self, part: str, items: Sequence[Any]) -> None:
+    def put_items(self, part: str, items: Sequence[Any]) -> None:
+        """Put items into the config for a part, `training` or `validation`. Raises BundleError if it has no place."""
         for name in _DATA_IDS[part]:
             if name in self.parser:
                 # a tuple is opaque to MONAI's parser: strings of a datalist that begin with $ must not be executed
@@ -117,7 +139,15 @@ class TrainConfig(BundleConfig):
             raise UsageError(f"--data is needed: {self.path} names no data itself")
         named = [item for item in (*training, *validation) if isinstance(item, dict)]
         check_files(named, keys if "datalist_keys" in self.parser else (), self.path)
-        return DataList(training, validation, self.plan.bundle.root)
+        found = DataList(training, validation, self.plan.bundle.root)
+        if self.plan.split.folds or self.plan.split.test_fraction is not None:
+            if len(named) < len(training) + len(validation):
+                raise UsageError(
+                    f"--folds, --test-fraction: need --data: {self.path} names its data in a way of its own"
+                )
+            found = share_out(found, keys, self.plan.split)
+            self._put_all(found, validates=bool(found.validation))
+        return found
 
     def build(self, bundle_root: Path) -> TrainingParts:
         """Build the engines for the bundle in the folder `bundle_root`. Raises BundleError."""

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from medkit.errors import InputError, listed
 from medkit.pipe.names import stem
 from medkit.training.data_layouts import LAYOUTS, Item
+from medkit.training.splits import DataList, Split, share_out
 
-VALIDATION_SHARE = 10
-"""One item of this many validates, if the data do not say which."""
-
-
-@dataclass(frozen=True)
-class DataList:
-    """The items of a training: dicts of absolute paths and of any other values of a datalist."""
-
-    training: tuple[Item, ...]
-    validation: tuple[Item, ...]
-    root: Path
-    """Folder that the items were found in."""
+_TEST = ("test", "testing")
+"""Names of a datalist's list of items that are held out."""
+_TEST_KEYS = ("image", "label")
+"""What an item of that list has for the finished bundle, next to what the config reads."""
 
 
-def find_items(data: Path, keys: Sequence[str]) -> DataList:
+def find_items(data: Path, keys: Sequence[str], split: Split | None = None) -> DataList:
     """Return the items of a datalist file or a folder.
 
     `keys` are those that the config's transforms read, such as `("image", "label")`. `data` is one of:
@@ -37,9 +29,10 @@ def find_items(data: Path, keys: Sequence[str]) -> DataList:
     - a plain folder. With one key every image file is an item. With several keys an item is `x_<key>.nii.gz` for each
       key, or files of the same name in folders `<key>` or `<key>s`.
 
-    Without validation items the last tenth of the training items, at least one and never all, validate.
+    Without validation items the last tenth of the training items, at least one and never all, validate. All items of
+    one subject are on one side. `split`: folds, and what is held out for a test.
 
-    Raises InputError if no layout fits, or if a file of an item is missing.
+    Raises InputError if no layout fits, if files of items are missing, or if there are too few subjects.
     """
     if data.is_file():
         found = read_datalist(data, keys)[0]
@@ -48,7 +41,7 @@ def find_items(data: Path, keys: Sequence[str]) -> DataList:
     else:
         raise InputError(f"--data {data}: expected a folder or a datalist's .json, got neither")
     check_files((*found.training, *found.validation), keys, data)
-    return found if found.validation else _split(found)
+    return share_out(found, keys, split or Split())
 
 
 def find_unpaired(data: Sequence[Path], keys: Sequence[str]) -> DataList:
@@ -92,22 +85,21 @@ def _unpaired_folders(folders: Sequence[Path], keys: Sequence[str]) -> DataList:
 
 
 def check_files(items: Iterable[Item], keys: Sequence[str], source: object) -> None:
-    """Raise InputError unless every item has every key, and every file that an item names exists."""
+    """Raise InputError, which lists all faults, unless every item has every key, and every file in it exists."""
+    if faults := list(_file_faults(items, keys)):
+        raise InputError("\n".join(f"{source}: {fault}" for fault in faults))
+
+
+def _file_faults(items: Iterable[Item], keys: Sequence[str]) -> Iterator[str]:
     for number, item in enumerate(items):
         for key in keys:
             if key not in item:
-                raise InputError(f"{source}: item {number} has no {key}; the config reads {listed(keys)}")
+                yield f"item {number} has no {key}; the config reads {listed(keys)}"
+                continue
             values = item[key] if isinstance(item[key], list) else [item[key]]
             for value in values:
                 if isinstance(value, str) and not Path(value).is_file():
-                    raise InputError(f"{source}: item {number} names the {key} {value}, which does not exist")
-
-
-def _split(found: DataList) -> DataList:
-    """Set the last items aside for validation."""
-    items = found.training
-    count = max(1, len(items) // VALIDATION_SHARE) if len(items) > 1 else 0
-    return DataList(items[: len(items) - count], items[len(items) - count :], found.root)
+                    yield f"item {number} names the {key} {value}, which does not exist"
 
 
 # ---- a datalist
@@ -123,13 +115,15 @@ def read_datalist(path: Path, keys: Sequence[str]) -> tuple[DataList, Any]:
     training, validation = (_items(path, part, parts.get(part, []), keys) for part in ("training", "validation"))
     if not training:
         raise InputError(f"--data {path}: expected a list `training` with items, got {_summary(content)}")
-    return DataList(tuple(training), tuple(validation), path.parent), content
+    name = next((name for name in _TEST if parts.get(name)), "test")
+    test = _items(path, name, parts.get(name) or [], tuple(dict.fromkeys((*_TEST_KEYS, *keys))))
+    return DataList(tuple(training), tuple(validation), path.parent, tuple(test)), content
 
 
 def _items(path: Path, part: str, entries: Any, keys: Sequence[str]) -> list[Item]:
     if not isinstance(entries, list):
         raise InputError(f"--data {path}: expected a list as {part}, got {_summary(entries)}")
-    if len(keys) == 1:
+    if len(keys) == 1 or part in _TEST:  # the Medical Decathlon's tests are images without labels
         entries = [{keys[0]: e} if isinstance(e, str) else e for e in entries]
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):

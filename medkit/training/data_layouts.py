@@ -39,7 +39,8 @@ def _is_image(path: Path) -> bool:
     return path.name.lower().endswith((*IMAGE_SUFFIXES, *ANALYZE_SUFFIXES, *_PICTURES))
 
 
-def _is_label(key: str) -> bool:
+def is_label(key: str) -> bool:
+    """Return whether a key of an item stands for labels."""
     return any(word in key.lower() for word in _LABEL_WORDS)
 
 
@@ -54,7 +55,7 @@ def from_decathlon(folder: Path, keys: Sequence[str]) -> list[Item]:
             images.setdefault(case, []).append(str(path))
         else:
             images[name] = [str(path)]
-    sources = {key: labels if _is_label(key) else images for key in keys}
+    sources = {key: labels if is_label(key) else images for key in keys}
     shared = sorted(set.intersection(*(set(s) for s in sources.values())))
     items = [{key: sources[key][name] for key in keys} for name in shared]
     return [{k: _single(v) for k, v in item.items()} for item in items]
@@ -72,13 +73,13 @@ def from_bids(folder: Path, keys: Sequence[str]) -> list[Item]:
     labels = [p for p in files if split_bids(p)[1] in ("dseg", "mask")]
     images = [p for p in files if p not in labels and "derivatives" not in p.relative_to(folder).parts]
     if len(keys) == 1:
-        return [{keys[0]: str(path)} for path in (labels if _is_label(keys[0]) else images)]
-    if sum(_is_label(key) for key in keys) != 1 or len(keys) != 2:
+        return [{keys[0]: str(path)} for path in (labels if is_label(keys[0]) else images)]
+    if sum(is_label(key) for key in keys) != 1 or len(keys) != 2:
         return []
     items = []
     for path in labels:
         image = _image_of(path, images)
-        items.append({key: str(path if _is_label(key) else image) for key in keys})
+        items.append({key: str(path if is_label(key) else image) for key in keys})
     return items
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from medkit.training.config import TrainingParts
 
+log = logging.getLogger("medkit.training")
+
 
 def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult:
     """Train a bundle's network and write a new bundle to `plan.output`, from the checkpoint there if there is one.
@@ -28,7 +31,7 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
     and TrainingError (the loss is no longer finite, a step failed, or another rank ended; the last good checkpoint
     stays).
     """
-    device = _set_up(plan)
+    device = set_up(plan)
     stop = stop or StopRequest()
     with joined(plan.world, device, plan.command, stop) as ranks:
         if ranks.size > 1:
@@ -38,6 +41,7 @@ def train(plan: TrainingPlan, stop: StopRequest | None = None) -> TrainingResult
 
 def _train(plan: TrainingPlan, stop: StopRequest, device: torch.device, ranks: Ranks) -> TrainingResult:
     """Train as one of the ranks; rank 0 writes."""
+    from medkit.training.checking import checked
     from medkit.training.config import TrainConfig
     from medkit.training.report import overlay
     from medkit.training.report.card import start_texts, write_samples
@@ -49,6 +53,9 @@ def _train(plan: TrainingPlan, stop: StopRequest, device: torch.device, ranks: R
     config = TrainConfig(plan, device)
     data = config.take_data()
     identity = training_identity(plan, data.training, data.validation)
+    if ranks.first and folder.starts_anew(plan):
+        for note in checked(plan, config, data):
+            log.warning("%s", note)
     ranks.same("the configs, the settings or the data", value_digest(identity))
     with folder.locked() if ranks.first else nullcontext():
         state = ranks.from_first(folder.state(plan, identity) if ranks.first else None)
@@ -58,42 +65,13 @@ def _train(plan: TrainingPlan, stop: StopRequest, device: torch.device, ranks: R
             overlay.apply(plan, folder.root, config.class_names)
         ranks.exchange("the folder is ready")
         parts = config.build(folder.root)
-        _adjust(parts, plan, fresh=state is None)
+        adjust(parts, plan, fresh=state is None)
         if state is None and ranks.first:
             write_samples(folder.root, parts)
         return TrainingRun(plan, folder, config, parts, data, identity, stop, ranks).train(state)
 
 
-def describe(plan: TrainingPlan) -> list[str]:
-    """Return lines that describe what `train` would do, and write nothing. Raises the same errors as `train`."""
-    device = _set_up(plan)
-    from medkit.machine.precision import choose_precision
-    from medkit.training.config import TrainConfig
-    from medkit.training.weights import count_parameters
-
-    folder = RunFolder(plan.output)
-    folder.refuse_foreign(plan)
-    config = TrainConfig(plan, device)
-    data = config.take_data()
-    state = folder.state(plan, training_identity(plan, data.training, data.validation))
-    parts = config.build(plan.bundle.root)
-    _adjust(parts, plan, fresh=state is None)
-    numbers, trained = count_parameters(parts.network)
-    limits = [f"{plan.steps or parts.steps} steps"] if plan.steps or not plan.hours else []
-    limits += [f"{plan.hours:g} hours"] if plan.hours else []
-    return [
-        f"bundle: {plan.bundle.name} {plan.bundle.version}, config {config.path}",
-        f"items: {len(data.training)} for training, {len(data.validation)} for validation"
-        + (f"; classes: {', '.join(config.class_names)}" if config.class_names else ""),
-        f"network: {numbers:,} parameters, {trained:,} of them trained",
-        f"to do: {' or '.join(limits)}, validation every {parts.trainer.state.epoch_length} steps",
-        f"on: {device}, {choose_precision(plan.precision, device)}"
-        + (f", {plan.world.size} ranks" if plan.world.size > 1 else ""),
-        f"result: {plan.output}" + (f", continuing from step {state['step']}" if state else ""),
-    ]
-
-
-def _set_up(plan: TrainingPlan) -> torch.device:
+def set_up(plan: TrainingPlan) -> torch.device:
     """Set torch's threads and return the device; each rank of a machine has a GPU of its own, if it may choose."""
     limit_torch(plan.threads or granted_threads())
     import torch
@@ -108,7 +86,7 @@ def _set_up(plan: TrainingPlan) -> torch.device:
     return device
 
 
-def _adjust(parts: TrainingParts, plan: TrainingPlan, *, fresh: bool) -> None:
+def adjust(parts: TrainingParts, plan: TrainingPlan, *, fresh: bool) -> None:
     """Set the initial parameters, if the training is fresh, and freeze parameters."""
     from medkit.training.weights import freeze, initialise_from
 

@@ -10,8 +10,8 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from medkit.images.dicom.header import looks_like_dicom
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, PICTURE_SUFFIXES, split_bids, stem
 from medkit.pipe.records import sha256_of
 from medkit.pipe.tables import CASE, CLASS, SUBJECT, column, read_table
-from medkit.training.data import DataList, has_datalist, read_datalist
+from medkit.training.data import has_datalist, read_datalist
+from medkit.training.splits import DataList, Split, share_out
 
 log = logging.getLogger("medkit.training")
 
-VALIDATION_SHARE = 5
-"""One subject of this many validates, for each class, if the data do not say which."""
 _PARTS = {
     "training": ("train", "training", "trn"),
     "validation": ("val", "valid", "validation", "dev"),
@@ -60,7 +59,13 @@ class _Found:
 
 
 def find_classes(
-    data: Path, labels: Path | None, keys: Sequence[str], known: Sequence[str], *, planar: bool, seed: int = 0
+    data: Path,
+    labels: Path | None,
+    keys: Sequence[str],
+    known: Sequence[str],
+    *,
+    planar: bool,
+    split: Split | None = None,
 ) -> ClassSet:
     """Return the items of a set of images with a class each, and the names of the classes.
 
@@ -71,6 +76,7 @@ def find_classes(
 
     Without a part that validates, one subject in five does, of each class. Images are of one subject if a table, a
     BIDS name, a folder below that of the class, or the header of DICOM files says so, or if their files are equal.
+    `split`: folds, and what is held out for a test besides the data's own test part.
 
     Raises InputError if no layout fits, if a class has too few images, and for a table that does not fit its images.
     """
@@ -79,18 +85,21 @@ def find_classes(
     if labels is not None:
         found = _from_table(data, labels, planar=planar)
     elif data.is_file() or has_datalist(listing):
-        return _from_datalist(listing, image, label, known)
+        return _from_datalist(listing, keys, known, split or Split())
     elif data.is_dir():
         found = _from_folders(data, planar=planar)
     else:
         raise InputError(f"--data {data}: expected a folder with a folder for each class, or a datalist's .json")
     names = _names([item.value for item in found], known)
-    training, validation = _parted(data, found, seed)
+    training, validation, test = (
+        tuple({image: str(f.path), label: names.index(f.value)} for f in found if (f.part or "training") == part)
+        for part in _PARTS
+    )
     root = data if data.is_dir() else data.parent
-    items = [[{image: str(f.path), label: names.index(f.value)} for f in part] for part in (training, validation)]
-    _check_counts(data, names, training, validation)
-    _say(names, training, validation)
-    return ClassSet(DataList(tuple(items[0]), tuple(items[1]), root), names)
+    shared = _parted(data, DataList(training, validation, root, test), found, keys, split or Split())
+    _check_counts(data, names, shared, label)
+    _say(names, shared, label)
+    return ClassSet(shared, names)
 
 
 def _names(values: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -105,30 +114,44 @@ def _names(values: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
 # ---- a datalist
 
 
-def _from_datalist(path: Path, image: str, label: str, known: Sequence[str]) -> ClassSet:
+def _from_datalist(path: Path, keys: Sequence[str], known: Sequence[str], split: Split) -> ClassSet:
     """Return the items of a datalist whose labels are numbers, or names, of classes. Raises InputError."""
+    image, label = keys[0], keys[-1]
     found, content = read_datalist(path, [image])
-    every = (*found.training, *found.validation)
-    for number, item in enumerate(every):
-        if label not in item:
-            raise InputError(f"{path}: item {number} has no {label}, the name or the number of its class")
-        if not Path(str(item.get(image, ""))).exists():
-            raise InputError(f"{path}: item {number} names the {image} {item.get(image)}, which does not exist")
+    # images of a challenge's test set have no labels
+    parts = (found.training, found.validation, tuple(item for item in found.test if label in item))
+    every = tuple(item for part in parts for item in part)
+    if faults := list(_item_faults(every, image, label)):
+        raise InputError("\n".join(f"{path}: {fault}" for fault in faults))
     values = [_as_text(item[label], path) for item in every]
     stated = content.get("class_names") if isinstance(content, Mapping) else None
     names = tuple(map(str, stated)) if isinstance(stated, list) else _of_numbers(values, known) or _names(values, known)
     if strange := sorted(set(values) - set(names) - {str(n) for n in range(len(names))}):
         raise InputError(f"{path}: class {strange[0]}: expected one of {listed(names)}, or its number from 0 on")
-    numbers = [names.index(value) if value in names else int(value) for value in values]
-    items = [{**item, label: number} for item, number in zip(every, numbers, strict=True)]
-    count = len(found.training)
-    parts = items[:count], items[count:]
-    if not parts[1]:
-        own = [_Found(Path(item[image]), names[item[label]], _subject(Path(item[image]), None)) for item in items]
-        training, _ = _parted(path, own, 0)
-        chosen = {f.path for f in training}
-        parts = [i for i in items if Path(i[image]) in chosen], [i for i in items if Path(i[image]) not in chosen]
-    return ClassSet(DataList(tuple(parts[0]), tuple(parts[1]), found.root), names)
+    numbers = iter([names.index(value) if value in names else int(value) for value in values])
+    training, validation, test = (tuple({**item, label: next(numbers)} for item in part) for part in parts)
+    data = DataList(training, validation, found.root, test)
+    if validation and not split.folds and split.test_fraction is None:
+        return ClassSet(data, names)
+    own = [
+        _Found(Path(item[image]), names[item[label]], _stated_subject(item) or _subject(Path(item[image]), None), part)
+        for part, items in (("", training), ("validation", validation))
+        for item in items
+    ]
+    return ClassSet(_parted(path, data, own, keys, split), names)
+
+
+def _item_faults(items: Sequence[Mapping[str, Any]], image: str, label: str) -> Iterator[str]:
+    for number, item in enumerate(items):
+        if label not in item:
+            yield f"item {number} has no {label}, the name or the number of its class"
+        if not Path(str(item.get(image, ""))).exists():
+            yield f"item {number} names the {image} {item.get(image)}, which does not exist"
+
+
+def _stated_subject(item: Mapping[str, Any]) -> str:
+    name = column(item, SUBJECT)
+    return str(item[name]) if name is not None and item[name] is not None else ""
 
 
 def _as_text(value: Any, path: Path) -> str:
@@ -154,13 +177,12 @@ def _of_numbers(values: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _from_folders(data: Path, *, planar: bool) -> list[_Found]:
-    """Return the images of class folders, of all parts but the test part. Raises InputError."""
+    """Return the images of class folders, of all parts. Raises InputError."""
     folders = _folders(data)
     parts = {part: folder for folder in folders for part, names in _PARTS.items() if folder.name.lower() in names}
     if "training" in parts and len(parts) == len(folders):
-        places = [(part, folder) for part, each in parts.items() if part != "test" for folder in _folders(each)]
-        only = "validation" not in parts
-        places = [("" if only else part, folder) for part, folder in places]
+        places = [(part, folder) for part, each in parts.items() for folder in _folders(each)]
+        places = [("" if part == "training" else part, folder) for part, folder in places]
     else:
         places = [("", folder) for folder in folders]
     found = [
@@ -232,7 +254,7 @@ def _from_table(data: Path, table: Path, *, planar: bool) -> list[_Found]:
     if left := sorted(set(images) - {item.path for item in found}):
         log.warning("%d of %d images have no row in %s and are left out, such as %s",
                     len(left), len(images), table.name, left[0].name)  # fmt: skip
-    return [item for item in found if item.part != "test"]
+    return found
 
 
 def _part(text: str, place: str) -> str:
@@ -300,31 +322,28 @@ def _patient(path: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
-def _parted(data: Path, found: Sequence[_Found], seed: int) -> tuple[list[_Found], list[_Found]]:
-    """Return which images train and which validate; no subject does both. Raises InputError."""
+def _parted(data: Path, items: DataList, found: Sequence[_Found], keys: Sequence[str], split: Split) -> DataList:
+    """Return which items train, validate and are the test; no subject trains and validates. Raises InputError.
+
+    `found`: the images of the items, with their subjects.
+    """
     subjects = _subjects(found)
-    if any(item.part for item in found):
-        parts = [[item for item in found if (item.part or "training") == name] for name in ("training", "validation")]
-        both = {subjects[item.path] for item in parts[0]} & {subjects[item.path] for item in parts[1]}
-        if both:
-            some = next(item.path for item in parts[1] if subjects[item.path] in both)
-            raise InputError(f"{data}: {some.name} validates, and an image of the same person, or an equal one, trains")
-        if parts[1]:
-            return parts[0], parts[1]
-        found = parts[0]
-    if not any(item.subject for item in found):
+    items = replace(items, subjects={str(path): name for path, name in subjects.items()})
+    sides = [[item for item in found if (item.part or "training") == name] for name in ("training", "validation")]
+    both = {subjects[item.path] for item in sides[0]} & {subjects[item.path] for item in sides[1]}
+    if both and not split.folds:
+        some = next(item.path for item in sides[1] if subjects[item.path] in both)
+        raise InputError(f"{data}: {some.name} validates, and an image of the same person, or an equal one, trains")
+    draws = not items.validation or split.folds or split.test_fraction is not None
+    if draws and not any(item.subject for item in found):
         log.warning(
             "nothing says which images are of one person, so each counts as one: a column `subject`, a folder for each "
             "person, or BIDS names would; else the figures of the validation may be too good"
         )
-    validating = _validating(found, subjects, seed)
-    for name, held in _by_class(found, subjects).items():
-        if len(held) < 2:
+    for name, held in _by_class([item for item in found if item.part != "test"], subjects).items():
+        if draws and len(held) < 2:
             raise InputError(f"{data}: class {name}: expected images of two persons or more, since one validates")
-    return (
-        [item for item in found if subjects[item.path] not in validating],
-        [item for item in found if subjects[item.path] in validating],
-    )
+    return share_out(items, keys, split, by=keys[-1])
 
 
 def _subjects(found: Sequence[_Found]) -> dict[Path, str]:
@@ -359,28 +378,18 @@ def _by_class(found: Iterable[_Found], subjects: Mapping[Path, str]) -> dict[str
     return out
 
 
-def _validating(found: Sequence[_Found], subjects: Mapping[Path, str], seed: int) -> set[str]:
-    """Return the subjects that validate: of each class, the rarest first, a share in an order that `seed` draws."""
-    order: Callable[[str], bytes] = lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()  # noqa: E731
-    chosen: set[str] = set()
-    for held in sorted(_by_class(found, subjects).values(), key=len):
-        wanted = max(1, len(held) // VALIDATION_SHARE) - len(held & chosen)
-        chosen |= set(sorted(held - chosen, key=order)[: max(0, wanted)])
-    return chosen
-
-
-def _check_counts(data: Path, names: Sequence[str], training: Sequence[_Found], validation: Sequence[_Found]) -> None:
-    for part, items in (("train on", training), ("validate on", validation)):
-        counts = Counter(item.value for item in items)
-        if missing := [name for name in names if not counts[name]]:
+def _check_counts(data: Path, names: Sequence[str], items: DataList, label: str) -> None:
+    for part, of in (("train on", items.training), ("validate on", items.validation)):
+        counts = Counter(item[label] for item in of)
+        if missing := [name for number, name in enumerate(names) if not counts[number]]:
             raise InputError(
                 f"--data {data}: no image of class {missing[0]} is left to {part}; more persons are needed"
             )
 
 
-def _say(names: Sequence[str], training: Sequence[_Found], validation: Sequence[_Found]) -> None:
-    counts = [Counter(item.value for item in part) for part in (training, validation)]
-    parts = [f"{name} {counts[0][name]} + {counts[1][name]}" for name in names]
+def _say(names: Sequence[str], items: DataList, label: str) -> None:
+    counts = [Counter(item[label] for item in part) for part in (items.training, items.validation)]
+    parts = [f"{name} {counts[0][number]} + {counts[1][number]}" for number, name in enumerate(names)]
     log.info("classes, images to train + to validate: %s", ", ".join(parts))
 
 

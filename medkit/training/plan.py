@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from medkit.bundles.bundle import Bundle
 from medkit.pipe.records import sha256_of
-from medkit.training.data import DataList, is_file
+from medkit.training.data import is_file
+from medkit.training.splits import DataList, Split
 from medkit.training.world import World
 
 NOT_IDENTITY = {"steps", "device"}
@@ -43,6 +44,16 @@ class TrainingPlan:
     """Optimizer steps in all, earlier parts included; None: the config's, unless `hours` is given."""
     hours: float | None = None
     """Hours of training in all, earlier parts included."""
+    patience: int | None = None
+    """Validations in a row without gain after which the training ends; None: it goes on to the end."""
+    folds: int | None = None
+    """Number of parts of the subjects in a cross-validation."""
+    fold: int | None = None
+    """The part that validates, from 1."""
+    test_fraction: float | None = None
+    """Share of the subjects that is held out for a test."""
+    check: bool = True
+    """Whether the data are checked before the first step."""
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -58,6 +69,11 @@ class TrainingPlan:
     """The command line, for the model card."""
     world: World = field(default_factory=World)
     """This process among those that train together."""
+
+    @property
+    def split(self) -> Split:
+        """Who validates and who is held out. Raises UsageError for a fold that does not exist."""
+        return Split(self.folds, self.fold, self.test_fraction, self.seed)
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,8 @@ def training_identity(plan: TrainingPlan, training: Sequence[Any], validation: S
         "init-from": sha256_of(plan.init_from) if plan.init_from else None,
         "freeze": sorted(plan.freeze),
         "seed": plan.seed,
+        "fold": plan.split.text or None,
+        "test-fraction": plan.test_fraction,
         "ranks": plan.world.size,
     }
 

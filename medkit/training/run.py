@@ -6,8 +6,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from medkit.bundles.config import one_line, own_error
 from medkit.errors import Stopped, TrainingError
@@ -16,8 +16,8 @@ from medkit.pipe.signals import StopRequest
 from medkit.terminal.progress import has_bar, set_progress
 from medkit.training.checkpoint import RunFolder
 from medkit.training.config import TrainConfig, TrainingParts
-from medkit.training.data import DataList
 from medkit.training.loss_guard import LossGuard
+from medkit.training.objects import device_name, is_network, is_shared, networks_among, raw_bytes
 from medkit.training.parts.samples import SampleNumbers, seed_everything, seed_of
 from medkit.training.plan import TrainingPlan, TrainingResult
 from medkit.training.ranks import RankEndedError, Ranks, StepAbandoned
@@ -25,11 +25,9 @@ from medkit.training.report.card import Figures, write_texts, write_weights
 from medkit.training.report.history import History, HistoryRow
 from medkit.training.report.progress_line import bar_text, progress_line, seconds_left
 from medkit.training.sharing import SharedSteps, share_training
+from medkit.training.splits import DataList, count_subjects
 from medkit.training.validation import Validation
 from medkit.training.weights import AveragedNetwork, count_parameters
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger("medkit.training")
 progress_log = logging.getLogger("medkit.training.progress")
@@ -62,7 +60,7 @@ class TrainingRun:
         self.epoch_length = self.trainer.state.epoch_length
         self.device = self.trainer.state.device
         self.average = AveragedNetwork(self.network, float(self.config.get("ema", EMA)))
-        self.validation = Validation(parts.evaluator, self.average, ranks, stop)
+        self.validation = Validation(parts.evaluator, self.average, ranks, stop, plan.patience)
         self.history = History(folder.log if ranks.first else None, self.validation.metric_name)
         self.guard = LossGuard(self.trainer)
         self.between_steps = True
@@ -75,10 +73,10 @@ class TrainingRun:
         self.saved_at = self.logged_at = time.monotonic()
         self._set_limits()
         self._set_precision()
-        further = (value for value in parts.further.values() if _is_network(value))
+        further = (value for value in parts.further.values() if is_network(value))
         self.networks = [self.network, *further]
         self.buffers = [b for n in self.networks for b in n.buffers() if b.is_floating_point()]
-        self.own_further = {k: v for k, v in parts.further.items() if ranks.size > 1 and not _is_shared(v)}
+        self.own_further = {k: v for k, v in parts.further.items() if ranks.size > 1 and not is_shared(v)}
         """Further objects whose state may differ between ranks."""
 
     # ---- before the first step
@@ -96,7 +94,7 @@ class TrainingRun:
         self.precision = str(self.ranks.exchange("precision", chosen=chosen)[0]["chosen"])
         self.trainer.amp = self.precision == "fp16"
         # a set: without an average the first two are the same network
-        for network in {self.network, self.average.network, *_networks(self.parts.further.values())}:
+        for network in {self.network, self.average.network, *networks_among(self.parts.further.values())}:
             prepare(network, self.precision)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -156,8 +154,9 @@ class TrainingRun:
             self.ranks.copy_networks(self.networks)
         else:
             self._restore(state)
-            if self.progress.done and not self.validation.due:
-                log.info("already trained for %d steps; larger --steps or --hours continue from there", state["step"])
+            if self._at_end and not self.validation.due:
+                further = "--patience" if self.validation.exhausted else "--steps or --hours"
+                log.info("already trained for %d steps; larger %s continue from there", state["step"], further)
                 return self._result("was finished")
             log.info("continuing from step %d of %s", state["step"], self.folder.checkpoint)
         self._log_start()
@@ -175,7 +174,7 @@ class TrainingRun:
         try:
             if self.validation.due and self._validated():
                 self._end_interval()
-            if not self.stopped and not self.progress.done:
+            if not self.stopped and not self._at_end:
                 self.config.run(self.trainer)
             if not self.stopped:
                 self._finish()
@@ -203,6 +202,8 @@ class TrainingRun:
             self._end_interval()
         if validation.best is None:
             validation.best_weights = self.average.weights()
+        if self._early:
+            log.info("stopped early at step %d: %s", self.progress.step, validation.words)
         self._publish()
         self._save()
 
@@ -212,6 +213,15 @@ class TrainingRun:
         value, step = (best.value, best.step) if best else (None, None)
         root = self.folder.root
         return TrainingResult(root, outcome, progress.step, progress.seconds, name, value, step, self.data)
+
+    @property
+    def _at_end(self) -> bool:
+        """Whether the steps or hours are used up, or further ones promise no gain; the same at all ranks."""
+        return self.progress.done or self.validation.exhausted
+
+    @property
+    def _early(self) -> bool:
+        return self.validation.exhausted and not self.progress.done
 
     # ---- a step
 
@@ -262,7 +272,7 @@ class TrainingRun:
 
     def _pause(self) -> None:
         """End, stop or save between two steps if it is time to."""
-        if self.progress.done:
+        if self._at_end:
             self.trainer.terminate()
         elif self.stopping:
             self._stop()
@@ -327,7 +337,7 @@ class TrainingRun:
             digest = hashlib.blake2b()
             for network in self.networks:
                 for parameter in network.parameters():
-                    digest.update(_bytes(parameter))
+                    digest.update(raw_bytes(parameter))
             self.ranks.same("the weights of networks", digest.hexdigest())
 
     def _publish(self) -> None:
@@ -344,23 +354,35 @@ class TrainingRun:
             validation_items=len(self.data.validation),
             parameters=numbers,
             trained_parameters=trained,
-            device=_device_name(self.device),
+            device=device_name(self.device),
             precision=self.precision,
             metric_name=self.validation.metric_name,
             best=self.validation.best,
             ranks=self.ranks.size,
             skipped_steps=self.guard.skipped,
+            subjects=self._subjects(),
+            early=self.validation.words if self._early else "",
         )
         write_texts(self.folder.root, self.plan, figures, self.history.rows, self.config.class_names)
+
+    def _subjects(self) -> tuple[int, int]:
+        """Return how many subjects train and validate."""
+        keys = self.config.data_keys
+        training, validation = (
+            count_subjects([item for item in part if isinstance(item, Mapping)], keys, self.data)
+            for part in (self.data.training, self.data.validation)
+        )
+        return training, validation
 
     # ---- messages
 
     def _log_start(self) -> None:
         numbers, trained = count_parameters(self.network)
         log.info(
-            "%d items for training, %d for validation; %s of %s parameters trained on %s in %s%s",
-            len(self.data.training), len(self.data.validation), f"{trained:,}", f"{numbers:,}",
-            _device_name(self.device), self.precision, f", {self.ranks.size} ranks" if self.ranks.size > 1 else "",
+            "%d items for training, %d for validation%s; %s of %s parameters trained on %s in %s%s",
+            len(self.data.training), len(self.data.validation),
+            f", {self.plan.split.text}" if self.plan.folds else "", f"{trained:,}", f"{numbers:,}",
+            device_name(self.device), self.precision, f", {self.ranks.size} ranks" if self.ranks.size > 1 else "",
         )  # fmt: skip
 
     def _show_progress(self) -> None:
@@ -380,39 +402,3 @@ class TrainingRun:
         found = self.validation
         line = progress_line(self.progress, self.history.rows, loss, rate, found.metric_name, found.best)
         progress_log.info("%s", line)
-
-
-def _networks(objects: Iterable[Any]) -> Iterator[torch.nn.Module]:
-    """Return the networks among objects; of a ModuleDict or ModuleList, which is never called, its children."""
-    import torch
-
-    for found in objects:
-        if isinstance(found, torch.nn.ModuleDict | torch.nn.ModuleList):
-            yield from found.children()
-        elif isinstance(found, torch.nn.Module):
-            yield found
-
-
-def _is_network(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.nn.Module)
-
-
-def _is_shared(value: Any) -> bool:
-    """Return whether all ranks have the same of an object of a config, since their gradients are averaged."""
-    import torch
-
-    return _is_network(value) or isinstance(value, torch.optim.Optimizer)
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    import torch
-
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _device_name(device: torch.device) -> str:
-    import torch
-
-    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)

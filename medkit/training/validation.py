@@ -24,7 +24,14 @@ log = logging.getLogger("medkit.training")
 class Validation:
     """The validations of a training by a config's evaluator, each rank with its share of the samples."""
 
-    def __init__(self, evaluator: Any | None, average: AveragedNetwork, ranks: Ranks, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        evaluator: Any | None,
+        average: AveragedNetwork,
+        ranks: Ranks,
+        stop: StopRequest,
+        patience: int | None = None,
+    ) -> None:
         self.metric_name = evaluator.state.key_metric_name if evaluator else None
         if self.metric_name is None:
             log.warning("nothing validates: the weights of the last step will be kept")
@@ -32,6 +39,9 @@ class Validation:
         self.average, self.ranks, self.stop = average, ranks, stop
         self.best: Best | None = None
         self.best_weights: dict[str, torch.Tensor] = {}
+        self.patience = patience
+        self.without_gain = 0
+        """Validations since the best one."""
         self.fresh_metric: float | None = None
         """Metric of the last validation, until a row of the log has it."""
         self.step = -1
@@ -89,6 +99,25 @@ class Validation:
         if math.isfinite(value) and (self.best is None or engine.metric_cmp_fn(value, self.best.value)):
             self.best = Best(step, value, _per_class(engine.state.metric_details.get(self.metric_name)))
             self.best_weights = self.average.weights()
+            self.without_gain = 0
+        else:
+            self.without_gain += 1
+            if self.patience is not None:
+                log.info("%s", self.words)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as many validations in a row as the patience allows had no gain; all ranks count alike."""
+        return self.patience is not None and self.without_gain >= self.patience
+
+    @property
+    def words(self) -> str:
+        """How long there was no gain, in words."""
+        best = (
+            f"best {self.metric_name} {self.best.value:.4f} at step {self.best.step}" if self.best else "none is finite"
+        )
+        of = f" of {self.patience}" if self.patience is not None else ""
+        return f"{self.without_gain}{of} validations in a row without gain ({best})"
 
     def _check(self, value: float) -> None:
         """Raise TrainingError unless all ranks have the same value, that of all samples."""
@@ -107,11 +136,13 @@ class Validation:
             "validation_due": self.due,
             "best": asdict(self.best) if self.best else None,
             "best_weights": self.best_weights,
+            "without_gain": self.without_gain,
         }
 
     def restore(self, state: dict[str, Any], epoch_length: int) -> None:
         """Continue from a checkpoint's state."""
         self.step, self.due = state["validated_step"], state["validation_due"]
+        self.without_gain = state.get("without_gain", 0)
         if found := state["best"]:
             self.best = Best(found["step"], found["value"], tuple(found["per_class"]))
             self.best_weights = state["best_weights"]

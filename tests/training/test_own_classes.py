@@ -11,6 +11,7 @@ import pytest
 
 from medkit.errors import InputError, UsageError
 from medkit.training.own_classes import ClassSet, find_classes, is_planar
+from medkit.training.splits import Split
 
 KEYS = ("image", "label")
 
@@ -24,7 +25,7 @@ def put(folder: Path, *names: str) -> Path:
 
 
 def classes(data: Path, labels: Path | None = None, known: Sequence[str] = (), seed: int = 0) -> ClassSet:
-    return find_classes(data, labels, KEYS, known, planar=True, seed=seed)
+    return find_classes(data, labels, KEYS, known, planar=True, split=Split(seed=seed))
 
 
 def labelled(found: ClassSet, root: Path) -> dict[str, str]:

@@ -91,6 +91,7 @@ def test_the_result_is_a_whole_bundle(unbroken: Path) -> None:
     assert metadata["medkit"]["training"] | {"hours": 0, "precision": ""} == {
         "base": {"name": "halves", "version": "0.1.0"},
         "medkit_version": "0.2.0", "config": "train", "steps": 12, "hours": 0, "items": 3, "validation_items": 1,
+        "subjects": 3, "validation_subjects": 1,
         "parameters": 604, "trained_parameters": 604, "seed": 0, "device": "cpu", "precision": "", "metric": "Dice",
         "best": metadata["medkit"]["training"]["best"], "best_step": metadata["medkit"]["training"]["best_step"],
     }  # fmt: skip
@@ -502,7 +503,8 @@ def test_strings_of_a_datalist_are_not_executed(place: Path, train: Train, tmp_p
     """MONAI executes what begins with `$`; a datalist comes from anywhere."""
     item = {"label": str(place / "labels" / "case_00.nii.gz"), "note": f"$open({str(tmp_path / 'made')!r}, 'w')"}
     item |= {"_target_": "os.abort", "more": {"_target_": "os.abort"}, "ref": "@nothing"}
-    (tmp_path / "list.json").write_text(json.dumps({"training": [item], "validation": [item]}))
+    other = item | {"label": str(place / "labels" / "case_01.nii.gz")}
+    (tmp_path / "list.json").write_text(json.dumps({"training": [item], "validation": [other]}))
     assert train("--steps", 2, data=tmp_path / "list.json") == 0
     assert not (tmp_path / "made").exists()
 
@@ -514,7 +516,8 @@ def test_a_dry_run_writes_nothing(train: Train, tmp_path: Path, capsys: pytest.C
     assert train("--dry-run", "--freeze", "model.0", "--hours", 2) == 0
     printed = capsys.readouterr()
     assert printed.out == ""
-    for words in ("3 for training, 1 for validation", "604 parameters,", "2 hours", "every 4 steps"):
+    sides = "3 for training (3 subjects), 1 for validation (1 subject)"
+    for words in (sides, "604 parameters,", "2 hours", "every 4 steps", "s a step", "memory: about "):
         assert words in printed.err
     assert not (tmp_path / "out").exists()
 

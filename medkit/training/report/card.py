@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit import __version__
-from medkit.bundles.bundle import WEIGHTS
+from medkit.bundles.bundle import WEIGHTS, Bundle
 from medkit.pipe.atomic import whole, write_atomically
 from medkit.training.parts.samples import Samples, UnpairedSamples
 from medkit.training.plan import TrainingPlan
@@ -73,6 +73,10 @@ class Figures:
     """Number of processes that trained together."""
     skipped_steps: int = 0
     """Steps without an update, because the loss or a gradient was not finite."""
+    subjects: tuple[int, int] = (0, 0)
+    """Number of subjects that train and that validate."""
+    early: str = ""
+    """Why the training ended early; empty if it did not."""
 
 
 def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], dtype: str) -> None:
@@ -93,6 +97,8 @@ def write_samples(folder: Path, parts: TrainingParts) -> None:
     pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
     for number in range(SHOWN):
         sample = dataset[number * parts.steps * (loader.batch_size or 1) // SHOWN]
+        if isinstance(sample, list) and sample:  # of a transform that takes several patches of an image
+            sample = sample[0]
         if isinstance(dataset, UnpairedSamples):
             shown = [_first_channel(sample, key) for key in sample]
             pairs += [(image, None) for image in shown if image is not None]
@@ -170,10 +176,7 @@ def new_metadata(
     What the base's network takes and returns stays. What its authors state about their weights, data and purpose is
     not true of the new ones: it stands under `medkit.base` only, and figures are those of this training.
     """
-    metadata = json.loads(json.dumps(plan.bundle.metadata))
-    stated = {key: metadata.pop(key) for key in _STATED if key in metadata}
-    block = metadata.pop("medkit", None)
-    block = block if isinstance(block, dict) else {}
+    metadata, block, stated_base = without_claims(plan.bundle)
     base = {"name": plan.bundle.name, "version": plan.bundle.version}
     version = bumped(plan.bundle.version)
     best = figures.best
@@ -192,10 +195,10 @@ def new_metadata(
         "eval_metrics": {f"validation_{_slug(str(figures.metric_name))}": round(best.value, 6)} if best else {},
     }
     if class_names:
-        _name_classes(metadata, block, class_names)
-    metadata["medkit"] = {key: value for key, value in block.items() if key not in _MEASURED} | {
+        name_classes(metadata, block, class_names)
+    metadata["medkit"] = block | {
         "task": plan.task,
-        "base": base | {"stated": stated},
+        "base": stated_base,
         "training": {
             "base": base,
             "medkit_version": __version__,
@@ -204,6 +207,8 @@ def new_metadata(
             "hours": round(figures.seconds / 3600, 4),
             "items": figures.items,
             "validation_items": figures.validation_items,
+            "subjects": figures.subjects[0],
+            "validation_subjects": figures.subjects[1],
             "parameters": figures.parameters,
             "trained_parameters": figures.trained_parameters,
             "seed": plan.seed,
@@ -213,16 +218,30 @@ def new_metadata(
             "best": best.value if best else None,
             "best_step": best.step if best else None,
             **({"ranks": figures.ranks} if figures.ranks > 1 else {}),
+            **({"folds": plan.folds, "fold": plan.fold} if plan.folds else {}),
+            **({"patience": plan.patience, "stopped_early": bool(figures.early)} if plan.patience is not None else {}),
         },
     }
     return with_meta(dict(metadata), plan)
+
+
+def without_claims(bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return what stays true of a bundle's metadata for other weights, medkit's part of them, and a note on the base.
+
+    The note is what the base's authors state about their weights, data and purpose.
+    """
+    metadata = json.loads(json.dumps(bundle.metadata))
+    stated = {key: metadata.pop(key) for key in _STATED if key in metadata}
+    block = metadata.pop("medkit", None)
+    kept = {k: v for k, v in block.items() if k not in _MEASURED} if isinstance(block, dict) else {}
+    return metadata, kept, {"name": bundle.name, "version": bundle.version, "stated": stated}
 
 
 def _slug(name: str) -> str:
     return re.sub(r"\W+", "_", name.lower()).strip("_")
 
 
-def _name_classes(metadata: dict[str, Any], block: dict[str, Any], names: Sequence[str]) -> None:
+def name_classes(metadata: dict[str, Any], block: dict[str, Any], names: Sequence[str]) -> None:
     """Put the names of the classes into the description of the output, and leave out what is about others."""
     formats = metadata.get("network_data_format", {})
     outputs = formats.get("outputs", {})
@@ -253,11 +272,11 @@ def bumped(version: str) -> str:
     return f"{head}.{int(last) + 1}" if head and last.isdigit() else f"{version}.1"
 
 
-def with_section(text: str, section: str) -> str:
-    """Return a model card with the training's part replaced, or added at its end; the rest of the text stays."""
-    block = f"{BEGIN}\n{section.strip()}\n{END}"
-    if BEGIN in text and END in text:
-        return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, text, count=1, flags=re.DOTALL)
+def with_section(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:
+    """Return a model card with the part between two marks replaced, or added at its end; the rest of the text stays."""
+    block = f"{begin}\n{section.strip()}\n{end}"
+    if begin in text and end in text:
+        return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: block, text, count=1, flags=re.DOTALL)
     return f"{text.rstrip()}\n\n{block}\n"
 
 
@@ -275,8 +294,11 @@ def _section(
          + (f", parameters of `{plan.init_from.name}`" if plan.init_from else ", random parameters")),
         *([("classes", ", ".join(class_names))] if class_names else []),
         ("data", f"{figures.items} items for training, {figures.validation_items} for validation"),
+        ("subjects", f"{figures.subjects[0]} for training, {figures.subjects[1]} for validation"
+         + (f"; {plan.split.text}" if plan.folds else "")),
         ("steps", f"{figures.step} in {figures.seconds / 3600:.2f} h"
-         + (f"; {figures.skipped_steps} without an update" if figures.skipped_steps else "")),
+         + (f"; {figures.skipped_steps} without an update" if figures.skipped_steps else "")
+         + (f"; stopped early: {figures.early}" if figures.early else "")),
         ("computed on", f"{figures.device}, {ranks}{figures.precision}, seed {plan.seed}, medkit {__version__}"),
         ("parameters", f"{figures.parameters:,}, {figures.trained_parameters:,} of them trained"),
         ("weights", f"chosen by validation: {figures.metric_name} {best.value:.4f} at step {best.step}"
