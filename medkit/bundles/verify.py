@@ -24,8 +24,10 @@ from typing import IO, Any
 
 from medkit.bundles.archive import is_junk
 from medkit.bundles.bundle import CONFIG_SUFFIXES, missing_files, read_metadata
+from medkit.bundles.checks.subject import Note
 from medkit.bundles.config import read_data, walk
 from medkit.bundles.store import bundle_files
+from medkit.bundles.zoo_rules import zoo_notes
 from medkit.errors import BundleError
 
 _ABSOLUTE_PATH = re.compile(r"""(?:^|(?<!\+)(?<!\+\s)['"])(?:/\w[\w.-]*(?:/|$)|~/|[A-Za-z]:\\)""")
@@ -45,7 +47,7 @@ class Check:
     status: str
     """`ok`, `failed` or `skipped`."""
     messages: tuple[str, ...]
-    """What was checked, everything that is wrong, or why nothing could be checked."""
+    """What was checked, everything that is wrong, what only MONAI's zoo asks for, or why nothing could be checked."""
 
 
 def verify_bundle(
@@ -86,7 +88,8 @@ def check_files(name: str, root: Path) -> Check:
         found = tuple(problems(root))
     except Exception as error:  # one check must not stop the others
         found = (f"{type(error).__name__}: {error}",)
-    return Check(name, FAILED if found else OK, found or (success,))
+    wrong = any(not isinstance(message, Note) for message in found)
+    return Check(name, FAILED if wrong else OK, tuple(map(str, found)) or (success,))
 
 
 def _file_problems(root: Path) -> Iterator[str]:
@@ -123,6 +126,10 @@ def _config_problems(root: Path) -> Iterator[str]:
         yield from (f"{path.name}: absolute path in {text!r}" for text in _absolute_paths(nested))
 
 
+def _zoo_notes(root: Path) -> Iterator[Note]:
+    return (Note(f"MONAI's model zoo would ask for more: {text}") for text in zoo_notes(root))
+
+
 def _readable_configs(root: Path) -> Iterator[tuple[Path, Any]]:
     """Yield each config of a bundle with its content, or with the error of one that cannot be read."""
     for path in sorted((root / "configs").glob("*")):
@@ -145,6 +152,7 @@ READ: Mapping[str, tuple[Callable[[Path], Iterator[str]], str]] = {
         "as the MONAI Bundle Specification requires; the changelog has an entry for the version",
     ),
     "configs": (_config_problems, "all can be read; paths of one machine are settings only"),
+    "zoo": (_zoo_notes, "has what MONAI's model zoo asks for"),
 }
 """Checks that only read files: name -> function, which yields what is wrong, and a sentence if nothing is."""
 RUN = ("references", "properties", "in_out", "weights", "export", "case")

@@ -13,6 +13,8 @@ import zoo
 from strangers import change_json, write_hostile, write_sound, write_zip
 from tiny import write_labels
 
+from medkit.bundles.zoo_rules import zoo_notes
+
 Run = Callable[..., "Outcome"]  # noqa: F821
 
 
@@ -129,7 +131,9 @@ def test_verify_lists_everything(toy: Run, root: Path) -> None:
     assert done.code == 1
     words = [line.split()[:2] for line in done.lines]
     assert words == [
-        ["failed", "files"], ["failed", "metadata"], ["failed", "metadata"], ["ok", "configs"], ["ok", "references"],
+        ["failed", "files"], ["failed", "metadata"], ["failed", "metadata"], ["ok", "configs"],
+        *[["ok", "zoo"]] * len(list(zoo_notes(root))),
+        ["ok", "references"],
         ["failed", "properties"], ["failed", "properties"], ["ok", "in_out"], ["skipped", "weights"], ["ok", "export"],
         ["skipped", "case"],
     ]  # fmt: skip
@@ -146,12 +150,14 @@ def test_show_states_what_run_bundle_does_with_it(toy: Run, tmp_path: Path) -> N
     assert any(line.startswith("  was made with monai 1.4.0 (here: ") for line in lines)
     assert not any("missing" in line for line in lines)
     boxes = zoo.write(tmp_path / "boxes", "lung_nodule_ct_detection", weights=False)
-    assert (
-        "medkit run bundle refuses it: finds boxes, which medkit cannot write to a file"
-        in toy("bundle", "show", boxes).lines
+    assert "medkit run bundle makes tables of boxes of: image" in toy("bundle", "show", boxes).lines
+    noise = zoo.write(tmp_path / "noise", "brats_mri_generative_diffusion", weights=False)
+    reason = (
+        "makes images from noise: it takes no image, and medkit would need a task without inputs; "
+        "python -m monai.bundle run makes them"
     )
-    about = json.loads(toy("bundle", "show", boxes, "--json").out)
-    assert about["runs"]["refused"] == "finds boxes, which medkit cannot write to a file"
+    assert f"medkit run bundle refuses it: {reason}" in toy("bundle", "show", noise).lines
+    assert json.loads(toy("bundle", "show", noise, "--json").out)["runs"]["refused"] == reason
 
 
 @pytest.mark.slow
@@ -160,9 +166,10 @@ def test_checks_can_be_left_out(toy: Run, root: Path) -> None:
     left_out = [word for name in ("in_out", "weights", "export", "case") for word in ("--skip", name)]
     done = toy("bundle", "verify", root, "--trust", *left_out)
     assert done.code == 0, done.out
-    assert [line.split()[1] for line in done.lines] == ["files", "metadata", "configs", "references", "properties"]
+    read = ["files", "metadata", "configs", *["zoo"] * len(list(zoo_notes(root)))]
+    assert [line.split()[1] for line in done.lines] == [*read, "references", "properties"]
     assert done.err.splitlines() == [
-        "medkit: verify [4/5] references, at most 900 s", "medkit: verify [5/5] properties, at most 900 s"
+        "medkit: verify [5/6] references, at most 900 s", "medkit: verify [6/6] properties, at most 900 s"
     ]  # fmt: skip
     assert toy("bundle", "verify", root, *left_out, env={"MEDKIT_NO_PROGRESS": "1"}).err == ""
     refused = toy("bundle", "verify", root, "--skip", "all")
@@ -176,7 +183,9 @@ def test_verify_as_json(toy: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -
     done = toy("bundle", "verify", root, "--trust", "--json")
     assert done.code == 0
     data = json.loads(done.out)
-    assert [(c["name"], c["status"]) for c in data["checks"]] == [(n, "ok") for n in ("files", "metadata", "configs")]
+    assert [(c["name"], c["status"]) for c in data["checks"]] == [
+        (n, "ok") for n in ("files", "metadata", "configs", "zoo")
+    ]
     (root / "LICENSE").unlink()
     done = toy("bundle", "verify", root, "--json")
     assert (done.code, json.loads(done.out)["checks"][0]["messages"]) == (1, ["no LICENSE"])
