@@ -251,7 +251,9 @@ class VolumeReport:
         return [_REPORT]
 
     def check(self, case: Case, origin: Origin) -> None:
-        """Nothing but what the segments need."""
+        """Refuse images of no known depth, such as X-rays: nothing in them has a volume."""
+        if not origin.person.has_position:
+            raise InputError(f"{origin.path}: has no depth, so no structure in it has a volume: leave out --dicom sr")
 
     def make(
         self, case: Case, origin: Origin, result: Result, algorithm: Algorithm, made: Mapping[str, Writable]
@@ -329,6 +331,16 @@ def _set_up(runtime: Runtime, *, task: Task, makers: Sequence[Maker]) -> Stages 
     return functools.partial(work.whole, process)
 
 
+def _check_one_person(case: Case, origin: Origin) -> None:
+    """Raise InputError for a case of several lines that are of two persons: its result would be filed with one."""
+    for member in case.members:
+        lead = next(leads_of(member, space=False), None)
+        if lead is not None and not is_same_person(lead.header(), origin.header):
+            raise InputError(
+                f"{member.path}: states another Patient ID than {origin.path}: leave out --dicom, or the scan"
+            )
+
+
 @dataclass(frozen=True)
 class _Work:
     """The work on a case, around that of the task."""
@@ -363,6 +375,7 @@ class _Work:
     def _origin(self, case: Case) -> Origin:
         """Return where a case comes from. Raises InputError, before any work, for one that no series is known of."""
         origin = Origin.of(case, case.inputs.get(SOURCE))
+        _check_one_person(case, origin)
         for maker in self.makers:
             maker.check(case, origin)
         return origin

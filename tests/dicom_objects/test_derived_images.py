@@ -190,6 +190,50 @@ def test_finer_grids_keep_the_space(medkit: Run, tmp_path: Path) -> None:
     check_valid(made / "0001.dcm")
 
 
+def thick(folder: Path, axes: np.ndarray, corner: tuple[float, float, float], **tags: str) -> Path:
+    """A series of thick slices of a patterned ball, which are averages over 6 mm across their planes."""
+    points = np.stack(np.meshgrid(*(np.arange(n) for n in (36, 36, 9)), indexing="ij"), -1) * (2.0, 2.0, 6.0)
+    voxels = np.zeros(points.shape[:3])
+    for offset in np.linspace(-2.5, 2.5, 6):
+        x, y, z = np.moveaxis(np.array(corner) + (points + np.array((0, 0, offset))) @ axes, -1, 0)
+        voxels += np.where(x**2 + 1.2 * y**2 + z**2 < 24**2, 700 + 250 * np.sin(x / 6) * np.cos(y / 7 + z / 9), 40) / 6
+    noise = np.random.default_rng(0).normal(0, 8, voxels.shape)
+    return write_series(folder, np.rint(voxels + noise).astype(np.int16), "MR", axes=axes, spacing=(2.0, 2.0, 6.0),
+                        corner=corner, **tags)  # fmt: skip
+
+
+def test_fused_scans_become_a_series_of_their_person(medkit: Run, tmp_path: Path) -> None:
+    """In the space of the first scan, with the values of the file; scans of two persons become none."""
+    coronal = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    first = thick(tmp_path / "axial", AXIAL, (-35.0, -35.0, -24.0))
+    second = thick(tmp_path / "coronal", coronal, (-35.0, -24.0, 35.0))
+    stranger = thick(tmp_path / "stranger", coronal, (-35.0, -24.0, 35.0), PatientID="other")
+    fuse = ("run", "sr", first, "--fuse", "--method", "backprojection", "--dicom", "image")
+
+    done = medkit(*fuse, second, "-o", tmp_path / "o")
+    refused = medkit(*fuse, stranger, "-o", tmp_path / "p")
+
+    assert done.code == 0, done.err
+    assert "need a look" not in done.err
+    image, made = read_image(tmp_path / "o/axial_sr.nii.gz"), tmp_path / "o/axial_sr_dicom"
+    back = read_image(made)
+    assert image.grid.spacing.tolist() == pytest.approx([2, 2, 2])
+    found = in_order(image.data[0], image.grid, back.grid)
+    assert found is not None
+    assert np.abs(found - back.data[0]).max() <= 0.51 * float(headers(made)[0].get("RescaleSlope", 1))
+    assert spaces(made) == spaces(first)
+    assert {header.PatientID for header in headers(made)} == {IDENTITY}
+    # the pattern at a place of the body is that of the object there, in LPS
+    i, j, k = np.rint(np.linalg.inv(back.grid.affine) @ (-9.4, 0, 0, 1)).astype(int)[:3]
+    x, y, z = (back.grid.affine @ (i, j, k, 1))[:3] * (-1, -1, 1)
+    assert back.data[0, i, j, k] == pytest.approx(700 + 250 * np.sin(x / 6) * np.cos(y / 7 + z / 9), abs=60)
+
+    assert refused.code == 3
+    assert f"{stranger}: states another Patient ID than {first}" in refused.err
+    assert not list((tmp_path / "p").glob("*"))
+    check_valid(made / "0001.dcm")
+
+
 def test_registered_images_take_the_space_of_the_fixed_one(medkit: Run, tmp_path: Path) -> None:
     """Then segments lie on the derived series, or on the fixed one, if it is of the same person."""
     fixed = write_series(tmp_path / "first", ball(seed=1), "MR", axes=TURNED)

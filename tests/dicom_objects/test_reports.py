@@ -97,3 +97,27 @@ def test_segment_writes_both(medkit: Run, tmp_path: Path) -> None:
     assert group.get_measurements()[0].value == stated
     seg = pydicom.dcmread(tmp_path / "anna_seg.dcm")
     assert group.referenced_segment.referenced_sop_instance_uid == seg.SOPInstanceUID
+
+
+def test_an_xray_has_segments_but_no_volumes(medkit: Run, tmp_path: Path) -> None:
+    """Its pixels are those of the label map, though it states no place in the body."""
+    pixels = np.full((30, 24, 1), 200, np.uint16)
+    pixels[4:11, 6:20] = 900
+    folder = write_series(tmp_path / "xray", pixels, "CR")
+    image = read_image(folder)
+    centre = image.grid.affine @ (7, 12, 0, 1)
+    seeds = tmp_path / "seeds.csv"
+    seeds.write_text("label,x,y,z\nblob," + ",".join(f"{v:.3f}" for v in centre[:3]) + "\n")
+    grow = ("run", "segment", folder, "--method", "grow", "--range", "800,1000", "--seeds", seeds)
+
+    done = medkit(*grow, "--dicom", "seg", "-o", tmp_path / "o")
+    refused = medkit(*grow, "--dicom", "sr", "-o", tmp_path / "p")
+
+    assert done.code == 0, done.err
+    labels = read_image(tmp_path / "o/xray_dseg.nii.gz", labels=True).data[0]
+    assert np.array_equal(labels > 0, image.data[0] > 800)
+    stored_frames = pydicom.dcmread(tmp_path / "o/xray_seg.dcm").pixel_array.squeeze()
+    assert np.array_equal(stored_frames.T > 0, pixels[:, :, 0] > 800)
+    assert refused.code == 3
+    assert "has no depth, so no structure in it has a volume" in refused.err
+    assert not list((tmp_path / "p").glob("*"))
