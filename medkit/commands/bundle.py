@@ -17,6 +17,7 @@ from medkit.bundles.archive import printable
 from medkit.bundles.bundle import find_bundle, missing_files, require_trust
 from medkit.bundles.safety.trust import is_trusted
 from medkit.bundles.summary import describe, list_lines, megabytes, rows, show_lines
+from medkit.commands.bundle_new import new
 from medkit.errors import UsageError, listed
 from medkit.pipe.records import absolute
 from medkit.terminal.tables import layout_on
@@ -221,3 +222,6 @@ def pack(name: str, output: str, overwrite: bool) -> None:
     sha256 = store.pack(found.root, found.name, target, overwrite=overwrite)
     click.echo(f"medkit: {megabytes(target.stat().st_size)}, sha256 {sha256}", err=True)
     click.echo(target)
+
+
+bundle.add_command(new)

@@ -1,0 +1,80 @@
+"""Networks of MONAI that a new bundle can have, sized for small machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_WIDTHS = [16, 32, 64, 128, 256]
+"""Channels of the levels of a U-Net, from the finest."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network as a config describes it."""
+
+    title: str
+    """What people call it, with its source."""
+    node: Callable[[int, int], Mapping[str, Any]]
+    """Channels of the input and of the output -> the description of the network."""
+    multiple: int
+    """The sizes of a patch are multiples of this number of voxels."""
+    rate: float = 1e-3
+    """Learning rate of AdamW."""
+
+
+def _dynunet(inputs: int, outputs: int) -> dict[str, Any]:
+    return {
+        "_target_": "DynUNet", "spatial_dims": 3, "in_channels": inputs, "out_channels": outputs,
+        "kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "upsample_kernel_size": [2] * 4, "filters": _WIDTHS,
+        "norm_name": ["INSTANCE", {"affine": True}],
+    }  # fmt: skip
+
+
+def _unet(inputs: int, outputs: int) -> dict[str, Any]:
+    return {
+        "_target_": "UNet", "spatial_dims": 3, "in_channels": inputs, "out_channels": outputs,
+        "channels": _WIDTHS, "strides": [2, 2, 2, 2], "num_res_units": 2,
+    }  # fmt: skip
+
+
+def _segresnet(inputs: int, outputs: int) -> dict[str, Any]:
+    return {
+        "_target_": "SegResNet", "spatial_dims": 3, "in_channels": inputs, "out_channels": outputs,
+        "init_filters": 16, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1],
+    }  # fmt: skip
+
+
+def _attentionunet(inputs: int, outputs: int) -> dict[str, Any]:
+    return {
+        "_target_": "AttentionUnet", "spatial_dims": 3, "in_channels": inputs, "out_channels": outputs,
+        "channels": _WIDTHS[:4], "strides": [2, 2, 2],
+    }  # fmt: skip
+
+
+def _basicunet(inputs: int, outputs: int) -> dict[str, Any]:
+    return {
+        "_target_": "BasicUNet", "spatial_dims": 3, "in_channels": inputs, "out_channels": outputs,
+        "features": [*_WIDTHS, 16],
+    }  # fmt: skip
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "unet": Architecture("a U-Net with residual units (Kerfoot 2018)", _unet, 16),
+    "dynunet": Architecture("the U-Net of nnU-Net (Isensee 2021)", _dynunet, 16),
+    "segresnet": Architecture("SegResNet (Myronenko 2018)", _segresnet, 8),
+    "attentionunet": Architecture("Attention U-Net (Oktay 2018)", _attentionunet, 8),
+    "basicunet": Architecture("a plain U-Net (Falk 2019)", _basicunet, 16),
+}
+"""Name -> network."""
+
+
+def named(text: str) -> Architecture | None:
+    """Return the architecture that a word names, as MONAI or people write it; None if it is none."""
+    return ARCHITECTURES.get(text.lower().replace("-", "").replace("_", ""))
+
+
+def names() -> Sequence[str]:
+    """Return the names of all architectures."""
+    return list(ARCHITECTURES)
