@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,11 +14,19 @@ from medkit.bundles.layers import read_configs, value_at
 from medkit.bundles.places import preprocessing_of
 from medkit.errors import BundleError, listed
 
-OutputKind = Literal["labels", "image", "table"]
-SUFFIX: Mapping[OutputKind, str] = {"labels": "dseg", "image": "pred", "table": "class"}
+OutputKind = Literal["labels", "image", "table", "boxes", "points"]
+SUFFIX: Mapping[OutputKind, str] = {
+    "labels": "dseg", "image": "pred", "table": "class", "boxes": "boxes", "points": "points",
+}  # fmt: skip
 """Kind of output -> what is added to an input's stem."""
-_NO_FILE = {"dict": "boxes", "object": "boxes", "points": "points", "tuples": "points"}
-"""Types of output that medkit writes no file of -> what they are."""
+PLACES = ("boxes", "points")
+"""Kinds of output that are places in the body instead of values on a grid."""
+_BOXES = {"object", "dict", "box", "boxes", "detection"}
+"""Types and formats of outputs that are boxes around what was found."""
+_HEATMAPS = {"heatmap", "heatmaps"}
+"""Types and formats of outputs that show a landmark in each channel, at the peak."""
+_POINTS = {"tuples", "points", "landmarks", "coordinates", *_HEATMAPS}
+"""Types and formats of outputs that are landmarks."""
 _NO_INPUT = {"noise": "noise", "latent": "random numbers", "timesteps": "noise"}
 """Types of input that are not images, which networks that generate images take -> what they are."""
 _LABELS = {
@@ -64,6 +72,8 @@ class Contract:
     """The input's sizes are multiples of this number of voxels, by the metadata; 0 if they do not state one."""
     numbers: bool = False
     """Whether `classes` are the numbers of labels in one channel, instead of channels."""
+    heatmaps: bool = False
+    """Whether landmarks are the peaks of channels, instead of coordinates."""
 
     @property
     def accepts(self) -> tuple[str, ...]:
@@ -77,13 +87,16 @@ def contract_of(bundle: Bundle) -> Contract:
     given, made = _described(bundle)
     content = read_configs(bundle)
     if any(class_name(node).startswith(_CLICKS) for _, node in walk(content)):
-        raise BundleError(f"bundle {bundle.name}: needs a user who clicks ({_CLICKS}); medkit has only images")
+        raise BundleError(
+            f"bundle {bundle.name}: needs a user who clicks ({_CLICKS}): medkit has only images, and would need a "
+            f"window to click in, as MONAI Label has"
+        )
     _require_images(bundle, content)
     keys = loaded(content, preprocessing_of(content)) or ("image",)
     classes = _names_of(made.get("channel_def")) or _names_of(made.get("label_def"))
-    endings = saved(content, keys) or {"pred": ""}
-    main, *more = endings
     kind = _kind(bundle, made, content)
+    endings = (saved(content, keys) if kind not in PLACES else {}) or {"pred": ""}
+    main, *more = endings
     # facts that come with an image are a channel too, but not one that a file has
     channels = _channels(given) if len(keys) == 1 and "context" not in bundle.block else ()
     return Contract(
@@ -100,7 +113,16 @@ def contract_of(bundle: Bundle) -> Contract:
         named_channels=bool(channels),
         multiple=max((int(n) for n in re.findall(r"(\d+)\s*\*", str(given.get("spatial_shape")))), default=0),
         numbers=_count(made) == 1 and len(classes) > 1,
+        heatmaps=kind == "points" and not _HEATMAPS.isdisjoint(_words(made)),
     )
+
+
+def kind_of_output(bundle: Bundle) -> OutputKind | None:
+    """Return what a bundle returns; None if medkit cannot run it."""
+    try:
+        return contract_of(bundle).kind
+    except BundleError:
+        return None
 
 
 def _described(bundle: Bundle) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -111,8 +133,8 @@ def _described(bundle: Bundle) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     others = [key.removesuffix("_data_format") for key in bundle.metadata if key.endswith("_data_format")]
     if (not inputs or not outputs) and (networks := [name for name in others if name != "network"]):
         raise BundleError(
-            f"bundle {bundle.name}: generates images by several networks ({listed(networks)}): it takes no image; "
-            f"python -m monai.bundle run makes them"
+            f"bundle {bundle.name}: generates images by several networks ({listed(networks)}): it takes no image, and "
+            f"medkit would need a task without inputs; python -m monai.bundle run makes them"
         )
     if not inputs or not outputs:
         raise BundleError(f"bundle {bundle.name}: its metadata do not describe its inputs and outputs")
@@ -121,8 +143,8 @@ def _described(bundle: Bundle) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         words = [word for key in ("type", "format") if (word := _word(tensor.get(key))) in _NO_INPUT]
         if words:
             raise BundleError(
-                f"bundle {bundle.name}: makes images from {_NO_INPUT[words[0]]}: it generates them from no image; "
-                f"python -m monai.bundle run makes them"
+                f"bundle {bundle.name}: makes images from {_NO_INPUT[words[0]]}: it takes no image, and medkit would "
+                f"need a task without inputs; python -m monai.bundle run makes them"
             )
     return given, outputs.get("pred") or next(iter(outputs.values()))
 
@@ -131,8 +153,18 @@ def _require_images(bundle: Bundle, content: Mapping[str, Any]) -> None:
     """Raise BundleError if the transforms before the network are all known, and none of them loads an image."""
     slides = [class_name(node) for _, node in walk(content) if "WSI" in class_name(node)]
     if slides:
-        raise BundleError(f"bundle {bundle.name}: works on whole slides ({slides[0]}), which medkit does not read")
+        raise BundleError(
+            f"bundle {bundle.name}: works on whole slides ({slides[0]}), for which medkit would need a reader, such as "
+            f"OpenSlide, and a result for each patch; python -m monai.bundle run reads them"
+        )
     name = preprocessing_of(content)
+    if name is not None and any(
+        len(list(_numbers_in(node.get("indices")))) > 3 for node in transforms(value_at(content, name), "Transpose")
+    ):
+        raise BundleError(
+            f"bundle {bundle.name}: its preprocessing takes files of four axes (Transpose), such as planes over time: "
+            f"medkit hands it single images, and would need to hand it all frames of a file at once"
+        )
     if name is None or transforms(content, "LoadImage"):
         return
     parts = [(place, node) for place, node in walk(value_at(content, name))]
@@ -145,6 +177,10 @@ def _require_images(bundle: Bundle, content: Mapping[str, Any]) -> None:
             f"bundle {bundle.name}: its preprocessing loads no image{other}: expected a LoadImaged, which medkit can "
             f"hand its images to"
         )
+
+
+def _numbers_in(value: Any) -> Iterator[int]:
+    return (part for part in value if isinstance(part, int)) if isinstance(value, list) else iter(())
 
 
 def _names_of(stated: Any) -> dict[int, str]:
@@ -171,10 +207,11 @@ def _aspects(bundle: Bundle, classes: Mapping[int, str]) -> dict[str, tuple[int,
 
 
 def _kind(bundle: Bundle, made: Mapping[str, Any], content: Any) -> OutputKind:
-    what, form = (_word(made.get(key)) for key in ("type", "format"))
-    for word in (what, form):
-        if word in _NO_FILE:
-            raise BundleError(f"bundle {bundle.name}: finds {_NO_FILE[word]}, which medkit cannot write to a file")
+    what, form = _words(made)
+    if not _POINTS.isdisjoint((what, form)):
+        return "points"
+    if not _BOXES.isdisjoint((what, form)):
+        return "boxes"
     if form in ("classes", "classification", "labels") and not _has_place(made):
         return "table"
     if form in _LABELS or what in _LABELS:
@@ -187,7 +224,9 @@ def _kind_of_key(bundle: Bundle, key: str, content: Any) -> OutputKind:
     """Return what a result besides the main one is: as the metadata state, or by the transforms that make it."""
     outputs = (bundle.metadata.get("network_data_format") or {}).get("outputs") or {}
     if isinstance(stated := outputs.get(key), Mapping):
-        return _kind(bundle, stated, content)
+        if (kind := _kind(bundle, stated, content)) in PLACES:
+            raise BundleError(f"bundle {bundle.name}: finds {kind} besides other results; medkit writes either of them")
+        return kind
     return "labels" if key in _discrete(content) else "image"
 
 
@@ -209,6 +248,11 @@ def _suffixes(keys: list[str], endings: Mapping[str, str], main: str) -> dict[st
 def _word(value: Any) -> str:
     """Return a word of the metadata in lower case, without hyphens and underscores."""
     return re.sub(r"[-_\s]", "", str(value or "")).lower()
+
+
+def _words(made: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the type and the format that metadata state of an output."""
+    return _word(made.get("type")), _word(made.get("format"))
 
 
 def _has_place(made: Mapping[str, Any]) -> bool:

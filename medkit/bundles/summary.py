@@ -230,7 +230,10 @@ def _runs_lines(runs: Mapping[str, Any]) -> Iterator[str]:
     if runs["refused"]:
         yield f"medkit run bundle refuses it: {runs['refused']}"
     else:
-        kind = {"labels": "label maps", "image": "images", "table": "tables of classes"}[runs["returns"]]
+        kind = {
+            "labels": "label maps", "image": "images", "table": "tables of classes", "boxes": "tables of boxes",
+            "points": "tables of points",
+        }[runs["returns"]]  # fmt: skip
         yield f"medkit run bundle makes {kind} of: {', '.join(runs['takes'])}"
     yield from (f"  {note}" for note in runs["notes"])
 

@@ -20,6 +20,7 @@ from medkit.bundles.summary import describe, list_lines, megabytes, rows, show_l
 from medkit.commands.bundle_new import new
 from medkit.errors import UsageError, listed
 from medkit.pipe.records import absolute
+from medkit.terminal.progress import bar_of, has_bar, set_progress
 from medkit.terminal.tables import layout_on
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -83,17 +84,20 @@ def verify(name: str, trust: bool, as_json: bool, skip: tuple[str, ...]) -> int:
     require_trust(found, trust=trust)
     left = [word for word in names if word not in skip]
 
+    done: list[Check] = []
+
     def begins(word: str) -> None:
-        if not os.environ.get("MEDKIT_NO_PROGRESS"):
+        set_progress(len(done), len(left), text=word, whole=len(done) / len(left), left=None)
+        if not (os.environ.get("MEDKIT_NO_PROGRESS") or has_bar()):
             click.echo(f"medkit: verify [{left.index(word) + 1}/{len(left)}] {word}, at most {SECONDS} s", err=True)
 
-    done: list[Check] = []
-    for check in verify_bundle(found.root, skip, begins):
-        done.append(check)
-        if not as_json:
-            for message in check.messages:
-                click.echo(printable(f"{check.status:<8}{check.name:<11} {message}"))
-            sys.stdout.flush()
+    with bar_of("verify", len(left)):
+        for check in verify_bundle(found.root, skip, begins):
+            done.append(check)
+            if not as_json:
+                for message in check.messages:
+                    click.echo(printable(f"{check.status:<8}{check.name:<11} {message}"))
+                sys.stdout.flush()
     if as_json:
         data = {"name": found.name, "root": str(found.root), "checks": [asdict(check) for check in done]}
         click.echo(json.dumps(data, indent=1))

@@ -23,6 +23,7 @@ from medkit.privacy.profile import Options
 from medkit.privacy.pseudonyms import Pseudonyms, default_secret, read_or_make_secret
 from medkit.privacy.report import Changes, report_of
 from medkit.privacy.run import FAILURES, Deidentification, Treated, explain
+from medkit.terminal.progress import bar_of, working_on
 
 log = logging.getLogger("medkit")
 _FILE = click.Path(dir_okay=False)
@@ -178,14 +179,15 @@ def _each(run: Deidentification, sources: Sources) -> Iterator[Treated | str]:
     """Yield each file that was treated, or what is wrong with it, which is said. Raises Stopped after a signal."""
     if not sources.files:
         raise InputError("no file that can be treated among the inputs")
-    with StopRequest() as stop:
+    with StopRequest() as stop, bar_of("deidentify", len(sources.files)) as bar:
         for source in sources.files:
             try:
-                with stop.working():
+                with stop.working(), working_on(source.path.name):
                     treated: Treated | str = run.treat(source)
             except FAILURES as error:
                 treated = explain(source.path, error)
                 log.error("%s", treated)
+            bar.count(failed=isinstance(treated, str))
             yield treated
             if stop.received and stop.number is not None:
                 raise Stopped(stop.number.name)

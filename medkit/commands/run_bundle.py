@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from medkit.bundles.bundle import INFERENCE, Bundle
-from medkit.bundles.contract import contract_of
+from medkit.bundles.contract import PLACES, contract_of
 from medkit.dicom_objects import DicomChoices, dicom_options, with_dicom
 from medkit.inference.options import BundleOptions, bundle_options
 from medkit.options import RunOptions, task_options
@@ -34,13 +34,23 @@ if TYPE_CHECKING:
 @click.option(
     "--probabilities", is_flag=True, help="Also write the probabilities that a segmentation's labels come from."
 )
+@click.option(
+    "--min-score",
+    type=float,
+    metavar="S",
+    help="Leave out boxes with a lower score.  [default: as the bundle does]",
+)
 @dicom_options("seg", "image", "sr")
 @task_options
-def bundle(options: RunOptions, chosen: BundleOptions, dicom: DicomChoices, configs: str, probabilities: bool) -> None:
+def bundle(
+    options: RunOptions, chosen: BundleOptions, dicom: DicomChoices, configs: str, probabilities: bool,
+    min_score: float | None,
+) -> None:  # fmt: skip
     """Run any MONAI bundle on images.
 
     A bundle for segmentation makes label maps on the images' grids, one for classification a table of probabilities,
-    others images. If it takes several images for a case, a record names them.
+    one for detection a table of boxes, one for landmarks a table of points, others images. If it takes several images
+    for a case, a record names them.
 
     \b
     medkit run bundle --bundle ./spleen_ct_segmentation --trust *.nii.gz -o spleens
@@ -48,7 +58,7 @@ def bundle(options: RunOptions, chosen: BundleOptions, dicom: DicomChoices, conf
     from medkit.inference.runner import bundle_task
 
     found = replace(chosen.any(), configs=tuple(name.strip() for name in configs.split(",")))
-    task = bundle_task("bundle", [found], replace(chosen.settings, probabilities=probabilities))
+    task = bundle_task("bundle", [found], replace(chosen.settings, probabilities=probabilities, min_score=min_score))
     run_task(with_dicom(task, dicom, *_makers(found, task.outputs[0].role)), options)
 
 
@@ -59,6 +69,8 @@ def _makers(bundle: Bundle, role: str) -> Sequence[Maker]:
     contract = contract_of(bundle)
     names = {int(n): str(name) for n, name in (bundle.block.get("labels") or contract.classes).items()}
     meanings = meanings_of(names, bundle.block.get("codes"), f"bundle {bundle.name}")
+    if contract.kind in PLACES:
+        return []
     if contract.kind == "image":
         return [DerivedImages(role)]
     if contract.kind == "table":

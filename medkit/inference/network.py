@@ -208,6 +208,8 @@ class Network:
         batch = list_data_collate([dict(item)])
         batch["image"] = batch["image"].to(self.device)
         answer = self._infer(plan, batch["image"])
+        if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict):  # what a detector has found
+            return {**decollate_batch(batch)[0], "pred": as_float(answer[0])}
         batch["pred"] = answer if self.keeps_half else as_float(answer)
         return dict(decollate_batch(batch)[0])
 

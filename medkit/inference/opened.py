@@ -134,7 +134,8 @@ class InferenceConfig(BundleConfig):
             plan = weights_plan(self.parser)
             case = OneCase()
             for place in handlers_of(config):
-                if is_of_monai(value_at(config, place)):  # they report, measure, save or load weights
+                node = value_at(config, place)
+                if is_of_monai(node) or class_name(node).endswith("Saver"):  # they report, measure, save, load weights
                     self.parser[f"{place}::_disabled_"] = True
             left_out = ("postprocessing", "key_val_metric", "additional_metrics")
             self.put({f"{name}::{key}": None for key in left_out})

@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import AUTO, INFERENCE, Bundle
-from medkit.bundles.contract import SUFFIX, Contract, OutputKind, contract_of
+from medkit.bundles.contract import PLACES, SUFFIX, Contract, OutputKind, contract_of
 from medkit.bundles.requirements import explained, version_notes
 from medkit.errors import BundleError, MedkitError, UsageError, listed
 from medkit.inference.choice import bundle_for_case, common_contract
 from medkit.inference.prompts import Prompts, prompts_of
-from medkit.pipe.records import sha256_of
+from medkit.pipe.records import Record, sha256_of
 from medkit.run.outputs import Output
 from medkit.run.task import Case, Result, Runtime, Stages, Task, Writable
+from medkit.transforms.points import POINT_SUFFIXES
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("medkit")
 
-EXTENSION: Mapping[OutputKind, str] = {"labels": ".nii.gz", "image": ".nii.gz", "table": ".tsv"}
+EXTENSION: Mapping[OutputKind, str] = {
+    "labels": ".nii.gz", "image": ".nii.gz", "table": ".tsv", "boxes": ".tsv", "points": ".tsv",
+}  # fmt: skip
 """Kind of output -> suffix of its file."""
 PROBABILITIES = Output("probabilities", "image", "probseg")
 
@@ -52,6 +55,8 @@ class RunSettings:
     """Bytes that this process may take in all; None: what is free on the machine."""
     probabilities: bool = False
     """Whether a segmentation also returns the probabilities that its labels are made of."""
+    min_score: float | None = None
+    """The lowest score of boxes that are kept; None: as the bundle decides."""
 
 
 def bundle_task(
@@ -67,6 +72,8 @@ def bundle_task(
     contract = common_contract(name, bundles)
     if settings.probabilities and contract.kind != "labels":
         raise UsageError(f"--probabilities: bundle {bundles[0].name} returns no labels that are made of probabilities")
+    if settings.min_score is not None and contract.kind != "boxes":
+        raise UsageError(f"--min-score: bundle {bundles[0].name} finds no boxes, which have scores")
     for bundle in bundles:
         for note in version_notes(bundle) if bundle.distribution is None else ():
             log.warning("bundle %s: %s", bundle.name, note)
@@ -86,7 +93,17 @@ def bundle_task(
         devices=("cpu", "cuda"),
         staged=True,
         reads=prompts_of(bundles[0], contract, settings.overrides).of_record if one and runner is None else None,
+        summary=_count_found if contract.kind in PLACES else None,
     )
+
+
+def _count_found(record: Record) -> str:
+    """Return how many boxes or points were found in a case, for its progress line."""
+    found = record.medkit.get("metrics") or {}
+    if "points" in found:
+        return f"{found['points']} points" if found["points"] != 1 else "1 point"
+    best = f", highest score {found['highest_score']:.2f}" if "highest_score" in found else ""
+    return (f"{found.get('boxes', 0)} boxes" if found.get("boxes") != 1 else "1 box") + best
 
 
 def _modalities(bundles: Sequence[Bundle]) -> tuple[str, ...]:
@@ -98,7 +115,8 @@ def _modalities(bundles: Sequence[Bundle]) -> tuple[str, ...]:
 def _further(bundles: Sequence[Bundle], settings: RunSettings) -> dict[str, Any]:
     """Return the arguments for sidecars that are not the usual ones."""
     configs = {"config": list(bundles[0].configs)} if bundles[0].configs != (INFERENCE,) else {}
-    return configs | ({"probabilities": True} if settings.probabilities else {})
+    score = {"min_score": settings.min_score} if settings.min_score is not None else {}
+    return configs | ({"probabilities": True} if settings.probabilities else {}) | score
 
 
 def bundle_identity(bundle: Bundle) -> dict[str, Any]:
@@ -121,14 +139,20 @@ def memory_needed(bundle: Bundle, channels: int, grid: Grid) -> int:
 
 def _outputs(contract: Contract, probabilities: bool) -> tuple[Output, ...]:
     first, *others = contract.results
-    main = Output(role_of(contract, first), contract.kind, SUFFIX[contract.kind], EXTENSION[contract.kind])
+    # the centres of boxes are points, so that tasks which take points take them
+    kind = "points" if contract.kind in PLACES else contract.kind
+    formats = {"boxes": (".tsv", ".csv"), "points": POINT_SUFFIXES}.get(contract.kind, ())
+    suffix, extension = SUFFIX[contract.kind], EXTENSION[contract.kind]
+    main = Output(role_of(contract, first), kind, suffix, extension, extensions=formats)
     more = [Output(key, contract.kinds[key], contract.suffixes[key], EXTENSION[contract.kinds[key]]) for key in others]
     return (main, *more, *([PROBABILITIES] if probabilities else []))
 
 
 def role_of(contract: Contract, key: str) -> str:
     """Return the name of a result among the outputs; `key`: its key in MONAI's dictionary."""
-    return {"labels": "labels", "image": "image", "table": "classes"}[contract.kind] if key == "pred" else key
+    if key != "pred":
+        return key
+    return "classes" if contract.kind == "table" else contract.kind
 
 
 def load_stages(
@@ -163,6 +187,7 @@ def open_bundle(
     loaded = (runner or BundleRunner)(bundle, parts, device, precision, settings.memory)
     loaded.preprocessing.prompts = prompts
     loaded.postprocessing.keeps_probabilities = settings.probabilities
+    loaded.min_score = settings.min_score
     return loaded
 
 
@@ -211,6 +236,7 @@ class BundleRunner:
     ) -> None:
         import torch
 
+        from medkit.inference import places
         from medkit.inference.evaluator import EvaluatorNetwork
         from medkit.inference.network import Network
         from medkit.inference.transforms import Postprocessing, Preprocessing
@@ -225,11 +251,15 @@ class BundleRunner:
         )
         if left_out := [key for key in parts.saved if key not in (*self.contract.results, *self.contract.keys)]:
             log.warning("bundle %s: also saves %s, which medkit does not write", bundle.name, listed(left_out))
-        self.postprocessing = Postprocessing(parts.postprocessing, self.contract)
+        steps, self.form = places.steps_of(parts.postprocessing, bundle, self.contract)
+        self.min_score: float | None = None
+        self.postprocessing = Postprocessing(steps, self.contract)
         if self.preprocessing.left_out and self.postprocessing.inverts:
             names = listed(self.preprocessing.left_out)
             raise BundleError(f"bundle {bundle.name}: inverts {names}, by which results would depend on chance")
         kind = Network if parts.evaluator is None else functools.partial(EvaluatorNetwork, parts.evaluator)
+        if self.contract.kind == "boxes":
+            places.compute_boxes_in_float32(parts.network)
         self.network: Network = kind(parts.network, parts.inferer, self.postprocessing, device, precision, limit)
 
     def prepare(self, case: Case) -> Prepared:
@@ -244,6 +274,14 @@ class BundleRunner:
 
     def finish(self, case: Case, computed: Prepared) -> Result:
         """Run the bundle's postprocessing and make the files. Raises BundleError."""
+        if self.contract.kind in PLACES:
+            from medkit.inference import places
+
+            with self.errors_named("postprocessing"):
+                answer = places.found_in(computed, self.postprocessing, self.bundle, self.contract, self.form)
+            result = places.result_of(answer, case, computed.grid, self.bundle, self.min_score)
+            details = {"precision": self.precision}
+            return replace(result, warnings=(*computed.warnings, *result.warnings), details=details)
         with self.errors_named("postprocessing"):
             item = self.postprocessing(computed)
         outputs: dict[str, Writable] = {}

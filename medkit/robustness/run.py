@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import Bundle
 from medkit.bundles.contract import contract_of
-from medkit.errors import InputError, MedkitError, UsageError
+from medkit.errors import BundleError, InputError, MedkitError, UsageError
 from medkit.evaluation.bootstrap import Estimate, estimates
 from medkit.evaluation.classes.metrics import INFLATED
 from medkit.evaluation.classes.predictions import Prediction
@@ -87,7 +87,10 @@ def corruptions_for(kind: str, names: Sequence[str] = ()) -> tuple[Corruption, .
 
 def kind_of(bundle: Bundle) -> str:
     """Return the kind of evaluation for a bundle's results: labels, images or classes. Raises BundleError."""
-    return KINDS[contract_of(bundle).kind]
+    kind = contract_of(bundle).kind
+    if kind not in KINDS:
+        raise BundleError(f"bundle {bundle.name}: finds {kind}: --robustness measures labels, images and classes")
+    return KINDS[kind]
 
 
 def classes_of(bundle: Bundle, aspect: str | None) -> tuple[int, ...]:

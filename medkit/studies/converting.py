@@ -31,6 +31,7 @@ from medkit.studies.splitting import VolumeSet, volume_sets
 from medkit.studies.summary import SeriesSummary, summaries_of
 from medkit.studies.table import identity_of
 from medkit.studies.uptake import uptake_of
+from medkit.terminal.progress import bar_of, working_on
 
 NIFTI = ".nii.gz"
 _NEEDS = SeriesNeeds("convert", planes=True, frame_picked=True)
@@ -85,22 +86,30 @@ class Conversion:
         known = list(self._found(places))
         labels = _labels([one.series for one in known if one.has_image])
         patients = Patients.among([one.series for one in known], self.choices.patient)
-        for one in known:
-            reason = reason_against(one, _NEEDS)
-            if reason and not (self.choices.everything and one.has_image and not one.series.first.coloured):
-                self.notes.append(f"left out {one.title()}: {reason}")
-                continue
-            try:
-                yield from self._series(one, labels.get(one.series.uid, "x"), patients)
-            except UsageError:
-                raise
-            except (MedkitError, OSError) as error:
-                failed = error if isinstance(error, MedkitError) else OutputError(str(error))
-                self.errors.append(failed)
+        with bar_of("dicom convert", len(known)) as bar:
+            for one in known:
+                errors = len(self.errors)
+                yield from self._wanted(one, labels.get(one.series.uid, "x"), patients)
+                bar.count(failed=len(self.errors) > errors)
         if known and not (self._made or self.errors):
             self.errors.append(
                 InputError("none of the series is converted; --all takes localizers and derived ones too")
             )
+
+    def _wanted(self, one: SeriesSummary, label: str, patients: Patients) -> Iterator[Record]:
+        """Convert a series, unless it is left out. Raises UsageError."""
+        reason = reason_against(one, _NEEDS)
+        if reason and not (self.choices.everything and one.has_image and not one.series.first.coloured):
+            self.notes.append(f"left out {one.title()}: {reason}")
+            return
+        try:
+            with working_on(one.title()):
+                yield from self._series(one, label, patients)
+        except UsageError:
+            raise
+        except (MedkitError, OSError) as error:
+            failed = error if isinstance(error, MedkitError) else OutputError(str(error))
+            self.errors.append(failed)
 
     def _found(self, places: Sequence[Path]) -> Iterator[SeriesSummary]:
         for place in places:

@@ -179,17 +179,28 @@ class _Applier:
 
     def _points(self, case: Case) -> Result:
         points = read_points(case.path, self.settings.coordinates)
-        moved, warnings = self._moved(points.positions)
+        moved, sizes, warnings = self._moved_points(points)
         if self.transform and self.grid:
             warnings += check_ends(self.transform, self.grid, None, _ADVICE)
         where = "the input" if self.settings.points_from == "reference" else "the reference"
         return Result(
-            {"result": _PointsFile(points, moved, self.settings.coordinates)},
+            {"result": _PointsFile(points, moved, self.settings.coordinates, sizes)},
             warnings=warnings,
             spatial_reference=self.reference,
             kind="points",
             description=f"{case.path.name} taken to the space of {where}",
         )
+
+    def _moved_points(self, points: Points) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+        """Return moved points (N, 3), the extents (N, 3) of boxes around them if they have any, and warnings."""
+        if points.sizes is None:
+            moved, warnings = self._moved(points.positions)
+            return moved, None, warnings
+        signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing="ij"), axis=-1).reshape(1, 8, 3)
+        corners = points.positions[:, None] + signs * points.sizes[:, None]
+        moved, warnings = self._moved(corners.reshape(-1, 3))
+        low, high = (end(moved.reshape(-1, 8, 3), axis=1) for end in (np.min, np.max))
+        return (low + high) / 2, high - low, warnings
 
     def _moved(self, positions: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """Return the moved points (N, 3), RAS+ mm, and warnings about points without an inverse."""
@@ -222,8 +233,11 @@ class _PointsFile:
     """(N, 3) the new positions, RAS+ mm."""
     coordinates: str
     """Frame of tables, `RAS` or `LPS`."""
+    sizes: np.ndarray | None = None
+    """(N, 3) the new extents of boxes, mm; None for points."""
 
     def write(self, path: Path) -> None:
         """Write in the format of the name (see `write_points`)."""
-        moved = Points(self.positions, self.source.names, self.source.named, self.source.path)
+        source = self.source
+        moved = Points(self.positions, source.names, source.named, source.path, sizes=self.sizes)
         write_points(path, moved, self.coordinates)

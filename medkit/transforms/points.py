@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from medkit.space import RAS_TO_LPS, apply_affine
 
 POINT_SUFFIXES = (".csv", ".tsv", ".fcsv", ".mrk.json")
 """Endings of the files that `read_points` reads."""
+SIZES = ("size_x", "size_y", "size_z")
+"""Columns of tables with the extents of boxes, mm."""
 _NAMES = ("name", "label", "id")
 _FRAMES = {"0": "RAS", "1": "LPS", "RAS": "RAS", "LPS": "LPS"}
 """Slicer's words for its frames; older versions wrote a number."""
@@ -37,14 +39,20 @@ class Points:
     """The file that was read."""
     stated: tuple[str, ...] = ()
     """(N,) names as the file has them, empty where it has none; several points may share one."""
+    sizes: np.ndarray | None = None
+    """(N, 3) mm: extents of boxes around the points along the axes of RAS+, if the table has them."""
+    more: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Column -> (N,) texts that a new table has besides names and positions."""
 
 
 def read_points(path: Path, frame: str = "RAS") -> Points:
     """Read landmarks. Raises InputError.
 
     `.csv` and `.tsv`: columns x, y, z (mm in `frame`, `RAS` or `LPS`) and optionally name, label or id; or three
-    columns without a header. `.fcsv` and `.mrk.json`: files of 3D Slicer, in the frame that they name.
+    columns without a header. Columns `size_x`, `size_y` and `size_z` make boxes of them. `.fcsv` and `.mrk.json`: files
+    of 3D Slicer, in the frame that they name.
     """
+    sizes = None
     try:
         if path.name.endswith(".json"):
             rows = _markups(path)
@@ -52,6 +60,7 @@ def read_points(path: Path, frame: str = "RAS") -> Points:
             rows = _fcsv(path)
         else:
             rows = _in_ras(_table(path), frame)
+            sizes = _sizes(path)
         positions = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(
@@ -62,7 +71,7 @@ def read_points(path: Path, frame: str = "RAS") -> Points:
     stated = tuple(str(row[3]) for row in rows)
     named = all(stated) and len(set(stated)) == len(stated)
     names = stated if named else tuple(str(n + 1) for n in range(len(rows)))
-    return Points(positions, names, named, path, stated)
+    return Points(positions, names, named, path, stated, sizes)
 
 
 def write_points(path: Path, points: Points, frame: str = "RAS") -> None:
@@ -96,6 +105,15 @@ def _table(path: Path) -> list[_Row]:
     return [(float(r[x]), float(r[y]), float(r[z]), "" if name is None else r[name]) for r in rows]
 
 
+def _sizes(path: Path) -> np.ndarray | None:
+    """Return the extents of boxes (N, 3), mm; None if a table has none."""
+    header, rows, _, _ = _cells(path)
+    names = [cell.lower() for cell in header[0]] if header else []
+    if not set(SIZES) <= set(names):
+        return None
+    return np.array([[float(row[names.index(size)]) for size in SIZES] for row in rows], np.float64).reshape(-1, 3)
+
+
 def _cells(path: Path) -> tuple[list[list[str]], list[list[str]], list[int], int | None]:
     """Return a table's header (no row or one), its other rows, the indices of x, y and z, and that of the names."""
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -107,7 +125,12 @@ def _cells(path: Path) -> tuple[list[list[str]], list[list[str]], list[int], int
             raise ValueError(f"expected a first line that names the columns x, y and z, got {', '.join(rows[0])}")
         return [], rows, [0, 1, 2], None
     name = next((header.index(word) for word in _NAMES if word in header), None)
-    return rows[:1], rows[1:], [header.index(axis) for axis in "xyz"], name
+    columns = [header.index(axis) for axis in "xyz"]
+    least = max([*columns, name or 0]) + 1
+    for row in rows[1:]:  # more cells than columns: a comma within a number, and everything after it is displaced
+        if len(row) < least or any(row[len(header) :]):
+            raise ValueError(f"expected the columns {', '.join(rows[0])}, got {', '.join(row)}")
+    return rows[:1], rows[1:], columns, name
 
 
 def _is_number(text: str) -> bool:
@@ -155,9 +178,16 @@ def _table_text(points: Points, frame: str, delimiter: str) -> str:
         for row, xyz in zip(rows, moved, strict=True):
             for column, value in zip(columns, xyz, strict=True):
                 row[column] = value
+        if points.sizes is not None:
+            names = [cell.lower() for cell in header[0]]
+            for row, sizes in zip(rows, points.sizes, strict=True):
+                for size, value in zip(SIZES, sizes, strict=True):
+                    row[names.index(size)] = f"{value:.6f}"
     else:
-        header = [["name", "x", "y", "z"]]
-        rows = [[name, *xyz] for name, xyz in zip(points.names, moved, strict=True)]
+        header = [["name", "x", "y", "z", *points.more]]
+        rows = [
+            [name, *xyz, *more] for name, xyz, *more in zip(points.names, moved, *points.more.values(), strict=True)
+        ]
     stream = io.StringIO()
     csv.writer(stream, delimiter=delimiter, lineterminator="\n").writerows(header + rows)
     return stream.getvalue()

@@ -301,9 +301,8 @@ def test_image_to_image(run: Run, scan: Callable[..., Path], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("lung_nodule_ct_detection", "finds boxes"),
-        ("brats_mri_generative_diffusion", "makes images from noise"),
-        ("pathology_nuclick_annotation", "needs a user who clicks"),
+        ("brats_mri_generative_diffusion", "makes images from noise: it takes no image, and medkit would need a task"),
+        ("pathology_nuclick_annotation", "needs a user who clicks (AddClickSignals): medkit has only images"),
         ("pathology_tumor_detection", "its preprocessing loads no image"),
     ],
 )
@@ -313,6 +312,18 @@ def test_bundles_that_cannot_run_say_why(
     done = run(zoo.write(tmp_path / name, name, weights=False), scan())  # before they are looked for
     assert done.code == 1
     assert reason in done.err
+
+
+def test_files_of_four_axes_are_refused(run: Run, scan: Callable[..., Path], tmp_path: Path) -> None:
+    """As those of the zoo's valve_landmarks, whose frames are a third axis."""
+    steps = [
+        {"_target_": "LoadImage", "image_only": True},
+        {"_target_": "Transpose", "indices": [2, 0, 1, 3]},
+    ]
+    root = zoo.write(tmp_path / "b", "enhancer", preprocessing={"_target_": "Compose", "transforms": steps})
+    done = run(root, scan())
+    assert done.code == 1
+    assert "takes files of four axes (Transpose), such as planes over time: medkit hands it single images" in done.err
 
 
 def test_a_bundle_of_torchscript_alone(run: Run, scan: Callable[..., Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from medkit.bundles.checks.comparison import FINER, GRID, SyntheticCase, difference, is_blended, medkit_results
 from medkit.bundles.checks.subject import CheckedBundle, Note, Skipped
 from medkit.bundles.config import one_line, walk
-from medkit.bundles.contract import NO_IMAGES, Contract, contract_of
+from medkit.bundles.contract import NO_IMAGES, PLACES, Contract, contract_of
 from medkit.bundles.keys import kind_of, plain, saved
 from medkit.bundles.layers import followed, read_configs, value_at
 from medkit.bundles.places import data_of, evaluator_of, postprocessings_of, runs
@@ -92,9 +92,10 @@ def _case_problems(subject: CheckedBundle, case: SyntheticCase, contract: Contra
     """Run MONAI and medkit on a case, and yield what is wrong with the files, and how they differ."""
     _infer(subject, case, folder / "out")
     made = sorted(path for path in (folder / "out").rglob("*") if path.is_file())
-    if contract.kind != "table":
+    without_images = contract.kind in ("table", *PLACES)
+    if not without_images:
         made = [path for path in made if path.name.endswith((".nii", ".nii.gz", ".png"))]
-    if not made and contract.kind != "table":
+    if not made and not without_images:
         yield "the inference wrote no image into output_dir"
         return
     nifti = [path for path in made if path.name.endswith((".nii", ".nii.gz"))]
@@ -122,7 +123,7 @@ def _compared(
     found = medkit_results(subject.bundle, case, folder)
     if isinstance(found, str):
         # the tasks of such bundles prepare their images
-        own_task = "task" in subject.bundle.block
+        own_task = "task" in subject.bundle.block or contract.kind == "points"  # nothing to be found in this scan
         yield Note(f"medkit run bundle: {found}") if own_task else f"medkit run bundle: {found}"
         return
     endings = saved(read_configs(subject.bundle), contract.keys)
