@@ -52,6 +52,15 @@ def test_slicer_s_markups(tmp_path: Path, frame: str, sign: int) -> None:
     assert read_points_of_fcsv(tmp_path, "RAS") == [[1.5, -2, 3], [4, 5, 6]]
 
 
+def test_rows_that_do_not_fit_the_columns_are_shown(tmp_path: Path) -> None:
+    """A decimal comma displaces all that follows; empty cells at the end are what spreadsheets write."""
+    (tmp_path / "a.csv").write_text("name,x,y,z\nAC,1,5,-2,3\n")
+    with pytest.raises(InputError, match="expected the columns name, x, y, z, got AC, 1, 5, -2, 3"):
+        read_points(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("x,y,z,name\n1,5,-2,AC,,\n")
+    assert read_points(tmp_path / "a.csv").positions.tolist() == [[1, 5, -2]]
+
+
 def read_points_of_fcsv(folder: Path, frame: str) -> list[list[float]]:
     (folder / "a.fcsv").write_text(FCSV.format(frame=frame))
     found: list[list[float]] = read_points(folder / "a.fcsv").positions.tolist()
@@ -62,6 +71,7 @@ def read_points_of_fcsv(folder: Path, frame: str) -> list[list[float]]:
     ("name", "text"),
     [
         *(("a.csv", ""), ("a.csv", "x,y,z\n"), ("a.csv", "a,b,c\n1,2,3\n"), ("a.csv", "x,y,z\n1,2\n")),
+        *(("a.csv", "name,x,y,z\nAC,1,5,-2,3\n"), ("a.csv", "x,y,z,name\n1,2,3\n")),
         *(("a.csv", "1,2,nan\n"), ("a.mrk.json", "{}"), ("a.mrk.json", "["), ("a.fcsv", FCSV.format(frame="XYZ"))),
     ],
 )
