@@ -91,9 +91,10 @@ def verify(name: str, trust: bool, as_json: bool, skip: tuple[str, ...]) -> int:
         if not (os.environ.get("MEDKIT_NO_PROGRESS") or has_bar()):
             click.echo(f"medkit: verify [{left.index(word) + 1}/{len(left)}] {word}, at most {SECONDS} s", err=True)
 
-    with bar_of("verify", len(left)):
+    with bar_of("verify", len(left)) as bar:
         for check in verify_bundle(found.root, skip, begins):
             done.append(check)
+            bar.count(failed=check.status == FAILED)
             if not as_json:
                 for message in check.messages:
                     click.echo(printable(f"{check.status:<8}{check.name:<11} {message}"))
