@@ -144,7 +144,7 @@ def _run(
                 process.kill()
                 process.wait()
     records = list(_records((folder / "stdout").read_text()))
-    return records, (folder / "stderr").read_text(errors="replace").splitlines()[-3:]
+    return records, (folder / "stderr").read_text(errors="replace").strip().split("\n")[-3:]
 
 
 def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> None:
@@ -157,7 +157,7 @@ def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> None
 
 
 def _records(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         with contextlib.suppress(ValueError):
             yield json.loads(line)
 

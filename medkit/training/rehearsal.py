@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +67,9 @@ class Forecast:
         """Return the forecast in words, for the steps or hours that are left."""
         least = min(n for n in (steps, self.steps(3600 * hours) if hours else None) if n is not None)
         validates = f", {self.validation:.3g} s a validation" if self.validation else ""
-        memory = [f"{self.peak / 1e9:.1f} GB"]
-        memory += [f"{self.gpu_peak / 1e9:.1f} GB of the GPU's"] if self.gpu_peak else []
-        memory += [f"{self.workers} loading processes of up to {self.worker_peak / 1e9:.1f} GB"] if self.workers else []
+        memory = [f"{self.peak / 1e9:.2f} GB"]
+        memory += [f"{self.gpu_peak / 1e9:.2f} GB of the GPU's"] if self.gpu_peak else []
+        memory += [f"{self.workers} loading processes of up to {self.worker_peak / 1e9:.2f} GB"] if self.workers else []
         return [
             f"time: about {duration(self.seconds(least))} ({self.seconds(least) / 3600:.2g} h) for {least} steps, "
             f"{self.step:.3g} s a step{validates}",
@@ -133,7 +135,8 @@ def rehearse(
 
         step = _Clock(parts.trainer, enough)
         validated = _Clock(evaluator) if evaluator is not None else None
-        run.train(None)
+        with _silent():
+            run.train(None)
     first = step.times[0] - step.mean(WARM_UP) if step.times else 0.0
     return Forecast(
         start=start - began + max(0.0, first),
@@ -145,6 +148,18 @@ def rehearse(
         workers=int(getattr(parts.trainer.data_loader, "num_workers", 0)),
         worker_peak=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
     )
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Within the block, no message speaks of the steps as of a training."""
+    log = logging.getLogger("medkit.training")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _skeleton(root: Path, plan: TrainingPlan) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tiny import write_bundle
 
+from medkit.bundles.safety.trust import is_trusted
 from medkit.bundles.verify import FAILED, bundle_problems, verify_bundle
 from medkit.cli import main
 
@@ -89,6 +90,7 @@ def test_what_is_made_trains_is_tested_runs_and_verifies(
     card = (tmp_path / "trained" / "docs" / "README.md").read_text()
     assert "## Test\n\n2 items of 2 subjects, held out" in card
     assert "| ball | 0." in card
+    assert is_trusted(tmp_path / "trained"), "the test has changed its metadata, and medkit made it"
     checks = list(verify_bundle(tmp_path / "trained"))
     assert [(check.name, check.messages) for check in checks if check.status == FAILED] == []
     assert {check.name for check in checks if check.status == "ok"} >= {"weights", "case", "in_out", "export"}
