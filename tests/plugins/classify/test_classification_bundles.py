@@ -106,6 +106,32 @@ def test_training_from_a_bundle_with_its_encoder_as_it_is(medkit: Run, tmp_path:
     assert "next_step" not in Bundle(tmp_path / "new", "new").block
 
 
+@pytest.mark.parametrize("name", ["chest_xray_classification", "adrenal_shape_classification"])
+def test_the_answer_is_the_mean_over_sizes_and_the_image_itself_comes_first(name: str) -> None:
+    """What the recorder keeps for abstaining is the network's first run."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(FOLDER / name / "configs" / "inference.json")
+    seen: list[torch.Tensor] = []
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return torch.full((len(images), 2), float(len(seen)))
+
+    image = torch.rand(2, 1, *parser.get_parsed_content("size"))
+    answer = parser.get_parsed_content("inferer")(image, network)
+    assert len(seen) == 6
+    assert torch.equal(answer, torch.full((2, 2), 3.5)), "the mean of 1 to 6"
+    assert torch.equal(seen[0], image)
+    assert torch.equal(seen[1], image.flip(2))
+    assert torch.equal(seen[3], seen[2].flip(2))
+    larger, smaller = seen[2], seen[4]
+    assert larger.shape == smaller.shape == image.shape
+    assert not torch.allclose(larger, image, atol=0.1)
+    assert larger.std() < image.std(), "resampling smooths"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_pretraining_without_labels_gives_an_encoder_to_begin_with(medkit: Run, tmp_path: Path, name: str) -> None:
     images = [made(name, tmp_path / "data", n) for n in range(8)]
