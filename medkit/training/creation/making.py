@@ -22,6 +22,8 @@ from medkit.training.report.card import BASE_, CARD, LICENCE, without_claims
 
 VERSION = "0.1.0"
 """Version of a new bundle."""
+_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+"""MONAI's schema of metadata."""
 _UNSTATED = {
     "authors": "not stated",
     "copyright": "not stated",
@@ -122,6 +124,7 @@ def _metadata(name: str, network: Architecture, wishes: Wishes, task: str) -> di
     tensor = {"type": "image", "modality": wishes.modality, "spatial_shape": list(wishes.patch), "dtype": "float32",
               "value_range": [], "is_patch_data": True}  # fmt: skip
     return {
+        "schema": _SCHEMA,
         "version": VERSION,
         "changelog": {VERSION: "made by medkit bundle new"},
         "monai_version": version("monai"),

@@ -79,6 +79,7 @@ def train_config(network: Architecture, wishes: Wishes) -> dict[str, Any]:
         "seed": 0,
         "steps": 2000,
         "epoch_length": 100,
+        "val_interval": 1,
         "learning_rate": network.rate,
         **_common(network, wishes),
         "loss": {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True},
@@ -126,7 +127,7 @@ def _train() -> dict[str, Any]:
         },
         "inferer": {"_target_": "SimpleInferer"},
         "handlers": [
-            {"_target_": "ValidationHandler", "interval": 1, "validator": "@validate::evaluator"},
+            {"_target_": "ValidationHandler", "interval": "@val_interval", "validator": "@validate::evaluator"},
             {"_target_": "medkit.training.Cosine", "optimizer": "@optimizer", "progress": "@progress", "warm_up": 0.02},
             {"_target_": "medkit.training.ClipGradients", "max_norm": 3.0},
         ],
@@ -141,19 +142,21 @@ def _train() -> dict[str, Any]:
 
 def _validate() -> dict[str, Any]:
     return {
-        "cache": {
+        "dataset": {
             "_target_": "CacheDataset", "data": "@val_datalist", "transform": "@load", "num_workers": 2,
             "progress": False,
         },
-        "dataloader": {"_target_": "DataLoader", "dataset": "@validate::cache", "batch_size": 1, "num_workers": 0},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@validate::dataset", "batch_size": 1, "num_workers": 0},
         "inferer": _sliding(),
         "postprocessing": _compose([
             {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
             {"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": "@classes"},
         ]),
+        "handlers": [],
         "evaluator": {
             "_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@validate::dataloader",
             "network": "@network", "inferer": "@validate::inferer", "postprocessing": "@validate::postprocessing",
+            "val_handlers": "@validate::handlers",
             "key_val_metric": {"Dice": {
                 "_target_": "MeanDice", "include_background": False, "save_details": True,
                 "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
