@@ -17,6 +17,8 @@ from medkit.errors import BundleError, listed
 
 _CORE = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 """Key of the metadata -> the package whose version it holds."""
+_VERSION = re.compile(r"\d[\w.+]*")
+"""A version, not a condition."""
 _NO_CUDA = re.compile(
     r"not compiled with CUDA|NVIDIA driver|No CUDA GPUs|invalid device ordinal|no CUDA-capable device"
 )
@@ -34,6 +36,21 @@ def asked_for(metadata: Mapping[str, Any], *, optional: bool = True) -> dict[str
         if isinstance(stated := metadata.get(key), Mapping):
             found |= stated
     return {str(name): str(text or "").strip() for name, text in found.items()}
+
+
+def with_versions_here(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata in which the stated versions are the installed ones; conditions such as `>=1.3` stay."""
+    packages = metadata.get("required_packages_version")
+    needed = packages if isinstance(packages, Mapping) else {}
+    core = {key: _plain(there) for key, name in _CORE.items() if key in metadata and (there := _installed(name))}
+    here = {name: _plain(there) for name, text in needed.items()
+            if _VERSION.fullmatch(str(text)) and (there := _installed(str(name)))}  # fmt: skip
+    return {**metadata, **core, **({"required_packages_version": {**needed, **here}} if needed else {})}
+
+
+def _plain(there: str) -> str:
+    """Return a version without the build that follows its `+`."""
+    return there.partition("+")[0]
 
 
 def missing_packages(metadata: Mapping[str, Any], *, optional: bool = True) -> list[str]:

@@ -11,7 +11,7 @@ import zoo
 from strangers import change_json
 
 from medkit.bundles.bundle import Bundle
-from medkit.bundles.requirements import explained, missing_packages, other_versions, version_notes
+from medkit.bundles.requirements import explained, missing_packages, other_versions, version_notes, with_versions_here
 
 
 def test_names_of_packages() -> None:
@@ -50,3 +50,14 @@ def test_notes_name_all_at_once(tmp_path: Path) -> None:
     assert text.endswith("its metadata ask for all of no_such, nor_this and but_optional")
     text = explained(TypeError("__init__() got an unexpected keyword argument 'img_size'"), bundle)
     assert "img_size'; it was made with monai 1.0.0 (here: " in text
+
+
+def test_a_bundle_that_is_made_here_states_the_versions_of_here() -> None:
+    stated = {"monai_version": "0.1", "required_packages_version": {"click": "1.0", "rich": ">=1", "absent": "2"}}
+    found = with_versions_here(stated)
+    assert found["monai_version"] == version("monai")
+    assert found["required_packages_version"] == {"click": version("click"), "rich": ">=1", "absent": "2"}
+    assert not other_versions(found)
+    assert "pytorch_version" not in found
+    assert "+" not in with_versions_here({"pytorch_version": "2.0"})["pytorch_version"]
+    assert stated["monai_version"] == "0.1"

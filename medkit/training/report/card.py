@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit import __version__
 from medkit.bundles.bundle import WEIGHTS, Bundle
+from medkit.bundles.requirements import with_versions_here
 from medkit.pipe.atomic import whole, write_atomically
 from medkit.training.parts.samples import Samples, UnpairedSamples
 from medkit.training.plan import TrainingPlan
@@ -177,6 +178,7 @@ def new_metadata(
     not true of the new ones: it stands under `medkit.base` only, and figures are those of this training.
     """
     metadata, block, stated_base = without_claims(plan.bundle)
+    metadata = with_versions_here(metadata)  # those it is made with
     base = {"name": plan.bundle.name, "version": plan.bundle.version}
     version = bumped(plan.bundle.version)
     best = figures.best
