@@ -216,6 +216,7 @@ def _infer(subject: CheckedBundle, case: SyntheticCase, out: Path, *, nearest: b
 
     `nearest`: results go back to the scan by nearest neighbour, whatever the config says.
     """
+    out.mkdir(parents=True, exist_ok=True)  # not every saver makes it
     content = read_configs(subject.bundle)
     run_id = next((name for name, _ in runs(content)), None)
     config = subject.open(run_id or "run")
