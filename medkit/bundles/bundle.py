@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.archive import METADATA, RECORD, unpack
+from medkit.bundles.exported import MODELS, is_exported, program_of, unpack_exported
 from medkit.bundles.safety.trust import admit
 from medkit.errors import BundleError, UsageError, WeightsMissingError, did_you_mean, listed
 
@@ -53,7 +54,7 @@ class Bundle:
     spec: BundleSpec | None = None
     """What its plugin states about it."""
     archive: Path | None = None
-    """The zip that was unpacked to `root`, for this process only."""
+    """The zip, or the bundle in one file, that was unpacked to `root`, for this process only."""
     configs: tuple[str, ...] = (INFERENCE,)
     """Names of the configs that are run, each one laid over those before it."""
 
@@ -113,6 +114,11 @@ class Bundle:
     def has_config(self, name: str) -> bool:
         """Return whether it has a config of that name."""
         return any((self.root / "configs" / f"{name}{suffix}").is_file() for suffix in CONFIG_SUFFIXES)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has models/model.pt, or its network as a program."""
+        return (self.root / WEIGHTS).is_file() or program_of(self.root) is not None
 
     @property
     def weights(self) -> Path:
@@ -216,9 +222,9 @@ def _installed_by_user() -> list[Bundle]:
 
 
 def find_bundle(text: str, registry: Registry) -> Bundle:
-    """Return the bundle that `--bundle` names: `NAME`, `distribution:NAME`, or the path of a folder or zip.
+    """Return the bundle that `--bundle` names: `NAME`, `distribution:NAME`, or the path of a folder, zip or other file.
 
-    Raises UsageError if no bundle or several have the name, BundleError if the folder or zip is not a bundle.
+    Raises UsageError if no bundle or several have the name, BundleError if the folder or file is not a bundle.
     """
     known = installed(registry)
     qualifier, _, name = text.rpartition(":")
@@ -227,8 +233,8 @@ def find_bundle(text: str, registry: Registry) -> Bundle:
             choices = [f"{_qualifier(b)}:{b.name}" for b in matches]
             raise UsageError(f"--bundle {text}: several plugins bring one; choose {' or '.join(choices)}")
         return matches[0]
-    if text.endswith(".zip") and Path(text).is_file():
-        return _from_zip(Path(text))
+    if (text.endswith(".zip") or is_exported(Path(text))) and Path(text).is_file():
+        return _from_file(Path(text))
     if os.sep in text or Path(text).is_dir():
         return _from_folder(Path(text), known)
     names = sorted(b.name for b in known)
@@ -260,11 +266,11 @@ def stated_task(metadata: Mapping[str, Any]) -> str | None:
     return task if isinstance(task, str) else None
 
 
-def _from_zip(archive: Path) -> Bundle:
+def _from_file(archive: Path) -> Bundle:
     """Return a bundle, unpacked into a folder that is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="medkit-bundle-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    root = unpack(archive, folder)
+    root = unpack_exported(archive, folder) if is_exported(archive) else unpack(archive, folder)
     return Bundle(root, root.name, _own_task(root), archive=archive.absolute())
 
 
@@ -335,12 +341,12 @@ def _names(bundles: list[Bundle]) -> str:
 def missing_files(root: Path, *, weights: bool = True) -> list[str]:
     """Return the names of the files that a bundle must have and this one does not; `weights`: models/model.pt too.
 
-    A `large_files` list, from which large weights are fetched, counts as the weights.
+    Its network as a program counts as the weights, and so does a `large_files` list, from which large ones are fetched.
     """
     missing = [name for name in ("LICENSE", METADATA, "docs/README.md") if not (root / name).is_file()]
     if not any((root / "configs" / f"inference{suffix}").is_file() for suffix in CONFIG_SUFFIXES):
         missing.append("configs/inference.json")
-    sources = (WEIGHTS, *(f"large_files{suffix}" for suffix in CONFIG_SUFFIXES))
+    sources = (WEIGHTS, *MODELS, *(f"large_files{suffix}" for suffix in CONFIG_SUFFIXES))
     if weights and not any((root / name).is_file() for name in sources):
         missing.append(WEIGHTS)
     return missing

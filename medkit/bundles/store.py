@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from medkit.bundles.archive import (
     zip_entries,
 )
 from medkit.bundles.bundle import missing_files, read_metadata, read_record, stated_task, user_folder
+from medkit.bundles.exported import is_exported, unpack_exported
 from medkit.bundles.safety.trust import digest_of, remember
 from medkit.errors import BundleError, OutputError, UsageError, listed
 from medkit.pipe.atomic import locked, whole, write_atomically
@@ -108,6 +110,11 @@ def install(
     name.
     """
     with write_errors_named():
+        if is_exported(source) and source.is_file():
+            with tempfile.TemporaryDirectory(prefix="medkit-bundle-") as unpacked:
+                root = unpack_exported(source, Path(unpacked), link=False)
+                entries = list(folder_entries(root))
+                return _install(root, entries, root.name, None, name, task, overwrite, trust, taken, origin or source)
         if source.is_dir():
             entries = [_followed(e, source) for e in folder_entries(source)]
             return _install(source, entries, source.resolve().name, None, name, task, overwrite, trust, taken, origin)

@@ -70,7 +70,7 @@ def row(bundle: Bundle) -> BundleRow:
 
 def weights_of(root: Path) -> Path:
     """Return a bundle's file of weights: models/model.pt, or the largest of `models` if there is none of that name."""
-    others = [path for path in (root / "models").glob("*") if path.suffix in (".pt", ".pth", ".ts")]
+    others = [path for path in (root / "models").glob("*") if path.suffix in (".pt", ".pth", ".ts", ".pt2", ".onnx")]
     path = root / WEIGHTS
     return path if path.is_file() or not others else max(others, key=lambda other: other.stat().st_size)
 

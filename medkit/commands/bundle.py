@@ -1,4 +1,4 @@
-"""`medkit bundle`: list, describe, check, audit, install, import and pack bundles."""
+"""`medkit bundle`: list, describe, check, audit, install, import, export and pack bundles."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from medkit.bundles.archive import printable
 from medkit.bundles.bundle import find_bundle, missing_files, require_trust
 from medkit.bundles.safety.trust import is_trusted
 from medkit.bundles.summary import describe, list_lines, megabytes, rows, show_lines
+from medkit.commands.bundle_export import export
 from medkit.commands.bundle_new import new
 from medkit.errors import UsageError, listed
 from medkit.pipe.records import absolute
@@ -230,3 +231,4 @@ def pack(name: str, output: str, overwrite: bool) -> None:
 
 
 bundle.add_command(new)
+bundle.add_command(export)

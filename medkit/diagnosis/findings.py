@@ -185,7 +185,19 @@ def _auto(torch: Mapping[str, Any]) -> dict[str, Any]:
     for bundle in installed(registry()):
         if bundle.task and bundle.spec is not None and bundle.spec.auto and (bundle.root / WEIGHTS).is_file():
             tasks.setdefault(bundle.task, []).append(bundle.name)
-    return {"device": torch.get("device"), "precision": torch.get("precision"), "bundles": dict(sorted(tasks.items()))}
+    chosen = {"device": torch.get("device"), "precision": torch.get("precision")}
+    return chosen | {"backends": _backends(), "bundles": dict(sorted(tasks.items()))}
+
+
+def _backends() -> dict[str, list[str]]:
+    """Return the libraries that can compute networks here, and what `--backend auto` has found to be the fastest."""
+    from medkit.pipe.remembered import BACKENDS, remembered
+
+    entries = [entry for entry in remembered(BACKENDS).values() if isinstance(entry, dict)]
+    keys = ("bundle", "version", "backend", "precision")
+    words = [" ".join(str(entry.get(key)) for key in keys) for entry in entries]
+    installed = [name for name in ("torch", "onnxruntime", "openvino") if _version(name) is not None]
+    return {"installed": installed, "remembered": sorted(set(words))}
 
 
 # ---- plugins and bundles

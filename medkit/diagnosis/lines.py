@@ -67,7 +67,12 @@ def _torch(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _auto(part: Mapping[str, Any]) -> Iterator[str]:
-    yield f"--device {part['device'] or '?'}, --precision {part['precision'] or '?'}"
+    backends = part["backends"]
+    yield (
+        f"--device {part['device'] or '?'}, --precision {part['precision'] or '?'}, "
+        f"--backend among {', '.join(backends['installed']) or 'none'}"
+    )
+    yield from (f"--backend auto found: {words}" for words in backends["remembered"])
     yield from (f"{task}: {', '.join(names)}" for task, names in part["bundles"].items())
 
 
@@ -101,7 +106,7 @@ def _folders(part: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: {_size(folder['free'])} free, {'can' if folder['writable'] else 'CANNOT'} be written to"
             f"{'' if folder['exists'] else ', not made yet'}"
         )
-    yield f"caches: medkit keeps none; {part['left_behind']['count']} temporary folders of runs"
+    yield f"caches: only what --backend auto found; {part['left_behind']['count']} temporary folders of runs"
 
 
 def _settings(part: Mapping[str, Any]) -> Iterator[str]:

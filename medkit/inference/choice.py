@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medkit import plugins
-from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle, bundle_for_task, installed
+from medkit.bundles.bundle import AUTO, Bundle, bundle_for_task, installed
 from medkit.bundles.contract import Contract, contract_of
 from medkit.errors import InputError, UsageError, listed
 from medkit.images.dicom.reader import is_dicom, stated_modality
@@ -98,4 +98,4 @@ def bundle_or_none(text: str, task: str, *, trust: bool) -> Bundle | None:
         bundle.weights  # noqa: B018  raises if there are none
         return bundle
     own = (b for b in installed(found) if b.task == task and b.spec is not None and b.spec.auto)
-    return next((b for b in own if (b.root / WEIGHTS).is_file()), None)
+    return next((b for b in own if b.has_weights), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from medkit.errors import size_text
+from medkit.inference.backend_choice import Asked, Choice, fitting_example, settle
+from medkit.inference.backends import TORCH
 from medkit.inference.memory import HALF, SCRATCH, WORKSPACE, Footprint, footprint
 from medkit.inference.transforms import Postprocessing, Prepared
 from medkit.machine.memory import available, ran_out
@@ -66,12 +69,20 @@ class Network:
         self.keeps_half = hasattr(inferer, "bytes_per_voxel")
         """Whether answers in half precision stay so, which halves their memory, for steps that work on in parts."""
         self._footprints: dict[tuple[int, ...], Footprint] = {}
+        self.backend = Asked(TORCH, precision, precision)
+        """What computes the network; `auto` is decided by the first case."""
+        self.choice: Choice | None = None
+        self.called: Any = network
+        """What the inferer calls: the network, or another library's copy of it."""
+        self.stated: tuple[float, int] | None = None
+        """Bytes for each voxel of a window and channels of the answer, for a network that cannot be followed."""
 
     def __call__(self, prepared: Prepared) -> Prepared:
         """Return the case with the network's answer under `pred`, without the batch axis.
 
         Raises MemoryError if the case does not fit into memory even in the smallest parts.
         """
+        self._settle(prepared.item["image"])
         plans = self._fitting_plans(prepared)
         for plan in plans:
             try:
@@ -100,13 +111,31 @@ class Network:
         import torch
 
         images = [case.item["image"] for case in cases]
+        self._settle(images[0])
         plain = [image.as_tensor() if hasattr(image, "as_tensor") else image for image in images]
         with computing(self.precision, self.device):
             batch = torch.stack(plain).to(self.device)
             layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(batch.dim())  # the layout of the weights
-            answer = self.inferer(batch.contiguous(memory_format=layout) if layout else batch, self.network)
+            answer = self.inferer(batch.contiguous(memory_format=layout) if layout else batch, self.called)
         answers = answer if self.keeps_half else as_float(answer)
         return [replace(c, item={**c.item, "pred": a}) for c, a in zip(cases, answers, strict=True)]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The entries for a sidecar: the backend and the precision, and what `auto` has measured."""
+        return {"precision": self.precision, "backend": TORCH} | (self.choice.facts if self.choice else {})
+
+    def _settle(self, image: Any) -> None:
+        """Decide with the first image, (C, I, J, K), what computes the network."""
+        if self.choice is not None:
+            return
+        self.choice, self.called = settle(self.backend, self.network, functools.partial(self.example, image))
+        self.precision = self.choice.way.precision
+
+    def example(self, image: Any) -> Any:
+        """Return the part of an image, (C, I, J, K), on which ways to compute the network are compared: (1, C, ...)."""
+        window = self._window(tuple(image.shape)) or tuple(image.shape[1:])
+        return fitting_example(self.network, image.to(self.device), window, getattr(self.inferer, "spatial_dim", None))
 
     # ---- possible plans, and the memory that they need
 
@@ -188,6 +217,8 @@ class Network:
         return math.prod(shape[1:]) // size * min(size, kept + (window - 1) // stride * stride + window - stride)
 
     def _footprint(self, shape: tuple[int, ...]) -> Footprint:
+        if self.stated is not None:
+            return Footprint(int(self.stated[0] * math.prod(shape[2:])), self.stated[1])
         if shape not in self._footprints:
             classes = max(len(self.post.contract.classes), 1)
             self._footprints[shape] = footprint(self.network, shape, classes)
@@ -217,11 +248,11 @@ class Network:
         """Return the inferer's answer to an image, (1, C, I, J, K); its windows are steps of the case."""
         inferer = self._inferer(plan)
         if not has_bar() or (total := self._calls(plan, tuple(image.shape[1:]))) is None:
-            return inferer(image, self.network)
+            return inferer(image, self.called)
         with steps(total, "windows") as advance:
 
             def network(*args: Any, **kwargs: Any) -> Any:
-                answer = self.network(*args, **kwargs)
+                answer = self.called(*args, **kwargs)
                 advance()
                 return answer
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from medkit.bundles.bundle import WEIGHTS, Bundle, where_to_fetch
 from medkit.bundles.config import class_name
 from medkit.bundles.devices import on_device
+from medkit.bundles.exported import MODELS, is_exported, program_of
 from medkit.bundles.guards import arrays_allowed, at_home, loading_onto, offline, root_in, without_downloads
 from medkit.bundles.keys import is_of_monai
 from medkit.bundles.layers import followed, has_id, value_at
@@ -23,6 +24,8 @@ from medkit.bundles.places import argument_of, evaluator_of, handlers_of, postpr
 from medkit.bundles.requirements import explained
 from medkit.bundles.weights import NETWORKS, LoadStep, WeightsPlan, load, loader_file, weights_plan
 from medkit.errors import BundleError, WeightsMissingError
+from medkit.inference.onnx_network import OnnxNetwork
+from medkit.inference.programs import load_program
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("medkit")
 
-TORCHSCRIPT = "models/model.ts"
 _OWN_WAYS = ("prepare_batch", "iteration_update", "to_kwargs")
 """Arguments of evaluators that decide how a network is called."""
 
@@ -42,8 +44,8 @@ class InferenceParts:
 
     preprocessing: Any
     """monai.transforms.Compose, a copy to run forward; the config's own is what `Invertd` runs backward."""
-    network: torch.nn.Module
-    """On its device, in evaluation mode, with its weights."""
+    network: Any
+    """torch.nn.Module, or what stands for one in ONNX. On its device, in evaluation mode, with its weights."""
     inferer: Any
     """monai.inferers.Inferer."""
     postprocessing: tuple[Any, ...]
@@ -114,7 +116,9 @@ class InferenceConfig(BundleConfig):
             from monai.inferers import SimpleInferer
 
             inferer = SimpleInferer()
-        return InferenceParts(preprocessing, network.to(self.device).eval(), inferer, *steps)
+        if not isinstance(network, OnnxNetwork):
+            network = network.to(self.device).eval()
+        return InferenceParts(preprocessing, network, inferer, *steps)
 
     def open_evaluator(self) -> InferenceParts:
         """Build all parts, with the config's own evaluator, which gets its data from medkit and saves nothing.
@@ -182,18 +186,20 @@ class InferenceConfig(BundleConfig):
 
     # ---- the network
 
-    def network(self) -> torch.nn.Module:
+    def network(self) -> Any:
         """Build the network and fill it as the config does. Raises WeightsMissingError and BundleError."""
-        import torch
-
         plan = weights_plan(self.parser)
-        script = self.bundle.root / TORCHSCRIPT
+        program = next((self.bundle.root / name for name in MODELS if (self.bundle.root / name).is_file()), None)
+        archive = self.bundle.archive
+        exported = "export" in self.bundle.block or (archive is not None and is_exported(archive))
+        if exported and (own := program_of(self.bundle.root)) is not None:
+            return load_program(own, self.device)
         try:
             files = self._weight_files(plan)
         except WeightsMissingError:
-            if not script.is_file():
+            if program is None:
                 raise
-            return torch.jit.load(str(script), map_location=self.device)
+            return load_program(program, self.device)
         network = self._argument("network", *NETWORKS)
         if network is None:
             raise BundleError(f"{self.path}: has no id network or network_def")

@@ -58,6 +58,8 @@ _OPTIONS = (
             help="Change a value of the bundle's config; repeatable."),
     _option("--precision", type=click.Choice(["auto", "bf16", "fp16", "float32"]), default="auto",
             show_default=True, help="Type of number to compute with; auto: what is fast on the device."),
+    _option("--backend", type=click.Choice(["torch", "onnxruntime", "openvino", "auto"]),
+            help="What computes the network; auto: what is fastest here for the same result.  [default: torch]"),
     option("--memory", group=_GROUP, callback=bytes_of, metavar="SIZE",
            help="Memory that this process may take, such as 6G: larger images are computed in parts.  "
            "[default: what is free]"),
@@ -86,11 +88,12 @@ def bundle_options(
             overrides: dict[str, Any],
             precision: str,
             memory: int | None,
+            backend: str | None,
             **own: Any,
         ) -> Any:
             from medkit.inference.runner import RunSettings
 
-            chosen = BundleOptions(name, trust, RunSettings(overrides, precision, memory))
+            chosen = BundleOptions(name, trust, RunSettings(overrides, precision, memory, backend=backend))
             return function(*args, chosen=chosen, **own)
 
         out: Callable[..., Any] = with_bundle

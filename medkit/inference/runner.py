@@ -19,6 +19,7 @@ from medkit.bundles.bundle import AUTO, INFERENCE, Bundle
 from medkit.bundles.contract import PLACES, SUFFIX, Contract, OutputKind, contract_of
 from medkit.bundles.requirements import explained, version_notes
 from medkit.errors import BundleError, MedkitError, UsageError, listed
+from medkit.inference.backends import TORCH
 from medkit.inference.choice import bundle_for_case, common_contract
 from medkit.inference.prompts import Prompts, prompts_of
 from medkit.pipe.records import Record, sha256_of
@@ -29,6 +30,7 @@ from medkit.transforms.points import POINT_SUFFIXES
 if TYPE_CHECKING:
     import torch
 
+    from medkit.inference.backend_choice import Asked
     from medkit.inference.opened import InferenceParts
     from medkit.inference.transforms import Prepared
     from medkit.space import Grid
@@ -57,6 +59,8 @@ class RunSettings:
     """Whether a segmentation also returns the probabilities that its labels are made of."""
     min_score: float | None = None
     """The lowest score of boxes that are kept; None: as the bundle decides."""
+    backend: str | None = None
+    """`torch`, `onnxruntime`, `openvino` or `auto`; None: torch, or what is installed for a network in ONNX."""
 
 
 def bundle_task(
@@ -116,7 +120,8 @@ def _further(bundles: Sequence[Bundle], settings: RunSettings) -> dict[str, Any]
     """Return the arguments for sidecars that are not the usual ones."""
     configs = {"config": list(bundles[0].configs)} if bundles[0].configs != (INFERENCE,) else {}
     score = {"min_score": settings.min_score} if settings.min_score is not None else {}
-    return configs | ({"probabilities": True} if settings.probabilities else {}) | score
+    backend = {"backend": settings.backend} if settings.backend is not None else {}
+    return configs | ({"probabilities": True} if settings.probabilities else {}) | score | backend
 
 
 def bundle_identity(bundle: Bundle) -> dict[str, Any]:
@@ -188,7 +193,25 @@ def open_bundle(
     loaded.preprocessing.prompts = prompts
     loaded.postprocessing.keeps_probabilities = settings.probabilities
     loaded.min_score = settings.min_score
+    loaded.network.backend = _backend(loaded, settings, device, precision)
     return loaded
+
+
+def _backend(loaded: BundleRunner, settings: RunSettings, device: torch.device, precision: str) -> Asked:
+    """Return what computes a loaded bundle's network. Raises UsageError if what the user asked for cannot."""
+    from medkit.inference.backend_choice import asked_for
+
+    bundle, network = loaded.bundle, loaded.network
+    asked = asked_for(settings.backend, network.network, device, settings.precision, precision)
+    if asked.backend != TORCH and (reason := loaded.only_torch):
+        if settings.backend != AUTO:
+            raise UsageError(f"--backend {asked.backend}: bundle {bundle.name}: {reason}; torch computes it")
+        asked = replace(asked, backend=TORCH)
+    if asked.backend != AUTO:
+        return asked
+    labels = loaded.contract.kind == "labels" and loaded.postprocessing.picks_largest
+    changed = {"configs": list(bundle.configs), "set": dict(settings.overrides)}
+    return replace(asked, identity=bundle_identity(bundle) | changed, labels=labels)
 
 
 def load_choice(
@@ -230,6 +253,8 @@ class BundleRunner:
 
     together: Callable[[Sequence[Case], Sequence[Any]], Sequence[Any]] | None = None
     """`compute` for several cases at once, in a task whose cases are small."""
+    only_torch: str | None = None
+    """Why only torch can compute the network, in words; None if other libraries can too."""
 
     def __init__(
         self, bundle: Bundle, parts: InferenceParts, device: torch.device, precision: str, limit: int | None
@@ -242,9 +267,11 @@ class BundleRunner:
         from medkit.inference.transforms import Postprocessing, Preprocessing
         from medkit.machine.precision import lay_channels_last
 
-        self.bundle, self.contract, self.precision = bundle, contract_of(bundle), precision
+        self.bundle, self.contract = bundle, contract_of(bundle)
         planes = self.contract.planar and not hasattr(parts.inferer, "spatial_dim")
-        if parts.evaluator is None and not isinstance(parts.network, torch.jit.ScriptModule):
+        if parts.evaluator is not None:
+            self.only_torch = "its own evaluator calls the network"
+        elif isinstance(parts.network, torch.nn.Module) and not isinstance(parts.network, torch.jit.ScriptModule):
             lay_channels_last(parts.network)
         self.preprocessing = Preprocessing(
             parts.preprocessing, self.contract, bundle.name, planes=planes, task=bundle.task
@@ -261,6 +288,19 @@ class BundleRunner:
         if self.contract.kind == "boxes":
             places.compute_boxes_in_float32(parts.network)
         self.network: Network = kind(parts.network, parts.inferer, self.postprocessing, device, precision, limit)
+        stated = (bundle.block.get("export") or {}).get("memory")
+        if stated and "export" in bundle.block:
+            self.network.stated = float(stated["bytes_per_voxel"]), int(stated["channels"])
+
+    @property
+    def precision(self) -> str:
+        """What the network computes with: `bf16`, `fp16` or `float32`."""
+        return self.network.precision
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What computed the network, for the sidecar: `precision`, `backend`."""
+        return self.network.facts
 
     def prepare(self, case: Case) -> Prepared:
         """Read a case and run the bundle's preprocessing on it. Raises InputError and BundleError."""
@@ -280,7 +320,7 @@ class BundleRunner:
             with self.errors_named("postprocessing"):
                 answer = places.found_in(computed, self.postprocessing, self.bundle, self.contract, self.form)
             result = places.result_of(answer, case, computed.grid, self.bundle, self.min_score)
-            details = {"precision": self.precision}
+            details = self.details
             return replace(result, warnings=(*computed.warnings, *result.warnings), details=details)
         with self.errors_named("postprocessing"):
             item = self.postprocessing(computed)
@@ -299,7 +339,7 @@ class BundleRunner:
             outputs,
             metrics=metrics,
             warnings=computed.warnings,
-            details={"precision": self.precision} | self._names(),
+            details=self.details | self._names(),
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
         )
 

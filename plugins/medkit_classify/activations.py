@@ -30,7 +30,8 @@ class ActivationRecorder:
 
         self._features: list[torch.Tensor] = []
         self._layers: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
-        modules = {} if isinstance(network, torch.jit.ScriptModule) else dict(network.named_modules())
+        eager = isinstance(network, torch.nn.Module) and not isinstance(network, torch.jit.ScriptModule)
+        modules = dict(network.named_modules()) if eager else {}
         linear = [module for module in modules.values() if isinstance(module, torch.nn.Linear)]
         self.has_features = bool(linear)
         """Whether the network has a linear layer."""

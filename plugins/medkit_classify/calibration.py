@@ -193,7 +193,9 @@ class Calibration:
         stated = bundle.block.get("calibration")
         if not isinstance(stated, Mapping):
             return cls(note="the bundle is not calibrated: it has no confidence and never abstains")
-        if stated.get("weights_sha256") != sha256_of(bundle.root / WEIGHTS):
+        if not (weights := bundle.root / WEIGHTS).is_file():
+            return cls(note="its calibration did not come with the file: it has no confidence and never abstains")
+        if stated.get("weights_sha256") != sha256_of(weights):
             return cls(note="the bundle was calibrated with other weights: it has no confidence and never abstains")
         return cls(
             scalings={

@@ -95,6 +95,10 @@ class ClassifyRunner(BundleRunner):
             raise BundleError(f"bundle {bundle.name}: its metadata name a layer that is not there: {error}") from None
         if choices.features and not self.recorder.has_features:
             raise UsageError(f"--save-features: the network of bundle {bundle.name} has no layer with features")
+        if self.recorder.has_features or self.calibration.layers or choices.explain:
+            self.only_torch = "what it knows of an image is read inside its network"
+        if choices.explain and not hasattr(parts.network, "parameters"):
+            raise UsageError(f"--explain: looks into the network, which bundle {bundle.name} has in ONNX only")
         method = choices.explain or ("gradcam" if choices.report and self.recorder.has_features else None)
         self.explainer = Explainer(parts.network, method) if method else None
         self._network = parts.network
@@ -252,7 +256,7 @@ class ClassifyRunner(BundleRunner):
             dict(self._files(case, answers, metrics, context)) if case.outputs else {},
             metrics=metrics,
             warnings=self._warnings(answers),
-            details={"precision": self.precision, **note, **use, **context.details(), **read},
+            details={**self.details, **note, **use, **context.details(), **read},
             description=f"{self.bundle.name} {self.bundle.version} on {case.path.name}",
             figure=functools.partial(self._draw, case, answers),
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from medkit.dicom_objects import DerivedImages, DicomChoices, dicom_options, with_dicom
-from medkit.inference import AUTO, WEIGHTS, BundleOptions, bundle_options
+from medkit.inference import AUTO, BundleOptions, bundle_options
 from medkit.options import IMAGE_PATH, RunOptions, task_options
 from medkit.task import absolute, run_task
 from medkit_enhance.methods import PURPOSES, WHATS, steps_of
@@ -64,7 +64,7 @@ def enhance(
     found = chosen.of_task("enhance")
     named = chosen.name != AUTO
     wanted = "network" if named and method is None and what in ("auto", *PURPOSES["network"]) else method
-    steps = steps_of(what, wanted, network=all((b.root / WEIGHTS).is_file() for b in found))
+    steps = steps_of(what, wanted, network=all(b.has_weights for b in found))
     choices = EnhanceChoices(modality, absolute(reference) if reference else None, difference)
     task = enhancement(steps, choices, found, chosen.settings)
     run_task(with_dicom(task, dicom, DerivedImages()), options)

@@ -110,7 +110,7 @@ class DefaceRunner(SegmentRunner):
                 "pose_structures": pose.structures,
             },
             warnings=[*computed.warnings, *_doubts(pose, tissue)],
-            details={"precision": self.precision},
+            details=self.details,
             description=f"Face and ears removed from {case.path.name}",
             kind="image",
             figure=functools.partial(_figure, image, gone, f"deface  {case.path.name}"),

@@ -180,7 +180,7 @@ class SegmentRunner(BundleRunner):
             },
             warnings=[*computed.warnings, *found],
             details={
-                "precision": self.precision,
+                **self.details,
                 "labels": {str(r.index): r.name for r in rows},
                 **_told(made.refined),
             },

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medkit.errors import UsageError
-from medkit.inference import WEIGHTS, Bundle
+from medkit.inference import Bundle
 from medkit_sr.target import Target
 
 if TYPE_CHECKING:
@@ -67,4 +67,4 @@ def fitting(bundles: Sequence[Bundle], dims: int, modality: str) -> tuple[Bundle
 
 def has_weights(bundle: Bundle) -> bool:
     """Return whether the bundle's weights for the style `faithful` are installed."""
-    return (bundle.root / WEIGHTS).is_file()
+    return bundle.has_weights

@@ -118,7 +118,7 @@ class Resolver:
             {"image": unstacked(made) if self.choices.sequence and over_time(case) else made},
             metrics=_metrics(case, work, made),
             warnings=[*(w for answer in work.network for w in answer.warnings), *_warnings(work)],
-            details={**work.details, "superresolution": details},
+            details={**work.details, **(work.runner.details if work.runner else {}), "superresolution": details},
             description=f"{case.path.name} on {size_text(details['spacing'], '.3g')} mm by {work.method}",
             figure=functools.partial(_figure, work.image, work.plain, made, case.path.name),
         )

@@ -8,12 +8,14 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medkit.bundles.archive import Entry, bundle_root_in, folder_entries, open_zip, printable, problems, zip_entries
 from medkit.bundles.config import read_data, walk
+from medkit.bundles.exported import is_exported, unpack_exported
 from medkit.bundles.safety.pickles import weight_risks
 from medkit.errors import BundleError
 
@@ -54,12 +56,15 @@ class Finding:
 
 
 def audit_bundle(path: Path) -> list[Finding]:
-    """Return everything in a bundle's folder or zip that should be looked at before the bundle is trusted.
+    """Return everything in a bundle's folder or file that should be looked at before the bundle is trusted.
 
-    Raises InputError if `path` is a file but not a zip.
+    Raises InputError if `path` is a file but not a zip, and as `unpack_exported` does.
     """
     if path.is_dir():
         return _audit(list(folder_entries(path)), None)
+    if is_exported(path):
+        with tempfile.TemporaryDirectory(prefix="medkit-bundle-") as folder:
+            return _audit(list(folder_entries(unpack_exported(path, Path(folder), link=False))), None)
     with open_zip(path) as archive:
         return _audit(list(zip_entries(archive)), path.stat().st_size)
 
