@@ -28,5 +28,6 @@ def medkit_bundles() -> list[BundleSpec]:
             ("brain_mri_segmentation", "MR", True),
             ("chest_ct_segmentation", "CT", True),
             ("infant_mri_segmentation", "MR", False),
+            ("brain_mri_mask", "MR", False),
         )
     ]

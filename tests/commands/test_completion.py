@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BUNDLES = ["brain_mri_segmentation", "chest_ct_segmentation", "infant_mri_segmentation"]
+BUNDLES = ["brain_mri_mask", "brain_mri_segmentation", "chest_ct_segmentation", "infant_mri_segmentation"]
 TASKS = ("register", "template", "segment", "deface", "contours", "classify", "enhance", "sr", "bundle")
 HEAVY = ("torch", "monai", "scipy", "nibabel", "itk", "PIL", "pydicom", "yaml", "skimage")
 

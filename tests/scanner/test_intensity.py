@@ -61,6 +61,7 @@ def scaling() -> list[Any]:
 
 def test_the_configs_that_scale_are_found() -> None:
     assert {str(case.id) for case in scaling()} == {
+        "brain_mri_mask-inference",
         "brain_mri_registration-inference",
         "brain_mri_segmentation-inference",
         "ct_xray_super_resolution-inference",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import bundled
@@ -107,35 +107,23 @@ def test_one_epoch_under_monai(label_maps: Path, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_the_mask_variant_under_monai(label_maps: Path) -> None:
-    monai_bundle(
-        "run",
-        "--config_file", "['configs/train.json', 'configs/mask.json']",
-        *as_arguments({"dataset_dir": label_maps, "device": "cpu", **SMALL}),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("layers", [(), pytest.param(("mask_inference",), marks=pytest.mark.slow)])
-def test_inference_under_monai(layers: Sequence[str], tmp_path: Path) -> None:
+def test_inference_under_monai(tmp_path: Path) -> None:
     """An oblique scan in LPI: the labels lie on its grid, and the file holds no others than the metadata lists."""
     affine = np.array([[-2.5, 0.2, 0, 70], [0.2, -2.5, 0.1, 80], [0, 0.1, -3.0, 60], [0, 0, 0, 1]])
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in (60, 70, 50)], indexing="ij"))
     scan = np.clip(1 - (grid**2).sum(0) * 1.4, 0, 1) * 800
     (tmp_path / "in").mkdir()
     nibabel.save(nibabel.Nifti1Image(scan.astype(np.int16), affine), tmp_path / "in" / "scan.nii.gz")
-    files = [f"configs/{n}.json" for n in ("inference", *layers)]
-    weights = {} if not layers else {"handlers": []}
     monai_bundle(
         "run",
-        "--config_file", str(files) if layers else files[0],
-        *as_arguments({"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "device": "cpu", **weights}),
+        "--config_file", "configs/inference.json",
+        *as_arguments({"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "device": "cpu"}),
     )  # fmt: skip
     (result,) = (tmp_path / "out").iterdir()
     labels = nibabel.load(result)
     assert labels.shape == (60, 70, 50)
     np.testing.assert_allclose(labels.affine, affine, atol=1e-4)
-    allowed = {0, 1} if layers else {0, *map(int, META["medkit"]["labels"])}
+    allowed = {0, *map(int, META["medkit"]["labels"])}
     assert set(np.unique(np.asarray(labels.dataobj)).tolist()) <= allowed
 
 
