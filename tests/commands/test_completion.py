@@ -111,8 +111,8 @@ try() {
     echo
 }
 try medkit run seg
-try medkit run segment --bundle br
-try medkit run segment --bundle = br
+try medkit run segment --bundle brain_mri_s
+try medkit run segment --bundle = brain_mri_s
 try medkit run segment --method =
 try medkit run segment --labels "right\\\\ thal"
 try medkit run segment sc
@@ -169,5 +169,5 @@ def test_fish(with_medkit: dict[str, str], tmp_path: Path) -> None:
         return [line.split("\t")[0] for line in lines]
 
     assert complete("medkit run seg") == ["segment"]
-    assert complete("medkit run segment --bundle br") == ["brain_mri_segmentation"]
+    assert complete("medkit run segment --bundle brain_mri_s") == ["brain_mri_segmentation"]
     assert "scan.nii.gz" in complete("medkit run segment sc")
