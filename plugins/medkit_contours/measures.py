@@ -18,6 +18,8 @@ _STRAIGHT = 0.75
 """Largest root mean square distance to the line, as a share of the width: that of a straight strip is a half."""
 _LONG = 4.0
 """Smallest ratio of length to width of a line."""
+_FAR = 10.0
+"""Largest half axis of an ellipse, as a multiple of the outline's extent: longer ones stand for two parallel lines."""
 COLUMNS = (
     *("index", "name", "slice", "hole", "area_mm2", "perimeter_mm", "centroid_x", "centroid_y", "centroid_z"),
     *("fit", "fit_x", "fit_y", "fit_z", "semi_major_mm", "semi_minor_mm", "direction_x", "direction_y"),
@@ -136,7 +138,7 @@ def _ellipse(points: np.ndarray) -> Fit | None:
             model = EllipseModel.from_estimate(points)
         except TypeError:  # scikit-image meets complex numbers where all points lie on two parallel lines
             return None
-    if not model or not min(model.axis_lengths) > 0:
+    if not model or not min(model.axis_lengths) > 0 or max(model.axis_lengths) > _FAR * np.ptp(points, axis=0).max():
         return None
     a, b = model.axis_lengths
     direction = np.array([np.cos(model.theta), np.sin(model.theta)])

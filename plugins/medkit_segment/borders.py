@@ -19,6 +19,11 @@ from medkit_segment import shapes
 
 _CORE = 1e-3
 """Smallest share of an organ's inside, near a voxel, that tells what the organ holds."""
+_HOLDING = 0.05
+"""Share of a piece of an organ that holds what the organ does, below which the piece may be something else."""
+_TOUCHING = 0.2
+"""Share of a piece's surface that touches an organ, from which on it belongs to it. Lost tips of lungs had 0.4, gas in
+bowel below the diaphragm 0.02."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Border:
     """mm; radius of the ball that closes notches, such as those of vessels, which stay in the organ."""
     core: float | None
     """HU; where the mean of an organ's inside near its border lies on the wrong side of it, the border stays."""
+    attached: float | None = None
+    """HU that organs surely hold, below or above it: which pieces are theirs (see `with_own_pieces`); None: unknown."""
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> Border:
@@ -50,7 +57,7 @@ class Border:
             bool(stated["dense"]),
             float(stated["band"]),
             float(stated["closed"]),
-            None if stated.get("core") is None else float(stated["core"]),
+            *(None if stated.get(key) is None else float(stated[key]) for key in ("core", "attached")),
         )
 
     def holds(self, values: np.ndarray) -> np.ndarray:
@@ -90,6 +97,37 @@ class Movable:
     """The label that a voxel takes if its intensity is the organ's; 0: none. (I, J, K) uint8."""
     loss: np.ndarray
     """Whether a voxel leaves its organ if its intensity is not the organ's, (I, J, K) bool."""
+
+
+def with_own_pieces(labels: np.ndarray, values: np.ndarray, border: Border) -> np.ndarray:
+    """Return labels in which organs have the pieces that hang on them, and no others without what they hold.
+
+    A piece that holds nothing of it, such as a part of the pelvis, goes if another one of its organ does; so a lung
+    full of fluid stays. `values`: HU on the same grid.
+    """
+    if border.attached is None:
+        return labels
+    alike = values > border.attached if border.dense else values < border.attached
+    out = labels.copy()
+    for label in border.labels:
+        pieces, count = ndimage.label(labels == label, np.ones((3, 3, 3)))
+        share = ndimage.mean(alike, pieces, np.arange(count + 1)) if count > 1 else np.ones(1)
+        strange = np.r_[False, share[1:] < _HOLDING]
+        if strange.any() and not strange[1:].all():
+            out[strange[pieces]] = border.around
+    pieces, count = ndimage.label(alike & (out == border.around))
+    faces = np.zeros((count + 1, max(*border.labels, int(out.max())) + 1), np.int64)
+    for axis in range(3):
+        own, other = (np.moveaxis(array, axis, 0) for array in (pieces, out))
+        for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            outer = (own[here] > 0) & (own[there] != own[here])
+            np.add.at(faces, (own[here][outer], other[there][outer]), 1)
+    touching = faces[:, border.labels]
+    hanging = touching.max(1) >= _TOUCHING * faces.sum(1).clip(min=1)
+    hanging[0] = False
+    where = hanging[pieces]
+    out[where] = np.array(border.labels, out.dtype)[touching.argmax(1)][pieces[where]]
+    return out
 
 
 def movable(labels: np.ndarray, values: np.ndarray, spacing: np.ndarray, border: Border) -> Movable:

@@ -227,6 +227,8 @@ class SegmentRunner(BundleRunner):
         if how.airway is not None:
             flesh = (coarse > 0) & (values > how.borders[0].edge)
             coarse = airway.relabelled(coarse, Upright(values, spacing), flesh, how.airway)
+        for border in how.borders:
+            coarse = borders.with_own_pieces(coarse, values, border)
         labels = labelling.on_grid(coarse, affine, computed.grid)
         for border in how.borders:
             found = borders.movable(coarse, values, spacing, border)

@@ -150,9 +150,9 @@ def test_training_writes_no_planted_text(
     bundle, data = tmp_path / "bundle", tmp_path / "data"
     tiny.write_bundle(bundle)
     data.mkdir()
-    for name in "abcd":
+    for start, name in enumerate("abcd", start=5):
         labels = np.zeros((16, 16, 16), np.uint8)
-        labels[..., 5:] = 1
+        labels[..., start:] = 1
         planted.nifti(data / f"{name}.nii.gz", labels, np.eye(4))
     done = medkit(
         *("train", "halves", "--bundle", bundle, "--trust", "--data", data, "-o", tmp_path / "new"),

@@ -47,7 +47,7 @@ def test_record_and_sidecar_are_one_object(toy: Run, blob: Make, tmp_path: Path)
     block = record["medkit"]
     assert list(block) == [
         *("task", "status", "skipped", "error", "outputs", "bundle", "arguments", "inputs", "device", "threads"),
-        *("seed", "seconds", "peak_rss_mb", "metrics", "warnings", "look", "command"),
+        *("seed", "seconds", "peak_rss_mb", "metrics", "warnings", "look", "reasons", "command"),
     ]
     assert record["Sources"] == [str(source)]
     assert (block["status"], block["skipped"], block["error"]) == ("ok", False, None)

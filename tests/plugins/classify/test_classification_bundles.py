@@ -40,7 +40,8 @@ def made(name: str, folder: Path, number: int = 0) -> Path:
         values = 120 + 80 * np.sin(3 * rows + number) * np.cos(2 * columns) + rng.normal(0, 4, (50, 50))
         Picture.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
         return folder / f"{number}.png"
-    ball = ((np.indices((24, 24, 24)) - 11.5) ** 2).sum(0) < (5 + number % 4) ** 2
+    middle = np.array([11.5, 11.5, 11.5 + number // 4])[:, None, None, None]
+    ball = ((np.indices((24, 24, 24)) - middle) ** 2).sum(0) < (5 + number % 4) ** 2
     path = folder / f"{number}_mask.nii.gz"
     nibabel.save(nibabel.Nifti1Image(ball.astype(np.uint8), np.eye(4)), path)
     return path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from medkit_segment import airway
-from medkit_segment.borders import Border, Borders, movable, redraw
+from medkit_segment.borders import Border, Borders, movable, redraw, with_own_pieces
 from medkit_segment.upright import Upright
 
 from medkit.errors import BundleError
@@ -143,3 +145,31 @@ def test_without_a_trachea_the_airway_of_the_network_stays() -> None:
     labels[48:53, 34:39, 30:40] = 4
     found = airway.relabelled(labels, Upright(values, SPACING), labels == 1, 4)
     np.testing.assert_array_equal(found, labels)
+
+
+def test_the_lost_tip_of_a_lung_is_found_and_gas_in_bowel_is_not() -> None:
+    """Both lungs, their tips not labelled, and gas in bowel that touches one of them by few voxels."""
+    left, right, bowel = ball(8.0, (10, 20, 20)), ball(8.0, (29, 20, 20)), ball(6.0, (10, 20, 6))
+    values = np.where(left | right | bowel, -850.0, 40.0)
+    values[:, :, 12] = 40.0
+    values[10, 20, 12] = -850.0  # a hole in the diaphragm
+    labels = np.where(left, 2, np.where(right, 3, 1)).astype(np.uint8)
+    labels[:, :, :13] = 1
+    labels[:, :, 25:] = 1
+    found = with_own_pieces(labels, values, replace(LUNG, attached=-700.0))
+    tips = (left | right) & (values < -700) & (np.arange(40) >= 25)
+    assert tips.sum() > 100
+    np.testing.assert_array_equal(found[left & tips], 2)
+    np.testing.assert_array_equal(found[right & tips], 3)
+    np.testing.assert_array_equal(found[:, :, :13], 1)
+    np.testing.assert_array_equal(found[~tips], labels[~tips])
+    assert with_own_pieces(labels, values, LUNG) is labels
+
+
+@pytest.mark.parametrize("aired", [True, False])
+def test_a_piece_without_air_is_no_lung_if_another_piece_has_air(aired: bool) -> None:
+    lung, pelvis = ball(7.0, (20, 20, 30)), ball(8.0, (20, 20, 9))
+    values = np.where(lung & aired, -850.0, 40.0)
+    labels = np.where(lung | pelvis, 3, 1).astype(np.uint8)
+    found = with_own_pieces(labels, values, replace(LUNG, attached=-700.0))
+    np.testing.assert_array_equal(found == 3, lung if aired else lung | pelvis)
