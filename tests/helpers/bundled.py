@@ -75,6 +75,6 @@ def write_sources(folder: Path) -> Path:
         nibabel.save(nibabel.Nifti1Image(labels, np.diag([4.0, 4, 4, 1])), folder / f"map_{n}.nii.gz")
     maps = [{"source": f"map_{n}.nii.gz", "kind": "labels"} for n in range(2)]
     scan = {"source": "scan.nii.gz", "kind": "scan"}
-    (folder / "sources.json").write_text(json.dumps({"training": [maps[0], scan], "validation": [maps[1], scan]}))
+    (folder / "sources.json").write_text(json.dumps({"training": [maps[0], scan], "validation": maps[1:]}))
     (folder / "maps.json").write_text(json.dumps({"training": maps[:1], "validation": maps[1:]}))
     return folder
