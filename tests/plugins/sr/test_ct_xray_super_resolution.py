@@ -93,7 +93,7 @@ def test_it_trains(tmp_path: Path) -> None:
     folder = tmp_path / "sources"
     folder.mkdir()
     for n in range(2):
-        saved(folder / f"ct_{n}.nii.gz", np.repeat(picture()[..., None], 5, 2) * 10 - 1000)
+        saved(folder / f"ct_{n}.nii.gz", np.repeat(picture()[..., None], 5, 2) * (10 - n) - 1000)
     items = [{"source": f"ct_{n}.nii.gz", "kind": "slices", "unit": "HU"} for n in range(2)]
     (folder / "list.json").write_text(json.dumps({"training": items[:1], "validation": items[1:]}))
     changes = SMALL | {"epoch_length": 2, "shape": [24, 24], "batch": 2}
