@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from medkit.errors import BundleError
 from medkit_segment import shapes
+from medkit_segment.cleaning import surrounded
 
 _CORE = 1e-3
 """Smallest share of an organ's inside, near a voxel, that tells what the organ holds."""
@@ -115,18 +116,9 @@ def with_own_pieces(labels: np.ndarray, values: np.ndarray, border: Border) -> n
         strange = np.r_[False, share[1:] < _HOLDING]
         if strange.any() and not strange[1:].all():
             out[strange[pieces]] = border.around
-    pieces, count = ndimage.label(alike & (out == border.around))
-    faces = np.zeros((count + 1, max(*border.labels, int(out.max())) + 1), np.int64)
-    for axis in range(3):
-        own, other = (np.moveaxis(array, axis, 0) for array in (pieces, out))
-        for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
-            outer = (own[here] > 0) & (own[there] != own[here])
-            np.add.at(faces, (own[here][outer], other[there][outer]), 1)
-    touching = faces[:, border.labels]
-    hanging = touching.max(1) >= _TOUCHING * faces.sum(1).clip(min=1)
-    hanging[0] = False
-    where = hanging[pieces]
-    out[where] = np.array(border.labels, out.dtype)[touching.argmax(1)][pieces[where]]
+    pieces, touching = surrounded(alike & (out == border.around), *(out == label for label in border.labels))
+    where = (touching.max(0) >= _TOUCHING)[pieces]
+    out[where] = np.array(border.labels, out.dtype)[touching.argmax(0)][pieces[where]]
     return out
 
 

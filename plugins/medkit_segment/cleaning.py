@@ -54,7 +54,7 @@ def cleaned(labels: np.ndarray, pieces: Pieces) -> np.ndarray:
     if pieces.connected or pieces.body:
         out[_small_pieces(labels > 0, 1.0 if pieces.connected else pieces.body, corners=False)] = 0
     for label in pieces.solid:
-        own, share = _surrounded(out == label, out == 0)
+        own, (share,) = surrounded(out == label, out == 0)
         out[(share > OUTSIDE)[own]] = 0
     stray = np.zeros(out.shape, bool)
     for number, box in enumerate(ndimage.find_objects(out), start=1):
@@ -74,7 +74,7 @@ def without_pockets(labels: np.ndarray, organs: Sequence[int]) -> np.ndarray:
     What surrounds a piece of background are the voxels that share a face with it; most of them have to be organs.
     """
     wanted = np.isin(labels, organs)
-    pieces, share = _surrounded(labels == 0, wanted)
+    pieces, (share,) = surrounded(labels == 0, wanted)
     pocket = share > 0.5
     where = pocket[pieces]
     if not where.any():
@@ -83,16 +83,21 @@ def without_pockets(labels: np.ndarray, organs: Sequence[int]) -> np.ndarray:
     return np.where(where, labels[tuple(nearest)], labels)
 
 
-def _surrounded(mask: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pieces of a mask by number, and the share of `others` in what surrounds each; (I, J, K), (N + 1,)."""
+def surrounded(mask: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pieces of a mask by number (I, J, K), and the share of each of `others` in what surrounds each piece.
+
+    The shares are (len(others), N + 1). What surrounds a piece are the voxels that share a face with it.
+    """
     pieces, count = ndimage.label(mask)
-    around, inside = np.zeros((2, count + 1))
+    around, inside = np.zeros(count + 1), np.zeros((len(others), count + 1))
     for axis in range(3):
         one, other = ((*[slice(None)] * axis, part) for part in (slice(None, -1), slice(1, None)))
         for here, there in ((one, other), (other, one)):
             rim = (pieces[here] > 0) & (pieces[there] == 0)
-            around += np.bincount(pieces[here][rim], minlength=count + 1)
-            inside += np.bincount(pieces[here][rim], others[there][rim], minlength=count + 1)
+            numbers = pieces[here][rim]
+            around += np.bincount(numbers, minlength=count + 1)
+            for own, near in zip(inside, others, strict=True):
+                own += np.bincount(numbers, near[there][rim], minlength=count + 1)
     return pieces, np.divide(inside, around, out=np.zeros_like(inside), where=around > 0)
 
 
