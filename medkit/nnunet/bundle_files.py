@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.bundle import INFERENCE, WEIGHTS
+from medkit.bundles.standard import evaluation
 from medkit.errors import listed, size_text
 from medkit.nnunet.plans import Configuration, Plans
 from medkit.nnunet.texts import plain_text
@@ -124,18 +125,7 @@ def _config(model: Model, weights: str, orientation: str | None) -> dict[str, An
                 },
             ],
         },
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader", "load_path": f"$@bundle_root + '/{weights}'",
-                "load_dict": {"model": "@network"}, "map_location": "@device",
-            },
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader",
-            "network": "@network", "inferer": "@inferer", "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "run": ["$@evaluator.run()"],
+        **evaluation(weights),
     }  # fmt: skip
 
 

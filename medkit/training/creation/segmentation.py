@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medkit.bundles.standard import evaluation
 from medkit.training.creation.architectures import Architecture
 
 BOTH = ["image", "label"]
@@ -53,16 +54,7 @@ def inference_config(network: Architecture, wishes: Wishes) -> dict[str, Any]:
             {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "dseg",
              "output_dtype": "$torch.int16", "separate_folder": False, "resample": False},
         ]),
-        "handlers": [{
-            "_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'",
-            "load_dict": {"model": "@network"}, "map_location": "@device",
-        }],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader",
-            "network": "@network", "inferer": "@inferer", "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "run": ["$@evaluator.run()"],
+        **evaluation(),
     }  # fmt: skip
 
 
