@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,11 @@ import nibabel
 import numpy as np
 import pytest
 from tiny import write_bundle
+from train_command import call as call_medkit
+from train_command import undone
 
 from medkit.bundles.safety.trust import is_trusted
 from medkit.bundles.verify import FAILED, bundle_problems, verify_bundle
-from medkit.cli import main
 
 Call = Callable[..., int]
 
@@ -24,21 +23,9 @@ Call = Callable[..., int]
 @pytest.fixture
 def call(clean_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
     """Runs medkit in this process, in a folder of its own; gives the exit code."""
-    import torch
-
     monkeypatch.chdir(tmp_path)
-    threads, path = torch.get_num_threads(), list(sys.path)
-
-    def run(*words: object) -> int:
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        return int(stop.value.code or 0)
-
-    yield run
-    torch.set_num_threads(threads)
-    sys.path[:] = path
-    for name in ("medkit.training", "medkit.training.progress"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    with undone():
+        yield call_medkit
 
 
 def metadata(root: Path) -> dict[str, Any]:

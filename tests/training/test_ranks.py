@@ -19,6 +19,7 @@ import torch
 from places import HELPERS
 from processes import Ended, free_port, train_over
 from tiny import write_bundle, write_labels
+from train_command import arguments
 from trained import is_like, table, weights
 
 from medkit.errors import BundleError, Stopped, TrainingError, UsageError
@@ -38,11 +39,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bundle(folder / "halves", validate__dataset__length=5)
     write_labels(folder / "labels")
     return folder
-
-
-def arguments(place: Path, out: Path, *more: object, bundle: Path | None = None) -> list[object]:
-    command = ["train", "halves", "--bundle", bundle or place / "halves", "--trust", "--data", place / "labels"]
-    return [*command, "-o", out, "--threads", 1, *more]
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from places import HELPERS
 from tiny import write_bundle, write_labels
+from train_command import arguments, call, undone
 from trained import equal, is_like, table, weights
 
 from medkit.bundles.verify import bundle_problems
-from medkit.cli import main
 from medkit.terminal import progress
 
 Train = Callable[..., int]
@@ -35,16 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def as_it_was(clean_environment: None) -> Iterator[None]:
-    """What a training sets in its process is put back."""
-    import torch
-
-    threads, path = torch.get_num_threads(), list(sys.path)
-    yield
-    torch.set_num_threads(threads)
-    sys.path[:] = path
-    sys.modules.pop("halves_code", None)
-    for name in ("medkit.training", "medkit.training.progress"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    with undone():
+        yield
 
 
 @pytest.fixture
@@ -56,17 +48,6 @@ def train(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train
         return call(*arguments(place, tmp_path / out, *more, bundle=bundle, data=data))
 
     return run
-
-
-def arguments(place: Path, out: Path, *more: object, bundle: Path | None = None, data: object = "") -> list[str]:
-    command = ["train", "halves", "--bundle", bundle or place / "halves", "--trust", "--data", data or place / "labels"]
-    return [str(a) for a in (*command, "-o", out, "--threads", 1, *more)]
-
-
-def call(*command: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(command)
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ import nibabel
 import numpy as np
 import pytest
 from tiny import write_bundle, write_labels
+from train_command import arguments, call, undone
 from trained import is_like, table
-
-from medkit.cli import main
 
 Train = Callable[..., int]
 
@@ -32,14 +29,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def as_it_was(clean_environment: None) -> Iterator[None]:
-    import torch
-
-    threads, path = torch.get_num_threads(), list(sys.path)
-    yield
-    torch.set_num_threads(threads)
-    sys.path[:] = path
-    for name in ("medkit.training", "medkit.training.progress"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    with undone():
+        yield
 
 
 @pytest.fixture
@@ -48,10 +39,7 @@ def train(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train
 
     def run(*more: object, out: str = "out", trouble: str = "", bundle: Path | None = None, data: object = "") -> int:
         monkeypatch.setenv("TINY_TROUBLE", trouble)
-        command = ["train", "halves", "--bundle", bundle or place / "halves", "--trust", "-o", tmp_path / out]
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in (*command, "--data", data or place / "labels", "--threads", 1, *more)])
-        return int(stop.value.code or 0)
+        return call(*arguments(place, tmp_path / out, *more, bundle=bundle, data=data))
 
     return run
 

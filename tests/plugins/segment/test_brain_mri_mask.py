@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,16 +33,8 @@ monai_bundle = functools.partial(bundled.monai_bundle, ROOT)
 @pytest.fixture
 def label_maps(tmp_path: Path) -> Path:
     """Three heads of a brain in a skull, and the tables of their labels."""
-    folder = tmp_path / "maps"
-    folder.mkdir()
-    rows = ["0\t0\t0\tbackground", "2\t2\t2\twhite", "24\t24\t0\tbackground", "502\t502\t0\tbackground"]
-    (folder / "labels.tsv").write_text("\n".join(["index\tintensity_class\ttarget\ttarget_name", *rows]) + "\n")
-    priors = [f"{row.split()[0]}\t{n}\t{20 + 50 * n}\t5\t5\t2" for n, row in enumerate(rows)]
-    (folder / "t1_priors.tsv").write_text("\n".join(["index\tt1_class\tmean\tmean_sd\tstd\tstd_sd", *priors]) + "\n")
-    for n in range(3):
-        head = np.zeros((32, 32, 32), np.uint16)
-        head[3:29, 3:29, 3 + n : 29], head[6:26, 6:26, 6 + n : 26] = 502, 2
-        nibabel.save(nibabel.Nifti1Image(head, np.diag([4.0, 4, 4, 1])), folder / f"map_{n}.nii.gz")
+    folder = bundled.write_sources(tmp_path / "maps")
+    shutil.copy(folder / "map_1.nii.gz", folder / "map_2.nii.gz")
     return folder
 
 
