@@ -69,7 +69,7 @@ def _keep_short_convolutions_whole(network: torch.nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | transposed):
             image = _image_of_transposed if isinstance(layer, transposed) else _image_of_convolution
-            layer.forward = functools.partial(_float_if_short, layer.forward, image, layer)
+            layer.__dict__["forward"] = functools.partial(_float_if_short, layer.forward, image, layer)
 
 
 def _float_if_short(forward: Any, image: Any, layer: Any, value: torch.Tensor, *args: Any) -> Any:
