@@ -59,7 +59,8 @@ def bundle(
 
     found = replace(chosen.any(), configs=tuple(name.strip() for name in configs.split(",")))
     task = bundle_task("bundle", [found], replace(chosen.settings, probabilities=probabilities, min_score=min_score))
-    run_task(with_dicom(task, dicom, *_makers(found, task.outputs[0].role)), options)
+    makers = _makers(found, task.outputs[0].role)
+    run_task(with_dicom(task, dicom, *makers, parts=contract_of(found).keys), options)
 
 
 def _makers(bundle: Bundle, role: str) -> Sequence[Maker]:

@@ -15,11 +15,11 @@ from .identity import series_number as series_number
 from .identity import uid_of as uid_of
 from .options import DicomChoices as DicomChoices
 from .options import dicom_options as dicom_options
+from .origin import Origin as Origin
 from .report import Answer as Answer
 from .results import ClassReport as ClassReport
 from .results import DerivedImages as DerivedImages
 from .results import Maker as Maker
-from .results import Origin as Origin
 from .results import Segments as Segments
 from .results import VolumeReport as VolumeReport
 from .results import with_dicom as with_dicom

@@ -7,10 +7,8 @@ named as contributing), and where the voxels are others, whatever differs from s
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,59 +28,12 @@ from medkit.dicom_objects.identity import (
     series_number,
     uid_of,
 )
+from medkit.dicom_objects.kept_header import CLASSIC, CT, MR, PET, class_of, kept_header
 from medkit.dicom_objects.source import Series, SourceImage
 from medkit.errors import InputError
-from medkit.images.dicom.frames import PER_FRAME, SHARED
 from medkit.images.image import Image
 from medkit.space import Grid, apply_affine
 
-CT, MR, PET = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"
-CLASSIC = {
-    "1.2.840.10008.5.1.4.1.1.2.1": CT,
-    "1.2.840.10008.5.1.4.1.1.2.2": CT,
-    "1.2.840.10008.5.1.4.1.1.4.1": MR,
-    "1.2.840.10008.5.1.4.1.1.4.4": MR,
-}
-"""Class of enhanced CT and MR, also of converted ones -> the classic class of one file a slice."""
-_STALE_GROUPS = {0x0028, 0x0088, 0x0400, 0x2050, 0x5200, 0x5400, 0x7FE0}
-"""Groups of elements that describe the source's pixels, frames, icons and signatures."""
-_KEPT_OF_PIXELS = {
-    *("BurnedInAnnotation", "RecognizableVisualFeatures", "CorrectedImage", "QualityControlImage"),
-    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
-}
-"""What is still true among the elements of the group of pixels."""
-_STALE = (
-    *("ImagePositionPatient", "ImageOrientationPatient", "SliceLocation", "SpacingBetweenSlices", "SliceThickness"),
-    *("SourceImageSequence", "ReferencedImageSequence", "DerivationDescription", "DerivationCodeSequence"),
-    *("DimensionOrganizationSequence", "DimensionIndexSequence", "DimensionOrganizationType", "NumberOfFrames"),
-    *("ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber"),
-    *("InstanceCreatorUID", "StationName", "DeviceSerialNumber", "SoftwareVersions", "ManufacturerModelName"),
-    *("PerformedProtocolCodeSequence", "SmallestPixelValueInSeries", "LargestPixelValueInSeries"),
-    *("VolumetricProperties", "VolumeBasedCalculationTechnique"),
-    *("InStackPositionNumber", "StackID", "ImagesInAcquisition", "NumberOfTemporalPositions"),
-)
-"""Further elements that say nothing true of a derived image."""
-_NEEDED_OF_FIRST = {
-    "FrameReferenceTime", "ActualFrameDuration", "DecayFactor", "AcquisitionDate", "AcquisitionTime",
-    "AcquisitionNumber", "ContentDate", "ContentTime",
-}  # fmt: skip
-"""What some classes need, though it differs from slice to slice: that of the first one."""
-_MAY_BE_EMPTY = {
-    CT: ("KVP", "AcquisitionNumber"),
-    MR: ("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime"),
-    PET: (
-        *("RadiopharmaceuticalInformationSequence", "PatientOrientationCodeSequence"),
-        "PatientGantryRelationshipCodeSequence",
-    ),
-}
-"""What these classes have, empty if nothing is known."""
-_UNPAIRED = {
-    *("ABDOMEN", "ABDOMENPELVIS", "AORTA", "BACK", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS"),
-    *("COCCYX", "COLON", "CSPINE", "HEAD", "HEADNECK", "HEART", "JAW", "LIVER", "LSPINE", "MAXILLA", "MEDIASTINUM"),
-    *("NECK", "NECKCHEST", "NOSE", "PANCREAS", "PELVIS", "PROSTATE", "RECTUM", "SKULL", "SPINE", "SPLEEN", "SSPINE"),
-    *("STERNUM", "STOMACH", "THYMUS", "THYROID", "TONGUE", "TRACHEA", "TSPINE", "UTERUS", "WHOLEBODY"),
-}
-"""Parts of the body of which there is one, so that there is no side to state."""
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _SOURCE = ("121322", "DCM", "Source image for image processing operation")
 _RESAMPLING = ("113085", "DCM", "Spatial resampling")
@@ -116,12 +67,14 @@ class Space:
     """Position Reference Indicator."""
 
 
-def derived_series(image: Image, source: Series, space: Space | None, algorithm: Algorithm) -> DicomSeries:
+def derived_series(
+    image: Image, source: Series, space: Space | None, algorithm: Algorithm, parts: Sequence[Series] = ()
+) -> DicomSeries:
     """Return an image as a series that is derived from a source.
 
     space: the frame of reference of the image's grid; None for images without a place in the body, such as X-rays.
-    Raises InputError for a source that has no class for single slices, and for
-    images of several channels.
+    parts: further series that the image was made from; they are named as sources too. Raises InputError for a source
+    that has no class for single slices, and for images of several channels.
     """
     where = image.path or source.path
     if len(image.data) > 1:
@@ -135,9 +88,10 @@ def derived_series(image: Image, source: Series, space: Space | None, algorithm:
         grid = source.grid
     stored, slope = stored_values(planes)
     sample = stored[:: 1 + len(stored) // 50, :: 1 + stored.shape[1] // 256, :: 1 + stored.shape[2] // 256] * slope
-    uids = ("image", str(source.header.SeriesInstanceUID), *(one.sop_instance for one in source.images))
+    further = [one for part in parts for one in part.images]
+    uids = ("image", str(source.header.SeriesInstanceUID), *(one.sop_instance for one in (*source.images, *further)))
     identity = [*uids, digest_of(planes, grid.affine), space.uid if space else "", algorithm.description]
-    builder = _Builder(source, space, algorithm, grid, same, uid_of("series", *identity), identity)
+    builder = _Builder(source, further, space, algorithm, grid, same, uid_of("series", *identity), identity)
     window = _window(source, sample)
     files = [builder.slice(k, stored[k], slope, window) for k in range(len(stored))]
     return DicomSeries(files)
@@ -199,7 +153,7 @@ def stored_values(values: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _window(source: Series, values: np.ndarray) -> tuple[float, float]:
     """Return the centre and width that show an image: of the source for a CT, else of most of the values."""
-    if _class_of(source) == CT and "WindowCenter" in source.header and "WindowWidth" in source.header:
+    if class_of(source) == CT and "WindowCenter" in source.header and "WindowWidth" in source.header:
         centre, width = (_first(source.header[k].value) for k in ("WindowCenter", "WindowWidth"))
         if centre is not None and width is not None and width >= 1:
             return centre, width
@@ -212,16 +166,13 @@ def _first(value: Any) -> float | None:
     return None if value in (None, "") else float(value)
 
 
-def _class_of(source: Series) -> str:
-    kind = source.images[0].sop_class
-    return CLASSIC.get(kind, kind)
-
-
 @dataclass(frozen=True, eq=False)
 class _Builder:
     """Makes the files of a series."""
 
     source: Series
+    further: Sequence[SourceImage]
+    """Images of other series that the image was made from."""
     space: Space | None
     algorithm: Algorithm
     grid: Grid
@@ -232,7 +183,7 @@ class _Builder:
 
     def slice(self, k: int, pixels: np.ndarray, slope: float, window: tuple[float, float]) -> Any:
         """Return one file, for stored pixels (rows, columns)."""
-        out = self._header(k)
+        out = kept_header(self.source, k if self.same else None, has_place=self.space is not None)
         self._state_identity(out, k)
         self._state_derivation(out, k)
         if self.space is not None:
@@ -241,46 +192,9 @@ class _Builder:
         _state_pixels(out, pixels, slope, window)
         return out
 
-    def _header(self, k: int) -> Any:
-        """Return what is still true of the source's header."""
-        from pydicom.dataset import Dataset, FileMetaDataset
-        from pydicom.uid import ExplicitVRLittleEndian
-
-        image = self.source.images[k if self.same else 0]
-        out = Dataset()
-        for element in image.header:
-            keyword = element.keyword
-            stale = element.tag.group in _STALE_GROUPS and keyword not in _KEPT_OF_PIXELS
-            overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
-            if stale or overlay or element.tag.is_private or keyword in _STALE or not keyword:
-                continue
-            if not self.same and keyword not in _NEEDED_OF_FIRST and element.tag in self._varying:
-                continue
-            out.add(copy.deepcopy(element))  # a data set changes its elements in place
-        if PER_FRAME in image.header:
-            _flatten(out, image, _class_of(self.source))
-        for keyword in _MAY_BE_EMPTY.get(_class_of(self.source), ()):
-            if keyword not in out:
-                setattr(out, keyword, [] if keyword.endswith("Sequence") else None)
-        _drop_conditional(out, _class_of(self.source))
-        sided = "Laterality" in out or "ImageLaterality" in out
-        if not sided and str(out.get("BodyPartExamined") or "") not in _UNPAIRED:
-            out.Laterality = ""
-        if self.space is None and "PatientOrientation" not in out:
-            out.PatientOrientation = ""
-        out.file_meta = FileMetaDataset()
-        out.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        return out
-
-    @cached_property
-    def _varying(self) -> set[Any]:
-        """Tags of the elements that differ from slice to slice of the source, or that some slices lack."""
-        first, *others = self.source.headers
-        return {e.tag for e in first if any(e.tag not in other or other[e.tag] != e for other in others)}
-
     def _state_identity(self, out: Any, k: int) -> None:
         header = self.source.header
-        out.SOPClassUID = out.file_meta.MediaStorageSOPClassUID = _class_of(self.source)
+        out.SOPClassUID = out.file_meta.MediaStorageSOPClassUID = class_of(self.source)
         out.SOPInstanceUID = out.file_meta.MediaStorageSOPInstanceUID = uid_of("instance", str(k), *self.identity)
         out.SeriesInstanceUID = self.series_uid
         out.SeriesNumber, out.InstanceNumber = series_number(header, "image"), k + 1
@@ -294,19 +208,19 @@ class _Builder:
                 setattr(acquired, keyword, header[keyword].value)
         out.ContributingEquipmentSequence = [*out.get("ContributingEquipmentSequence", ()), acquired]
         out.Manufacturer, out.ManufacturerModelName, out.SoftwareVersions = MANUFACTURER, MANUFACTURER, VERSION
-        if _class_of(self.source) == PET:
+        if class_of(self.source) == PET:
             out.ImageIndex, out.NumberOfSlices = k + 1, self.grid.shape[2]
 
     def _state_derivation(self, out: Any, k: int) -> None:
         stated = list(out.get("ImageType") or [])
         # PET has no derived image that is SECONDARY
-        second = "PRIMARY" if _class_of(self.source) == PET else "SECONDARY"
+        second = "PRIMARY" if class_of(self.source) == PET else "SECONDARY"
         out.ImageType = ["DERIVED", second, *stated[2:]]
         out.DerivationDescription = one_line(self.algorithm.description)
         if not self.same:
             out.DerivationCodeSequence = [_code(_RESAMPLING)]
         images = [self.source.images[k]] if self.same else self.source.images
-        out.SourceImageSequence = [_reference(image) for image in images]
+        out.SourceImageSequence = [_reference(image) for image in (*images, *self.further)]
 
     def _state_place(self, out: Any, k: int) -> None:
         assert self.space is not None
@@ -323,7 +237,7 @@ class _Builder:
         normal = np.cross(rows, columns)
         out.SliceThickness = decimal(self.source.thickness if self.same else self.grid.spacing[2])
         out.SliceLocation = decimal(float(origin @ normal))
-        if _class_of(self.source) == MR and self.grid.shape[2] > 1:
+        if class_of(self.source) == MR and self.grid.shape[2] > 1:
             out.SpacingBetweenSlices = decimal(abs(float(between @ normal)) * self.grid.spacing[2])
 
     def _state_spacing(self, out: Any) -> None:
@@ -336,17 +250,6 @@ class _Builder:
         for keyword in _SPACINGS:
             if stated := self.source.header.get(keyword):
                 setattr(out, keyword, [decimal(float(v) / s) for v, s in zip(stated, smaller, strict=True)])
-
-
-def _drop_conditional(out: Any, kind: str) -> None:
-    """Remove elements that may only be there under conditions, which sources do not always keep to."""
-    stale = {keyword for keyword in ("InversionTime", "TriggerTime") if out.get(keyword) in (None, "")}
-    if kind == PET:
-        times = {"GATED": {"FrameTime"}, "DYNAMIC": {"TriggerTime"}}
-        stale |= times.get(str((out.get("SeriesType") or [""])[0]), {"FrameTime", "TriggerTime"})
-        stale |= {"PatientPosition"}  # PET has Patient Orientation Code Sequence instead
-    for keyword in stale & set(out.dir()):
-        delattr(out, keyword)
 
 
 def _reference(image: SourceImage) -> Any:
@@ -379,26 +282,3 @@ def _state_pixels(out: Any, pixels: np.ndarray, slope: float, window: tuple[floa
     out.WindowCenter, out.WindowWidth = decimal(window[0]), decimal(window[1])
     if "PresentationLUTShape" in out:
         out.PresentationLUTShape = "IDENTITY"
-
-
-def _flatten(out: Any, image: SourceImage, kind: str) -> None:
-    """State what an enhanced CT or MR has in groups as classic images do, at the top."""
-    header, number = image.header, (image.frame or 1) - 1
-    groups = [header[PER_FRAME].value[number], *(header[SHARED].value if SHARED in header else [])]
-
-    def of(group: str, keyword: str) -> Any:
-        found = (one[group].value[0].get(keyword) for one in groups if one.get(group))
-        return next((value for value in found if value is not None), None)
-
-    if kind == CT:
-        out.KVP = of("CTXRayDetailsSequence", "KVP")
-        return
-    pulse = {"SPIN": ["SE"], "GRADIENT": ["GR"], "BOTH": ["SE", "GR"]}
-    out.ScanningSequence = pulse.get(str(header.get("EchoPulseSequence")), ["RM"])
-    out.SequenceVariant = "NONE"
-    out.EchoTime = of("MREchoSequence", "EffectiveEchoTime")
-    out.RepetitionTime = of("MRTimingAndRelatedParametersSequence", "RepetitionTime")
-    out.FlipAngle = of("MRTimingAndRelatedParametersSequence", "FlipAngle")
-    out.EchoTrainLength = of("MRTimingAndRelatedParametersSequence", "EchoTrainLength")
-    if header.get("MRAcquisitionType") not in ("2D", "3D"):
-        out.MRAcquisitionType = None

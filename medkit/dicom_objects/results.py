@@ -8,19 +8,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medkit.dicom_objects.codes import Algorithm, Meaning
 from medkit.dicom_objects.identity import VERSION, DicomObject, highdicom, uid_of
-from medkit.dicom_objects.source import SERIES_ROLE, Lead, Series, is_same_person, leads_of, series_on_grid
-from medkit.errors import InputError, UsageError, listed
+from medkit.dicom_objects.origin import Origin
+from medkit.dicom_objects.source import SERIES_ROLE, Lead, is_same_person, leads_of, series_on_grid
+from medkit.errors import InputError, UsageError
 from medkit.images.image import Image, read_grid
-from medkit.pipe.records import Record, record_of
+from medkit.pipe.records import record_of
 from medkit.run.existing import file_digest
 from medkit.run.outputs import Output
-from medkit.run.task import Case, Result, Runtime, Stages, Task, Writable
+from medkit.run.task import Case, Result, Runtime, Stages, Task, Writable, numbered
 
 if TYPE_CHECKING:
     from medkit.dicom_objects.derived_image import Space
@@ -31,85 +30,6 @@ if TYPE_CHECKING:
 
 SOURCE = "dicom_source"
 """Role of the series of a case, in records that name it and for `--dicom-source`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """Where a case comes from: its person's series, and those in the space of its image."""
-
-    path: Path
-    """The case's own image."""
-    record: Record
-    """Of that image."""
-    own: Lead
-    """How the image is read."""
-    given: Path | None
-    """The series that the user named."""
-
-    @classmethod
-    def of(cls, case: Case, given: Path | None, record: Record | None = None) -> Origin:
-        """Return the origin of a case; `record`: of its own image, None: what its sidecar says."""
-        record = record or (case.record if case.record.path == case.path else record_of(case.path))
-        return cls(case.path, record, Lead(case.path, None, case.runtime.series, case.runtime.frame), given)
-
-    def leads(self, *, space: bool) -> Sequence[Lead]:
-        """Return where the series may be, the nearest first."""
-        if self.given is not None:
-            return [Lead(self.given, None, self.own.series, self.own.frame)]
-        return list(leads_of(self.record, self.own, space=space))
-
-    @cached_property
-    def header(self) -> Any:
-        """A header that states the person whom the case shows. Raises InputError if none is known."""
-        leads = self.leads(space=False)
-        if not leads:
-            raise InputError(
-                f"{self.path}: a DICOM object belongs to a DICOM series, and none is among the sources of this image: "
-                "name its folder with --dicom-source FOLDER"
-            )
-        return leads[0].header()
-
-    @cached_property
-    def person(self) -> Series:
-        """The nearest series of the person that the case shows. Raises InputError if none is known."""
-        lead = next((lead for lead in self.leads(space=False) if lead.is_series), None)
-        if lead is None:
-            raise InputError(
-                f"{self.path}: comes from DICOM objects without images: name the series: --dicom-source FOLDER"
-            )
-        return lead.read()
-
-    def on_grid(self, grid: Grid) -> Series:
-        """Return the series whose images have the voxels of a grid. Raises InputError if there is none."""
-        header = self.header
-        found, others = series_on_grid(iter(self.leads(space=True)), grid)
-        if found is None:
-            known = [one.path for one in others] or [lead.path for lead in self.leads(space=False)][:1]
-            raise InputError(
-                f"{self.path}: lies on another grid than {listed(list(map(str, known)))}"
-                ": --dicom image, where the grid was changed, makes a series on the new one, which is then found here"
-            )
-        if not is_same_person(found.header, header):
-            raise self._two_persons(found)
-        return found
-
-    @cached_property
-    def in_space(self) -> Series:
-        """The nearest series in the space of the image, on whatever grid. Raises InputError."""
-        header = self.header
-        lead = next((lead for lead in self.leads(space=True) if lead.is_series), None)
-        if lead is None:
-            raise InputError(f"{self.path}: lies in the space of no DICOM series; --dicom-source FOLDER names one")
-        found = lead.read()
-        if not is_same_person(found.header, header):
-            raise self._two_persons(found)
-        return found
-
-    def _two_persons(self, other: Series) -> InputError:
-        return InputError(
-            f"{self.path}: shows the person of {self.leads(space=False)[0].path}, but lies in the space of {other.path}"
-            ", which states another Patient ID; --dicom image, at the registration, makes a series of this person there"
-        )
 
 
 class Maker(Protocol):
@@ -203,6 +123,7 @@ class DerivedImages:
         from medkit.dicom_objects.derived_image import check_class
 
         check_class(origin.person)
+        assert origin.further is not None, "series that are gone are found before any work"
 
     def make(
         self, case: Case, origin: Origin, result: Result, algorithm: Algorithm, made: Mapping[str, Writable]
@@ -213,7 +134,7 @@ class DerivedImages:
         assert isinstance(image, Image), "a derived series is made from an image"
         person = origin.person
         space = self._space(case, origin, result, image.grid) if person.has_position else None
-        return {SERIES_ROLE: derived_series(image, person, space, algorithm)}
+        return {SERIES_ROLE: derived_series(image, person, space, algorithm, origin.further)}
 
     def _space(self, case: Case, origin: Origin, result: Result, grid: Grid) -> Space:
         """Return the frame of reference of a result: that of a DICOM series which has it, else a new one."""
@@ -292,11 +213,13 @@ class ClassReport:
         return {"dicom_sr": class_report(self.answers(result), origin.person, algorithm)}
 
 
-def with_dicom(task: Task, chosen: DicomChoices, *makers: Maker) -> Task:
+def with_dicom(task: Task, chosen: DicomChoices, *makers: Maker, parts: Sequence[str] = ()) -> Task:
     """Return a task that also writes its results as DICOM, if that is wanted.
 
-    makers: what the task's results are, those first that others refer to. Raises UsageError if highdicom is missing,
-    if the task writes rows of a table instead of files, and for a source without a kind.
+    makers: what the task's results are, those first that others refer to. parts: roles of a case's further images from
+    which they are made, such as other channels; all lines of a case of several are such images anyway. Raises
+    UsageError if highdicom is missing, if the task writes rows of a table instead of files, and for a source without a
+    kind.
     """
     if not chosen.kinds:
         if chosen.source:
@@ -314,31 +237,23 @@ def with_dicom(task: Task, chosen: DicomChoices, *makers: Maker) -> Task:
         task,
         outputs=(*task.outputs, *(output for maker in wanted for output in maker.outputs(task))),
         process=None,
-        setup=functools.partial(_set_up, task=task, makers=tuple(wanted)),
+        setup=functools.partial(_set_up, task=task, makers=tuple(wanted), parts=tuple(parts)),
         arguments={**task.arguments, "dicom": [maker.kind for maker in wanted]},
         accepts=(*task.accepts, SOURCE),
         shared={**task.shared, **({SOURCE: chosen.source} if chosen.source else {})},
     )
 
 
-def _set_up(runtime: Runtime, *, task: Task, makers: Sequence[Maker]) -> Stages | Callable[[Case], Result]:
+def _set_up(
+    runtime: Runtime, *, task: Task, makers: Sequence[Maker], parts: Sequence[str]
+) -> Stages | Callable[[Case], Result]:
     """Set up the task, and return its work with the objects added."""
     process = task.setup(runtime) if task.setup else task.process
     assert process is not None, "a Task needs process or setup"
-    work = _Work(task, tuple(makers))
+    work = _Work(task, tuple(makers), parts)
     if isinstance(process, Stages):
         return work.stages(process)
     return functools.partial(work.whole, process)
-
-
-def _check_one_person(case: Case, origin: Origin) -> None:
-    """Raise InputError for a case of several lines that are of two persons: its result would be filed with one."""
-    for member in case.members:
-        lead = next(leads_of(member, space=False), None)
-        if lead is not None and not is_same_person(lead.header(), origin.header):
-            raise InputError(
-                f"{member.path}: states another Patient ID than {origin.path}: leave out --dicom, or the scan"
-            )
 
 
 @dataclass(frozen=True)
@@ -347,6 +262,8 @@ class _Work:
 
     task: Task
     makers: tuple[Maker, ...]
+    parts: Sequence[str]
+    """Roles of further images from which results are made."""
 
     def stages(self, own: Stages) -> Stages:
         """Return the stages of a task with the objects added."""
@@ -374,8 +291,10 @@ class _Work:
 
     def _origin(self, case: Case) -> Origin:
         """Return where a case comes from. Raises InputError, before any work, for one that no series is known of."""
-        origin = Origin.of(case, case.inputs.get(SOURCE))
-        _check_one_person(case, origin)
+        lines = (numbered(self.task.role, number) for number in range(2, len(case.members) + 1))
+        parts = [case.inputs[role] for role in (*lines, *self.parts) if case.inputs.get(role, case.path) != case.path]
+        origin = Origin.of(case, case.inputs.get(SOURCE), parts=parts)
+        origin.check_person()
         for maker in self.makers:
             maker.check(case, origin)
         return origin

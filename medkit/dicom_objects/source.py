@@ -91,6 +91,12 @@ class Series:
         """One data set for each file."""
         return tuple({one.sop_instance: one.header for one in self.images}.values())
 
+    @cached_property
+    def varying(self) -> frozenset[Any]:
+        """Tags of the elements that differ from file to file, or that some files lack."""
+        first, *others = self.headers
+        return frozenset(e.tag for e in first if any(e.tag not in other or other[e.tag] != e for other in others))
+
     @property
     def has_position(self) -> bool:
         """Whether the files say where in the body the images lie: X-rays do not."""

@@ -103,4 +103,4 @@ def sr(
     shared = {role: absolute(path) for role, path in files.items() if path}
     target = Target(spacing, int(scale) if scale else None, "plane" if sequence else axes)
     task = superresolution(ResolveChoices(target, method, style, shared, fuse, sequence), bundles, settings)
-    run_task(with_dicom(task, dicom, DerivedImages()), options)
+    run_task(with_dicom(task, dicom, DerivedImages(), parts=["guide"]), options)

@@ -28,6 +28,11 @@ def headers(folder: Path) -> list[pydicom.Dataset]:
     return [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
 
 
+def sources(header: pydicom.Dataset) -> set[str]:
+    """UIDs of the images that an image states as its sources."""
+    return {one.ReferencedSOPInstanceUID for one in header.SourceImageSequence}
+
+
 def spaces(folder: Path) -> set[str]:
     return {header.FrameOfReferenceUID for header in headers(folder)}
 
@@ -223,6 +228,8 @@ def test_fused_scans_become_a_series_of_their_person(medkit: Run, tmp_path: Path
     assert np.abs(found - back.data[0]).max() <= 0.51 * float(headers(made)[0].get("RescaleSlope", 1))
     assert spaces(made) == spaces(first)
     assert {header.PatientID for header in headers(made)} == {IDENTITY}
+    scans = {header.SOPInstanceUID for folder in (first, second) for header in headers(folder)}
+    assert [sources(header) for header in headers(made)] == [scans] * len(headers(made))
     # the pattern at a place of the body is that of the object there, in LPS
     i, j, k = np.rint(np.linalg.inv(back.grid.affine) @ (-9.4, 0, 0, 1)).astype(int)[:3]
     x, y, z = (back.grid.affine @ (i, j, k, 1))[:3] * (-1, -1, 1)
@@ -232,6 +239,23 @@ def test_fused_scans_become_a_series_of_their_person(medkit: Run, tmp_path: Path
     assert f"{stranger}: states another Patient ID than {first}" in refused.err
     assert not list((tmp_path / "p").glob("*"))
     check_valid(made / "0001.dcm")
+
+
+def test_a_guide_is_a_source_too(medkit: Run, tmp_path: Path) -> None:
+    """Also as a file that was converted from its series; one of another person is refused."""
+    scan = thick(tmp_path / "scan", AXIAL, (-35.0, -35.0, -24.0))
+    guide = thick(tmp_path / "guide", AXIAL, (-35.0, -35.0, -24.0), SeriesDescription="T1")
+    stranger = thick(tmp_path / "stranger", AXIAL, (-35.0, -35.0, -24.0), PatientID="other")
+    finer = ("run", "sr", scan, "--spacing", "3", "--method", "backprojection", "--dicom", "image")
+    denoised = medkit("run", "enhance", guide, "--what", "denoise", "-o", tmp_path / "g")
+
+    done = medkit(*finer, "--guide", tmp_path / "g/guide_enhanced.nii.gz", "-o", tmp_path / "o")
+    refused = medkit(*finer, "--guide", stranger, "-o", tmp_path / "p")
+
+    assert (denoised.code, done.code, refused.code) == (0, 0, 3), denoised.err + done.err + refused.err
+    scans = {header.SOPInstanceUID for folder in (scan, guide) for header in headers(folder)}
+    assert sources(headers(tmp_path / "o/scan_sr_dicom")[0]) == scans
+    assert f"{stranger}: states another Patient ID than {scan}" in refused.err
 
 
 def test_registered_images_take_the_space_of_the_fixed_one(medkit: Run, tmp_path: Path) -> None:
