@@ -178,7 +178,7 @@ class _Applier:
         return image, kind, interpolation, []
 
     def _points(self, case: Case) -> Result:
-        points = read_points(case.path, self.settings.coordinates)
+        points = read_points(case.path, self.settings.coordinates, none=True)
         moved, sizes, warnings = self._moved_points(points)
         if self.transform and self.grid:
             warnings += check_ends(self.transform, self.grid, None, _ADVICE)
@@ -204,7 +204,7 @@ class _Applier:
 
     def _moved(self, positions: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """Return the moved points (N, 3), RAS+ mm, and warnings about points without an inverse."""
-        if self.transform is None:
+        if self.transform is None or not len(positions):
             return positions, []
         transform = self.transform if self.settings.points_from == "reference" else self.transform.inverse()
         moved = transform.map_points(positions)

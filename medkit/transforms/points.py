@@ -45,8 +45,8 @@ class Points:
     """Column -> (N,) texts that a new table has besides names and positions."""
 
 
-def read_points(path: Path, frame: str = "RAS") -> Points:
-    """Read landmarks. Raises InputError.
+def read_points(path: Path, frame: str = "RAS", *, none: bool = False) -> Points:
+    """Read landmarks. Raises InputError, unless `none` also for a whole file without a point: nothing was found.
 
     `.csv` and `.tsv`: columns x, y, z (mm in `frame`, `RAS` or `LPS`) and optionally name, label or id; or three
     columns without a header. Columns `size_x`, `size_y` and `size_z` make boxes of them. `.fcsv` and `.mrk.json`: files
@@ -66,8 +66,9 @@ def read_points(path: Path, frame: str = "RAS") -> Points:
         raise InputError(
             f"{path}: expected points in a file that ends in {', '.join(POINT_SUFFIXES)}: {error}"
         ) from error
-    if not len(rows) or not np.isfinite(positions).all():
-        raise InputError(f"{path}: expected one point or more with finite coordinates")
+    if not np.isfinite(positions).all() or not (len(rows) or none):
+        got = "others" if len(rows) else "none"
+        raise InputError(f"{path}: expected one point or more with finite coordinates, got {got}")
     stated = tuple(str(row[3]) for row in rows)
     named = all(stated) and len(set(stated)) == len(stated)
     names = stated if named else tuple(str(n + 1) for n in range(len(rows)))
@@ -121,7 +122,9 @@ def _cells(path: Path) -> tuple[list[list[str]], list[list[str]], list[int], int
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     header = [cell.lower() for cell in rows[0]] if rows else []
     if not {"x", "y", "z"} <= set(header):
-        if header and not all(_is_number(cell) for cell in header[:3]):
+        if not header:
+            raise ValueError("an empty file, without a first line that names the columns x, y and z")
+        if not all(_is_number(cell) for cell in header[:3]):
             raise ValueError(f"expected a first line that names the columns x, y and z, got {', '.join(rows[0])}")
         return [], rows, [0, 1, 2], None
     name = next((header.index(word) for word in _NAMES if word in header), None)
@@ -144,6 +147,8 @@ def _is_number(text: str) -> bool:
 def _fcsv(path: Path) -> list[_Row]:
     """Read Slicer's older table: `# CoordinateSystem = LPS`, and the columns id, x, y, z, ..., label (12th)."""
     comments, rows = _fcsv_parts(path.read_bytes().decode("utf-8-sig"))
+    if not comments and not rows:
+        raise ValueError("an empty file, without the lines that Slicer begins it with")
     found = [(float(r[1]), float(r[2]), float(r[3]), r[11] if len(r) > 11 else "") for r in rows]
     return _in_ras(found, _fcsv_frame(comments))
 

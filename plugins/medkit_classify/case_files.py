@@ -32,17 +32,17 @@ def on_image_grid(question: Question) -> Image | None:
     return to_image(question.heat if affine is None else MetaTensor(question.heat, affine), question.prepared.grid)
 
 
-def explanation_map(case: Case, questions: Sequence[Question], method: str, finding: Finding) -> Writable:
+def explanation_map(case: Case, questions: Sequence[Question], method: str, finding: Finding | None) -> Writable:
     """Return the map that explains the classes, on the grid of the case's image; drawn over the image for a picture.
 
-    method: how the map was made. finding: what it explains, for the picture's title.
+    method: how the map was made. finding: what it explains, for the picture's title; None if there are no candidates.
 
     Where the patches of several candidates overlap, the largest value counts. Raises BundleError for a picture without
     an explanation.
     """
     maps = [heat for question in questions if (heat := on_image_grid(question)) is not None]
     if is_picture(case.path):
-        if not maps:
+        if not maps or finding is None:
             raise BundleError(f"{case.path.name}: there is no class to explain")
         sure = f", the network says {finding.probabilities[finding.name]:.2f}" if finding.name else ""
         no_class = "no class is given; " if finding.abstained else ""
@@ -88,14 +88,17 @@ class Features:
 
     def write(self, path: Path) -> None:
         """Write the arrays `features` (N, F), `candidates` (N,), `classes` (C,) and `probabilities` (N, C)."""
-        length = next((len(f) for f, _ in self.answers if f is not None), 0)
+        count, length = len(self.answers), next((len(f) for f, _ in self.answers if f is not None), 0)
         rows = [np.full(length, np.nan) if f is None else f for f, _ in self.answers]
         tables = [{n: p for finding in own for n, p in finding.probabilities.items()} for _, own in self.answers]
+        classes = list(tables[0]) if tables else []
         with open(path, "wb") as file:
             np.savez(
                 file,
-                features=np.array(rows, np.float32),
+                features=np.array(rows, np.float32).reshape(count, length),
                 candidates=np.array([own[0].candidate if len(own) == 1 else "" for _, own in self.answers]),
-                classes=np.array(list(tables[0])),
-                probabilities=np.array([list(table.values()) for table in tables], np.float32),
+                classes=np.array(classes),
+                probabilities=np.array([list(table.values()) for table in tables], np.float32).reshape(
+                    count, len(classes)
+                ),
             )

@@ -21,13 +21,16 @@ def answers_of_bundles(chosen: BundleOptions) -> Callable[[Result], list[Answer]
     for bundle in chosen.of_task("classify"):
         meanings |= meanings_of(contract_of(bundle).classes, bundle.block.get("codes"), f"bundle {bundle.name}")
         aspects |= set(bundle.block.get("aspects") or ())
-    return functools.partial(_answers, meanings=meanings, aspects=frozenset(aspects))
+    return functools.partial(answers_of, meanings=meanings, aspects=frozenset(aspects))
 
 
-def _answers(result: Result, *, meanings: Mapping[str, Meaning], aspects: frozenset[str]) -> list[Answer]:
+def answers_of(result: Result, *, meanings: Mapping[str, Meaning], aspects: frozenset[str]) -> list[Answer]:
     """Return one answer for each finding of a result: an image, an aspect of it, or a candidate in it."""
     from medkit.dicom_objects import Answer
 
+    if not result.metrics["findings"]:  # a report has to say something
+        none = "no candidates"
+        return [Answer(question=FINDING, name=none, found=private_code(none), probabilities=[])]
     return [
         Answer(
             question=private_code(found["candidate"]) if found["candidate"] in aspects else FINDING,

@@ -53,9 +53,9 @@ def rows_of(record: Record) -> list[dict[str, str]]:
     return _rows(block["metrics"]["findings"], block.get("choice") or block["bundle"])
 
 
-def as_tsv(numbers: Mapping[str, Any], bundle: Bundle) -> str:
-    """Return the table of one case."""
-    names = columns(name for found in numbers["findings"] for name in found["probabilities"])
+def as_tsv(numbers: Mapping[str, Any], bundle: Bundle, classes: Sequence[str]) -> str:
+    """Return the table of one case; `classes` of the bundle, for a case without candidates."""
+    names = columns([name for found in numbers["findings"] for name in found["probabilities"]] or classes)
     lines = _rows(numbers["findings"], {"name": bundle.name, "version": bundle.version})
     return "\n".join(["\t".join(names), *("\t".join(line.get(n, "n/a") for n in names) for line in lines), ""])
 
@@ -94,6 +94,7 @@ def in_words(
 ) -> str:
     """Return the findings of a case as lines of text: class, confidence, what speaks for it, and the next step."""
     lines = [f"{name}: {bundle.name} {bundle.version}", ""]
+    lines += [] if findings else ["There are no candidates in this image.", ""]
     for finding in findings:
         lines += [*_finding_in_words(finding, bundle), ""]
     if context.volumes_mm3:

@@ -152,16 +152,14 @@ class ClassifyRunner(BundleRunner):
         from medkit.transforms import read_points
 
         if "points" in case.inputs:
-            points = read_points(case.inputs["points"], self.choices.frame)
+            points = read_points(case.inputs["points"], self.choices.frame, none=True)
             return of_points(points.positions, points.names)
         if "labels" not in case.inputs:
             raise InputError(
                 f"{case.path}: a volume: bundle {self.bundle.name} looks at candidates, which --points, --labels or a "
                 f'record name: {{"path": ..., "inputs": {{"points": ...}}}}'
             )
-        if not (found := of_labels(case.image("labels", labels=True))):
-            raise InputError(f"{case.inputs['labels']}: expected labels of candidates, got none")
-        return found
+        return of_labels(case.image("labels", labels=True))
 
     def _patch(self, case: Case, candidate: Candidate, cut: Cut, given: Given | None) -> Question:
         from medkit.inference import Feed
@@ -250,7 +248,7 @@ class ClassifyRunner(BundleRunner):
             metrics["classes"] = {row["candidate"]: row["class"] for row in metrics["findings"]}
         note = {"note": self.calibration.note} if self.calibration.note else {}
         use = {"intended_use": words} if (words := self.use.in_words()) else {}
-        given = computed[0].given
+        given = computed[0].given if computed else None
         read = {"read": self.facts.summary(given)} if self.facts and given else {}
         return Result(
             dict(self._files(case, answers, metrics, context)) if case.outputs else {},
@@ -376,9 +374,10 @@ class ClassifyRunner(BundleRunner):
         from medkit_classify.case_files import Features, explanation_map
 
         questions = [question for question, _ in answers]
-        yield "classes", Text(report.as_tsv(metrics, self.bundle))
+        yield "classes", Text(report.as_tsv(metrics, self.bundle, list(self.contract.classes.values())))
         if self.choices.explain:
-            yield "explanation", explanation_map(case, questions, self.choices.explain, answers[0][1][-1])
+            found = answers[0][1][-1] if answers else None
+            yield "explanation", explanation_map(case, questions, self.choices.explain, found)
         if self.choices.report:
             located = [
                 report.LocatedFinding(finding, self._where(case, question) if finding is findings[-1] else "")
@@ -391,7 +390,7 @@ class ClassifyRunner(BundleRunner):
             yield "features", Features([(question.features, findings) for question, findings in answers])
 
     def _notes(self, questions: Sequence[Question]) -> list[str]:
-        given = questions[0].given
+        given = questions[0].given if questions else None
         read = [report.facts_in_words(self.facts.summary(given))] if self.facts and given else []
         use = [f"the bundle is {words}"] if (words := self.use.in_words()) else []
         return read + use + ([self.calibration.note] if self.calibration.note else [])

@@ -69,7 +69,9 @@ def _outputs(choices: ClassifyChoices) -> Iterable[Output]:
 def _summary(record: Record) -> str:
     """Return what was found, for the progress line."""
     metrics = record.medkit.get("metrics", {})
-    rows = metrics.get("findings") or []
-    if len(rows) != 1 and "classes" not in metrics:
-        return f"{len(rows)} candidates" if rows else ""
+    rows = metrics.get("findings")
+    if rows is None:
+        return ""
+    if len(rows) != 1 and not metrics.get("classes"):
+        return f"{len(rows)} candidates"
     return ", ".join(str(row["class"]) for row in rows) if rows[0]["class"] else f"abstained: {rows[0]['reason']}"

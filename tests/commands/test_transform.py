@@ -130,6 +130,16 @@ def test_image_labels_and_points_land_together(toy: Run, folder: Path) -> None:
     assert (folder / "out" / "scan_transformed.json").exists()
 
 
+def test_no_boxes_are_moved(toy: Run, folder: Path) -> None:
+    """A detector that has found nothing; with a warp too, which is inverted point by point."""
+    head = "x\ty\tz\tsize_x\tsize_y\tsize_z\tscore\tlabel\n"
+    (folder / "a_boxes.tsv").write_text(head)
+    given = ["--transform", folder / "affine.tfm", "--transform", folder / "warp.nii.gz"]
+    done = toy("transform", "apply", folder / "a_boxes.tsv", *given, "-o", folder / "moved.tsv")
+    assert done.code == 0, done.err
+    assert (folder / "moved.tsv").read_text() == head
+
+
 def test_points_of_the_reference_go_as_itk_s_do(toy: Run, folder: Path) -> None:
     points = corners(read_grid(folder / "fixed.nii.gz"))
     given = ["--transform", folder / "affine.tfm", "--transform", folder / "warp.nii.gz"]

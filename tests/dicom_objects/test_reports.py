@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_series import IDENTITY, PERSON, ball, check_valid, write_series
+from medkit_classify.measurements import answers_of
 from outcome import Outcome
 
 from medkit.dicom_objects.codes import FINDING, Algorithm, Code, Meaning, private_code
@@ -18,6 +19,7 @@ from medkit.dicom_objects.report import Answer, Volume, class_report, volume_rep
 from medkit.dicom_objects.segmentation import Segment, segmentation
 from medkit.dicom_objects.source import read_series
 from medkit.images.image import read_image
+from medkit.run.task import Result
 
 Run = Callable[..., Outcome]
 LUNG = Meaning(Code("39607008", "SCT", "Lung"), "left")
@@ -80,6 +82,15 @@ def test_classes_refer_to_their_images(tmp_path: Path, modality: str) -> None:
     named = [image.referenced_sop_instance_uid for image in first.source_images]
     assert named == [image.sop_instance for image in series.images]
     check_valid(tmp_path / "sr.dcm")
+
+
+def test_an_image_without_candidates_has_a_report(tmp_path: Path) -> None:
+    """It says so: a report without any content is not valid."""
+    series = read_series(write_series(tmp_path / "s", stored((8, 8, 4))))
+    answers = answers_of(Result({}, metrics={"findings": []}), meanings={}, aspects=frozenset())
+    class_report(answers, series, ALGORITHM).write(tmp_path / "r.dcm")
+    check_valid(tmp_path / "r.dcm")
+    assert "no candidates" in str(pydicom.dcmread(tmp_path / "r.dcm"))
 
 
 def test_segment_writes_both(medkit: Run, tmp_path: Path) -> None:

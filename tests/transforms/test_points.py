@@ -52,6 +52,34 @@ def test_slicer_s_markups(tmp_path: Path, frame: str, sign: int) -> None:
     assert read_points_of_fcsv(tmp_path, "RAS") == [[1.5, -2, 3], [4, 5, 6]]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", "x\ty\tz\tsize_x\tsize_y\tsize_z\tscore\tlabel\n"),
+        ("a.csv", "name,x,y,z\n"),
+        ("a.fcsv", "".join(FCSV.format(frame="LPS").splitlines(keepends=True)[:3])),
+        ("a.mrk.json", '{"markups": [{"coordinateSystem": "LPS", "controlPoints": []}]}'),
+    ],
+)
+def test_none_were_found(tmp_path: Path, name: str, text: str) -> None:
+    """Tables without rows are read and written where none is a result; elsewhere they are refused."""
+    (tmp_path / name).write_text(text)
+    points = read_points(tmp_path / name, none=True)
+    assert points.positions.shape == (0, 3)
+    assert points.sizes is None or points.sizes.shape == (0, 3)
+    write_points(tmp_path / f"b{name[1:]}", points)
+    assert read_points(tmp_path / f"b{name[1:]}", none=True).names == ()
+    with pytest.raises(InputError, match="expected one point or more with finite coordinates, got none"):
+        read_points(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.fcsv", "a.mrk.json"])
+def test_an_empty_file_is_no_table(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match="expected points in a file"):
+        read_points(tmp_path / name, none=True)
+
+
 def test_rows_that_do_not_fit_the_columns_are_shown(tmp_path: Path) -> None:
     """A decimal comma displaces all that follows; empty cells at the end are what spreadsheets write."""
     (tmp_path / "a.csv").write_text("name,x,y,z\nAC,1,5,-2,3\n")

@@ -493,6 +493,47 @@ def test_a_volume_without_candidates_is_refused(classify: Run, tmp_path: Path) -
     assert "--points, --labels" in done.err
 
 
+@pytest.mark.parametrize("role", ["points", "labels"])
+def test_no_candidates_are_a_result_too(classify: Run, tmp_path: Path, role: str) -> None:
+    """Whatever is asked for; the next case has a candidate."""
+    root = write_bundle(tmp_path / "cut", calibrated=False, candidates=CUT)
+    _, centre = chest(tmp_path / "a.nii.gz", OBLIQUE)
+    chest(tmp_path / "b.nii.gz", OBLIQUE)
+    if role == "points":
+        (tmp_path / "none.tsv").write_text("x\ty\tz\tsize_x\tsize_y\tsize_z\tscore\tlabel\n")
+        (tmp_path / "one.tsv").write_text("x\ty\tz\n{}\t{}\t{}\n".format(*centre))
+        names = ("none.tsv", "one.tsv")
+    else:
+        labels = np.zeros((40, 36, 30), np.uint8)
+        nibabel.save(nibabel.Nifti1Image(labels, OBLIQUE), tmp_path / "none.nii.gz")
+        labels[22, 15, 12] = 1
+        nibabel.save(nibabel.Nifti1Image(labels, OBLIQUE), tmp_path / "one.nii.gz")
+        names = ("none.nii.gz", "one.nii.gz")
+    lines = [
+        json.dumps({"path": str(tmp_path / scan), "inputs": {role: str(tmp_path / name)}})
+        for scan, name in zip(("a.nii.gz", "b.nii.gz"), names, strict=True)
+    ]
+    asked = ("--explain", "gradcam", "--report", "--save-features", "--qc", tmp_path / "qc", "-o", tmp_path / "out")
+    done = classify(*asked, "--json", root=root, input="\n".join([*lines, ""]))
+
+    assert done.code == 0, done.err
+    assert "0 candidates" in done.err
+    first, second = (table(Path(record["path"])) for record in done.records)
+    assert first == []
+    assert [row["class"] for row in second] == ["bright"]
+    heads = {Path(record["path"]).read_text().splitlines()[0] for record in done.records}
+    assert len(heads) == 1, "both tables have the same columns"
+    assert done.records[0]["medkit"]["metrics"]["findings"] == []
+    assert "There are no candidates" in (tmp_path / "out/a_report.txt").read_text()
+    assert not np.asarray(nibabel.load(tmp_path / "out/a_gradcam.nii.gz").dataobj).any()
+    with np.load(tmp_path / "out/a_features.npz") as features:
+        assert features["candidates"].shape == (0,)
+    assert len(list((tmp_path / "qc").iterdir())) == 2
+    rows = classify("--table", tmp_path / "all.tsv", root=root, input="\n".join([*lines, ""]))
+    assert rows.code == 0, rows.err
+    assert [row["class"] for row in table(tmp_path / "all.tsv")] == ["bright"]
+
+
 def test_a_picture_that_is_no_patch(classify: Run, tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "cut", calibrated=False, candidates=CUT)
     Picture.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1))).save(tmp_path / "big.png")
