@@ -6,6 +6,7 @@ and once at the top (`medkit.cli`).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "size_text",
 ]
 
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
@@ -91,10 +94,23 @@ def reason_of(error: OSError) -> str:
     >>> reason_of(FileNotFoundError(2, "No such file or directory", "a.txt"))
     'a.txt: No such file or directory'
     """
+    if error.errno is None and isinstance(error.__cause__, OSError):  # a library has put it into a text of its own
+        error = error.__cause__
     reason = error.strerror or str(error)
     if "temporary directory" in reason:
         reason += "; set TMPDIR to a folder that can be written"
     return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+def no_room(error: BaseException | None) -> bool:
+    """Return whether an error comes from a disk that is full or read-only, which is true of all further cases."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def listed(names: Sequence[str], word: str = "and") -> str:

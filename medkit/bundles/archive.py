@@ -173,12 +173,12 @@ def printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def write_errors_named() -> Iterator[None]:
-    """Turn errors of the file system, such as a full disk, into an OutputError that names the file."""
+def write_errors_named(target: object = "the bundle") -> Iterator[None]:
+    """Turn errors of the file system, such as a full disk, into an OutputError that names the file, or `target`."""
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{error.filename or 'the bundle'}: {error.strerror or error}") from error
+        raise OutputError(f"{error.filename or target}: {error.strerror or error}") from error
 
 
 def entries_to_copy(source: Path, entries: list[Entry], archive_bytes: int | None) -> tuple[list[Entry], str]:

@@ -211,7 +211,7 @@ def pack(root: Path, name: str, target: Path, *, overwrite: bool = False) -> str
     if target.resolve().is_relative_to(root.resolve()):
         raise OutputError(f"{target}: lies in the bundle itself; choose another -o")
     files = bundle_files(root)
-    with write_errors_named():
+    with write_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as out, zipfile.ZipFile(out, "w") as archive:
             for entry in files:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from medkit import __version__
-from medkit.errors import InputError, Stopped, UsageError, listed
+from medkit.errors import InputError, OutputError, Stopped, UsageError, listed, no_room
 from medkit.options import absolute_path
 from medkit.pipe.atomic import write_atomically
 from medkit.pipe.records import absolute
@@ -186,6 +186,8 @@ def _each(run: Deidentification, sources: Sources) -> Iterator[Treated | str]:
                     treated: Treated | str = run.treat(source)
             except FAILURES as error:
                 treated = explain(source.path, error)
+                if no_room(error):
+                    raise OutputError(f"{treated}; the run ends") from error
                 log.error("%s", treated)
             bar.count(failed=isinstance(treated, str))
             yield treated

@@ -89,7 +89,7 @@ def export(bundle: Bundle, target: Path, form: str, *, overwrite: bool = False, 
     metadata = json.loads(texts["metadata.json"])
     metadata["medkit"] = {**medkit_block(metadata), "export": block}
     texts["metadata.json"] = json.dumps(metadata, indent=1)
-    with write_errors_named():
+    with write_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole(target) as out:
             out.write(made.with_texts(texts))

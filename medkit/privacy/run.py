@@ -165,9 +165,12 @@ class Deidentification:
             raise OutputError(f"{place}: another input of this run has become a file of this name")
         if place.exists() and not self.overwrite:
             raise OutputError(f"{place}: exists already (--overwrite replaces it)")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with whole(place) as file:
-            yield file
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with whole(place) as file:
+                yield file
+        except OSError as error:
+            raise OutputError(f"{place}: cannot be written: {reason_of(error)}") from error
         self._written.add(path)
 
 

@@ -79,7 +79,12 @@ class Claim:
             raise
 
     def _take(self) -> None:
-        self.targets.main.parent.mkdir(parents=True, exist_ok=True)
+        folder = self.targets.main.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            found = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+            raise OutputError(f"{folder}: expected a folder for results, but {found} is none") from None
         self._descriptor, is_locked = self._open_locked()
         leftover = self._leftover()
         if leftover is not None and (is_locked or process_gone(leftover)):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 
-from medkit.errors import CaseTimeout, InputError, MedkitError, reason_of
+from medkit.errors import CaseTimeout, InputError, MedkitError, no_room, reason_of
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
 
 log = logging.getLogger("medkit")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def failed_record(record: Record, task: str, message: str, error: BaseException) -> Record:
@@ -26,17 +24,6 @@ def failed_record(record: Record, task: str, message: str, error: BaseException)
     if no_room(error):
         block["no_room"] = True
     return Record(record.path, record.kind, record.sources, medkit=block, extra=record.extra)
-
-
-def no_room(error: BaseException | None) -> bool:
-    """Return whether an error comes from a disk that is full or read-only, which is true of all further cases."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def explain(error: BaseException, options: RunOptions) -> str:

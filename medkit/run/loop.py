@@ -163,6 +163,6 @@ class TaskRun:
         if self.table is None or self.options.json:
             self.emitter.emit(record)
         if record.medkit.get("no_room") and not earlier:  # the others would be computed for nothing
-            log.error("%s: nothing more can be written there: the run ends", self.task.name)
+            log.error("%s: nothing more can be written: the run ends", self.task.name)
             return False
         return not (self.options.fail_fast and record.failed) and not self.emitter.reader_gone()

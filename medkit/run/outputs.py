@@ -127,7 +127,7 @@ def _derived(main: Path, output: Output, first: Output) -> Path:
     allowed = WRITABLE_IMAGES if output.extension in WRITABLE_IMAGES else (output.extension,)
     allowed = tuple(dict.fromkeys([*allowed, *output.extensions]))
     if suffix_of(main).lower() not in allowed:
-        raise UsageError(f"--output {main}: expected a name that ends in {listed(allowed)}")
+        raise UsageError(f"--output {main}: expected a name that ends in {listed(allowed, 'or')}")
     return main
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medkit.errors import RUN_ENDS, MedkitError, Stopped
+from medkit.errors import RUN_ENDS, MedkitError, Stopped, no_room
 from medkit.machine.allocator import keep_freed_memory
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
@@ -135,7 +135,10 @@ class CaseWorker:
 
     def failed(self, plan: CasePlan, error: BaseException) -> Record:
         """Return the record of a case that failed."""
-        return failed_record(plan.record, self.task.name, explain(error, self.options), error)
+        reason = explain(error, self.options)
+        if no_room(error) and str(folder := plan.targets.main.parent) not in reason:  # the input's disk is not meant
+            reason += f" (the results go to {folder})"
+        return failed_record(plan.record, self.task.name, reason, error)
 
     @functools.cached_property
     def runtime(self) -> Runtime:

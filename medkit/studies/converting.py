@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medkit.errors import InputError, MedkitError, OutputError, UsageError
+from medkit.errors import InputError, MedkitError, OutputError, UsageError, reason_of
 from medkit.images import nifti
 from medkit.images.dicom.places import open_file
 from medkit.images.dicom.series import Series, digest_of_files, labels_of
@@ -108,8 +108,9 @@ class Conversion:
         except UsageError:
             raise
         except (MedkitError, OSError) as error:
-            failed = error if isinstance(error, MedkitError) else OutputError(str(error))
-            self.errors.append(failed)
+            if isinstance(error, OSError):
+                error = OutputError(f"{one.title()}: {reason_of(error)} (the results go to {self.choices.output})")
+            self.errors.append(error)
 
     def _found(self, places: Sequence[Path]) -> Iterator[SeriesSummary]:
         for place in places:

@@ -296,3 +296,12 @@ def test_a_folder_of_a_commit_that_was_cut_short_is_removed(series: Targets, mon
             claim.commit(record)
 
     assert list(series.main.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", [".", "deep/er"])
+def test_a_file_where_the_folder_of_results_should_be(toy: Run, blob: Make, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    done = toy("run", "pair", blob("a.nii.gz"), "-o", tmp_path / "file" / below)
+    assert done.code == 1
+    assert f"expected a folder for results, but {tmp_path / 'file'} is none" in done.err
+    assert (tmp_path / "file").read_bytes() == b"mine"

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from planted import dicom_series
 from waiting import leftovers
 
-from medkit.errors import OutputError
-from medkit.run.failures import no_room
+from medkit.errors import OutputError, no_room, reason_of
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
@@ -26,6 +27,7 @@ def test_the_run_ends(toy: Run, blob: Make, tmp_path: Path, more: list[object]) 
     assert [path.name for path in done.paths] == ["a_copy.nii.gz"]
     assert "full1.nii.gz" in done.err
     assert "No space left" in done.err
+    assert f"(the results go to {tmp_path / 'o'})" in done.err, "the disk of the input is not meant"
     assert "the run ends" in done.err
     assert "full2" not in done.err
     assert leftovers(tmp_path) == []
@@ -51,6 +53,29 @@ def test_causes_are_found(number: int) -> None:
         _write(number)
     assert no_room(caught.value)
     assert not no_room(OSError(errno.EACCES, "x"))
+
+
+def test_the_reason_of_an_error_that_a_library_has_worded_is_the_systems() -> None:
+    with pytest.raises(OSError, match="Traceback") as caught:
+        raise OSError("With tag got exception: Traceback ...") from OSError(errno.ENOSPC, "No space left on device")
+    assert reason_of(caught.value) == "No space left on device"
+
+
+_FULL_MOUNT = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=16k tmpfs small && exec "$@"', "sh"]
+
+
+@pytest.mark.parametrize("command", ["dicom convert", "deidentify"])
+def test_a_full_disk_in_other_commands(shell_environment: dict[str, str], tmp_path: Path, command: str) -> None:
+    (tmp_path / "small").mkdir()
+    if subprocess.run([*_FULL_MOUNT, "true"], cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    folder = dicom_series(tmp_path / "ct", np.random.default_rng(1).integers(-1000, 1000, (64, 64, 6)).astype(np.int16))
+    line = [*_FULL_MOUNT, sys.executable, "-m", "medkit", *command.split(), str(folder), "-o", "small/out"]
+    done = subprocess.run(line, cwd=tmp_path, env=shell_environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("No space left on device") == 1
+    assert "small/out" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_disk_that_is_really_full(blob: Make, scan: Make, shell_environment: dict[str, str], tmp_path: Path) -> None:
