@@ -55,7 +55,7 @@ def bundle(
     \b
     medkit run bundle --bundle ./spleen_ct_segmentation --trust *.nii.gz -o spleens
     """
-    from medkit.inference.runner import bundle_task
+    from medkit.inference.task import bundle_task
 
     found = replace(chosen.any(), configs=tuple(name.strip() for name in configs.split(",")))
     task = bundle_task("bundle", [found], replace(chosen.settings, probabilities=probabilities, min_score=min_score))

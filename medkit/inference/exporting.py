@@ -18,11 +18,12 @@ from medkit.bundles.exported import texts_of
 from medkit.errors import BundleError, OutputError
 from medkit.inference.backend_choice import Asked, Way, measured, ratios
 from medkit.inference.backends import ONNXRUNTIME, TORCH, require, session_of
+from medkit.inference.loading import RunSettings, bundle_identity, open_bundle
 from medkit.inference.memory import footprint
 from medkit.inference.onnx_network import TOLERANCE, answer_of, converted, example, sizes_for
 from medkit.inference.opened import InferenceConfig
 from medkit.inference.programs import as_module
-from medkit.inference.runner import RunSettings, bundle_identity, bundle_task, open_bundle
+from medkit.inference.task import bundle_task
 from medkit.options import RunOptions
 from medkit.pipe.atomic import whole
 from medkit.pipe.records import record_of

@@ -16,7 +16,7 @@ from medkit.helppages import GroupedOption
 from medkit.options import bytes_of, option, settings
 
 if TYPE_CHECKING:
-    from medkit.inference.runner import RunSettings
+    from medkit.inference.loading import RunSettings
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def bundle_options(
             backend: str | None,
             **own: Any,
         ) -> Any:
-            from medkit.inference.runner import RunSettings
+            from medkit.inference.loading import RunSettings
 
             chosen = BundleOptions(name, trust, RunSettings(overrides, precision, memory, backend=backend))
             return function(*args, chosen=chosen, **own)

@@ -16,7 +16,9 @@ from medkit.evaluation.classes.metrics import INFLATED
 from medkit.evaluation.classes.predictions import Prediction
 from medkit.evaluation.classes.run import gathered
 from medkit.evaluation.results import EvaluationSettings
-from medkit.inference.runner import RunSettings, bundle_task, open_bundle, role_of
+from medkit.inference.loading import RunSettings, open_bundle
+from medkit.inference.runner import role_of
+from medkit.inference.task import bundle_task
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
 from medkit.robustness.corruptions import CORRUPTIONS, Corruption

@@ -41,8 +41,9 @@ from medkit.task import (
     write_atomically,
 )
 from medkit_classify.calibration import Calibration, FeatureDistance
+from medkit_classify.choices import ClassifyChoices
 from medkit_classify.facts import Given, described, facts_of, given_of
-from medkit_classify.runner import BATCH_SIZE, ClassifyChoices, ClassifyRunner
+from medkit_classify.runner import BATCH_SIZE, ClassifyRunner
 from medkit_classify.shifts import mildly_changed, strongly_changed
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def load(
     """
     import torch
 
-    from medkit.inference import InferenceConfig, choose_precision
+    from medkit.inference import InferenceConfig, LoadedBundle, choose_precision
 
     runtime = Runtime("cpu", granted_threads(), 0)
     runtime.limit_torch()
@@ -86,7 +87,8 @@ def load(
     calibration = Calibration(layers=tuple(layers) or default_layers(parts))
     precision = choose_precision("auto", device)
     choices = ClassifyChoices(known=known or {})
-    return ClassifyRunner(bundle, parts, device, precision, None, choices=choices, calibration=calibration), runtime
+    loaded = LoadedBundle(bundle, parts, device, precision)
+    return ClassifyRunner(loaded, choices=choices, calibration=calibration), runtime
 
 
 def default_layers(parts: InferenceParts) -> tuple[str, ...]:

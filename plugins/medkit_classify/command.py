@@ -11,9 +11,9 @@ from medkit.errors import UsageError
 from medkit.inference import BundleOptions, bundle_options
 from medkit.options import RunOptions, absolute_path, task_options
 from medkit.task import absolute, run_task
+from medkit_classify.choices import ClassifyChoices
 from medkit_classify.fact_tables import Sources
 from medkit_classify.measurements import answers_of_bundles
-from medkit_classify.runner import ClassifyChoices
 from medkit_classify.task import classification
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

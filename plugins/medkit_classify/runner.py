@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medkit.errors import BundleError, InputError, UsageError, size_text
-from medkit.inference import Bundle, BundleRunner
+from medkit.inference import BundleRunner
 from medkit.task import LOOK_AT_THIS, Case, Result, Text, Writable
 from medkit_classify import report
 from medkit_classify.activations import ActivationRecorder
 from medkit_classify.calibration import Calibration, is_out_of_distribution
 from medkit_classify.candidates import Candidate, Cut, of_labels, of_points
+from medkit_classify.choices import ClassifyChoices
 from medkit_classify.context import Context
 from medkit_classify.fact_tables import Sources
 from medkit_classify.facts import Given, facts_of
@@ -25,12 +25,10 @@ from medkit_classify.intended_use import IntendedUse
 from medkit_classify.question import Question
 
 if TYPE_CHECKING:
-    import torch
-
     from medkit.images import Image
-    from medkit.inference import InferenceParts, Prepared
+    from medkit.inference import LoadedBundle, Prepared
     from medkit.space import Grid
-    from medkit_classify.explanation import Explainer, Method
+    from medkit_classify.explanation import Explainer
 
 BATCH_SIZE = 64
 """Largest number of images in a batch."""
@@ -38,47 +36,14 @@ DRAWN_MAPS = 6
 """Most maps in the picture of `--qc`: of the first candidates."""
 
 
-@dataclass(frozen=True)
-class ClassifyChoices:
-    """What to make from each case in addition to its table, and which files all cases use."""
-
-    explain: Method | None = None
-    """How to find the part of an image that speaks for the class; None: not asked for."""
-    report: bool = False
-    """Whether to write the findings in words."""
-    features: bool = False
-    """Whether to write the network's features."""
-    points: Path | None = None
-    """Candidates of all cases."""
-    labels: Path | None = None
-    """A label map whose pieces are the candidates of all cases."""
-    frame: str = "RAS"
-    """Frame of points in tables, RAS or LPS."""
-    table: Path | None = None
-    """Features of all cases, a row for each."""
-    text: Path | None = None
-    """Texts of all cases: a file, a folder or a table."""
-    column: str | None = None
-    """The column of `table` that holds the texts."""
-    known: Mapping[Path, Given] = field(default_factory=dict)
-    """Path of an image -> its facts, if they do not have to be looked up."""
-
-
 class ClassifyRunner(BundleRunner):
     """A loaded bundle that classifies."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        parts: InferenceParts,
-        device: torch.device,
-        precision: str,
-        limit: int | None,
-        *,
-        choices: ClassifyChoices,
-        calibration: Calibration | None = None,
+        self, loaded: LoadedBundle, *, choices: ClassifyChoices, calibration: Calibration | None = None
     ) -> None:
-        super().__init__(bundle, parts, device, precision, limit)
+        super().__init__(loaded)
+        bundle, parts = loaded.bundle, loaded.parts
         from medkit_classify.explanation import Explainer
 
         if self.contract.kind != "table":
@@ -102,7 +67,6 @@ class ClassifyRunner(BundleRunner):
         method = choices.explain or ("gradcam" if choices.report and self.recorder.has_features else None)
         self.explainer = Explainer(parts.network, method) if method else None
         self._network = parts.network
-        self.device = device
 
     # ---- reading
 

@@ -11,7 +11,8 @@ from medkit.errors import UsageError
 from medkit.inference import Bundle, BundleOptions, bundle_task, contract_of
 from medkit.task import Output, Record, Table, Task
 from medkit_classify import report
-from medkit_classify.runner import ClassifyChoices, ClassifyRunner
+from medkit_classify.choices import ClassifyChoices
+from medkit_classify.runner import ClassifyRunner
 
 
 def classification(chosen: BundleOptions, choices: ClassifyChoices, table: Path | None = None) -> Task:

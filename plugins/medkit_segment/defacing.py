@@ -16,10 +16,8 @@ from medkit_segment.results import SegmentChoices
 from medkit_segment.task import MASK_GAP, SegmentRunner
 
 if TYPE_CHECKING:
-    import torch
-
     from medkit.images import Image
-    from medkit.inference import Bundle, InferenceParts, Prepared
+    from medkit.inference import LoadedBundle, Prepared
     from medkit_segment.head_pose import HeadPose
 
 OUTPUTS = (Output("image", "image", "defaced", entities={"desc": "defaced"}), Output("mask", "mask", "face"))
@@ -49,19 +47,8 @@ def defacing(chosen: BundleOptions, *, mask: bool) -> Task:
 class DefaceRunner(SegmentRunner):
     """A loaded bundle of the brain whose labels tell where the face is."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        parts: InferenceParts,
-        device: torch.device,
-        precision: str,
-        limit: int | None,
-        *,
-        mask: bool,
-    ) -> None:
-        super().__init__(
-            bundle, parts, device, precision, limit, choices=SegmentChoices(roles=("labels",), refine=False)
-        )
+    def __init__(self, loaded: LoadedBundle, *, mask: bool) -> None:
+        super().__init__(loaded, choices=SegmentChoices(roles=("labels",), refine=False))
         self.mask = mask
 
     def prepare(self, case: Case) -> Prepared:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from medkit.images import Image
-    from medkit.inference import InferenceParts, Prepared
+    from medkit.inference import LoadedBundle, Prepared
     from medkit_segment.borders import Borders
     from medkit_segment.cleaning import Pieces
     from medkit_segment.refinement import Outcome
@@ -103,17 +103,9 @@ class SegmentRunner(BundleRunner):
     Otherwise it uses the labels that the bundle's postprocessing makes.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        parts: InferenceParts,
-        device: torch.device,
-        precision: str,
-        limit: int | None,
-        *,
-        choices: SegmentChoices,
-    ) -> None:
-        super().__init__(bundle, parts, device, precision, limit)
+    def __init__(self, loaded: LoadedBundle, *, choices: SegmentChoices) -> None:
+        super().__init__(loaded)
+        bundle = self.bundle
         from medkit_segment import cleaning
         from medkit_segment.borders import Borders
         from medkit_segment.refinement import Refinement

@@ -98,7 +98,8 @@ def opened(threads: int) -> tuple[Any, Callable[..., Any]]:
     """Return the runner of the bundle, and what prepares a scan and its manual labels for it."""
     from medkit.bundles.bundle import Bundle
     from medkit.images.image import read_image
-    from medkit.inference.runner import RunSettings, bundle_task, open_bundle
+    from medkit.inference.loading import RunSettings, open_bundle
+    from medkit.inference.task import bundle_task
     from medkit.options import RunOptions
     from medkit.pipe.records import record_of
     from medkit.run.outputs import Targets

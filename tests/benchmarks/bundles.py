@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import zoo
 
 from medkit.bundles.bundle import Bundle
-from medkit.inference.runner import RunSettings, load_stages
+from medkit.inference.loading import RunSettings, load_stages
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
 from medkit.pipe.records import record_of

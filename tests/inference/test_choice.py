@@ -16,8 +16,9 @@ from medkit.errors import InputError, UsageError
 from medkit.images.phantom import make_image
 from medkit.inference import options as bundle_options
 from medkit.inference.choice import bundle_for_case, modality_of
+from medkit.inference.loading import RunSettings
 from medkit.inference.options import BundleOptions
-from medkit.inference.runner import RunSettings, bundle_task
+from medkit.inference.task import bundle_task
 from medkit.options import RunOptions, task_options
 from medkit.pipe.records import Record, read_sidecar, record_of
 from medkit.plugins import Registry

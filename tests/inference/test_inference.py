@@ -19,9 +19,11 @@ from medkit.bundles.bundle import Bundle
 from medkit.bundles.parsed import _search_snapshot
 from medkit.images.phantom import make_image
 from medkit.inference.axis_resampling import along_axes
+from medkit.inference.loading import RunSettings, load_stages
 from medkit.inference.memory import footprint
 from medkit.inference.network import ComputePlan
-from medkit.inference.runner import BundleRunner, RunSettings, bundle_task, load_stages
+from medkit.inference.runner import BundleRunner
+from medkit.inference.task import bundle_task
 from medkit.inference.transforms import Prepared
 from medkit.machine.memory import ran_out
 from medkit.options import RunOptions

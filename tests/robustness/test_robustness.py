@@ -133,7 +133,7 @@ def test_the_table(robust: Run, halves: Path, pictures: Path, tmp_path: Path) ->
 
 def opened(root: Path) -> Any:
     from medkit.bundles.bundle import Bundle
-    from medkit.inference.runner import RunSettings, open_bundle
+    from medkit.inference.loading import RunSettings, open_bundle
     from medkit.run.task import Runtime
 
     return open_bundle(Runtime("cpu", 1, 0), Bundle(root, "b"), RunSettings({}, "float32"))

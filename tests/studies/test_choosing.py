@@ -85,7 +85,8 @@ def test_a_series_that_cannot_be_read_is_taken_so_that_it_fails(tmp_path: Path) 
 def test_what_the_bundles_of_tasks_state(task: str, modalities: set[str], planes: bool) -> None:
     from medkit import plugins
     from medkit.bundles.bundle import AUTO, candidate_bundles
-    from medkit.inference.runner import RunSettings, bundle_task
+    from medkit.inference.loading import RunSettings
+    from medkit.inference.task import bundle_task
 
     made = bundle_task(task, candidate_bundles(AUTO, task, plugins.registry(), trust=False), RunSettings({}))
     assert (set(made.modalities), made.planes) == (modalities, planes)
