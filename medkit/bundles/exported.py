@@ -6,6 +6,8 @@ torch.export has the same place for them, ONNX the properties of its model. Read
 
 from __future__ import annotations
 
+import base64
+import binascii
 import functools
 import io
 import zipfile
@@ -23,6 +25,10 @@ MODELS = tuple(f"models/model{suffix}" for suffix in FORMATS.values())
 MAX_TEXT = 16 << 20
 """Largest text that is carried, in bytes."""
 
+CALIBRATION = "models/calibration.pt"
+"""What a classifier knows of its training images: a small file besides the weights, which travels with the network."""
+_BASE64 = ".base64"
+"""Suffix of files that travel as texts."""
 _CONFIGS = (".json", ".yaml", ".yml")
 _TEXTS = (".py", ".md", ".txt")
 _LEGAL = ("LICENSE", "NOTICE")
@@ -38,14 +44,16 @@ def is_exported(path: Path) -> bool:
 def program_of(root: Path) -> Path | None:
     """Return the network of a bundle's folder that is a program; None if it has none, or has other weights too."""
     there = sorted(path for path in (root / "models").glob("*") if not path.name.startswith("."))
-    programs = [root / name for name in MODELS if (root / name) in there]
-    return programs[0] if programs and len(programs) == len(there) else None
+    weights = [path for path in there if path != root / CALIBRATION]
+    programs = [root / name for name in MODELS if (root / name) in weights]
+    return programs[0] if programs and len(programs) == len(weights) else None
 
 
 def texts_of(root: Path) -> dict[str, str]:
-    """Return the texts of a bundle that travel with its network: configs, code, the card, licences.
+    """Return the texts of a bundle that travel with its network: configs, code, the card, licences, a calibration.
 
-    Configs have the names that MONAI gives them, without their folder; others their path in the bundle.
+    Configs have the names that MONAI gives them, without their folder; others their path in the bundle. A calibration
+    is in base64.
 
     Raises BundleError for a text that is not UTF-8, or too large.
     """
@@ -60,6 +68,8 @@ def texts_of(root: Path) -> dict[str, str]:
             found[name.removeprefix("configs/")] = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise BundleError(f"{path}: expected a text in UTF-8") from None
+    if (calibration := root / CALIBRATION).is_file():
+        found[CALIBRATION + _BASE64] = base64.b64encode(calibration.read_bytes()).decode()
     return found
 
 
@@ -83,7 +93,7 @@ def unpack_exported(source: Path, folder: Path, *, link: bool = True) -> Path:
     The network is `models/model` with its suffix: a link to `source`, or a copy. Raises InputError for a file that
     cannot be read, BundleError if it carries no bundle, and UsageError if a package for ONNX is missing.
     """
-    entries = [_entry(name, content) for name, content in _carried(source)]
+    entries = [_entry(source, name, content) for name, content in _carried(source)]
     if METADATA not in (entry.name for entry in entries):
         raise BundleError(
             f"{source}: carries no metadata.json, which states what its network takes; medkit bundle export, and "
@@ -109,7 +119,12 @@ def _content(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _entry(name: str, content: bytes) -> Entry:
+def _entry(source: Path, name: str, content: bytes) -> Entry:
+    if name.endswith(_BASE64):
+        try:
+            name, content = name.removesuffix(_BASE64), base64.b64decode(content, validate=True)
+        except binascii.Error as error:
+            raise InputError(f"{source}: {name} cannot be read: {error}") from None
     return Entry(_place(name), "file", len(content), lambda: io.BytesIO(content))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from medkit.bundles.bundle import AUTO, WEIGHTS, Bundle
 from medkit.bundles.config import build_without_monai, read_config
 from medkit.bundles.contract import contract_of
-from medkit.inference.choice import NONE, bundle_or_none, modality_of
+from medkit.inference.choice import NONE, bundle_or_none, check_hounsfield, modality_of
 from medkit.inference.inputs import Feed, feed_of, is_picture
 from medkit.inference.loading import RunSettings, bundle_identity, open_bundle
 from medkit.inference.opened import InferenceConfig, InferenceParts

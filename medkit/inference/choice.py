@@ -13,6 +13,7 @@ from medkit.bundles.bundle import AUTO, Bundle, bundle_for_task, installed
 from medkit.bundles.contract import Contract, contract_of
 from medkit.errors import InputError, UsageError, listed
 from medkit.images.dicom.reader import is_dicom, stated_modality
+from medkit.images.modality import CT_OFFSET, is_ct_with_offset
 from medkit.pipe.names import GREY_PICTURES, stem
 from medkit.pipe.records import record_of
 from medkit.run.task import Case
@@ -24,6 +25,8 @@ NONE = "none"
 """Value of `--bundle` if no bundle is wanted."""
 AIR = -500
 """Hounsfield units below which there is air; in other modalities few values are so low."""
+FAT = -50
+"""Hounsfield units below which there is fat, in every CT of a body."""
 AIR_SHARE = 0.02
 """Smallest share of values below `AIR` that marks an image as CT."""
 
@@ -56,11 +59,34 @@ def modality_of(case: Case) -> tuple[str, str]:
             return modality, "its name says so"
     if case.path.name.lower().endswith(GREY_PICTURES):
         return "CR", "a picture, as projection X-rays come"
-    voxels = case.image().data.reshape(-1)[:: max(1, case.image().data.size // 100_000)]
+    voxels = _some_values(case)
     share = float(np.mean(voxels < AIR))
     if share >= AIR_SHARE:
         return "CT", f"{share:.0%} of its values lie below {AIR} HU"
-    return "MR", "its values are not Hounsfield units"
+    return "MR", f"its values are not Hounsfield units{_offset(voxels, ', unless ')}"
+
+
+def check_hounsfield(case: Case) -> None:
+    """Raise InputError if the values of a CT cannot be Hounsfield units, because not even fat has its values."""
+    voxels = _some_values(case)
+    low, high = float(voxels.min()), float(voxels.max())
+    if low > FAT:
+        raise InputError(
+            f"{case.path}: expected Hounsfield units (air near -1000, water near 0), got values from {low:g} to "
+            f"{high:g}{_offset(voxels, '; ')}"
+        )
+
+
+def _some_values(case: Case) -> np.ndarray:
+    """Return about 100 000 of an image's values, (N,)."""
+    values: np.ndarray = case.image().data.reshape(-1)
+    return values[:: max(1, values.size // 100_000)]
+
+
+def _offset(voxels: np.ndarray, before: str) -> str:
+    """Return a phrase, after `before`, if values look like those of a CT to which an offset was added."""
+    found = is_ct_with_offset(voxels)
+    return f"{before}{CT_OFFSET} was added to them, as some programs do: subtract it" if found else ""
 
 
 def _modality_in_header(path: Path) -> str | None:

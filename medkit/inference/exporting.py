@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkit.bundles.archive import write_errors_named
-from medkit.bundles.bundle import Bundle, medkit_block, tensors
+from medkit.bundles.bundle import WEIGHTS, Bundle, medkit_block, tensors
 from medkit.bundles.exported import texts_of
 from medkit.errors import BundleError, OutputError
 from medkit.inference.backend_choice import Asked, Way, measured, ratios
@@ -26,7 +26,7 @@ from medkit.inference.programs import as_module
 from medkit.inference.task import bundle_task
 from medkit.options import RunOptions
 from medkit.pipe.atomic import whole
-from medkit.pipe.records import record_of
+from medkit.pipe.records import record_of, sha256_of
 from medkit.run.outputs import Targets
 from medkit.run.task import Case, CasePlan, Runtime
 
@@ -80,6 +80,7 @@ def export(bundle: Bundle, target: Path, form: str, *, overwrite: bool = False, 
         "format": form,
         "from": bundle_identity(bundle),
         "torch": str(torch.__version__),
+        "weights_sha256": sha256_of(bundle.root / WEIGHTS) if (bundle.root / WEIGHTS).is_file() else None,
         "difference": float(f"{made.difference:.2g}"),
         "size": list(made.shape[1:]) if made.shape else None,
         "memory": {"bytes_per_voxel": round(found.peak / voxels, 1), "channels": made.channels},

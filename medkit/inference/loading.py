@@ -42,6 +42,9 @@ class RunSettings:
     """Whether a segmentation also returns the probabilities that its labels are made of."""
     min_score: float | None = None
     """The lowest score of boxes that are kept; None: as the bundle decides."""
+    sees_layers: bool = False
+    """Whether a task looks into networks: that of a file in TorchScript or torch.export is built again by its config,
+    where that is possible, because a program does not show its layers."""
     backend: str | None = None
     """`torch`, `onnxruntime`, `openvino` or `auto`; None: torch, or what is installed for a network in ONNX."""
 
@@ -83,7 +86,7 @@ def open_bundle(
         raise BundleError(
             f"{config.path}: {reason}, which decides how the network is called; only medkit run bundle runs it"
         )
-    parts = config.open_evaluator() if reason else config.open()
+    parts = config.open_evaluator() if reason else config.open(sees_layers=settings.sees_layers)
     precision = choose_precision(settings.precision, device)
     loaded = (runner or BundleRunner)(LoadedBundle(bundle, parts, device, precision, settings.memory))
     loaded.preprocessing.prompts = prompts

@@ -105,11 +105,11 @@ class InferenceConfig(BundleConfig):
         with self.errors_named(), offline(), arrays_allowed(), loading_onto(self.device), at_home(self.bundle.root):
             yield
 
-    def open(self) -> InferenceParts:
-        """Build all parts. Raises WeightsMissingError and BundleError."""
+    def open(self, *, sees_layers: bool = False) -> InferenceParts:
+        """Build all parts; `sees_layers`: see `network`. Raises WeightsMissingError and BundleError."""
         with self.building():
             preprocessing = self.preprocessing()
-            network = self.network()
+            network = self.network(sees_layers=sees_layers)
             steps = self.postprocessing()
             inferer = self._argument("inferer", "validate::inferer")
         if inferer is None:
@@ -186,14 +186,18 @@ class InferenceConfig(BundleConfig):
 
     # ---- the network
 
-    def network(self) -> Any:
-        """Build the network and fill it as the config does. Raises WeightsMissingError and BundleError."""
+    def network(self, *, sees_layers: bool = False) -> Any:
+        """Build the network and fill it as the config does. Raises WeightsMissingError and BundleError.
+
+        sees_layers: whether a program is replaced by the config's network with its weights, if they fit: a program
+        computes the same, but does not show its layers.
+        """
         plan = weights_plan(self.parser)
         program = next((self.bundle.root / name for name in MODELS if (self.bundle.root / name).is_file()), None)
         archive = self.bundle.archive
         exported = "export" in self.bundle.block or (archive is not None and is_exported(archive))
         if exported and (own := program_of(self.bundle.root)) is not None:
-            return load_program(own, self.device)
+            return self._with_layers(own) if sees_layers else load_program(own, self.device)
         try:
             files = self._weight_files(plan)
         except WeightsMissingError:
@@ -204,6 +208,19 @@ class InferenceConfig(BundleConfig):
         if network is None:
             raise BundleError(f"{self.path}: has no id network or network_def")
         self._fill(plan, files, [network])
+        return network
+
+    def _with_layers(self, path: Path) -> Any:
+        """Return the config's network with the weights of a program; the program if that is not possible."""
+        program = load_program(path, self.device)
+        if isinstance(program, OnnxNetwork):
+            return program
+        try:
+            network = self._argument("network", *NETWORKS)
+            network.load_state_dict(program.state_dict())
+        except Exception as error:  # whatever a config of a stranger's file raises
+            log.debug("bundle %s: its network cannot be built from its config: %s", self.bundle.name, error)
+            return program
         return network
 
     def _weight_files(self, plan: WeightsPlan) -> dict[str, Path]:

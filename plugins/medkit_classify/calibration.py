@@ -189,13 +189,23 @@ class Calibration:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Calibration:
-        """Read it from a bundle's metadata; a calibration of other weights is not used."""
+        """Read it from a bundle's metadata; a calibration of other weights is not used.
+
+        Raises BundleError for a bundle in one file without its calibration: answers would not be those of the bundle.
+        """
         stated = bundle.block.get("calibration")
         if not isinstance(stated, Mapping):
             return cls(note="the bundle is not calibrated: it has no confidence and never abstains")
-        if not (weights := bundle.root / WEIGHTS).is_file():
-            return cls(note="its calibration did not come with the file: it has no confidence and never abstains")
-        if stated.get("weights_sha256") != sha256_of(weights):
+        weights, file = bundle.root / WEIGHTS, bundle.root / str(stated["file"])
+        # in one file weights are a part of the network, whose metadata state what they were made of
+        digest = sha256_of(weights) if weights.is_file() else bundle.block.get("export", {}).get("weights_sha256")
+        if digest is None or not file.is_file():
+            raise BundleError(
+                f"bundle {bundle.name}: its calibration did not come with it, so no class would have a confidence, and "
+                "images unlike those of the training would get one: medkit bundle export writes files with it; medkit "
+                "run bundle gives plain probabilities"
+            )
+        if stated.get("weights_sha256") != digest:
             return cls(note="the bundle was calibrated with other weights: it has no confidence and never abstains")
         return cls(
             scalings={
@@ -206,7 +216,7 @@ class Calibration:
             odds_limit=OddsLimit(**{k: float(v) for k, v in odds.items()}) if (odds := stated.get("odds")) else None,
             sides=(int(sides[0]), int(sides[1])) if (sides := stated.get("sides")) else None,
             layers=tuple(map(str, stated["layers"])),
-            file=bundle.root / str(stated["file"]),
+            file=file,
         )
 
     @cached_property

@@ -54,6 +54,11 @@ class ClassifyRunner(BundleRunner):
         self.facts = facts_of(bundle)
         if self.facts is None and (unused := choices.table or choices.text or choices.column):
             raise UsageError(f"{unused}: bundle {bundle.name} reads only images, neither features nor texts")
+        if self.calibration.layers and not hasattr(parts.network, "parameters"):
+            raise BundleError(
+                f"bundle {bundle.name}: its calibration looks into the network, which a file in ONNX does not show: "
+                "use one in TorchScript or torch.export; medkit run bundle gives plain probabilities"
+            )
         try:
             self.recorder = ActivationRecorder(parts.network, self.calibration.layers)
         except KeyError as error:

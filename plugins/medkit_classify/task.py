@@ -22,7 +22,8 @@ def classification(chosen: BundleOptions, choices: ClassifyChoices, table: Path 
     case are requested as well, and what `bundle_task` raises.
     """
     bundles = chosen.of_task("classify")
-    task = bundle_task("classify", bundles, chosen.settings, runner=functools.partial(ClassifyRunner, choices=choices))
+    settings = replace(chosen.settings, sees_layers=True)
+    task = bundle_task("classify", bundles, settings, runner=functools.partial(ClassifyRunner, choices=choices))
     if table is not None and (choices.explain or choices.report or choices.features):
         raise UsageError("--table writes no files for single cases: leave out --explain, --report and --save-features")
     classes = [name for bundle in bundles for name in contract_of(bundle).classes.values()]
