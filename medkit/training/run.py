@@ -13,7 +13,6 @@ from medkit.bundles.config import one_line, own_error
 from medkit.errors import Stopped, TrainingError
 from medkit.machine.precision import choose_precision, prepare
 from medkit.pipe.signals import StopRequest
-from medkit.terminal.progress import has_bar, set_progress
 from medkit.training.checkpoint import RunFolder
 from medkit.training.config import TrainConfig, TrainingParts
 from medkit.training.loss_guard import LossGuard
@@ -23,21 +22,19 @@ from medkit.training.plan import TrainingPlan, TrainingResult
 from medkit.training.ranks import RankEndedError, Ranks, StepAbandoned
 from medkit.training.report.card import Figures, write_texts, write_weights
 from medkit.training.report.history import History, HistoryRow
-from medkit.training.report.progress_line import bar_text, progress_line, seconds_left
+from medkit.training.report.messages import Messages, machine_text
 from medkit.training.sharing import SharedSteps, share_training
+from medkit.training.small_patches import patch_too_small
 from medkit.training.splits import DataList, count_subjects
 from medkit.training.validation import Validation
 from medkit.training.weights import AveragedNetwork, count_parameters
 
 log = logging.getLogger("medkit.training")
-progress_log = logging.getLogger("medkit.training.progress")
 
 EMA = 0.995
 """Share of the averaged weights that a step keeps, if the config has no `ema`."""
 ROWS_PER_EPOCH = 10
 """Rows of the log from one validation to the next."""
-SECONDS_BETWEEN_LINES = 10.0
-"""Seconds between two lines of progress."""
 
 
 class TrainingRun:
@@ -70,7 +67,8 @@ class TrainingRun:
         self.scaler_state: dict[str, Any] | None = None
         """State of a checkpoint's gradient scaler, until the trainer has made its own."""
         self.saved_step = -1
-        self.saved_at = self.logged_at = time.monotonic()
+        self.saved_at = time.monotonic()
+        self.messages = Messages(self.progress, self.validation, self.history, self.guard, parts.optimizer)
         self._set_limits()
         self._set_precision()
         further = (value for value in parts.further.values() if is_network(value))
@@ -159,7 +157,8 @@ class TrainingRun:
                 log.info("already trained for %d steps; larger %s continue from there", state["step"], further)
                 return self._result("was finished")
             log.info("continuing from step %d of %s", state["step"], self.folder.checkpoint)
-        self._log_start()
+        machine = machine_text(self.device, self.precision, self.ranks.size)
+        self.messages.start(self.data, self.plan, self.network, machine)
         self._attach()
         with self.stop.working():
             self._run_engines()
@@ -190,7 +189,15 @@ class TrainingRun:
                 self.ranks.abandon_step()
                 self._stop()
                 return
-            raise TrainingError(f"step {self.trainer.state.iteration}: {one_line(error)}") from error
+            raise TrainingError(f"step {self.trainer.state.iteration}: {self._explained(error)}") from error
+
+    def _explained(self, error: Exception) -> str:
+        """Return what a step has raised in one line, and what is known about it."""
+        batch = self.trainer.state.batch
+        image = batch.get("image") if isinstance(batch, Mapping) else None
+        size = tuple(getattr(image, "shape", ()))[2:]
+        text = one_line(error)
+        return patch_too_small(text, type(self.network).__name__, size) or text
 
     def _finish(self) -> None:
         """Validate the last step, choose the weights, and write the bundle and the checkpoint."""
@@ -279,10 +286,7 @@ class TrainingRun:
             self.trainer.terminate()
         elif self.save_due:
             self._save()
-        if has_bar():
-            self._show_progress()
-        elif not self.stopped and time.monotonic() - self.logged_at > SECONDS_BETWEEN_LINES:
-            self._log_progress()
+        self.messages.between_steps(ended=self.stopped)
 
     def _validated(self) -> bool:
         """Validate between two steps. Return False if a signal stopped the validation, and so the training."""
@@ -302,7 +306,7 @@ class TrainingRun:
         self.guard.start_interval()
         if metric is not None:
             self._publish()
-            self._log_progress()
+            self.messages.log_line()
 
     # ---- files
 
@@ -373,32 +377,3 @@ class TrainingRun:
             for part in (self.data.training, self.data.validation)
         )
         return training, validation
-
-    # ---- messages
-
-    def _log_start(self) -> None:
-        numbers, trained = count_parameters(self.network)
-        log.info(
-            "%d items for training, %d for validation%s; %s of %s parameters trained on %s in %s%s",
-            len(self.data.training), len(self.data.validation),
-            f", {self.plan.split.text}" if self.plan.folds else "", f"{trained:,}", f"{numbers:,}",
-            device_name(self.device), self.precision, f", {self.ranks.size} ranks" if self.ranks.size > 1 else "",
-        )  # fmt: skip
-
-    def _show_progress(self) -> None:
-        """Show on the bar how far the training is."""
-        progress, found = self.progress, self.validation
-        text = bar_text(self.history.rows, self._recent_loss(), found.metric_name, found.best)
-        set_progress(progress.step, progress.steps, text=text, whole=progress.fraction, left=seconds_left(progress))
-
-    def _recent_loss(self) -> float | None:
-        """Return the mean since the last row of the log; None right after it."""
-        return self.guard.mean if self.guard.count else None
-
-    def _log_progress(self) -> None:
-        self.logged_at = time.monotonic()
-        loss = self._recent_loss()
-        rate = self.parts.optimizer.param_groups[0]["lr"]
-        found = self.validation
-        line = progress_line(self.progress, self.history.rows, loss, rate, found.metric_name, found.best)
-        progress_log.info("%s", line)

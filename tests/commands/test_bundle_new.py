@@ -16,6 +16,7 @@ from train_command import undone
 
 from medkit.bundles.safety.trust import is_trusted
 from medkit.bundles.verify import FAILED, bundle_problems, verify_bundle
+from medkit.training.creation.architectures import ARCHITECTURES
 
 Call = Callable[..., int]
 
@@ -81,6 +82,48 @@ def test_what_is_made_trains_is_tested_runs_and_verifies(
     checks = list(verify_bundle(tmp_path / "trained"))
     assert [(check.name, check.messages) for check in checks if check.status == FAILED] == []
     assert {check.name for check in checks if check.status == "ok"} >= {"weights", "case", "in_out", "export"}
+
+
+SMALLEST = {
+    "unet": (16, 16, 32), "dynunet": (16, 32, 16), "segresnet": (8, 8, 8), "attentionunet": (16, 8, 8),
+    "basicunet": (16, 16, 32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_the_smallest_patch_that_is_allowed_can_be_trained(call: Call, tmp_path: Path, name: str) -> None:
+    """Smaller ones are refused, see `test_wrong_wishes`."""
+    data = tmp_path / "data"
+    data.mkdir()
+    items = [write_scan(data, f"scan{n}", n) for n in range(3)]
+    (data / "dataset.json").write_text(json.dumps({"training": items[:2], "validation": items[2:]}))
+    patch = ",".join(map(str, SMALLEST[name]))
+    made = ("--from", name, "--classes", "ball", "--patch", patch, "--spacing", 2)
+    assert call("bundle", "new", "balls", *made) == 0
+    learn = ("train", "segment", "--bundle", tmp_path / "balls", "--data", data, "--set", "epoch_length=2",
+             "--threads", 1, "--no-check")  # fmt: skip
+    assert call(*learn, "--steps", 2, "-o", tmp_path / "trained") == 0
+    assert metadata(tmp_path / "trained")["medkit"]["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize(("name", "patch"), [("unet", 16), ("attentionunet", 8)])
+def test_a_training_says_that_its_patches_are_too_small(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, patch: int
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    items = [write_scan(data, f"scan{n}", n) for n in range(3)]
+    (data / "dataset.json").write_text(json.dumps({"training": items[:2], "validation": items[2:]}))
+    assert call("bundle", "new", "balls", "--from", name, "--classes", "ball", "--patch", 32, "--spacing", 2) == 0
+    capsys.readouterr()
+    learn = ("--set", f"patch_size=[{patch}, {patch}, {patch}]", "--threads", 1)
+    train = ("train", "segment", "--bundle", tmp_path / "balls", "--data", data, "--no-check", *learn)
+    assert call(*train, "--steps", 2, "-o", tmp_path / "trained") == 1
+    said = capsys.readouterr().err
+    network = ARCHITECTURES[name].node(1, 2)["_target_"]
+    assert f"{patch} x {patch} x {patch} voxels are too small to train {network}" in said
+    assert "1 x 1 x 1 is left" in said
+    assert "Expected more than 1" not in said
 
 
 def test_an_architecture_has_what_was_asked_for(call: Call, tmp_path: Path) -> None:
@@ -160,6 +203,11 @@ def test_other_classes_of_a_classifier(call: Call, tmp_path: Path) -> None:
         (["--from", "unet", "--classes", "a,a"], 2, "different names"),
         (["--from", "unet", "--classes", "a", "--patch", "40"], 2, "multiples of 16"),
         (["--from", "unet", "--classes", "a", "--patch", "8.5"], 2, "whole numbers"),
+        (["--from", "unet", "--classes", "a", "--patch", "16"], 2, "the smallest patch is 16 x 16 x 32"),
+        (["--from", "dynunet", "--classes", "a", "--patch", "16"], 2, "the smallest patch is 16 x 16 x 32"),
+        (["--from", "basicunet", "--classes", "a", "--patch", "16,16,16"], 2, "16 x 16 x 16 voxels become 1"),
+        (["--from", "attentionunet", "--classes", "a", "--patch", "8"], 2, "the smallest patch is 8 x 8 x 16"),
+        (["--from", "segresnet", "--classes", "a", "--patch", "4"], 2, "multiples of 8"),
         (["--from", "unet", "--classes", "a", "--spacing", "1,2"], 2, "one or three"),
         (["--from", "infant_mri_segmentation", "--patch", "32"], 2, "has its own"),
         (["--from", "lowfield_to_highfield"], 1, "has no config train"),

@@ -37,8 +37,8 @@ def make_from_architecture(
     root: Path, network: Architecture, wishes: Wishes, task: str, *, overwrite: bool = False
 ) -> None:
     """Write a bundle that learns labels by a network of MONAI. Raises OutputError, and UsageError for a wrong patch."""
-    if wrong := [n for n in wishes.patch if n % network.multiple]:
-        raise UsageError(f"--patch: expected multiples of {network.multiple} for this network, got {wrong[0]}")
+    if fault := network.fault_of(wishes.patch):
+        raise UsageError(f"--patch: {fault}")
     with _new_folder(root, overwrite) as folder:
         _write(folder / "configs" / "inference.json", inference_config(network, wishes))
         _write(folder / "configs" / "train.json", train_config(network, wishes))
