@@ -8,5 +8,6 @@ from .image import read_grid as read_grid
 from .image import read_image as read_image
 from .label_values import looks_like_labels as looks_like_labels
 from .modality import is_ct as is_ct
+from .modality import is_ct_with_offset as is_ct_with_offset
 from .phantom import make_image as make_image
 from .pictures import is_coloured as is_coloured

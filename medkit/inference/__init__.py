@@ -37,6 +37,7 @@ __all__ = [
     "bundle_options",
     "bundle_or_none",
     "bundle_task",
+    "check_hounsfield",
     "choose_device",
     "choose_precision",
     "contract_of",

@@ -63,7 +63,7 @@ def modality_of(case: Case) -> tuple[str, str]:
     share = float(np.mean(voxels < AIR))
     if share >= AIR_SHARE:
         return "CT", f"{share:.0%} of its values lie below {AIR} HU"
-    return "MR", f"its values are not Hounsfield units{_offset(voxels, ', unless ')}"
+    return "MR", f"its values are not Hounsfield units{_offset(voxels, ', or ')}"
 
 
 def check_hounsfield(case: Case) -> None:
@@ -86,7 +86,7 @@ def _some_values(case: Case) -> np.ndarray:
 def _offset(voxels: np.ndarray, before: str) -> str:
     """Return a phrase, after `before`, if values look like those of a CT to which an offset was added."""
     found = is_ct_with_offset(voxels)
-    return f"{before}{CT_OFFSET} was added to them, as some programs do: subtract it" if found else ""
+    return f"{before}{CT_OFFSET} was added to them, as some programs do; subtract it then" if found else ""
 
 
 def _modality_in_header(path: Path) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from medkit.bundles.contract import Contract
 from medkit.errors import size_text
+from medkit.space import SMALL_FIELD_OF_VIEW, Grid
 
 _SIZES = re.compile(r"Sizes of tensors must match|size of tensor a \(\d+\) must match|multiples? of|divisible by")
 """In errors of networks whose way up does not meet their way down."""
@@ -15,14 +16,31 @@ _USUAL_MULTIPLE = 16
 
 
 def hints(
-    error: str, contract: Contract, shape: tuple[int, ...] | None, *, task: str | None = None, planes: bool = False
+    error: str,
+    contract: Contract,
+    shape: tuple[int, ...] | None,
+    *,
+    task: str | None = None,
+    planes: bool = False,
+    grid: Grid | None = None,
 ) -> str:
     """Return what to add to an error: sentences that begin with a semicolon, or nothing.
 
     `shape`: of the prepared image, (C, I, J, K) or (C, I, J); None if it could not be prepared. `task`: the medkit task
-    that the bundle is for. `planes`: whether the network is given single planes.
+    that the bundle is for. `planes`: whether the network is given single planes. `grid`: of the case's own image.
     """
-    return "".join(f"; {hint}" for hint in (*_about_the_image(error, contract, shape, planes), *_about_the_task(task)))
+    found = (*_about_the_image(error, contract, shape, planes), *_about_the_grid(grid), *_about_the_task(task))
+    return "".join(f"; {hint}" for hint in found)
+
+
+def _about_the_grid(grid: Grid | None) -> Iterator[str]:
+    """Yield a hint for an image in which no organ fits."""
+    size = None if grid is None else grid.spacing * grid.shape
+    if grid is not None and size is not None and size.max() < SMALL_FIELD_OF_VIEW:
+        yield (
+            f"the image measures {size_text(size, '.3g')} mm ({size_text(grid.shape)} voxels): is its spacing right, "
+            f"and is it the whole image?"
+        )
 
 
 def _about_the_task(task: str | None) -> Iterator[str]:

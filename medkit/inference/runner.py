@@ -48,6 +48,8 @@ class BundleRunner:
 
     together: Callable[[Sequence[Case], Sequence[Any]], Sequence[Any]] | None = None
     """`compute` for several cases at once, in a task whose cases are small."""
+    prepares_for_task = False
+    """Whether the runner is that of the task that the bundle is for; else errors advise to take the task's command."""
     only_torch: str | None = None
     """Why only torch can compute the network, in words; None if other libraries can too."""
 
@@ -100,12 +102,12 @@ class BundleRunner:
 
     def prepare(self, case: Case) -> Prepared:
         """Read a case and run the bundle's preprocessing on it. Raises InputError and BundleError."""
-        with self.errors_named("preprocessing", None):
+        with self.errors_named("preprocessing", None, case):
             return self.preprocessing(case)
 
     def compute(self, case: Case, prepared: Prepared) -> Prepared:
         """Run the network and add its answer to the item under `pred`. Raises BundleError and MemoryError."""
-        with self.errors_named("network", tuple(prepared.item["image"].shape)):
+        with self.errors_named("network", tuple(prepared.item["image"].shape), case):
             return self.network(prepared)
 
     def finish(self, case: Case, computed: Prepared) -> Result:
@@ -140,12 +142,14 @@ class BundleRunner:
         )
 
     @contextlib.contextmanager
-    def errors_named(self, what: str, shape: tuple[int, ...] | None = ()) -> Iterator[None]:
+    def errors_named(self, what: str, shape: tuple[int, ...] | None = (), case: Case | None = None) -> Iterator[None]:
         """Turn errors of the bundle's stage `what` into a BundleError that names both, in one line.
 
         `shape`: of the prepared image, (C, I, J, K); None if it could not be prepared, () if that does not matter.
+        `case`: the one at hand, whose image may be the reason.
         """
         from medkit.inference.hints import hints
+        from medkit.inference.inputs import is_picture
         from medkit.machine.memory import ran_out
 
         try:
@@ -155,7 +159,9 @@ class BundleRunner:
                 raise
             text = explained(error, self.bundle)
             planes = self.preprocessing.reader.planar
-            more = "" if shape == () else hints(text, self.contract, shape, task=self.bundle.task, planes=planes)
+            task = None if self.prepares_for_task else self.bundle.task
+            grid = None if case is None or is_picture(case.path) else case.image().grid
+            more = "" if shape == () else hints(text, self.contract, shape, task=task, planes=planes, grid=grid)
             raise BundleError(f"bundle {self.bundle.name}: {what}: {text}{more}") from error
 
     def _classes(self, table: Mapping[str, float]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def process(case: Case, *, labels: tuple[str, ...], series: str | None) -> Resul
     label_map = Image(made.labels[None], grid)
     return Result(
         {"labels": label_map, "table": Text(as_tsv(contours, made, grid))},
-        metrics={"volumes_mm3": {names[n]: round(v * grid.voxel_volume, 3) for n, v in made.voxels.items()}},
+        metrics=_volumes(made, grid, names),
         warnings=list(_warnings(given, contours, made, grid)),
         details={"labels": {str(number): name for number, name in sorted(names.items())}},
         spatial_reference=reference,
@@ -103,13 +103,21 @@ def _outside(contours: ContourSet, grid: Grid) -> float:
     return 1 - float(inside.mean())
 
 
+def _volumes(made: Filled, grid: Grid, names: Mapping[int, str]) -> dict[str, dict[str, float]]:
+    """Return the volumes of structures, mm3; empty for planes, which have no depth."""
+    if grid.dims == 2:
+        return {}
+    return {"volumes_mm3": {names[n]: round(v * grid.voxel_volume, 3) for n, v in made.voxels.items()}}
+
+
 def as_tsv(contours: ContourSet, made: Filled, grid: Grid) -> str:
     """Return the BIDS table of the label map's structures."""
     lines = ["index\tname\tcolor\tvolume_mm3"]
     counts = np.bincount(made.labels.ravel(order="K"), minlength=max(made.voxels, default=0) + 1)
     for one in sorted(contours.structures, key=lambda structure: structure.number):
         colour = "#" + "".join(f"{int(c):02X}" for c in label_colours(np.array(one.number)))
-        lines.append(f"{one.number}\t{one.name}\t{colour}\t{counts[one.number] * grid.voxel_volume:.1f}")
+        volume = "n/a" if grid.dims == 2 else f"{counts[one.number] * grid.voxel_volume:.1f}"
+        lines.append(f"{one.number}\t{one.name}\t{colour}\t{volume}")
     return "\n".join([*lines, ""])
 
 

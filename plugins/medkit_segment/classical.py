@@ -89,13 +89,14 @@ def _check_roles(choices: SegmentChoices, method: str, able: tuple[str, ...]) ->
 
 
 def _chest(case: Case, image: Image, *, names: Mapping[int, str]) -> Found:
-    from medkit.inference import modality_of
+    from medkit.inference import check_hounsfield, modality_of
     from medkit_segment.chest import chest_labels
     from medkit_segment.density import is_hounsfield
 
     modality, why = modality_of(case)
     if modality != "CT":
         raise InputError(f"{case.path}: expected CT for --method threshold, got {modality}: {why}")
+    check_hounsfield(case)
     if not is_hounsfield(image):
         low, high = float(image.data.min()), float(image.data.max())
         wanted = "Hounsfield units (air near -1000, water near 0)"
@@ -118,10 +119,9 @@ def _process(case: Case, *, find: Callable[[Case, Image], Found], choices: Segme
     measured = results.measured(image, labels, found.names, case.path)
     doubts = [LOOK_AT_THIS + text for text in (*found.doubts, *measured.doubts)]
     return Result(
-        _outputs(image, labels, found, choices, report.as_tsv(rows, measured.cells)),
+        _outputs(image, labels, found, choices, report.as_tsv(rows, image.grid, measured.cells)),
         metrics={
-            "total_mm3": round(sum(row.volume_mm3 for row in rows), 1),
-            "volumes_mm3": {row.name: round(row.volume_mm3, 1) for row in rows},
+            **report.volumes(rows, image.grid),
             "look": bool(doubts),
             "look_at": {row.name: list(row.look) for row in rows if row.look},
             **measured.metrics,

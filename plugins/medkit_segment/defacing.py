@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medkit.errors import InputError
-from medkit.inference import BundleOptions, bundle_task, feed_of, modality_of
+from medkit.inference import BundleOptions, bundle_task, check_hounsfield, feed_of, modality_of
 from medkit.task import LOOK_AT_THIS, Case, Output, Record, Result, Task
 from medkit_segment import cleaning
 from medkit_segment.results import SegmentChoices
@@ -58,6 +58,9 @@ class DefaceRunner(SegmentRunner):
         modality, why = modality_of(case)
         if modality not in ("MR", "CT"):
             raise InputError(f"{case.path}: expected MR or CT of a head, got {modality}: {why}")
+        self.check_axes(case)
+        if modality == "CT":
+            check_hounsfield(case)
         feed = feed_of(case, self.contract)
         image = case.image()
         first, brain = image.data[0], None
@@ -68,7 +71,7 @@ class DefaceRunner(SegmentRunner):
             low, high = BRAIN_WINDOW
             first = np.where(brain, np.clip(first, low, high) - low, 0).astype(np.float32)
         one = image.with_data(first[None])
-        with self.errors_named("preprocessing", None):
+        with self.errors_named("preprocessing", None, case):
             prepared = self.preprocessing.prepare(replace(feed, images=dict.fromkeys(feed.images, one)), case)
         return prepared if brain is None else replace(prepared, item={**prepared.item, CRANIUM: brain})
 
@@ -83,8 +86,13 @@ class DefaceRunner(SegmentRunner):
         is_ct = held is not None
         brain = _brain(labels, image, pose) if held is None else held
         volume = np.count_nonzero(brain) * image.grid.voxel_volume / 1000
-        if pose is None or volume < KNOWN_BRAIN_ML:
+        if volume < KNOWN_BRAIN_ML:
             raise InputError(f"{case.path}: expected a head with its brain, found {volume:.0f} ml of brain")
+        if pose is None:
+            raise InputError(
+                f"{case.path}: expected a head, found {volume:.0f} ml of brain whose structures do not lie as in a "
+                f"head; is its orientation right? (medkit view)"
+            )
         removed = face.region(image.grid, pose.matrix, brain)
         tissue = np.count_nonzero(removed & _tissue(image, is_ct)) * image.grid.voxel_volume / 1000
         gone = image.with_data(removed[None].astype(np.uint8))

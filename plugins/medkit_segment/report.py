@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medkit.errors import listed
 from medkit.figures import label_colours
 from medkit.task import LOOK_AT_THIS
+
+if TYPE_CHECKING:
+    from medkit.space import Grid
 
 UNSURE = 0.75
 """Smallest mean probability of a structure's voxels without a request to look; used if no expected Dice is known."""
@@ -207,10 +210,20 @@ def _faces(volume: np.ndarray) -> list[np.ndarray]:
     return [np.take(volume, end, axis) for axis in range(3) if volume.shape[axis] > 1 for end in (0, -1)]
 
 
-def as_tsv(rows: Sequence[Structure], cells: Mapping[int, Mapping[str, str]] | None = None) -> str:
+def volumes(rows: Sequence[Structure], grid: Grid) -> dict[str, Any]:
+    """Return the volumes of structures for the sidecar, mm3; empty for planes, which have no depth."""
+    if grid.dims == 2:
+        return {}
+    return {
+        "total_mm3": round(sum(row.volume_mm3 for row in rows), 1),
+        "volumes_mm3": {row.name: round(row.volume_mm3, 1) for row in rows},
+    }
+
+
+def as_tsv(rows: Sequence[Structure], grid: Grid, cells: Mapping[int, Mapping[str, str]] | None = None) -> str:
     """Return a BIDS table of segmentation labels (`_dseg.tsv`), with additional columns for what was measured.
 
-    cells: label -> column -> text, for further columns.
+    grid: of the image; structures of planes have no volume. cells: label -> column -> text, for further columns.
     """
     more = list(dict.fromkeys(column for own in (cells or {}).values() for column in own))
     lines = ["\t".join(["index", "name", "color", "volume_mm3", "confidence", "expected_dice", "look", *more])]
@@ -219,6 +232,7 @@ def as_tsv(rows: Sequence[Structure], cells: Mapping[int, Mapping[str, str]] | N
         sure, dice = ("n/a" if value is None else f"{value:.4f}" for value in (row.confidence, row.expected_dice))
         look = ", ".join(row.look) or "n/a"
         own = (cells or {}).get(row.index, {})
-        first = (str(row.index), row.name, colour, f"{row.volume_mm3:.1f}", sure, dice, look)
+        volume = "n/a" if grid.dims == 2 else f"{row.volume_mm3:.1f}"
+        first = (str(row.index), row.name, colour, volume, sure, dice, look)
         lines.append("\t".join([*first, *(own.get(column, "n/a") for column in more)]))
     return "\n".join([*lines, ""])

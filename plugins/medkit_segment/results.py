@@ -162,7 +162,7 @@ def _regions(image: Image, labels: np.ndarray, names: Mapping[int, str]) -> Iter
     if density.is_hounsfield(image):
         found = density.densities(image.data[0], made, image.grid.voxel_volume)
         cells = {n: value.cells() for n, value in found.items()}
-    yield "regions_table", Text(report.as_tsv(rows, cells))
+    yield "regions_table", Text(report.as_tsv(rows, image.grid, cells))
 
 
 def rows_of(record: Record) -> Sequence[Mapping[str, str]]:

@@ -130,8 +130,9 @@ class Region:
         if (leak := leaks.find(mask, inside, self.image.grid.spacing)) is not None:
             mask = mask & ~leak.mask
             where = ", ".join(f"{n:.0f}" for n in apply_affine(self.image.grid.affine, leak.place[None])[0])
-            ml = np.count_nonzero(leak.mask) * self.image.grid.voxel_volume / 1000
-            doubts.append(f"{self.name} leaked at ({where}) mm, and {ml:.3g} ml behind were left out")
+            voxels, grid = np.count_nonzero(leak.mask), self.image.grid
+            much = f"{voxels} pixels" if grid.dims == 2 else f"{voxels * grid.voxel_volume / 1000:.3g} ml"
+            doubts.append(f"{self.name} leaked at ({where}) mm, and {much} behind were left out")
         if self._at_a_face(mask):
             much = f", covers {share:.0%} of it and may have leaked" if share > MUCH else ""
             doubts.append(f"{self.name} reaches the border of the image{much}")

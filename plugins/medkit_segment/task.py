@@ -11,7 +11,16 @@ import numpy as np
 
 from medkit.dicom_objects import Meaning, meanings_of
 from medkit.errors import BundleError, InputError, UsageError, listed
-from medkit.inference import Bundle, BundleOptions, BundleRunner, bundle_task, contract_of, modality_of
+from medkit.inference import (
+    Bundle,
+    BundleOptions,
+    BundleRunner,
+    bundle_task,
+    check_hounsfield,
+    contract_of,
+    is_picture,
+    modality_of,
+)
 from medkit.task import LOOK_AT_THIS, Case, Result, Task, Text, Writable
 from medkit_segment.results import SegmentChoices
 
@@ -103,6 +112,8 @@ class SegmentRunner(BundleRunner):
     Otherwise it uses the labels that the bundle's postprocessing makes.
     """
 
+    prepares_for_task = True
+
     def __init__(self, loaded: LoadedBundle, *, choices: SegmentChoices) -> None:
         super().__init__(loaded)
         bundle = self.bundle
@@ -131,7 +142,7 @@ class SegmentRunner(BundleRunner):
             raise UsageError(f"--outputs probabilities: bundle {bundle.name} has none")
 
     def prepare(self, case: Case) -> Prepared:
-        """Read a case. Raises InputError if a CT comes to a bundle for MR, or an MR image to a bundle for CT."""
+        """Read a case. Raises InputError for another modality, other units or other axes than the bundle takes."""
         wanted = self.bundle.modality
         if wanted in ("MR", "CT"):
             found, why = modality_of(case)
@@ -140,7 +151,15 @@ class SegmentRunner(BundleRunner):
                 raise InputError(
                     f"{case.path}: expected {wanted} for bundle {self.bundle.name}, got {found}: {why}{chest}"
                 )
+        if wanted == "CT":
+            check_hounsfield(case)
+        self.check_axes(case)
         return super().prepare(case)
+
+    def check_axes(self, case: Case) -> None:
+        """Raise InputError if a plane comes to a network of volumes."""
+        if not self.contract.planar and (is_picture(case.path) or case.image().grid.dims == 2):
+            raise InputError(f"{case.path}: expected a volume for bundle {self.bundle.name}, got an image of two axes")
 
     def finish(self, case: Case, computed: Prepared) -> Result:
         """Bring the labels to the case's grid and make the requested files."""
@@ -158,12 +177,11 @@ class SegmentRunner(BundleRunner):
             *report.warnings(made.labels, rows, self.expected),
             *(LOOK_AT_THIS + doubt for doubt in measured.doubts),
         ]
-        table = report.as_tsv(rows, measured.cells)
+        table = report.as_tsv(rows, image.grid, measured.cells)
         return Result(
             {} if self.choices.table else dict(self._outputs(image, made, table, computed)),
             metrics={
-                "total_mm3": round(sum(row.volume_mm3 for row in rows), 1),
-                "volumes_mm3": {row.name: round(row.volume_mm3, 1) for row in rows},
+                **report.volumes(rows, image.grid),
                 "confidence": {row.name: row.confidence for row in rows if row.confidence is not None},
                 "expected_dice": {row.name: row.expected_dice for row in rows if row.expected_dice is not None},
                 "look": bool(found),

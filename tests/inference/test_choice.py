@@ -15,7 +15,7 @@ from medkit.bundles.bundle import AUTO, Bundle, candidate_bundles
 from medkit.errors import InputError, UsageError
 from medkit.images.phantom import make_image
 from medkit.inference import options as bundle_options
-from medkit.inference.choice import bundle_for_case, modality_of
+from medkit.inference.choice import bundle_for_case, check_hounsfield, modality_of
 from medkit.inference.loading import RunSettings
 from medkit.inference.options import BundleOptions
 from medkit.inference.task import bundle_task
@@ -66,6 +66,23 @@ def test_the_modality_by_intensity(tmp_path: Path) -> None:
     found, why = modality_of(case_of(hounsfield(tmp_path / "a.nii.gz")))
     assert found == "CT"
     assert "HU" in why
+
+
+def shifted(path: Path, target: Path, offset: int) -> Path:
+    scan = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image((np.asarray(scan.dataobj) + offset).astype(np.int16), scan.affine), target)
+    return target
+
+
+def test_a_ct_stored_with_an_offset(tmp_path: Path) -> None:
+    plain = hounsfield(tmp_path / "a.nii.gz")
+    check_hounsfield(case_of(plain))
+    found, why = modality_of(case_of(shifted(plain, tmp_path / "b.nii.gz", 1024)))
+    assert (found, "or 1024 was added to them" in why) == ("MR", True)
+    with pytest.raises(InputError, match=r"sub-1_ct.*expected Hounsfield .* from 24 to 1064; 1024 was added to them"):
+        check_hounsfield(case_of(shifted(plain, tmp_path / "sub-1_ct.nii.gz", 1024)))
+    with pytest.raises(InputError, match=r"got values from 2000 to 3040$"):
+        check_hounsfield(case_of(shifted(plain, tmp_path / "sub-2_ct.nii.gz", 3000)))
 
 
 @pytest.mark.parametrize("stated", [b"MR", b"CT", b"PT"])

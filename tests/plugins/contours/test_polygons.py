@@ -21,6 +21,8 @@ from outcome import Outcome
 from medkit.errors import InputError
 from medkit.images.image import Image
 from medkit.images.phantom import make_image
+from medkit.pipe.names import sidecar_path
+from medkit.pipe.records import read_sidecar
 from medkit.space import Grid, apply_affine
 
 Run = Callable[..., Outcome]
@@ -105,6 +107,10 @@ def test_a_planar_label_map_comes_back(medkit: Run, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         np.asarray(nibabel.load(again.lines[0]).dataobj), np.asarray(nibabel.load(path).dataobj)
     )
+    table, record = Path(again.lines[0].replace(".nii.gz", ".tsv")), read_sidecar(sidecar_path(Path(again.lines[0])))
+    assert {line.split("\t")[3] for line in table.read_text().splitlines()[1:]} == {"n/a"}, "a plane has no depth"
+    assert record is not None
+    assert "volumes_mm3" not in record.medkit["metrics"]
 
 
 def test_polygons_follow_the_edges_of_voxels(medkit: Run, tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from chests import dice
 from outcome import Outcome
+from PIL import Image as Picture
 
+from medkit.images.image import read_image
 from medkit.pipe.records import read_sidecar
+from medkit.space import apply_affine
 
 pytestmark = pytest.mark.usefixtures("clean_path")
 
@@ -143,3 +146,24 @@ def test_options_that_do_not_fit(medkit: Run, tmp_path: Path, words: list[str], 
 
     assert done.code == code
     assert reason in done.err
+
+
+def test_structures_of_an_x_ray_have_no_volume(medkit: Run, tmp_path: Path) -> None:
+    values = np.where(np.hypot(*(np.indices((80, 60)) - 30)) < 12, 200, 40).astype(np.uint8)
+    Picture.fromarray(values.T).save(tmp_path / "x.png")
+    x, y, z = apply_affine(read_image(tmp_path / "x.png").grid.affine, np.array([[30.0, 30, 0]]))[0]
+    points = seeds(tmp_path / "seeds.csv", {"coin": (x, y, z)})
+    table = tmp_path / "all.tsv"
+    done = medkit("run", "segment", "--method", "grow", "--seeds", points, tmp_path / "x.png", "-o", tmp_path / "o")
+    assert done.code == 0, done.err
+    record = read_sidecar(tmp_path / "o/x_dseg.json")
+    assert record is not None
+    assert not [key for key in record.medkit["metrics"] if "mm3" in key]
+    assert (tmp_path / "o/x_dseg.tsv").read_text().splitlines()[1].split("\t")[:4][::3] == ["1", "n/a"]
+    assert " ml" not in done.err
+    done = medkit(
+        "run", "segment", "--method", "grow", "--seeds", points, tmp_path / "x.png", "--table", table, "--skip-existing"
+    )
+    assert done.code == 0, done.err
+    header, row = (line.split("\t") for line in table.read_text().splitlines())
+    assert dict(zip(header, row, strict=True))["volume_mm3"] == "n/a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,34 @@ def test_the_other_modality_is_refused(segment: Run, tmp_path: Path) -> None:
     assert done.code == 3
     assert "expected MR for bundle mr, got CT" in done.err
     assert "--method threshold" in done.err
+
+
+def test_a_ct_in_other_units_is_refused(segment: Run, tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "ct", modality="CT")
+    values = np.where(np.indices((20, 20, 20))[0] < 8, 24, 1064).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([5.0, 5.0, 5.0, 1.0])), tmp_path / "sub-1_ct.nii.gz")
+    done = segment(tmp_path / "sub-1_ct.nii.gz", root=root)
+    assert (done.code, done.paths) == (3, [])
+    assert "expected Hounsfield units" in done.err
+    assert "1024 was added" in done.err
+
+
+def test_a_plane_is_no_volume(segment: Run, tmp_path: Path) -> None:
+    plane = make_image(tmp_path / "a.nii.gz", (24, 22), (3.0, 3.0))
+    done = segment(plane)
+    assert (done.code, done.paths) == (3, [])
+    assert "a.nii.gz: expected a volume" in done.err
+
+
+def test_a_network_that_fails_on_a_crumb_of_an_image(segment: Run, tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "b")
+    config = json.loads((root / "configs/inference.json").read_text())
+    config["preprocessing"]["transforms"].append({"_target_": "SpatialPadd", "keys": "image", "spatial_size": "no"})
+    (root / "configs/inference.json").write_text(json.dumps(config))
+    done = segment(make_image(tmp_path / "a.nii.gz", (2, 2, 2), (3.0, 3.0, 3.0)), root=root)
+    assert (done.code, done.paths) == (1, [])
+    assert "the image measures 6 x 6 x 6 mm (2 x 2 x 2 voxels)" in done.err
+    assert "medkit run segment prepares images" not in done.err, "that is the command that was used"
 
 
 def test_a_bundle_of_regions_gives_what_its_postprocessing_makes(medkit: Run, tmp_path: Path) -> None:
@@ -317,7 +346,7 @@ def test_the_dice_to_be_expected_decides_where_it_is_known(sure: float, dice: fl
     expected = Expected.of({1: "one"}, {"expected_dice": {"1": [-1.0, 2.0]}})
     (row,) = report.structures(cube(10, 3, 6), 1.0, {1: sure}, expected)
     assert (row.expected_dice, row.look) == (pytest.approx(dice), look)
-    (header, line, _) = report.as_tsv([row]).split("\n")
+    (header, line, _) = report.as_tsv([row], Grid((10, 10, 10), np.eye(4))).split("\n")
     assert dict(zip(header.split("\t"), line.split("\t"), strict=True))["expected_dice"] == f"{dice:.4f}"
 
 
