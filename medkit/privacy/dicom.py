@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from medkit.errors import InputError
-from medkit.images.dicom.places import read_file
+from medkit.privacy.dicom_reading import STANDARD, is_compressed
 from medkit.privacy.private_tags import take_safe
 from medkit.privacy.profile import CODES, DEVICE, Action, Options, action_of, without_text
 from medkit.privacy.pseudonyms import Pseudonyms, is_pseudonym, moved_date
@@ -22,8 +15,6 @@ from medkit.privacy.vocabulary import MANUFACTURERS, harmless_text, is_harmless,
 
 REMOVED = "REMOVED"
 """What stands where a text must not be empty."""
-_STANDARD = "1.2.840.10008."
-"""Root of the UIDs that the standard itself defines; they stay."""
 _OLDEST = 89
 """Years of age above which people are few enough to be known by it (HIPAA's safe harbor)."""
 _NAMING = ("PatientID", "OtherPatientIDs", "AccessionNumber", "PatientAddress", "PatientTelephoneNumbers")
@@ -42,8 +33,6 @@ _DUMMIES = {
     "AS": "000Y", "DA": "19000101", "DT": "19000101", "TM": "000000", "DS": "0", "IS": "0", "UR": "http://removed.invalid",
     "OB": b"\0\0", "OW": b"\0\0", "UN": b"\0\0",
 }  # fmt: skip
-_REFUSED = ("Encapsulated", "Video")
-"""Words in the names of classes whose content cannot be looked into."""
 
 
 @dataclass
@@ -61,105 +50,6 @@ class CleanObject:
     changes: Changes
     sop_uid: str
     """The UID of the object, before."""
-
-
-class _Watched(io.BytesIO):
-    """A file's content that notes where a reader wanted more of it than there is: pydicom passes over that."""
-
-    ended_early = False
-    _reads_at_the_end = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        found = super().read(size)
-        wanted = size or 0
-        if wanted > len(found):
-            self._reads_at_the_end += 1
-            # one read finds the end of a whole file, where it looks for another element
-            self.ended_early |= len(found) > 0 or self._reads_at_the_end > 1
-        return found
-
-
-@contextlib.contextmanager
-def lenient() -> Iterator[None]:
-    """Let pydicom read and write values as they are within the block: what is odd in a file is no reason to stop."""
-    import pydicom
-
-    settings, ignore = pydicom.config.settings, pydicom.config.IGNORE
-    before = settings.reading_validation_mode, settings.writing_validation_mode
-    log = logging.getLogger("pydicom")  # medkit reports what matters itself
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    settings.reading_validation_mode = settings.writing_validation_mode = ignore
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        settings.reading_validation_mode, settings.writing_validation_mode = before
-        log.setLevel(level)
-
-
-def check_private_geometry(path: Path, dataset: Any) -> None:
-    """Raise InputError for a mosaic that has lost the private attributes that place its slices."""
-    if "MOSAIC" in list(dataset.get("ImageType") or ()) and (0x0029, 0x1010) not in dataset:
-        raise InputError(
-            f"{path.name}: a Siemens mosaic, whose slices only private attributes tell apart; "
-            "--keep-safe-private keeps these numbers"
-        )
-
-
-def read_object(path: Path) -> Any:
-    """Return the pydicom data set of a file, pixels too. Raises InputError for a damaged file or a refused class."""
-    import pydicom
-
-    content = _Watched(read_file(path))
-    try:
-        dataset = pydicom.dcmread(content, force=True)
-        for _ in dataset.iterall():  # a value that cannot be read is found here, not half-way
-            pass
-    except Exception as error:  # pydicom raises errors of many types for torn files
-        raise InputError(f"{path.name}: a DICOM file that cannot be read: {type(error).__name__}") from error
-    if content.ended_early:
-        raise InputError(f"{path.name}: truncated: its last element ends after the end of the file")
-    _check_class(path, dataset)
-    _check_length(path, dataset)
-    return dataset
-
-
-def _check_class(path: Path, dataset: Any) -> None:
-    from pydicom.uid import UID
-
-    uid = UID(str(dataset.get("SOPClassUID", "")))
-    if not uid or not dataset.get("SOPInstanceUID"):
-        raise InputError(f"{path.name}: expected a DICOM object with its class and UID, got none")
-    if not uid.startswith(_STANDARD):
-        raise InputError(f"{path.name}: an object of a maker's own class, whose content nobody else knows")
-    if any(word in uid.name for word in _REFUSED) or uid.name.startswith("Raw Data"):
-        raise InputError(f"{path.name}: {uid.name}: medkit cannot look into it, and does not pass it on")
-
-
-def _check_length(path: Path, dataset: Any) -> None:
-    """Raise InputError for an image that ends early."""
-    from pydicom.pixels.utils import get_expected_length
-
-    pixels = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-    if "Image" in dataset.SOPClassUID.name and not any(keyword in dataset for keyword in pixels):
-        raise InputError(f"{path.name}: truncated: an image without its pixels")
-    if "PixelData" not in dataset or _is_compressed(dataset):
-        return
-    try:
-        promised = get_expected_length(dataset)
-        enough = len(dataset.PixelData) >= promised
-    except (AttributeError, TypeError) as error:
-        raise InputError(f"{path.name}: an image without its size") from error
-    if not enough:
-        raise InputError(f"{path.name}: truncated: {promised} bytes of pixels expected, got {len(dataset.PixelData)}")
-
-
-def _is_compressed(dataset: Any) -> bool:
-    meta = getattr(dataset, "file_meta", None)
-    syntax = None if meta is None else meta.get("TransferSyntaxUID")
-    return bool(syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed and syntax.is_encapsulated)
 
 
 def clean_object(dataset: Any, pseudonyms: Pseudonyms, options: Options) -> CleanObject:
@@ -289,7 +179,7 @@ class _Cleaner:
             self.changes.add(what, name, identifies=identifies)
 
     def _uid(self, uid: str) -> str:
-        return uid if uid.startswith(_STANDARD) else self.pseudonyms.uid(uid)
+        return uid if uid.startswith(STANDARD) else self.pseudonyms.uid(uid)
 
     def _move(self, dataset: Any, element: Any) -> None:
         """Move a date; what is not a date is emptied."""
@@ -364,7 +254,7 @@ def _mask_unused_bits(dataset: Any, changes: Changes) -> None:
     import numpy as np
 
     allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)
-    if "PixelData" not in dataset or allocated != 16 or not 0 < stored < 16 or _is_compressed(dataset):
+    if "PixelData" not in dataset or allocated != 16 or not 0 < stored < 16 or is_compressed(dataset):
         return
     high = int(dataset.get("HighBit", stored - 1))
     if high != stored - 1 or len(dataset.PixelData) % 2:

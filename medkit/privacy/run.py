@@ -106,11 +106,11 @@ class Deidentification:
         return clean(source.path, changes)
 
     def _dicom(self, source: Source) -> Treated:
-        from medkit.privacy import dicom
+        from medkit.privacy import dicom, dicom_reading
 
-        with dicom.lenient():
+        with dicom_reading.lenient():
             try:
-                dataset = dicom.read_object(source.path)
+                dataset = dicom_reading.read_object(source.path)
             except FAILURES:
                 self.torn_sources.add(source.path.parent)
                 raise
@@ -124,7 +124,7 @@ class Deidentification:
 
     def _object(self, source: Source, dataset: Any, case: Path, name: str) -> Treated:
         """Treat one DICOM object, which becomes the file `name` in the folder `case`."""
-        from medkit.privacy import burnt_in, dicom
+        from medkit.privacy import burnt_in, dicom, dicom_reading
 
         found = burnt_in.look_for_text(source.path, dataset)
         notes = _head_note(source, _words_of(dataset)) if dataset.get("Modality") in ("MR", "CT", "PT") else ()
@@ -134,7 +134,7 @@ class Deidentification:
                 clean.changes.add("blanked", "text in pixels")
         else:
             notes += self._text_in_pixels(source, clean, found)
-            dicom.check_private_geometry(source.path, dataset)
+            dicom_reading.check_private_geometry(source.path, dataset)
             with self._result(case / name) as file:
                 dataset.save_as(file, enforce_file_format=True)
         person = (clean.identity, clean.person, clean.days)

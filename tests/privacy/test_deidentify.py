@@ -21,7 +21,7 @@ from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
 from medkit.images.image import read_image
-from medkit.privacy.dicom import lenient
+from medkit.privacy.dicom_reading import lenient
 from medkit.privacy.names import harmless_path
 from medkit.privacy.pseudonyms import Pseudonyms
 
