@@ -209,7 +209,7 @@ def run_greedy(pair: Pair, work: Path, *, deformable: bool) -> Row:
 
 
 def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean Dice over the labels above 0 that both label images (I, J, K) have."""
+    """Mean Dice over the labels above 0 that both label images (I, J, K) have; 0 if they share none."""
     import torch
 
     from medkit.evaluation.measures.metrics import dice
@@ -217,7 +217,7 @@ def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
     first, second = (torch.from_numpy(np.rint(labels).astype(np.int32)) for labels in (a, b))
     shared = (set(first.unique().tolist()) & set(second.unique().tolist())) - {0}
     overlap = dice(first, second)
-    return statistics.fmean(overlap[label] for label in shared)
+    return statistics.fmean(overlap[label] for label in shared) if shared else 0.0
 
 
 ANTS, GREEDY = "ants", "picsl_greedy"
