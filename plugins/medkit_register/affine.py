@@ -157,7 +157,7 @@ class AffineRun:
     def __init__(self, fixed: Pyramid, moving: Pyramid, axes: LocalAxes, settings: AffineSettings) -> None:
         self.fixed, self.moving, self.axes, self.settings = fixed, moving, axes, settings
         self.planar = fixed.planar_axis is not None
-        self.level_plans = make_level_plans(fixed, settings.seed)
+        self.level_plans = make_level_plans(fixed, moving, settings.seed)
         self.reports: list[LevelReport] = []
         self.warnings: list[str] = []
         self.problems: dict[tuple[LevelPlan, Metric], Problem] = {}

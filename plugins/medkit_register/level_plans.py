@@ -14,6 +14,8 @@ FINEST_PLANAR = 80
 """The radius over this is the finest spacing of planar images."""
 COARSEST_PLANAR = 5.0
 """The radius over this is the coarsest spacing of planar images: small objects have too few points beyond."""
+MOST_POINTS = 64_000_000
+"""Most points of the moving scan's finest level: a head at 0.65 mm. Only scans much larger than the fixed one have it."""
 WINDOWS = (1.5, 2.0, 2.5, 2.5)
 """lncc: standard deviation of the window in points, of the last levels."""
 
@@ -32,11 +34,11 @@ class LevelPlan:
     """Limit on Levenberg-Marquardt steps."""
 
 
-def make_level_plans(fixed: Pyramid, seed: int) -> Sequence[LevelPlan]:
-    """Return the resolutions for a fixed scan, coarse to fine."""
+def make_level_plans(fixed: Pyramid, moving: Pyramid, seed: int) -> Sequence[LevelPlan]:
+    """Return the resolutions for a fixed scan, coarse to fine; a much larger moving scan has them as well."""
     planar = fixed.planar_axis is not None
     smallest = min(s for s, n in zip(fixed.spacing, fixed.size, strict=True) if n > 1)
-    finest = max(float(smallest), fixed.radius / (FINEST_PLANAR if planar else FINEST))
+    finest = max(float(smallest), fixed.radius / (FINEST_PLANAR if planar else FINEST), moving.spacing_of(MOST_POINTS))
     factors = [4, 2, 1]
     if planar:
         coarsest = fixed.radius / COARSEST_PLANAR / finest

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from medkit.errors import MedkitError
+from medkit.errors import MedkitError, size_text
 from medkit_register.axis_sampling import apply_along_axes, axis_sampling, smooth
 
 MARGIN = 3
@@ -24,6 +24,8 @@ MINORITY = 2.5
 """How many times larger than the part above Otsu's threshold a second part below it must be to be the object itself.
 Scans of heads, chests, abdomens and prostates reach 1.2, of spines 2.2; a lesion of 25 to 45 mm, much brighter than the
 brain, makes it 2.7 to 21."""
+MOST_POINTS = 500_000_000
+"""Points of a level that need 6 GB; more would be those of a large scan at the spacing of a tiny one."""
 FILL = 3.0
 """Standard deviation, in points of a level, of the Gaussian that continues an image outside its mask."""
 
@@ -156,9 +158,19 @@ class Pyramid:
         """Root-mean-square distance of the object from its centre, mm."""
         return self._moments[1]
 
+    def spacing_of(self, points: int) -> float:
+        """Return the spacing in mm at which a level has about as many points."""
+        sides = (self.size * self.spacing)[self.size > 1]
+        return float(np.prod(sides) / points) ** (1 / len(sides))
+
     def level(self, spacing: float, *, margin: bool = True) -> Level:
         """Return the scan at `spacing` mm; `margin`: reach beyond borders that only background touches (MARGIN)."""
         key = spacing if margin else -spacing
+        if spacing < self.spacing_of(MOST_POINTS):
+            raise MedkitError(
+                f"the scans are too unlike in size: one has {size_text(self.size * self.spacing, '.3g')} mm, and the "
+                f"other asks for points every {spacing:.2g} mm; is the spacing of one of them in other units?"
+            )
         if key not in self._levels:
             self._levels[key] = self._make(spacing, margin and spacing < self.extent / 41)
         return self._levels[key]

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from medkit_register import affine as engine
+from medkit_register import level_plans
 from medkit_register.affine import AffineSettings, register_affine
 from medkit_register.axes import make_axes
 from medkit_register.axis_sampling import axis_sampling
+from medkit_register.level_plans import make_level_plans
 from medkit_register.optimise import Freedom, Optimum, rigid_part, rotation
 from medkit_register.pyramid import Pyramid, ScanVolume
 from medkit_register.similarity import MEASURES, to_bins
@@ -278,6 +280,19 @@ def test_a_cropped_scan_registers(fixed: Pyramid) -> None:
     affine[:3, 3] += affine[:3, :3] @ [0, 0, 26]
     result = register_affine(fixed, ScanVolume(whole.data[:, :, 26:], affine), AffineSettings(type="rigid"))
     assert error_mm(result.matrix, truth) < 1.0
+
+
+def test_a_tiny_scan_does_not_ask_for_all_points_of_a_large_one(fixed: Pyramid) -> None:
+    sizes = [10.0, 0.1]  # cm taken for mm, and the other way round
+    scans = [ScanVolume(fixed._data, np.diag([*3 * [size], 1.0]) @ fixed.affine) for size in sizes]
+    huge, tiny = (Pyramid(scan) for scan in scans)
+    usual = make_level_plans(tiny, tiny, 0)[-1].spacing
+    capped = make_level_plans(tiny, huge, 0)[-1].spacing
+    assert capped > 10 * usual
+    assert capped == pytest.approx(huge.spacing_of(level_plans.MOST_POINTS))
+    assert make_level_plans(fixed, fixed, 0)[-1].spacing > 2 * fixed.spacing_of(level_plans.MOST_POINTS)
+    with pytest.raises(MedkitError, match=r"too unlike in size: .* is the spacing of one of them in other units"):
+        huge.level(usual)
 
 
 def test_little_overlap_is_told() -> None:
