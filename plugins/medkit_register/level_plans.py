@@ -15,7 +15,8 @@ FINEST_PLANAR = 80
 COARSEST_PLANAR = 5.0
 """The radius over this is the coarsest spacing of planar images: small objects have too few points beyond."""
 MOST_POINTS = 64_000_000
-"""Most points of the moving scan's finest level: a head at 0.65 mm. Only scans much larger than the fixed one have it."""
+"""Most points of the moving scan's finest level: a head at 0.65 mm. Only scans much larger than the fixed one have so
+many."""
 WINDOWS = (1.5, 2.0, 2.5, 2.5)
 """lncc: standard deviation of the window in points, of the last levels."""
 
