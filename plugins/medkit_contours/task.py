@@ -178,6 +178,8 @@ def _traced(case: Case, record: Record, series: Series | None, choices: ContourC
     if not names and (choices.mesh or series):
         what = "--mesh" if choices.mesh else "--rtstruct"
         raise InputError(f"{case.path}: {what} needs a structure, and the label map is empty")
+    if choices.mesh and labels.grid.dims == 2:
+        raise InputError(f"{case.path}: --mesh needs a volume, got an image of two axes")
     slices = tracing.slices_of(labels.grid, choices.plane) if series is None else _slices_of(series, labels, case.path)
     found = list(tracing.outlines(labels.data[0], places, slices))
     rows = [measures.measured(one, slices, choices.fit) for one in found]
@@ -239,8 +241,9 @@ def _metrics(traced: Traced, surfaces: list[mesh.Surface]) -> dict[str, Any]:
             "index": number,
             "contours": len(rows),
             "slices": len({row.outline.slice for row in rows}),
-            "volume_mm3": round(area * traced.slices.step, 3),
         }
+        if traced.labels.grid.dims > 2:
+            own[name]["volume_mm3"] = round(area * traced.slices.step, 3)
     for one in surfaces:
         own[one.name] |= {"mesh_area_mm2": round(one.mesh.area, 3), "mesh_volume_mm3": round(one.mesh.volume, 3)}
     return {"contours": len(traced.rows), "structures": own}

@@ -7,15 +7,16 @@ at a time and summed; only the map of each is kept, at the spacing of the warp.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkit.errors import InputError
+from medkit.errors import InputError, MedkitError
 from medkit.images import Image
 from medkit.inference import choose_device
 from medkit.space import Grid, apply_affine
@@ -121,7 +122,8 @@ class ScanGroup:
             if first is None:
                 first = pyramid
             else:
-                found = register_better(first, pyramid, AffineSettings("rigid", seed=self.runtime.seed))
+                with self._errors_named(role):
+                    found = register_better(first, pyramid, AffineSettings("rigid", seed=self.runtime.seed))
                 self._warn(role, found.warnings)
                 matrix = found.matrix
             self.scans.append(
@@ -144,7 +146,8 @@ class ScanGroup:
         moving = Pyramid(volume_of(self.read(scan.role)))
         affine_type: Any = "rigid" if kind == "rigid" else "affine"
         settings = AffineSettings(affine_type, init=scan.matrix, seed=self.runtime.seed)
-        found = register_better(fixed, moving, settings)
+        with self._errors_named(scan.role):
+            found = register_better(fixed, moving, settings)
         self._warn(scan.role, found.warnings)
         scan.matrix = found.matrix
         if kind == "deformable":
@@ -216,6 +219,14 @@ class ScanGroup:
         image = self.case.image(role)
         self.case.release(role)
         return image
+
+    @contextlib.contextmanager
+    def _errors_named(self, role: str) -> Iterator[None]:
+        """Put the file that is registered in front of an error: the case has the name of the first one."""
+        try:
+            yield
+        except MedkitError as error:
+            raise MedkitError(f"{self.case.inputs[role]}: {error}") from error
 
     def _warn(self, role: str, warnings: tuple[str, ...]) -> None:
         self.warnings.extend(f"{self.case.inputs[role].name}: {warning}" for warning in warnings)

@@ -111,6 +111,11 @@ def test_a_planar_label_map_comes_back(medkit: Run, tmp_path: Path) -> None:
     assert {line.split("\t")[3] for line in table.read_text().splitlines()[1:]} == {"n/a"}, "a plane has no depth"
     assert record is not None
     assert "volumes_mm3" not in record.medkit["metrics"]
+    outlined = read_sidecar(sidecar_path(Path(contours.lines[0])))
+    assert outlined is not None
+    assert not [own for own in outlined.medkit["metrics"]["structures"].values() if "volume_mm3" in own]
+    meshed = medkit("run", "contours", "--mesh", path, "-o", tmp_path / "meshed")
+    assert (meshed.code, "--mesh needs a volume" in meshed.err) == (3, True)
 
 
 def test_polygons_follow_the_edges_of_voxels(medkit: Run, tmp_path: Path) -> None:

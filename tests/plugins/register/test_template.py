@@ -164,6 +164,13 @@ def test_what_is_no_group(group: Path, tmp_path: Path, names: tuple[str, ...], c
     assert not list(tmp_path.iterdir())
 
 
+def test_the_scan_that_cannot_be_averaged_is_named(group: Path, tmp_path: Path) -> None:
+    plane = make_image(tmp_path / "plane.nii.gz", (40, 36), (4.0, 4.0))
+    done = run_medkit(["run", "template", str(group / "anna.nii.gz"), str(plane), "-o", str(tmp_path / "o")])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "plane.nii.gz: one scan is a volume and the other a single slice" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_template_that_is_there_is_kept(group: Path, tmp_path: Path) -> None:
     words = ("--type", "rigid", "--iterations", "1")
