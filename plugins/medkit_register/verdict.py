@@ -36,6 +36,9 @@ UNCONFIRMED = 0.2
 body have 0.22 to 1.4."""
 CONFIRMED = 0.5
 """Share of the information at the end that the headers alone have if they confirm the result."""
+SIZES = (0.5, 2.0)
+"""Range of the volume factor of a map between unlike contrasts, for which mutual information may be highest where one
+scan lies within a part of the other: two scans of one person, T2 and FLAIR in thick slices, ended at 0.42."""
 
 SAME, OTHER = 1e-3, 0.05
 """Relative differences of spacing up to which it is the same, and from which on it is another."""
@@ -74,6 +77,9 @@ def _doubts(found: AffineResult, settings: AffineSettings, began: float, ended: 
         yield f"the scans match less than before: {ended:.2f} nats of information in common, {began:.2f} at the start"
     elif ended < (least := LITTLE if began > CONFIRMED * ended else UNCONFIRMED):
         yield f"the scans have little in common: {ended:.2f} nats of information, at least {least} are expected"
+    grown = 1 / abs(float(np.linalg.det(found.matrix[:3, :3])))
+    if found.metric == "mi" and not SIZES[0] <= grown <= SIZES[1]:
+        yield f"the moving image changes its volume by a factor of {grown:.2g}; of one person, try --type rigid"
     if found.start and not (isinstance(settings.init, str) and settings.init == "auto"):
         yield f"the start {_named(settings)} led nowhere; the result is that of {found.start}"
     # steps that ran out do no harm where another measure confirms the result

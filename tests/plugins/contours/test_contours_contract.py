@@ -19,5 +19,9 @@ class TestContract(PluginContract):
             path, geometry.shape, geometry.spacing, geometry.orientation, geometry.oblique_degrees, kind="labels"
         )
 
+
+class TestContractWithMeshes(TestContract):
+    dims = (3,)
+
     def arguments(self, task: str, folder: Path) -> Arguments:
         return ["--mesh"]

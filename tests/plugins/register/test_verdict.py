@@ -156,6 +156,15 @@ def test_scans_of_different_things_are_doubtful() -> None:
     assert any("little in common" in text or "less than before" in text for text in found.warnings)
 
 
+def test_other_sizes_of_unlike_contrasts_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for metric, scale, told in (("mi", 0.75, True), ("mi", 0.85, False), ("lncc", 0.75, False), ("mi", 1.3, True)):
+        ended = AffineResult(np.diag([scale, scale, scale, 1.0]), metric, "", ())
+        monkeypatch.setattr(verdict, "register_affine", lambda *_, ended=ended: ended)
+        found = register_better(pyramid(head()), pyramid(head()), AffineSettings("affine"))
+        text = f"the moving image changes its volume by a factor of {scale**-3:.2g}"
+        assert any(doubt.startswith(text) for doubt in found.warnings) == told
+
+
 def test_steps_that_ran_out_do_no_harm_to_a_better_result(monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"{UNFINISHED} after 40 steps"
     for matrix, told in ((moved(SHIFT), False), (np.eye(4), True)):
