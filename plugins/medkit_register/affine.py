@@ -65,6 +65,8 @@ class AffineSettings:
     matrix in RAS+ mm that takes fixed points to moving points."""
     seed: int = 0
     """For the draw of sample points."""
+    descriptors: bool = False
+    """Whether `verdict.register_better` refines a map that follows mutual information, see `descriptor_affine`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class LevelReport:
     stage: str
     """"start", "rigid", "similarity" or "affine"."""
     metric: str
-    """What was compared: lncc, mi or mse."""
+    """What was compared: lncc, mi, mse or mind."""
     spacing: float
     """mm between points."""
     points: int
@@ -84,7 +86,7 @@ class LevelReport:
     converged: bool
     """False if the limit on steps ended it."""
     value: float
-    """The metric: squared (local) correlation, nats, or mean square over the fixed variance."""
+    """The metric: squared (local) correlation, nats, mean square over the fixed variance, or that of descriptors."""
     overlap: float
     """Share of the points inside the moving scan."""
 

@@ -137,7 +137,8 @@ class Registration:
     def _affine(self, fixed: Pyramid, moving: Pyramid, kind: Any, start: Any) -> AffineResult:
         """Find the rigid or affine map from `fixed` to `moving`; `start` is as `init` of `AffineSettings`."""
         metric: Any = "mi" if self.choices.metric == "mind" else self.choices.metric
-        return register_better(fixed, moving, AffineSettings(kind, metric, start, self.runtime.seed))
+        descriptors = self.choices.metric in ("auto", "mind")
+        return register_better(fixed, moving, AffineSettings(kind, metric, start, self.runtime.seed, descriptors))
 
     def _warp(self, fixed: Pyramid, moving: Pyramid, matrix: np.ndarray, affine: AffineResult) -> Warp | None:
         """Refine the affine map `matrix` (4, 4) RAS+ mm by a warp; None where the type is rigid or affine.

@@ -20,6 +20,7 @@ from medkit.errors import MedkitError, size_text
 from medkit.space import apply_affine
 from medkit.transforms import AffineTransform, Transform
 from medkit_register.affine import UNFINISHED, AffineResult, AffineSettings, register_affine
+from medkit_register.descriptor_affine import follow_descriptors
 from medkit_register.problem import FEWEST
 from medkit_register.pyramid import Pyramid
 
@@ -65,6 +66,9 @@ def register_better(fixed: Pyramid, moving: Pyramid, settings: AffineSettings) -
         reached = information(fixed, moving, AffineTransform(tried.matrix))
         if reached > ended:
             found, ended = replace(tried, start=_named(other)), reached
+    if settings.descriptors and found.metric == "mi" and fixed.planar_axis is None:
+        found = follow_descriptors(fixed, moving, found, rigid=settings.type == "rigid")
+        ended = information(fixed, moving, AffineTransform(found.matrix))
     if overlap(fixed, moving, found.matrix) == 0:
         raise MedkitError(f"the scans do not overlap where they are aligned from the start {_named(settings)}")
     doubts = tuple(_doubts(found, settings, began, ended))
