@@ -34,7 +34,7 @@ _STALE = (
     *("InStackPositionNumber", "StackID", "ImagesInAcquisition", "NumberOfTemporalPositions"),
 )
 """Further elements that say nothing true of a derived image."""
-_NEEDED_OF_FIRST = {
+_TAKEN_FROM_FIRST = {
     "FrameReferenceTime", "ActualFrameDuration", "DecayFactor", "AcquisitionDate", "AcquisitionTime",
     "AcquisitionNumber", "ContentDate", "ContentTime",
 }  # fmt: skip
@@ -80,7 +80,7 @@ def kept_header(source: Series, number: int | None, *, has_place: bool) -> Any:
         overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
         if stale or overlay or element.tag.is_private or keyword in _STALE or not keyword:
             continue
-        if number is None and keyword not in _NEEDED_OF_FIRST and element.tag in source.varying:
+        if number is None and keyword not in _TAKEN_FROM_FIRST and element.tag in source.varying:
             continue
         out.add(copy.deepcopy(element))  # a data set changes its elements in place
     if PER_FRAME in image.header:

@@ -63,7 +63,7 @@ class Origin:
     @cached_property
     def person(self) -> Series:
         """The nearest series of the person that the case shows. Raises InputError if none is known."""
-        lead = next((lead for lead in self.leads(space=False) if lead.is_series), None)
+        lead = _nearest_series(self.leads(space=False))
         if lead is None:
             raise InputError(
                 f"{self.path}: comes from DICOM objects without images: name the series: --dicom-source FOLDER"
@@ -75,8 +75,7 @@ class Origin:
         """The series of the case's further images; none of them if the user named a series for all."""
         if self.given is not None:
             return []
-        nearest = (next((lead for lead in leads if lead.is_series), None) for leads in self.parts)
-        return [lead.read() for lead in nearest if lead is not None]
+        return [lead.read() for lead in map(_nearest_series, self.parts) if lead is not None]
 
     def check_person(self) -> None:
         """Raise InputError if further images are of another person: the result would be filed with one of them."""
@@ -104,7 +103,7 @@ class Origin:
     def in_space(self) -> Series:
         """The nearest series in the space of the image, on whatever grid. Raises InputError."""
         header = self.header
-        lead = next((lead for lead in self.leads(space=True) if lead.is_series), None)
+        lead = _nearest_series(self.leads(space=True))
         if lead is None:
             raise InputError(f"{self.path}: lies in the space of no DICOM series; --dicom-source FOLDER names one")
         found = lead.read()
@@ -117,3 +116,8 @@ class Origin:
             f"{self.path}: shows the person of {self.leads(space=False)[0].path}, but lies in the space of {other.path}"
             ", which states another Patient ID; --dicom image, at the registration, makes a series of this person there"
         )
+
+
+def _nearest_series(leads: Sequence[Lead]) -> Lead | None:
+    """Return the first place that has a series of images; None without one."""
+    return next((lead for lead in leads if lead.is_series), None)

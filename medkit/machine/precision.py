@@ -68,33 +68,35 @@ def _keep_short_convolutions_whole(network: torch.nn.Module) -> None:
     layer: Any
     for layer in network.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | transposed):
-            image = _image_of_transposed if isinstance(layer, transposed) else _image_of_convolution
-            layer.__dict__["forward"] = functools.partial(_float_if_short, layer.forward, image, layer)
+            sides = _sides_of_output if isinstance(layer, transposed) else _sides_of_input
+            least = [
+                max(dilation * (kernel - 1) + 1, stride)
+                for dilation, kernel, stride in zip(layer.dilation, layer.kernel_size, layer.stride, strict=True)
+            ]
+            layer.__dict__["forward"] = functools.partial(
+                _float_if_short, layer.forward, functools.partial(sides, layer), least
+            )
 
 
-def _float_if_short(forward: Any, image: Any, layer: Any, value: torch.Tensor, *args: Any) -> Any:
-    """Call a convolution, without autocast if a side of its image is shorter than its kernel or its step."""
+def _float_if_short(forward: Any, sides: Any, least: list[int], value: torch.Tensor, *args: Any) -> Any:
+    """Call a convolution, without autocast if a side of its image is shorter than its kernel or its step, `least`."""
     import torch
 
-    reach = (
-        max(dilation * (kernel - 1) + 1, stride)
-        for dilation, kernel, stride in zip(layer.dilation, layer.kernel_size, layer.stride, strict=True)
-    )
-    if all(side >= least for side, least in zip(image(layer, value), reach, strict=True)):
+    if all(side >= fewest for side, fewest in zip(sides(value), least, strict=True)):
         return forward(value, *args)
     with torch.autocast(value.device.type, enabled=False):
         return forward(value.float(), *args)
 
 
-def _image_of_convolution(layer: Any, value: torch.Tensor) -> tuple[int, ...]:
+def _sides_of_input(layer: Any, value: torch.Tensor) -> tuple[int, ...]:
     """Return the sides of a convolution's input, in voxels."""
     return tuple(value.shape[-len(layer.kernel_size) :])
 
 
-def _image_of_transposed(layer: Any, value: torch.Tensor) -> tuple[int, ...]:
+def _sides_of_output(layer: Any, value: torch.Tensor) -> tuple[int, ...]:
     """Return the sides of a transposed convolution's output, in voxels: what its gradient convolves."""
     options = zip(
-        value.shape[-len(layer.kernel_size) :],
+        _sides_of_input(layer, value),
         layer.stride, layer.padding, layer.dilation, layer.kernel_size, layer.output_padding, strict=True,
     )  # fmt: skip
     return tuple((side - 1) * s - 2 * p + d * (k - 1) + o + 1 for side, s, p, d, k, o in options)

@@ -83,6 +83,10 @@ class Comparison:
             metric, matrix, cells, float(max(every)), phases, near, values, trust, positions, sampler, stage.image
         )
 
+    def no_warp(self) -> torch.Tensor:
+        """Return the field (3, I, J, K) that moves no point of the warp's lattice."""
+        return self.fixed[0].new_zeros(3, *self.cells)
+
     def forces(self, warp: torch.Tensor, turn: int) -> tuple[torch.Tensor, float]:
         """Return residual times slopes and squared slopes, (4, N) at the near cells, and the mean squared residual."""
         number = turn % len(self.phases)

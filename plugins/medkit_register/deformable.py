@@ -151,7 +151,7 @@ def first_field(
 
     It is `start` where that lowers the cost, else zero.
     """
-    zero = comparison.fixed[0].new_zeros(3, *lattice.shape)
+    zero = comparison.no_warp()
     if start is None:
         return zero, None
     moved = start.on(lattice)

@@ -27,9 +27,7 @@ GAIN = 0.02
 """Share by which a round must lower the cost for another one."""
 
 
-def follow_descriptors(
-    fixed: Pyramid, moving: Pyramid, found: AffineResult, *, rigid: bool, device: str = "cpu"
-) -> AffineResult:
+def follow_descriptors(fixed: Pyramid, moving: Pyramid, found: AffineResult, *, rigid: bool) -> AffineResult:
     """Return an affine result of mutual information, refined by descriptors where that lowers their cost.
 
     The work starts at the map or at its rotation and shift alone, whichever descriptors agree on more. With `rigid` it
@@ -39,17 +37,17 @@ def follow_descriptors(
     stiff = fixed.hounsfield or moving.hounsfield
     stage = make_stages(fixed, finest, "fast", "mind", stiff=stiff)[0]
     lattice = finest.coarser(stage.warp)
-    make = functools.partial(Comparison.make, fixed, moving, finest=finest, stage=stage, metric="mind", device=device)
+    make = functools.partial(Comparison.make, fixed, moving, finest=finest, stage=stage, metric="mind", device="cpu")
     with one_thread(), torch.inference_mode():  # as all affine work, so that the result does not depend on threads
         starts = [found.matrix] if rigid else [found.matrix, rotation_about(found.matrix, fixed.centre)]
         compared = [make(matrix) for matrix in starts]
-        costs = [_cost(comparison, lattice) for comparison in compared]
+        costs = [_cost(comparison) for comparison in compared]
         best = int(np.argmin(costs))
         comparison, cost = compared[best], costs[best]
         rounds, converged = 0, False
         while rounds < ROUNDS and not converged:
             trial = make(comparison.matrix @ _nearest_to_warp(comparison, lattice, stage, rigid=rigid))
-            reached = _cost(trial, lattice) if sane(trial.matrix[:3]) else np.inf
+            reached = _cost(trial) if sane(trial.matrix[:3]) else np.inf
             converged = reached > (1 - GAIN) * cost
             if reached < cost:
                 comparison, cost = trial, reached
@@ -69,15 +67,14 @@ def rotation_about(matrix: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return out
 
 
-def _cost(comparison: Comparison, lattice: Lattice) -> float:
+def _cost(comparison: Comparison) -> float:
     """Return the mean squared residual of the map without a warp."""
-    return comparison.forces(comparison.fixed[0].new_zeros(3, *lattice.shape), 0)[1]
+    return comparison.forces(comparison.no_warp(), 0)[1]
 
 
 def _nearest_to_warp(comparison: Comparison, lattice: Lattice, stage: Stage, *, rigid: bool) -> np.ndarray:
     """Return the map (4, 4) of points in the fixed space, RAS+ mm, that is nearest to a coarse warp (least squares)."""
-    still = comparison.fixed[0].new_zeros(3, *lattice.shape)
-    field, _ = run_stage(comparison, still, stage, lattice.spacing, MIN_VOLUME["fast"])
+    field, _ = run_stage(comparison, comparison.no_warp(), stage, lattice.spacing, MIN_VOLUME["fast"])
     index = indices(lattice.shape, field.device).reshape(3, -1)[:, comparison.near]
     shift = field.reshape(3, -1)[:, comparison.near]
     linear = lattice.affine[:3, :3]

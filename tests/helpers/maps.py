@@ -14,3 +14,9 @@ def turned(degrees: float, shift: tuple[float, float, float]) -> np.ndarray:
     matrix[:2, :2] = [[cosine, -sine], [sine, cosine]]
     matrix[:3, 3] = shift
     return matrix
+
+
+def off_mm(found: np.ndarray, truth: np.ndarray) -> float:
+    """Return the largest distance in mm between two maps (4, 4) at four points of a made-up head of 16 x 18 x 14 cm."""
+    corners = np.array([[40, 40, 40, 1], [120, 40, 40, 1], [40, 130, 100, 1], [110, 120, 40, 1]], float)
+    return float(np.linalg.norm((corners @ (found - truth).T)[:, :3], axis=1).max())

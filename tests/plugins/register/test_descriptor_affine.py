@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from maps import off_mm, turned
 from medkit_register.affine import AffineResult, AffineSettings
 from medkit_register.descriptor_affine import follow_descriptors, rotation_about
 from medkit_register.pyramid import Pyramid, ScanVolume
@@ -28,17 +29,10 @@ def head(truth: np.ndarray, *, unlike: bool = False) -> Pyramid:
 
 def mapped(scale: float, degrees: float, shift: tuple[float, float, float]) -> np.ndarray:
     """Return the map (4, 4) that scales about MIDDLE, turns about the axis to superior there, and shifts by mm."""
-    turn, out = np.radians(degrees), np.eye(4)
-    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-    out[:3, :3] = scale * rotation
+    out = turned(degrees, shift)
+    out[:3, :3] *= scale
     out[:3, 3] = MIDDLE + shift - out[:3, :3] @ MIDDLE
     return out
-
-
-def off_mm(found: np.ndarray, truth: np.ndarray) -> float:
-    """Return the largest distance in mm between two maps in the head."""
-    corners = np.array([[40, 40, 40, 1], [120, 40, 40, 1], [40, 130, 100, 1], [110, 120, 40, 1]], float)
-    return float(np.linalg.norm((corners @ (found - truth).T)[:, :3], axis=1).max())
 
 
 TRUTH = mapped(1.0, 6, (9, -7, 6))

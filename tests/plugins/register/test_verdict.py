@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from maps import off_mm
 from medkit_register import verdict
 from medkit_register.affine import UNFINISHED, AffineResult, AffineSettings, register_affine
 from medkit_register.pyramid import Pyramid, ScanVolume
@@ -46,12 +47,6 @@ def moved(shift: tuple[float, float, float]) -> np.ndarray:
     out = np.eye(4)
     out[:3, 3] = shift
     return out
-
-
-def off_mm(found: np.ndarray, truth: np.ndarray) -> float:
-    """The largest distance between two maps in the head."""
-    corners = np.array([[40, 40, 40, 1], [120, 40, 40, 1], [40, 130, 100, 1], [110, 120, 40, 1]], float)
-    return float(np.linalg.norm((corners @ (found - truth).T)[:, :3], axis=1).max())
 
 
 SHIFT = (9.0, -7.0, 6.0)
