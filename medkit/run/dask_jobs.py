@@ -17,7 +17,7 @@ from typing import Any
 
 from medkit.errors import UsageError, listed
 from medkit.options import RunOptions
-from medkit.run.dask_pools import Pool, WorkersGoneError, is_loopback
+from medkit.run.dask_pools import NO_DASHBOARD, OWN_MACHINE, Pool, WorkersGoneError, is_loopback
 
 _CLUSTERS = {
     "slurm": "SLURMCluster",
@@ -81,7 +81,8 @@ class JobPool(Pool):
                 "set the certificates `distributed.comm.tls` in Dask's settings (see docs/clusters.md)"
             )
         port = (settings.get("scheduler-options") or {}).get("port")
-        listening = {"dashboard_address": None, "dashboard": False, "interface": interface}
+        listening = NO_DASHBOARD | {"interface": interface}
+        web = ["--no-dashboard", "--dashboard-address", OWN_MACHINE]
         return getattr(dask_jobqueue, _CLUSTERS[self._scheduler])(
             cores=self._cores,
             processes=1,
@@ -89,7 +90,7 @@ class JobPool(Pool):
             security=security,
             scheduler_options=listening | ({} if port is None else {"port": port}),
             # the last `--nthreads` counts: a worker has one case at a time, which computes on all cores of the job
-            worker_extra_args=[*(settings.get("worker-extra-args") or []), "--nthreads", "1", "--no-dashboard"],
+            worker_extra_args=[*(settings.get("worker-extra-args") or []), "--nthreads", "1", *web],
             silence_logs=logging.CRITICAL,
         )
 

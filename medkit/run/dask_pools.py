@@ -66,8 +66,16 @@ class Pool(ABC):
         """End what was started here."""
 
 
+NO_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+"""Settings by which Dask's web servers have no page: it starts one in each scheduler and worker."""
+OWN_MACHINE = "127.0.0.1:0"
+"""Where they listen: Dask's default is a port that the whole network reaches."""
+NO_DASHBOARD = {"dashboard": False, "dashboard_address": OWN_MACHINE}
+"""Options of a scheduler or worker."""
+
+
 class LocalPool(Pool):
-    """One worker in this process, which opens no port; only the children are further processes."""
+    """One worker in this process, which nobody else reaches; only the children are further processes."""
 
     def __init__(self, options: RunOptions) -> None:
         from distributed import Client, LocalCluster
@@ -75,13 +83,16 @@ class LocalPool(Pool):
         self._workers = max(1, options.workers)
         self.window = 2 * self._workers + 2
         self._cluster = LocalCluster(
-            n_workers=1,
+            n_workers=0,
             threads_per_worker=self._workers,
             processes=False,
             memory_limit=0,
             dashboard_address=None,
+            scheduler_kwargs=NO_DASHBOARD,
             silence_logs=logging.CRITICAL,
         )
+        self._cluster.new_spec["options"].update(NO_DASHBOARD)
+        self._cluster.scale(1)
         self.client = Client(self._cluster)
 
     def options(self, options: RunOptions) -> RunOptions:

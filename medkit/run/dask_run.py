@@ -19,7 +19,7 @@ from medkit.pipe.records import Record
 from medkit.run import remote
 from medkit.run.crew import TICK, Crew
 from medkit.run.dask_jobs import JobPool
-from medkit.run.dask_pools import LocalPool, Pool, SitePool, WorkersGoneError
+from medkit.run.dask_pools import NO_PAGES, LocalPool, Pool, SitePool, WorkersGoneError
 from medkit.run.failures import failed_record
 from medkit.run.task import CasePlan, Item, Task
 
@@ -29,7 +29,7 @@ PATIENCE = 600.0
 """Seconds without a worker, while cases wait, after which the run ends."""
 _FAREWELL = 10.0
 """Seconds that workers have to end their children."""
-_SETTINGS = {
+_SETTINGS = NO_PAGES | {
     "distributed.scheduler.worker-saturation": 1.0,  # else a case that only waits fails with the one that kills
     "distributed.scheduler.allowed-failures": 2,
     "distributed.deploy.lost-worker-timeout": "2s",  # before another job is submitted

@@ -96,7 +96,8 @@ def test_a_tumour_goes_to_the_mr(shared_data: Path, medkit: Run, tmp_path: Path,
     found = in_order(image.data[0], image.grid, made.grid)
     assert found is not None
     step = float(pydicom.dcmread(tmp_path / "image_registered_dicom" / "0001.dcm").RescaleSlope)
-    assert np.abs(found - made.data[0]).max() <= step / 2 * (1 + 1e-5)
+    rounding = np.spacing(np.abs(found).max())  # of values in float32, which PET has fine steps for
+    assert np.abs(found - made.data[0]).max() <= step / 2 + rounding
     space = read_series(fixed).frame_of_reference
     assert read_series(tmp_path / "image_registered_dicom").frame_of_reference == space
     assert pydicom.dcmread(tmp_path / "x_dseg_rtstruct.dcm").FrameOfReferenceUID == space

@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from waiting import leftovers, processes_in, wait_for
@@ -55,6 +57,14 @@ def started(folder: Path) -> list[str]:
     return sorted(mark.name.split(".")[0] for mark in folder.glob("*.started") if mark.stat().st_size)
 
 
+def status_of_pages(port: int) -> int:
+    """The answer of a web server of Dask's to a request for its workers."""
+    with pytest.raises(HTTPError) as raised:
+        urlopen(f"http://127.0.0.1:{port}/info/main/workers.html")
+    with raised.value as error:
+        return error.code
+
+
 def test_results_are_those_of_workers(dask: None, shell: Run, blob: Make, tmp_path: Path) -> None:
     names = ("a", "b", "c", "fail", "die", "odd", "full0")
     for name in names[:-1]:
@@ -94,6 +104,21 @@ def test_limits_and_missing_weights(dask: None, shell: Run, blob: Make, tmp_path
     done = shell("medkit run unready hang.nii.gz b.nii.gz --executor dask --workers 2")
     assert done.code == 4
     assert done.err.count("toy weights") == 1
+
+
+def test_only_this_machine_reaches_the_ports(dask: None, start: Start, blob: Make, tmp_path: Path) -> None:
+    """Dask itself starts web servers that the whole network reaches, with pages about the cases."""
+    import psutil
+
+    process = start("run", "wait", "--marks", tmp_path, blob("a.nii.gz"), "--executor", "dask")
+    wait_for(lambda: started(tmp_path))
+    connections = psutil.Process(process.pid).net_connections("tcp")
+    opened = {one.laddr for one in connections if one.status == psutil.CONN_LISTEN}
+    assert {address for address, _ in opened} == {"127.0.0.1"}
+    assert {status_of_pages(port) for _, port in opened} == {404}
+    (tmp_path / "go").touch()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
 
 
 @pytest.mark.parametrize("signals", [1, 2])
