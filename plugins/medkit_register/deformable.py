@@ -30,8 +30,6 @@ from medkit_register.warp import Lattice, compose, indices, resized, smooth_fiel
 
 MARGIN = 6
 """Steps of the finest lattice around the object."""
-STIFFNESS = 0.01
-"""Added to the squared slopes, per squared step of the finest lattice: flat regions follow their neighbours."""
 LONGEST = 0.5
 """Largest move of a point along an axis in one update, in steps of the warp's lattice: the update has an inverse."""
 MOMENTUM = 0.5
@@ -206,7 +204,7 @@ def run_stage(
             break
         sums.view(4, -1)[:, comparison.near] = forces
         mean = smooth_field(sums, stage.update)
-        step = mean[:3].div_(mean[3].add_(STIFFNESS)).mul_(-1 / stage.warp)
+        step = mean[:3].div_(mean[3].add_(stage.stiffness)).mul_(-1 / stage.warp)
         update = update.mul_(MOMENTUM).add_(step)
         field = compose(field, update.clamp(-LONGEST, LONGEST), points, comparison.near)
         field = smooth_field(field, stage.elastic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from medkit_register.descriptors import SUPPORT
@@ -33,13 +33,17 @@ class Stage:
     detail: int = 0
     """mind: spacing at which descriptors are computed before they are averaged, in steps of the finest lattice; 0: that
     of the images."""
+    stiffness: float = 0.01
+    """Added to the squared slopes, per squared step of the finest lattice: flat regions follow their neighbours, and
+    noise is followed less."""
 
 
 def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, *, stiff: bool = False) -> list[Stage]:
     """Return the stages, coarse to fine; `fast` leaves out the finest images, `best` adds a warp as fine as they are.
 
     More steps follow the noise: label Dice between two persons no longer rises. Wider windows at the end gain a little
-    on real scans and lose more on synthetic ones, whose labels are exact.
+    on real scans and lose more on synthetic ones, whose labels are exact. Fine stages are stiffer for lncc, whose noise
+    is as large as the structure that it compares; at coarse ones a stiff warp would not reach what has moved far.
     `stiff`: one of the scans is a CT; mind then uses STIFF.
     """
     factor = coarsest_factor(fixed.radius, finest.spacing)
@@ -51,12 +55,12 @@ def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, 
         stages.append(Stage(factor, factor, 2.0, 0.5, 2.0, 25 if fast else 50))
         factor //= 2
     steps = 30 if not stages else 10 if fast else 14
-    stages.append(Stage(2, 2, 1.0 if fast else 1.5, 0.5, 2.0, steps))
+    stages.append(Stage(2, 2, 1.0 if fast else 1.5, 0.5, 2.0, steps, stiffness=0.01 if fast else 0.03))
     if not fast:
-        stages.append(Stage(1, 2, 0.6, 0.4, 4.0, 16))
+        stages.append(Stage(1, 2, 0.6, 0.4, 4.0, 20, stiffness=0.08))
     if quality == "best":
-        stages.append(Stage(1, 1, 0.7, 0.4, 5.0, 5))
-    return stages
+        stages.append(Stage(1, 1, 0.7, 0.4, 5.0, 6, stiffness=0.15))
+    return stages if metric == "lncc" else [replace(stage, stiffness=Stage.stiffness) for stage in stages]
 
 
 @dataclass(frozen=True)
