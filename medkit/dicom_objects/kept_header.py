@@ -80,7 +80,8 @@ def kept_header(source: Series, number: int | None, *, has_place: bool) -> Any:
         overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
         if stale or overlay or element.tag.is_private or keyword in _STALE or not keyword:
             continue
-        if number is None and keyword not in _TAKEN_FROM_FIRST and element.tag in source.varying:
+        differs = element.tag in source.varying and keyword not in _TAKEN_FROM_FIRST
+        if differs and number is None:
             continue
         out.add(copy.deepcopy(element))  # a data set changes its elements in place
     if PER_FRAME in image.header:

@@ -67,9 +67,9 @@ class Pool(ABC):
 
 
 NO_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
-"""Settings by which Dask's web servers have no page: it starts one in each scheduler and worker."""
+"""Settings by which the web servers that Dask starts in this process have no page."""
 OWN_MACHINE = "127.0.0.1:0"
-"""Where they listen: Dask's default is a port that the whole network reaches."""
+"""Where Dask's web servers listen: by default the whole network reaches them."""
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": OWN_MACHINE}
 """Options of a scheduler or worker."""
 

@@ -55,7 +55,7 @@ def make_stages(fixed: Pyramid, finest: Lattice, quality: Quality, metric: str, 
         stages.append(Stage(factor, factor, 2.0, 0.5, 2.0, 25 if fast else 50))
         factor //= 2
     steps = 30 if not stages else 10 if fast else 14
-    stages.append(Stage(2, 2, 1.0 if fast else 1.5, 0.5, 2.0, steps, stiffness=0.01 if fast else 0.03))
+    stages.append(Stage(2, 2, 1.0 if fast else 1.5, 0.5, 2.0, steps, stiffness=Stage.stiffness if fast else 0.03))
     if not fast:
         stages.append(Stage(1, 2, 0.6, 0.4, 4.0, 20, stiffness=0.08))
     if quality == "best":
