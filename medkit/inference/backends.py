@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkit.errors import BundleError, UsageError, listed, size_text
 from medkit.inference.onnx_network import ONNX, OnnxNetwork, converted
+from medkit.machine.signal_stack import same_signal_stack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,7 +141,8 @@ class _OpenVino(_Session):
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # other processes may compute on the same processors
         }
-        self.request = core.compile_model(read, "CPU", settings).create_infer_request()
+        with same_signal_stack():
+            self.request = core.compile_model(read, "CPU", settings).create_infer_request()
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         import numpy as np

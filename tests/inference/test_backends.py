@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,26 @@ def test_any_size_by_one_copy(backend: str) -> None:
     assert called._shape is None
     with pytest.raises(BundleError, match="more than an image"):
         called(torch.rand(1, 1, 8, 8, 8), torch.rand(3))
+
+
+SIGNAL = """
+import os, signal, torch
+from medkit.inference.backends import CompiledNetwork
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+networks = [CompiledNetwork(torch.nn.Conv3d(1, 1, 3, padding=1).eval(), "openvino", "float32") for _ in range(2)]
+for index in range(2):
+    networks[index](torch.rand(1, 1, 16, 16, 16))
+del networks[0]
+del networks[0]
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_networks_are_freed_is_handled() -> None:
+    """The first freed first: OpenVINO then leaves the thread memory for signals that is no longer there."""
+    needs("openvino")
+    done = subprocess.run([sys.executable, "-c", SIGNAL], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_networks_for_one_image_at_a_time() -> None:
