@@ -50,6 +50,8 @@ FORMATS: tuple[tuple[tuple[str, ...], ImageFormat], ...] = (
 
 _EXACT_FLOAT32 = 1 << 24
 """Largest whole number up to which 32-bit floats hold all others."""
+_FEW_LOST = 0.1
+"""Share of voxels that may be NaN or infinite, as quotients of noise are, without a doubt about the image."""
 _LABEL_SLOPE = 0.25
 """Largest slope of scaled labels: with a larger one, labels may have been merged, or the values may be intensities."""
 
@@ -68,6 +70,8 @@ class Image:
     """Type of outputs that are interpolated from this image: the type of the file's unscaled integers, else float32."""
     warnings: tuple[str, ...] = ()
     """Unusual things that the sanity check found and did not refuse, in plain sentences."""
+    doubts: tuple[str, ...] = ()
+    """What makes every result of this image doubtful, in plain sentences: a person should look at it."""
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[1:] != self.grid.shape:
@@ -77,7 +81,7 @@ class Image:
 
     def with_data(self, data: np.ndarray, grid: Grid | None = None) -> Image:
         """Return an image of other voxels, (C, I, J, K), on the same grid or on `grid`; its `dtype` is theirs."""
-        return Image(data, grid or self.grid, self.path, warnings=self.warnings)
+        return Image(data, grid or self.grid, self.path, warnings=self.warnings, doubts=self.doubts)
 
     def like(self, values: np.ndarray, grid: Grid | None = None) -> Image:
         """Return values (C, I, J, K), computed from this image, as an image of the type `dtype`.
@@ -121,10 +125,18 @@ def read_image(
         if error.count > 1 or not frame_if_several:
             raise
         stored = _reader_of(path).read_stored(path, None, series)
-    warnings = list(stored.warnings) + check_grid(path, stored.grid)
-    data = _label_values(path, stored, warnings) if labels else _finite_values(path, stored.values(), warnings)
+    warnings, doubts = list(stored.warnings) + check_grid(path, stored.grid), list(stored.doubts)
+    if labels:
+        data = _label_values(path, stored, warnings)
+    else:
+        data, lost = _finite_values(path, stored.values())
+        if lost:
+            text = f"{lost} voxels are NaN or infinite: replaced by 0 or the nearest finite value"
+            share = lost / data.size
+            doubts += [f"{share:.0%} of the voxels are NaN or infinite"] if share > _FEW_LOST else []
+            warnings.append(text)
     own = stored.data.dtype if stored.holds_integers else None
-    return Image(data, stored.grid, path, None if labels else own, tuple(warnings))
+    return Image(data, stored.grid, path, None if labels else own, tuple(warnings), tuple(doubts))
 
 
 def holds_several_frames(path: Path, *, series: str | None = None) -> bool:
@@ -177,27 +189,28 @@ def _existing(path: Path) -> Path:
     return Path(path)
 
 
-def _finite_values(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
-    """Return voxels without NaN and infinity. Raises InputError for an image without contrast."""
+def _finite_values(path: Path, data: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return voxels without NaN and infinity, and how many were. Raises InputError for an image without contrast."""
     low, high = data.min(), data.max()
+    lost = 0
     if not np.isfinite(high - low if data.dtype.kind == "f" else 0.0):
-        data = _replace_non_finite(path, data, warnings)
+        data, lost = _replace_non_finite(path, data)
         low, high = data.min(), data.max()
     if low == high:
         raise InputError(f"{path}: expected an image, got the value {low:g} in every voxel")
-    return data
+    return data, lost
 
 
-def _replace_non_finite(path: Path, data: np.ndarray, warnings: list[str]) -> np.ndarray:
-    """Return finite voxels, and add a warning if any were replaced. Raises InputError if none are finite."""
+def _replace_non_finite(path: Path, data: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return finite voxels, and how many were replaced. Raises InputError if none are finite."""
     finite = np.isfinite(data)
     if not finite.any():
         raise InputError(f"{path}: no finite voxel: every one is NaN or infinite")
-    if finite.all():
-        return data
+    lost = int(data.size - np.count_nonzero(finite))
+    if not lost:
+        return data, 0
     low, high = float(data[finite].min()), float(data[finite].max())
-    warnings.append(f"{int((~finite).sum())} voxels are NaN or infinite: replaced by 0 or the nearest finite value")
-    return np.nan_to_num(data, nan=0.0, posinf=high, neginf=low)
+    return np.nan_to_num(data, nan=0.0, posinf=high, neginf=low), lost
 
 
 def _label_values(path: Path, stored: Stored, warnings: list[str]) -> np.ndarray:

@@ -120,12 +120,9 @@ def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
     single plane whose third axis has no length (a 2D file need not state it) gets a normal of 1 mm. Raises InputError
     if a qform is the only form and holds no rotation.
     """
-    usable = header.copy()
-    usable["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # the standard: 0 means 1
-    usable["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
     warnings: list[str] = []
-    sform = usable.get_sform() if header["sform_code"] > 0 else None
-    qform = _qform(usable) if header["qform_code"] > 0 else None
+    usable = _usable(header)
+    sform, qform = _forms(usable)
     if sform is not None and qform is not None and not _agree(sform, qform, header):
         warnings.append("sform and qform disagree; the sform is used")
     affine = sform if sform is not None else qform
@@ -141,6 +138,32 @@ def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
         if int(header["dim"][0]) > 2:
             warnings.append("the size of the voxels along the third axis is 0; 1 mm is used")
     return affine, warnings
+
+
+def doubts_of(header: Any) -> tuple[str, ...]:
+    """Return what makes every result of a file doubtful, in phrases."""
+    sform, qform = _forms(_usable(header))
+    if sform is None or qform is None:
+        return ()
+    with np.errstate(invalid="ignore"):  # the grid with NaN is refused later
+        mirrored = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
+    if not mirrored:
+        return ()
+    return ("left and right are uncertain: the qform is a mirror image of the sform, which is used",)
+
+
+def _usable(header: Any) -> Any:
+    """Return a copy of a header whose spacing has no signs but the standard's one: 0 or more means 1."""
+    usable = header.copy()
+    usable["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    usable["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    return usable
+
+
+def _forms(usable: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return sform and qform, (4, 4) in the header's units; None for one that is not set, or is no rotation."""
+    sform = usable.get_sform() if usable["sform_code"] > 0 else None
+    return sform, _qform(usable) if usable["qform_code"] > 0 else None
 
 
 def promised_shape(path: Path, header: Any) -> tuple[int, ...]:
@@ -298,7 +321,7 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
         raise InputError(f"{path}: expected an image, got a displacement field or another image of vectors")
     voxels = pick_frame(path, voxels.reshape(*grid.shape, -1, order="F"), frame)
     check_real(path, voxels)
-    return Stored(voxels[None], grid, tuple(warnings), scaling(path, header))
+    return Stored(voxels[None], grid, tuple(warnings), scaling(path, header), doubts_of(header))
 
 
 def read_grid(path: Path, series: str | None) -> Grid:

@@ -24,6 +24,8 @@ class Stored:
     """Unusual things about the file."""
     scaling: tuple[float, float] | None = None
     """Slope and intercept that turn voxels into values; None if the voxels are the values."""
+    doubts: tuple[str, ...] = ()
+    """What makes every result of the file doubtful."""
 
     @property
     def holds_integers(self) -> bool:

@@ -144,7 +144,10 @@ def _single(case: Case, contract: Contract) -> dict[str, Image]:
         count = len(contract.channels)
         if count < 2 or _frame_count(case.path) != count:
             raise
-    return {f"{case.path}:{n}": read_image(case.path, frame=n) for n in range(count)}
+    frames = {f"{case.path}:{n}": read_image(case.path, frame=n) for n in range(count)}
+    for frame in frames.values():
+        case.note(frame)
+    return frames
 
 
 def _frame_count(path: Path) -> int:

@@ -11,6 +11,7 @@ from medkit.machine.allocator import keep_freed_memory
 from medkit.machine.threads import limit_torch
 from medkit.options import RunOptions
 from medkit.pipe.records import Record
+from medkit.run.looks import LOOK_AT_THIS
 from medkit.run.outputs import Output, Targets
 
 if TYPE_CHECKING:
@@ -216,6 +217,8 @@ class Case:
         """What the task may use of the machine."""
         self.warnings: list[str] = []
         """Warnings about the inputs that were read, for the sidecar; nobody needs to look at a result for them."""
+        self.doubts: list[str] = []
+        """What makes every result of these inputs doubtful, in sentences; the worker adds it to `Result.warnings`."""
         self._options = options
         self._read: dict[Path, Image] = {}
 
@@ -228,9 +231,15 @@ class Case:
         path = self.path if role is None else self.inputs[role]
         if path not in self._read:
             image = self._one_frame(path, labels)
-            self.warnings.extend(image.warnings)
+            self.note(image)
             self._read[path] = image
         return self._read[path]
+
+    def note(self, image: Image) -> None:
+        """Take over what the reader says about an image of the case, for a task that reads it by itself."""
+        name = "" if image.path in (None, self.path) else f"{image.path.name}: "  # type: ignore[union-attr]
+        self.warnings.extend(image.warnings)
+        self.doubts.extend(f"{LOOK_AT_THIS}{name}{doubt}" for doubt in image.doubts)
 
     def _one_frame(self, path: Path, labels: bool) -> Image:
         from medkit.images.image import holds_several_frames, read_image

@@ -217,6 +217,7 @@ class CaseWorker:
 
     def commit(self, work: CaseInWork, result: Result, seconds: float) -> Record:
         """Move the written files into place, with the picture and the sidecar, and return the record of the case."""
+        result = replace(result, warnings=tuple(dict.fromkeys([*work.case.doubts, *result.warnings])))
         record = self._record(work, result, seconds)
         plan = work.plan
         if self.options.qc:

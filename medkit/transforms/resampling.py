@@ -74,7 +74,7 @@ def resample(
             for volume, target in zip(volumes, out, strict=True):
                 target[slab] = _typed(_SAMPLERS[interpolation](volume, index), image.dtype)
     data = out.reshape(len(out), *grid.shape[::-1]).transpose(0, 3, 2, 1)
-    return Image(data, grid, image.path, image.dtype, image.warnings)
+    return Image(data, grid, image.path, image.dtype, image.warnings, image.doubts)
 
 
 def displacements(transform: Transform, grid: Grid) -> np.ndarray:

@@ -98,7 +98,8 @@ class ResultMaker:
             *doubts_about(self.pyramid, solution.pyramid, maps.whole, affine),
             *doubts_about_scores(agreement),
         ]
-        case.warnings.extend([*self.fixed.warnings, *missing])
+        case.note(self.fixed)
+        case.warnings.extend(missing)
         made = {"image": moved, "transform": maps.transform, "inverse_transform": inverse, **maps.files}
         wanted: dict[str, Any] = {role: value for role, value in made.items() if self.choices.wants(role)}
         return Result(

@@ -1,4 +1,4 @@
-"""Where a head lies in a scan: from the centres of the brain's structures.
+"""Where a head lies in a scan: from the centres of the brain's structures, or the shape of the whole brain.
 
 Points are RAS+ mm.
 """
@@ -44,6 +44,9 @@ FEWEST = 12
 """Fewest structures that a head is placed by."""
 STRAY = 3.0
 """A structure that is farther from its place than the median, times this, is not used."""
+HEIGHT = 0.83
+"""Largest usual height of a brain as a share of its length, each as a standard deviation of its voxels. Manual
+labels of 22 adults and infants: 0.64 to 0.78."""
 SIZES = (0.75, 1.45)
 """Smallest and largest factor from a head to the template."""
 
@@ -85,6 +88,44 @@ def pose_of(labels: np.ndarray, affine: np.ndarray) -> HeadPose | None:
     error = float(np.sqrt(np.mean(away[used] ** 2)))
     pose = HeadPose(matrix, error, int(used.sum()))
     return pose if SIZES[0] < pose.size < SIZES[1] else None
+
+
+def turned(brain: np.ndarray, affine: np.ndarray) -> str | None:
+    """Return in a phrase why a mask (I, J, K) of the whole brain does not lie as in a head; None if it may.
+
+    `affine` takes its voxels to RAS+ mm. A brain is most alike from left to right, and longer than high. A head turned
+    by half a turn about its long axis is not seen.
+    """
+    from nibabel import orientations
+
+    turn = orientations.io_orientation(affine)
+    upright = orientations.apply_orientation(brain, turn)
+    found = ndimage.find_objects(upright.astype(np.uint8))
+    if not found:
+        return None
+    upright = upright[found[0]]
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
+    profiles = [upright.sum(tuple(b for b in range(3) if b != a)) for a in range(3)]
+    middles = [float(np.average(np.arange(len(p)), weights=p)) for p in profiles]
+    spreads = [
+        float(np.sqrt(np.average((np.arange(len(p)) - m) ** 2, weights=p))) * mm
+        for p, m, mm in zip(profiles, middles, spacing, strict=True)
+    ]
+    alike = [_likeness(upright, axis, middle) for axis, middle in enumerate(middles)]
+    if alike[0] < max(alike[1:]):
+        other = "front to back" if alike[1] > alike[2] else "top to bottom"
+        return f"the brain is more alike from {other} than from left to right"
+    if spreads[2] > HEIGHT * spreads[1]:
+        return f"the brain's height is {spreads[2] / spreads[1]:.2f} of its length, expected up to {HEIGHT:g}"
+    return None
+
+
+def _likeness(mask: np.ndarray, axis: int, middle: float) -> float:
+    """Return the Dice, 0 to 1, of a mask (I, J, K) and its mirror image about the index `middle` of an axis."""
+    places = np.rint(2 * middle).astype(int) - np.arange(mask.shape[axis])
+    inside = np.flatnonzero((places >= 0) & (places < len(places)))
+    shared = np.take(mask, inside, axis) & np.take(mask, places[inside], axis)
+    return float(2 * np.count_nonzero(shared) / (np.count_nonzero(np.take(mask, places[inside], axis)) + mask.sum()))
 
 
 def _centre(mask: np.ndarray, box: tuple[slice, ...]) -> list[float]:

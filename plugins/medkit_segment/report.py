@@ -62,6 +62,8 @@ class Expected:
     """Labels of structures of which at least one reaches its usual volume in an image of the subject."""
     least_dice: float = 0.0
     """Smallest mean of the expected Dice of all structures at which the image shows the subject."""
+    whole_brain: bool = False
+    """Whether all labels together are the brain, by whose shape a head that is turned is seen."""
 
     @classmethod
     def of(cls, names: Mapping[int, str], block: Mapping[str, Any]) -> Expected:
@@ -75,7 +77,8 @@ class Expected:
         subject, least = str(trust.get("subject", cls.subject)), float(trust.get("expected_dice", 0))
         pairs = tuple((int(one), int(other)) for one, other in block.get("pairs") or ())
         present = tuple(int(n) for n in trust.get("present") or ())
-        return cls(names, volumes, dice, whole, pairs, subject, present, least)
+        brain = bool(trust.get("whole_brain", False))
+        return cls(names, volumes, dice, whole, pairs, subject, present, least, brain)
 
     def of_some(self, names: Mapping[int, str]) -> Expected:
         """Return what is expected of some of the labels only, without the volume of all together."""

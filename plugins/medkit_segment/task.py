@@ -163,7 +163,7 @@ class SegmentRunner(BundleRunner):
 
     def finish(self, case: Case, computed: Prepared) -> Result:
         """Bring the labels to the case's grid and make the requested files."""
-        from medkit_segment import report, results
+        from medkit_segment import head_pose, report, results
 
         image = case.image()
         made = self.labelled(computed, image)
@@ -172,7 +172,9 @@ class SegmentRunner(BundleRunner):
         if self.choices.labels:
             made = replace(made, labels=results.kept(made.labels, self.expected.names))
         measured = results.measured(image, made.labels, self.expected.names, case.path)
+        turned = head_pose.turned(made.labels > 0, image.grid.affine) if self.stated.whole_brain else None
         found = [
+            *([f"{LOOK_AT_THIS}{turned}: is the head's orientation right? (medkit view)"] if turned else []),
             *report.strange(everything, self.stated),
             *report.warnings(made.labels, rows, self.expected),
             *(LOOK_AT_THIS + doubt for doubt in measured.doubts),

@@ -35,13 +35,15 @@ def stacked(case: Case) -> Image:
             raise InputError(f"{case.path}: --sequence: expected a sequence of planes, got one")
         return image
     frames = [read_image(case.path, frame=number) for number in range(count)]
+    for frame in frames:
+        case.note(frame)
     first = frames[0]
     if first.grid.shape[ACROSS] != 1:
         shape = size_text((*first.grid.shape, count))
         raise InputError(f"{case.path}: --sequence: expected planes over time, got volumes ({shape})")
     grid = Grid((*first.grid.shape[:2], count), first.grid.affine, 3)
     data = np.concatenate([frame.data for frame in frames], axis=3)
-    return Image(data, grid, first.path, first.dtype, first.warnings)
+    return Image(data, grid, first.path, first.dtype, first.warnings, first.doubts)
 
 
 def over_time(case: Case) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from medkit.errors import InputError, OutputError
 from medkit.images.image import Image, read_grid, read_image
 from medkit.space import Grid, lps_affine
+from medkit.transforms.resampling import resample
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -200,6 +201,27 @@ def test_voxels_that_are_not_finite(tmp_path: Path) -> None:
     rest = voxels[np.isfinite(voxels)]
     assert image.data[0, 0, 0, :3].tolist() == [0, rest.max(), rest.min()]
     assert any(warning.startswith("3 voxels are NaN") for warning in image.warnings)
+    assert image.doubts == ()
+
+
+def test_many_voxels_that_are_not_finite_are_a_doubt(tmp_path: Path) -> None:
+    voxels = VOXELS.astype(np.float32)
+    voxels[::2] = np.nan
+    image = read_image(saved(tmp_path / "x.nii", voxels, FLIPPED))
+    assert image.doubts == ("50% of the voxels are NaN or infinite",)
+    assert resample(image, image.grid).doubts == image.with_data(image.data).doubts == image.doubts
+
+
+def test_forms_that_mirror_each_other_are_a_doubt(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2, 2, 1])
+    for sign, doubts in ((1, 0), (-1, 1)):
+        nifti = nibabel.Nifti1Image(VOXELS, affine)
+        nifti.set_sform(affine, 1)
+        nifti.set_qform(np.diag([sign, 1.0, 1, 1]) @ affine, 1)
+        nifti.to_filename(tmp_path / "x.nii")
+        image = read_image(tmp_path / "x.nii")
+        assert [text.split(":")[0] for text in image.doubts] == ["left and right are uncertain"] * doubts
+        np.testing.assert_array_equal(image.grid.affine, affine)
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -295,6 +317,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "constant": ("x.nii", lambda path: saved(path, VOXELS * 0 + 3), "got the value 3 in every voxel"),
     "zero spacing": ("x.nii", _field(280, bytes(16)), "got 0 x 4"),
     "absurd spacing": ("x.nii", lambda path: saved(path, VOXELS, np.diag([2e3, 1, 1, 1])), "got 2000 x 1 x 1 mm"),
+    "micrometres": ("x.nii", lambda path: saved(path, VOXELS, np.diag([1.01e-3] * 3 + [1])), "1 mm to 10 m, got 0.008"),
+    "metres": ("x.nii", lambda path: saved(path, np.resize(VOXELS, (40, 8, 8)), np.diag([900.0] * 3 + [1])), "3.6e.04"),
     "singular": ("x.nii", lambda path: nibabel.Nifti1Image(VOXELS, SINGULAR).to_filename(path), "singular affine"),
     "NaN affine": ("x.nii", _field(280, np.array([np.nan], "<f4").tobytes()), "finite numbers, got NaN"),
     "complex": ("x.nii", lambda path: saved(path, VOXELS.astype(np.complex64)), "complex"),

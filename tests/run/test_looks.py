@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image as Pillow
@@ -59,6 +60,24 @@ def test_a_warning_about_an_input_is_no_reason_to_look(toy: Run, scan: Make) -> 
     assert record["medkit"]["warnings"][0] == "look at this one: too bright"
     assert record["medkit"]["warnings"][-1] == "toy"
     assert record["medkit"]["reasons"] == len(record["medkit"]["warnings"]) - 1, "the input's warning is no reason"
+
+
+def test_half_an_image_without_values_is_a_reason_whatever_the_task(toy: Run, tmp_path: Path) -> None:
+    holes = np.arange(512, dtype=np.float32).reshape(8, 8, 8)
+    holes[::2] = np.nan
+    nibabel.Nifti1Image(holes, np.diag([9.0, 9, 9, 1])).to_filename(tmp_path / "holes.nii.gz")
+    why = "50% of the voxels are NaN or infinite"
+    more = ("--json", "--strict", "--qc", tmp_path / "qc", "-o", tmp_path)
+    for task in ("double", "halves"):
+        done = toy("run", task, tmp_path / "holes.nii.gz", *more)
+        assert done.code == 1
+        assert done.records[0]["medkit"]["look"] is True
+        assert done.records[0]["medkit"]["warnings"][0] == f"look at this one: {why}"
+        assert f"needs a look: {why}\n" in done.err
+        assert done.err.endswith(f"medkit: {task}: 1 of 1 need a look: holes\n")
+    bars = [Pillow.open(path).convert("RGB") for path in (tmp_path / "qc").glob("*.png")]
+    assert bars
+    assert all(WARNING in {colour for _, colour in bar.getcolors(1 << 20)} for bar in bars)
 
 
 def test_one_file_has_the_words() -> None:

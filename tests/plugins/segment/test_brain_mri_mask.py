@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bundled import as_arguments
+from medkit_segment.head_pose import turned
 from outcome import Outcome
 from places import BUNDLES, SHARED
 
@@ -107,4 +108,56 @@ def test_masks_of_heads_that_did_not_train(medkit: Run, tmp_path: Path, contrast
     (result,) = done.paths
     found = np.asarray(nibabel.load(result).dataobj) > 0
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.91
-    assert not (read_sidecar(result) or {}).get("look")
+    assert _looks(result) is False
+
+
+def brain_of(*turns: tuple[int, int]) -> np.ndarray:
+    """A brain with a cerebellum (I, J, K) at 2 mm, RAS+, turned by 90 degrees in these planes."""
+    x, y, z = np.ogrid[-45:45, -50:50, -45:45]
+    brain = (x / 33) ** 2 + (y / 42) ** 2 + (z / 28) ** 2 < 1
+    brain |= (x / 20) ** 2 + ((y + 22) / 14) ** 2 + ((z + 25) / 12) ** 2 < 1
+    for plane in turns:
+        brain = np.rot90(brain, axes=plane)
+    return brain
+
+
+@pytest.mark.parametrize(
+    ("turns", "text"),
+    [
+        ((), None),
+        (((0, 1),), "front to back"),
+        (((0, 2),), "top to bottom"),
+        (((1, 2),), "height"),
+        (((0, 1), (1, 2)), "top to bottom"),
+    ],
+)
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+def test_a_brain_that_is_turned(turns: tuple[tuple[int, int], ...], text: str | None, axes: tuple[int, ...]) -> None:
+    """The header counts, not the order of the voxels."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([-2.0, 2, 2])[:, axes]
+    found = turned(np.flip(brain_of(*turns), 0).transpose(axes), affine)
+    assert found is None if text is None else text in (found or "")
+    assert turned(np.zeros((4, 4, 4), bool), affine) is None
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_a_head_that_is_turned_needs_a_look(medkit: Run, tmp_path: Path, shared_data: Path) -> None:
+    head = nibabel.as_closest_canonical(nibabel.load(shared_data / "brain_heads/brainchop_t1.nii.gz"))
+    voxels = np.asarray(head.dataobj)[::2, ::2, ::2].astype(np.int16)
+    for name, data in (("upright", voxels), ("turned", np.rot90(voxels, axes=(1, 2)))):
+        nibabel.Nifti1Image(data, np.diag([2.0, 2, 2, 1])).to_filename(tmp_path / f"{name}.nii.gz")
+    files = [tmp_path / "upright.nii.gz", tmp_path / "turned.nii.gz"]
+    done = medkit("run", "segment", "--bundle", "brain_mri_mask", "--outputs", "mask", *files, "-o", tmp_path / "out")
+    assert done.code == 0
+    assert [_looks(path) for path in done.paths] == [False, True]
+    assert "turned.nii.gz" in done.err
+    assert "the brain's height is" in done.err
+
+
+def _looks(result: Path) -> bool:
+    """Whether the sidecar of a result asks a person to look at it."""
+    record = read_sidecar(result)
+    assert record is not None
+    return bool(record.medkit["look"])
