@@ -237,7 +237,7 @@ class Case:
 
     def note(self, image: Image) -> None:
         """Take over what the reader says about an image of the case, for a task that reads it by itself."""
-        name = "" if image.path in (None, self.path) else f"{image.path.name}: "  # type: ignore[union-attr]
+        name = f"{image.path.name}: " if image.path and image.path != self.path else ""
         self.warnings.extend(image.warnings)
         self.doubts.extend(f"{LOOK_AT_THIS}{name}{doubt}" for doubt in image.doubts)
 
