@@ -1,7 +1,8 @@
 """`python -m medkit` is `medkit`.
 
-Until a command has its own handlers, SIGTERM and SIGUSR1 end medkit with 75: a scheduler that wants its node back while
-modules are still imported, which may take seconds on a network disk, then starts the job again later.
+While modules are still imported, which may take seconds on a network disk, SIGTERM and SIGUSR1 end medkit with 75, so
+that a scheduler that wants its node back starts the job again later, and Ctrl-C with 130. After that signals are
+exceptions, and a command removes what it has begun.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ def main() -> None:
     """Run a command and exit; entry point of the `medkit` script."""
     for number in SIGNALS:
         signal.signal(number, stop)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is not signal.SIG_IGN:  # ignored in the background of a script
+        signal.signal(signal.SIGINT, stop)
     try:
         from medkit import cli
 
+        signal.signal(signal.SIGINT, interrupt)
         cli.main()
     finally:
-        for number in SIGNALS:  # all is done, and while Python ends it would take back a handler
+        for number in (*SIGNALS, signal.SIGINT):  # all is done, and while Python ends it would take back a handler
             signal.signal(number, signal.SIG_IGN)
         _leave_stdout()
 
@@ -40,7 +45,10 @@ def _leave_stdout() -> None:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """Exit with 75 at once: nothing has begun, and an exception might be swallowed by a module that is imported."""
+    """Exit with 75 or 130 at once: nothing has begun, and a module that is imported might swallow an exception."""
+    if number == signal.SIGINT:
+        os.write(2, b"medkit: stopped by Ctrl-C\n")
+        os._exit(130)
     os.write(2, f"medkit: stopped by {signal.Signals(number).name}; run again\n".encode())
     os._exit(75)
 

@@ -19,6 +19,7 @@ from medkit.helppages import OWN, OWN_OF_TASK, lay_out, question, sharpened
 from medkit.machine.user import give_matplotlib_a_folder, name_unknown_user
 from medkit.options import PLUGIN_KEY, doubtful_variables
 from medkit.pipe.lines import guarded_stdout, private_stdin
+from medkit.pipe.signals import StopRequest
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec, TaskSpec
 from medkit.terminal.screen import attach as attach_to_terminal
@@ -78,13 +79,16 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         ctx.meta.setdefault(WORDS, tuple(args))
         try:
-            return super().resolve_command(ctx, args)
+            found = super().resolve_command(ctx, args)
         except click.UsageError as error:
             if args[0].startswith("-"):
                 raise
             raise click.UsageError(
                 f"No such {self.what} '{args[0]}'.{question(args[0], _commands())}", error.ctx
             ) from None
+        if not isinstance(found[1], LazyGroup):  # the command has been imported; from now on it may have what to remove
+            ctx.with_resource(StopRequest())
+        return found
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self.offers()})

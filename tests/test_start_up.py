@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dicoms import write_series
 from waiting import wait_for
 
 BOTH = [signal.SIGTERM, signal.SIGUSR1]
@@ -47,6 +48,39 @@ def test_while_modules_are_imported(
     assert number.name in err.decode()
 
 
+@pytest.mark.parametrize("module", ["medkit.cli", "click"])
+def test_ctrl_c_while_modules_are_imported(shell_environment: dict[str, str], tmp_path: Path, module: str) -> None:
+    process = begin(shell_environment, tmp_path, SLOW_IMPORT.format(name=module), "bundle", "list")
+    wait_for(lambda: (tmp_path / "here").exists())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, b"", b"medkit: stopped by Ctrl-C\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("command", ["pack", "convert"])
+def test_a_command_that_is_no_task_removes_what_it_has_begun(
+    shell_environment: dict[str, str], tmp_path: Path, number: signal.Signals, code: int, command: str
+) -> None:
+    """The signal comes when the last file is written and has not got its name."""
+    if command == "pack":
+        moment, words = 1, ("bundle", "pack", "chest_xray_classification", "-o", "out/x.zip")
+    else:  # the image has its name, its sidecar has not
+        write_series(tmp_path / "series", 1)
+        moment, words = 2, ("dicom", "convert", "series", "-o", "out")
+    trouble = (
+        "import os, signal\nsynced = []\n"
+        "def sync(descriptor):\n    synced.append(descriptor)\n"
+        f"    if len(synced) == {moment}: os.kill(os.getpid(), {int(number)})\n"
+        "os.fsync = sync"
+    )
+    process = begin(shell_environment, tmp_path, trouble, *words)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err.decode()
+    assert b"Traceback" not in err
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
 def test_nothing_is_imported_before_the_handlers() -> None:
     """What runs before them ends with the signal's own code."""
     listing = "import sys; before = set(sys.modules); import medkit; print(*(set(sys.modules) - before))"
@@ -72,9 +106,12 @@ def test_at_any_moment(
     assert process.returncode in (75, 0), err.decode()
 
 
-def test_after_the_work_a_signal_changes_nothing(shell_environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [*BOTH, signal.SIGINT])
+def test_after_the_work_a_signal_changes_nothing(
+    shell_environment: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
     """While Python ends, a handler would be gone already and the process would die of the signal."""
-    code = "import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))"
+    code = f"import atexit, os\natexit.register(lambda: os.kill(os.getpid(), {int(number)}))"
     process = begin(shell_environment, tmp_path, code, "--version")
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err.decode()

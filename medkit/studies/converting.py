@@ -263,7 +263,7 @@ def _uptake(series: Series, count: int, wanted: bool) -> tuple[list[float], dict
 
 
 def write(converted: Converted, one: SeriesSummary, target: Path, *, overwrite: bool) -> Record:
-    """Write the image, the files of its gradients and, last, its sidecar; each appears complete or not at all.
+    """Write the image, the files of its gradients and, last, its sidecar: all of them or none.
 
     Raises OutputError if one of them exists and is not to be replaced, and InputError.
     """
@@ -282,11 +282,16 @@ def write(converted: Converted, one: SeriesSummary, target: Path, *, overwrite: 
             raise OutputError(f"{path}: exists already; choose another -o, or --overwrite")
     target.parent.mkdir(parents=True, exist_ok=True)
     sidecar.unlink(missing_ok=True)
-    _write_image(converted, target)
-    for path, text in texts.items():
-        write_atomically(path, text)
-    record = _record(converted, one, files)
-    write_atomically(sidecar, json.dumps(record.to_json(sidecar.parent), indent=1) + "\n")
+    try:
+        _write_image(converted, target)
+        for path, text in texts.items():
+            write_atomically(path, text)
+        record = _record(converted, one, files)
+        write_atomically(sidecar, json.dumps(record.to_json(sidecar.parent), indent=1) + "\n")
+    except BaseException:
+        for path in (*files.values(), sidecar):
+            path.unlink(missing_ok=True)
+        raise
     return record
 
 
