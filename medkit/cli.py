@@ -8,7 +8,8 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -18,7 +19,7 @@ from medkit.errors import INTERRUPTED, MedkitError, PluginError, Stopped, reason
 from medkit.helppages import OWN, OWN_OF_TASK, lay_out, question, sharpened
 from medkit.machine.user import give_matplotlib_a_folder, name_unknown_user
 from medkit.options import PLUGIN_KEY, doubtful_variables
-from medkit.pipe.lines import guarded_stdout, private_stdin
+from medkit.pipe.lines import guarded_stdout, nobody_reads, private_stdin
 from medkit.pipe.signals import StopRequest
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec, TaskSpec
@@ -153,6 +154,14 @@ class _Commands(LazyGroup):
         # a plugin cannot take the name of a core command; `medkit plugins` reports that it tried
         return core | {n: o for n, o in plugins.registry().commands.items() if n not in ours}
 
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        with _reader_may_leave():  # `--help` prints here
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader_may_leave():
+            return super().invoke(ctx)
+
 
 class _Tasks(LazyGroup):
     """The tasks of the plugins, and the core's task that runs any bundle."""
@@ -232,11 +241,23 @@ def _exit_code(arguments: list[str]) -> int:
         return error.exit_code
     except OSError as error:  # a full disk, a folder that is gone: nothing that a traceback would explain
         _forget_stdout()
-        if error.errno == errno.EPIPE:
+        if error.errno == errno.EPIPE:  # stdout is flushed last
             return 0
         log.debug("unexpected error", exc_info=error)
         click.echo(f"medkit: {reason_of(error)}", err=True)
         return 1
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """End with 0 if what reads stdout, such as `head`, needs no more; click would end with 1, without a word."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        if not nobody_reads(1):  # another pipe broke
+            raise MedkitError(reason_of(error)) from error
+        _forget_stdout()
+        raise click.exceptions.Exit(0) from None
 
 
 def _forget_stdout() -> None:

@@ -138,6 +138,16 @@ def test_the_reader_going_away_ends_quietly(shell: Shell, blob: Make, tmp_path: 
     assert [p for p in tmp_path.rglob(".*") if p.is_file() or p.suffix == ".part"] == []
 
 
+@pytest.mark.parametrize("words", ["--help", "bundle list", "bundle show chest_xray_classification", "run --help"])
+def test_a_reader_that_is_gone_is_no_failure(shell_environment: dict[str, str], words: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as stdout:
+        command = [sys.executable, "-m", "medkit", *words.split()]
+        done = subprocess.run(command, env=shell_environment, stdout=stdout, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_closed_stdout_and_stderr(shell: Shell, blob: Make, tmp_path: Path) -> None:
     blob("a.nii.gz")
     done = shell("medkit run pair a.nii.gz -o o >&-")

@@ -71,7 +71,7 @@ def prepare(
 ) -> Prepared:
     """Return a first submission. `records`: folder with records of earlier runs.
 
-    Raises UsageError for what cannot be submitted, and InputError if there is no input.
+    Raises UsageError for what cannot be submitted, and MedkitError if there is no input.
     """
     if Submission.read(folder):
         raise UsageError(
@@ -83,7 +83,7 @@ def prepare(
     workdir = Path.cwd()
     lines = list(dict.fromkeys(inputs))
     if not lines:
-        raise InputError("submit: no input arrived")
+        raise MedkitError("submit: no input arrived")
     for line in lines:
         _check_line(line, workdir)
     n = min(shards, len(lines))

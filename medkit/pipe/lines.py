@@ -221,9 +221,14 @@ class Emitter:
             descriptor = self._stream.fileno()
         except (OSError, ValueError, AttributeError):
             return False
-        poll = select.poll()
-        poll.register(descriptor, 0)
-        return any(event & select.POLLERR for _, event in poll.poll(0))
+        return nobody_reads(descriptor)
+
+
+def nobody_reads(descriptor: int) -> bool:
+    """Return whether the reader of a pipe, by its file descriptor, has ended."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextlib.contextmanager

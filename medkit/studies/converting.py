@@ -282,14 +282,17 @@ def write(converted: Converted, one: SeriesSummary, target: Path, *, overwrite: 
             raise OutputError(f"{path}: exists already; choose another -o, or --overwrite")
     target.parent.mkdir(parents=True, exist_ok=True)
     sidecar.unlink(missing_ok=True)
+    written: list[Path] = []
     try:
         _write_image(converted, target)
+        written.append(target)
         for path, text in texts.items():
             write_atomically(path, text)
+            written.append(path)
         record = _record(converted, one, files)
         write_atomically(sidecar, json.dumps(record.to_json(sidecar.parent), indent=1) + "\n")
-    except BaseException:
-        for path in (*files.values(), sidecar):
+    except BaseException:  # a signal as well
+        for path in written:
             path.unlink(missing_ok=True)
         raise
     return record

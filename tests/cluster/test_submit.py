@@ -206,7 +206,6 @@ def test_records_tell_what_to_ask_for(submitted: Shell, here: Shell, scans: Path
     ("line", "reason"),
     [
         ("ls scans/* | medkit submit slurm -o out -- cat", "--shards N is missing"),
-        ("medkit submit slurm --shards 2 -o out -- cat < /dev/null", "no input arrived"),
         ("ls -d scans | medkit submit slurm --shards 2 -o out -- cat", "a folder of several cases"),
         ("ls scans/* | medkit submit slurm --shards 2 -o out -- 'cat |'", "expected shell commands"),
         ("ls scans/* | medkit submit slurm --shards 2 -o out", "expected shell commands"),
@@ -228,6 +227,12 @@ def test_refused(here: Shell, pretend: Pretend, scans: Path, tmp_path: Path, lin
     assert done.code in (2, 3)
     assert reason in done.err
     assert not note.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_input(here: Shell, tmp_path: Path) -> None:
+    done = here("medkit submit slurm --shards 2 -o out -- cat < /dev/null")
+    assert (done.code, done.err) == (1, "medkit: submit: no input arrived\n")
     assert not (tmp_path / "out").exists()
 
 

@@ -52,9 +52,10 @@ def test_unlike_units_and_nrrd_in_metres(tmp_path: Path) -> None:
         read_grid(nrrd(tmp_path / "x.nrrd", 'space units: "mm" "mm" "mm"'))
 
 
-@pytest.mark.parametrize(("unit", "spacing"), [("um", 0.002), ("mm", 2), ("cm", 20), ("?", 2)])
-def test_units_of_meta_image(tmp_path: Path, unit: str, spacing: float) -> None:
-    head = f"ObjectType = Image\nNDims = 3\nBinaryData = True\nDistanceUnits = {unit}\nElementSpacing = 2 2 2\n"
+@pytest.mark.parametrize(("unit", "stored", "spacing"), [("um", 200, 0.2), ("mm", 2, 2), ("cm", 2, 20), ("?", 2, 2)])
+def test_units_of_meta_image(tmp_path: Path, unit: str, stored: int, spacing: float) -> None:
+    head = f"ObjectType = Image\nNDims = 3\nBinaryData = True\nDistanceUnits = {unit}\n"
+    head += f"ElementSpacing = {stored} {stored} {stored}\n"
     head += "DimSize = 6 7 8\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
     (tmp_path / "x.mha").write_bytes(head.encode() + VOXELS.tobytes(order="F"))
     np.testing.assert_allclose(read_grid(tmp_path / "x.mha").spacing, spacing)
