@@ -22,13 +22,14 @@ __all__ = [
     "check_grid",
     "lps_affine",
     "lps_parts",
+    "strange_size",
     "three_axes",
 ]
 
 SPACING_RANGE = (1e-3, 1e3)
 """mm; a voxel size outside this range comes from wrong units or a damaged header."""
 LENGTH_RANGE = (1.0, 1e4)
-"""mm; a volume whose longest side is shorter or longer is none of a body: its header states wrong units."""
+"""mm; a volume whose longest side is shorter or longer is none of a body: most likely its header states wrong units."""
 ANISOTROPY = 3.0
 """Largest ratio of spacings without a warning: 1 x 1 x 3 mm is still read as a volume."""
 SMALL_FIELD_OF_VIEW = 64.0
@@ -152,16 +153,22 @@ def check_grid(path: Path, grid: Grid) -> list[str]:
         raise InputError(f"{path}: expected a spacing between 0.001 and 1000 mm, got {size_text(spacing, 'g')} mm")
     if abs(np.linalg.det(grid.affine[:3, :3] / spacing)) < 1e-3:
         raise InputError(f"{path}: expected an affine whose axes span space, got a singular affine")
-    longest = float((spacing * grid.shape).max())
-    if not grid.is_planar and not LENGTH_RANGE[0] <= longest <= LENGTH_RANGE[1]:
-        raise InputError(
-            f"{path}: expected a volume whose longest side measures 1 mm to 10 m, got {longest:.3g} mm "
-            f"({size_text(grid.shape)} voxels of {size_text(spacing, '.3g')} mm): is its spacing right?"
-        )
     warnings = []
     axes = spacing[: grid.dims]
     if axes.max() > ANISOTROPY * axes.min():
         warnings.append(f"strongly anisotropic spacing: {size_text(axes, '.3g')} mm")
+    longest = float((spacing * grid.shape).max())
     if longest < SMALL_FIELD_OF_VIEW:
         warnings.append(f"field of view of {longest:.0f} mm: the anatomy may be cropped")
     return warnings
+
+
+def strange_size(grid: Grid) -> str | None:
+    """Return in a phrase why no body is as large as a volume; None if one may be."""
+    longest = float((grid.spacing * grid.shape).max())
+    if grid.is_planar or LENGTH_RANGE[0] <= longest <= LENGTH_RANGE[1]:
+        return None
+    return (
+        f"the longest side measures {longest:.3g} mm ({size_text(grid.shape)} voxels of "
+        f"{size_text(grid.spacing, '.3g')} mm), expected 1 mm to 10 m: is the spacing right?"
+    )

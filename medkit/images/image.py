@@ -19,7 +19,7 @@ from medkit.images.dicom import reader as dicom
 from medkit.images.stored import FramesError, Stored
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, WRITABLE_IMAGES
 from medkit.pipe.records import refuse_stream
-from medkit.space import Grid, check_grid
+from medkit.space import Grid, check_grid, strange_size
 
 
 class ImageReader(Protocol):
@@ -135,6 +135,8 @@ def read_image(
             share = lost / data.size
             doubts += [f"{share:.0%} of the voxels are NaN or infinite"] if share > _FEW_LOST else []
             warnings.append(text)
+        if size := strange_size(stored.grid):
+            doubts.append(size)
     own = stored.data.dtype if stored.holds_integers else None
     return Image(data, stored.grid, path, None if labels else own, tuple(warnings), tuple(doubts))
 

@@ -20,7 +20,7 @@ from medkit.errors import InputError
 from medkit.images.image import Image, read_image
 from medkit.pipe.names import PICTURE_SUFFIXES
 from medkit.run.task import Case
-from medkit.space import Grid
+from medkit.space import Grid, strange_size
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,10 @@ def feed_of(case: Case, contract: Contract) -> Feed:
     item = {main: _one_or_all(images)} | more
     images |= {name: case.image(key) for key, name in more.items()}
     _check_one_grid({name: image.grid for name, image in images.items()})
-    return Feed(item, images, next(iter(images.values())).grid)
+    grid = next(iter(images.values())).grid
+    if size := strange_size(grid):  # networks know bodies only
+        raise InputError(f"{case.path}: {size}")
+    return Feed(item, images, grid)
 
 
 def _one_or_all(names: Iterable[str]) -> str | list[str]:

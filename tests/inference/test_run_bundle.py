@@ -65,6 +65,12 @@ SEGMENTING = {
 }
 
 
+def test_a_volume_of_wrong_units_is_refused(run: Run, scan: Callable[..., Path], tmp_path: Path) -> None:
+    done = run(zoo.write(tmp_path / "b", "spleen_ct_segmentation"), scan(spacing=(0.003, 0.0035, 0.005)))
+    assert done.code == 3
+    assert "a.nii.gz: the longest side measures 0.07 mm (20 x 18 x 14 voxels of 0.003 x 0.0035 x 0.005 mm)" in done.err
+
+
 @pytest.mark.parametrize("name", SEGMENTING)
 def test_bundles_that_segment(run: Run, scan: Callable[..., Path], tmp_path: Path, name: str) -> None:
     source = scan(shape=(20, 16, 14), spacing=(4.0, 4.0, 5.0), orientation="LIA")
