@@ -16,6 +16,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
+def handles(process: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal, so that it does not end with the signal's own code."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def leftovers(folder: Path) -> list[str]:
     """Return the names of temporary files and claims below a folder."""
     return [p.name for p in folder.rglob(".*.*") if p.name.endswith((".part", ".claim"))]

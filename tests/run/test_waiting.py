@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from waiting import leftovers, wait_for
+from waiting import handles, leftovers, wait_for
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -69,6 +69,7 @@ def test_a_signal_ends_the_wait(
     holder: subprocess.Popen[str], start: Start, tmp_path: Path, workers: int, number: signal.Signals
 ) -> None:
     second = start("run", "wait", "--marks", ".", "a.nii.gz", "-o", "o", "--skip-existing", "--workers", workers)
+    wait_for(lambda: handles(second.pid, number))
     time.sleep(1.5)
     begin = time.monotonic()
     second.send_signal(number)
