@@ -20,7 +20,13 @@ def begin(environment: dict[str, str], folder: Path, code: str, *arguments: obje
     """Start medkit with `code` run before its first import."""
     script = f"import sys\nsys.argv = ['medkit', *sys.argv[1:]]\n{code}\nfrom medkit.__main__ import main\nmain()\n"
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, preexec_fn=heed_ctrl_c)
+
+
+def heed_ctrl_c() -> None:
+    """Undo what a process inherits that the background of a script runs: it ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 SLOW_IMPORT = """
