@@ -19,7 +19,7 @@ from medkit_segment.head_pose import turned
 from outcome import Outcome
 from places import BUNDLES, SHARED
 
-from medkit.pipe.records import read_sidecar
+from medkit.pipe.records import read_sidecar, sidecar_path
 
 ROOT = BUNDLES / "brain_mri_mask"
 META = json.loads((ROOT / "configs" / "metadata.json").read_text())
@@ -158,6 +158,6 @@ def test_a_head_that_is_turned_needs_a_look(medkit: Run, tmp_path: Path, shared_
 
 def _looks(result: Path) -> bool:
     """Whether the sidecar of a result asks a person to look at it."""
-    record = read_sidecar(result)
+    record = read_sidecar(sidecar_path(result))
     assert record is not None
     return bool(record.medkit["look"])
