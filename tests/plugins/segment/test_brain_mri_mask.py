@@ -137,7 +137,10 @@ def test_a_brain_that_is_turned(turns: tuple[tuple[int, int], ...], text: str | 
     affine = np.eye(4)
     affine[:3, :3] = np.diag([-2.0, 2, 2])[:, axes]
     found = turned(np.flip(brain_of(*turns), 0).transpose(axes), affine)
-    assert found is None if text is None else text in (found or "")
+    if text is None:
+        assert found is None
+    else:
+        assert text in (found or "")
     assert turned(np.zeros((4, 4, 4), bool), affine) is None
 
 
