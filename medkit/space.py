@@ -29,7 +29,7 @@ __all__ = [
 SPACING_RANGE = (1e-3, 1e3)
 """mm; a voxel size outside this range comes from wrong units or a damaged header."""
 LENGTH_RANGE = (1.0, 1e4)
-"""mm; the longest side of a volume that may show a body. Outside this range the header most likely states wrong units."""
+"""mm; the longest side of a volume that may show a body. Outside this range the header may state wrong units."""
 ANISOTROPY = 3.0
 """Largest ratio of spacings without a warning: 1 x 1 x 3 mm is still read as a volume."""
 SMALL_FIELD_OF_VIEW = 64.0
