@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,8 +18,28 @@ SMALL = 1e-3
 """Added to differences before the logarithm; small for intensities from 0 to 1."""
 
 
+class _Hook:
+    """A hook that belongs to one network only: it does nothing in a copy of that network.
+
+    The copy may run in another thread, on another image: that of `Explainer` does, when a picture is drawn.
+    """
+
+    def __init__(self, record: Callable[[torch.Tensor], None] | None) -> None:
+        self._record = record
+
+    def __call__(self, module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor | None = None) -> None:
+        """Record the output of a layer; before it runs, there is none, and the input is recorded."""
+        if self._record is not None:
+            self._record((inputs[0] if output is None else output).detach())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook(None)
+
+
 class ActivationRecorder:
     """Record the activations of a network by hooks; a TorchScript network (`models/model.ts`) has no features.
+
+    Copies of the network (`copy.deepcopy`) are not recorded.
 
     Features are the input of the last linear layer. If the network runs several times for one result, such as for
     mirror images, they are the mean over the runs, while statistics are those of the first run. Raises KeyError for a
@@ -36,32 +57,27 @@ class ActivationRecorder:
         self.has_features = bool(linear)
         """Whether the network has a linear layer."""
         if linear:
-            linear[-1].register_forward_pre_hook(self._keep_features)
+            linear[-1].register_forward_pre_hook(_Hook(self._keep_features))
         if missing := [name for name in layers if name not in modules]:
             raise KeyError(missing[0])
         self._images: list[torch.Tensor] = []
         self._channels = getattr(network, "image_channels", None)
         """Number of the image's channels; further ones hold facts (see `medkit_classify.multimodal`). None: all."""
         if layers:
-            network.register_forward_pre_hook(self._keep_image)
+            network.register_forward_pre_hook(_Hook(self._keep_image))
         for name in layers:
-            modules[name].register_forward_hook(self._keeper(name))
+            modules[name].register_forward_hook(_Hook(functools.partial(self._keep_statistics, name)))
 
-    def _keep_features(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        if not inputs[0].is_meta:
-            self._features.append(inputs[0].detach().float().flatten(1))
+    def _keep_features(self, inputs: torch.Tensor) -> None:
+        self._features.append(inputs.float().flatten(1))
 
-    def _keep_image(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        if not (inputs[0].is_meta or self._images):
-            self._images.append(image_statistics(inputs[0][:, : self._channels].detach().float()).cpu())
+    def _keep_image(self, images: torch.Tensor) -> None:
+        if not self._images:
+            self._images.append(image_statistics(images[:, : self._channels].float()).cpu())
 
-    def _keeper(self, name: str) -> Any:
-        def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
-            # a run on meta tensors only estimates the memory
-            if not (output.is_meta or self._layers[name]):
-                self._layers[name].append(_channel_statistics(output.detach()).cpu())
-
-        return keep
+    def _keep_statistics(self, layer: str, output: torch.Tensor) -> None:
+        if not self._layers[layer]:
+            self._layers[layer].append(_channel_statistics(output).cpu())
 
     def clear(self) -> None:
         """Forget earlier runs; call it before each run to record."""

@@ -30,7 +30,7 @@ STRONG = 0.5
 
 
 class Explainer:
-    """Explain the output of a network, on a copy of it, so that hooks do not change the original.
+    """Explain the output of a network, on a copy of it: neither hooks nor runs of the copy reach the original.
 
     Raises UsageError for a TorchScript network, which accepts no hooks.
     """
