@@ -15,6 +15,7 @@ import torch
 
 from medkit.errors import MedkitError, size_text
 from medkit_register.axis_sampling import apply_along_axes, axis_sampling, smooth
+from medkit_register.cut_out import is_cut_out
 
 MARGIN = 3
 """Points by which a level reaches beyond the scan where only background touches the border."""
@@ -124,6 +125,19 @@ class Pyramid:
     def threshold(self) -> float:
         """Intensity (scaled as in the levels) between background and object: Otsu (1979) on a coarse level."""
         return otsu(self.level(self.extent / 40).image)
+
+    @property
+    def masked(self) -> bool:
+        """Whether only a part of the scan is compared."""
+        return self._mask is not None
+
+    @cached_property
+    def cut_out(self) -> bool:
+        """Whether the object was cut out of its surroundings, as a brain without its skull is; never a CT.
+
+        Around the body a CT may have one value, and another one beyond the scanner's circle.
+        """
+        return not self.hounsfield and is_cut_out(self._data, self._low + self.threshold * (self._high - self._low))
 
     @cached_property
     def closed(self) -> np.ndarray:

@@ -71,7 +71,7 @@ def register_better(fixed: Pyramid, moving: Pyramid, settings: AffineSettings) -
         ended = information(fixed, moving, AffineTransform(found.matrix))
     if overlap(fixed, moving, found.matrix) == 0:
         raise MedkitError(f"the scans do not overlap where they are aligned from the start {_named(settings)}")
-    doubts = tuple(_doubts(found, settings, began, ended))
+    doubts = *_doubts(found, settings, began, ended), *_doubts_about_borders(fixed, moving, found)
     return replace(found, information=ended, headers_fit=starts[0] >= CONFIRMED * ended, warnings=doubts)
 
 
@@ -88,6 +88,16 @@ def _doubts(found: AffineResult, settings: AffineSettings, began: float, ended: 
         yield f"the start {_named(settings)} led nowhere; the result is that of {found.start}"
     # steps that ran out do no harm where another measure confirms the result
     yield from (text for text in found.warnings if ended <= began or not text.startswith(UNFINISHED))
+
+
+def _doubts_about_borders(fixed: Pyramid, moving: Pyramid, found: AffineResult) -> Iterator[str]:
+    """Yield that only one scan is cut out, where mutual information was followed and no mask says what is compared."""
+    if found.metric == "mi" and not (fixed.masked or moving.masked) and fixed.cut_out != moving.cut_out:
+        cut, whole = ("fixed", "moving") if fixed.cut_out else ("moving", "fixed")
+        yield (
+            f"the {cut} scan was cut out, as a brain without its skull, the {whole} scan was not, and their contrasts "
+            "differ: borders may lie in the wrong place; cut out both (heads by segment --bundle brain_mri_mask)"
+        )
 
 
 def _starts(settings: AffineSettings) -> Iterator[np.ndarray]:
