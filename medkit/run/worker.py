@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medkit.errors import RUN_ENDS, MedkitError, Stopped, no_room
+from medkit.errors import RUN_ENDS, MedkitError, Stopped, not_taken
 from medkit.machine.allocator import keep_freed_memory
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
@@ -136,7 +136,7 @@ class CaseWorker:
     def failed(self, plan: CasePlan, error: BaseException) -> Record:
         """Return the record of a case that failed."""
         reason, folder = explain(error, self.options), plan.targets.main.parent
-        if no_room(error) and str(folder) not in reason:  # the input's disk is not meant
+        if not_taken(error) and str(folder) not in reason:  # the input's disk is not meant
             reason += f" (the results go to {folder})"
         if isinstance(error, FileNotFoundError) and str(folder) in str(error.filename) and not folder.exists():
             reason = f"{folder}: this folder for results was removed while the case was worked on"

@@ -80,6 +80,14 @@ def test_a_full_disk_in_other_commands(shell_environment: dict[str, str], tmp_pa
     assert "Traceback" not in done.stderr
 
 
+def test_a_limit_on_files_is_told_from_a_large_input(shell: Run, blob: Make, tmp_path: Path) -> None:
+    blob("a.nii.gz", "a" * 20_000), blob("b.nii.gz")
+    done = shell("ulimit -f 8; medkit run pair a.nii.gz b.nii.gz -o o")
+    assert (done.code, [path.name for path in done.paths]) == (1, ["b_copy.nii.gz"])
+    assert f"a.nii.gz: File too large (the results go to {tmp_path / 'o'})" in done.err
+    assert leftovers(tmp_path) == []
+
+
 def test_a_disk_that_is_really_full(blob: Make, scan: Make, shell_environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs small && exec "$@"', "sh"]
