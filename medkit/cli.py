@@ -24,6 +24,7 @@ from medkit.pipe.signals import StopRequest
 from medkit.plugins import Offer, Plugin
 from medkit.specs import CommandSpec, TaskSpec
 from medkit.terminal.screen import attach as attach_to_terminal
+from medkit.terminal.streams import guard_streams, open_closed_streams
 
 log = logging.getLogger("medkit")
 _CORE = Plugin("medkit", "medkit", "medkit", __version__)
@@ -206,7 +207,9 @@ def core_command_names() -> frozenset[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with the code that docs/options.md lists; entry point of the `medkit` script."""
+    open_closed_streams()
     attach_to_terminal()
+    guard_streams()
     logging.basicConfig(format="medkit: %(message)s", level=logging.WARNING, stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes

@@ -104,9 +104,18 @@ def reason_of(error: OSError) -> str:
 
 def no_room(error: BaseException | None) -> bool:
     """Return whether an error comes from a disk that is full or read-only, which is true of all further cases."""
+    return _caused_by(error, _NO_ROOM)
+
+
+def not_taken(error: BaseException | None) -> bool:
+    """Return whether the place of the results is meant where an error names none: no room, or a limit on files."""
+    return _caused_by(error, (*_NO_ROOM, errno.EFBIG))
+
+
+def _caused_by(error: BaseException | None, numbers: Sequence[int]) -> bool:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

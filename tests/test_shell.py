@@ -163,14 +163,35 @@ def test_closed_stdout_and_stderr(shell: Shell, blob: Make, tmp_path: Path) -> N
         assert shell(f"medkit {command} >&-").code == 0
 
 
-def test_a_full_disk_under_stdout_is_no_success(shell: Shell, blob: Make) -> None:
-    blob("a.nii.gz")
+def test_closed_streams_of_commands_that_are_no_tasks(shell: Shell, scan: Make) -> None:
+    """A descriptor that was free became stdin's copy, and then that of stdout."""
+    scan("a.nii.gz")
+    for closed in (">&-", ">&- 2>&-", "<&- >&-", "<&- >&- 2>&-"):
+        done = shell(f"medkit evaluate a.nii.gz a.nii.gz {closed}")
+        assert (done.code, done.out, "Bad file" in done.err) == (0, "", False), closed
+    done = shell("medkit evaluate a.nii.gz a.nii.gz 2>&-")
+    assert (done.code, done.lines[0].split()[0]) == (0, "case")
+
+
+@pytest.mark.parametrize("before", ["unset PYTHONUNBUFFERED", "export PYTHONUNBUFFERED=1"])
+def test_messages_that_cannot_be_written_cost_no_result(shell: Shell, scan: Make, before: str) -> None:
+    scan("a.nii.gz")
+    assert "use --kind labels" in shell("medkit evaluate a.nii.gz a.nii.gz").err
+    done = shell(f"{before}; medkit evaluate a.nii.gz a.nii.gz 2> /dev/full")
+    assert (done.code, done.lines[0].split()[0]) == (0, "case")
+    assert shell(f"{before}; medkit evaluate a.nii.gz missing.nii.gz 2> /dev/full").code == 3
+
+
+def test_a_full_disk_under_stdout_is_no_success(shell: Shell, scan: Make) -> None:
+    scan("a.nii.gz")
     done = shell("medkit run pair a.nii.gz > /dev/full")
     assert done.code == 1
     assert done.err.endswith("medkit: the lines of results cannot be written to stdout: No space left on device\n")
     assert "Traceback" not in done.err
-    done = shell("medkit plugins > /dev/full")
-    assert (done.code, done.err) == (1, "medkit: No space left on device\n")
+    for before in ("unset PYTHONUNBUFFERED", "export PYTHONUNBUFFERED=1"):
+        for command in ("plugins", "--help", "evaluate a.nii.gz a.nii.gz"):
+            done = shell(f"{before}; medkit {command} > /dev/full")
+            assert (done.code, done.err.splitlines()[-1]) == (1, "medkit: stdout: No space left on device")
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def _run(
     """Return the records that the task prints, failed ones too, and the last lines of its messages."""
     given = [json.loads(line)["path"] for line in lines]
     root = os.path.commonpath([Path(path).parent for path in given])
-    (folder / "list").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "list").write_text("".join(f"{line}\n" for line in lines), errors="surrogateescape")
     command = [sys.executable, "-P", "-m", "medkit", "run", task, "--bundle", str(bundle.root), "--list",
                str(folder / "list"), "--json", "-o", str(folder / "out"), "--keep-tree", root, *options]  # fmt: skip
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MEDKIT_") or k in _KEPT}

@@ -21,9 +21,9 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a small file completely or not at all."""
+    """Write a small file completely or not at all; text as UTF-8, in which names of files keep their bytes."""
     with whole(path) as file:
-        file.write(text.encode() if isinstance(text, str) else text)
+        file.write(text.encode(errors="surrogateescape") if isinstance(text, str) else text)
 
 
 @contextlib.contextmanager
@@ -39,6 +39,20 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
+
+
+@contextlib.contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Make a folder, and those that lead to it; if the block fails, remove again what was made and is empty."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:  # a signal as well
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def append(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from medkit.errors import InputError, MedkitError, OutputError, reason_of
 from medkit.images import nifti
-from medkit.pipe.atomic import whole
+from medkit.pipe.atomic import made_folder, whole
 from medkit.privacy.inputs import DICOM, Source
 from medkit.privacy.names import harmless_path, identity_in
 from medkit.privacy.profile import Options
@@ -166,8 +166,7 @@ class Deidentification:
         if place.exists() and not self.overwrite:
             raise OutputError(f"{place}: exists already (--overwrite replaces it)")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with whole(place) as file:
+            with made_folder(place.parent), whole(place) as file:
                 yield file
         except OSError as error:
             raise OutputError(f"{place}: cannot be written: {reason_of(error)}") from error

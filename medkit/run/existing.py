@@ -109,7 +109,7 @@ def _digest_of_series(path: Path) -> str | None:
     return digest_of(path)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def _digest(path: Path, modified: int, size: int) -> str:
     return sha256_of(path)
 

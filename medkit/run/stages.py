@@ -152,6 +152,9 @@ class _StagedRun:
         """Cases whose names are claimed, by `id`."""
         self._waiting_for_line = False
         """Whether the reader waits for the next line, and so may never come back."""
+        # `Thread.join` takes a thread that lives for ended when a signal interrupts it
+        self._all_read, self._all_written = threading.Event(), threading.Event()
+        """Set when the reader and the writer have ended."""
         self._reader = threading.Thread(target=self._read, name="medkit reader", daemon=True)
         self._writer = threading.Thread(target=self._write, name="medkit writer", daemon=True)
 
@@ -163,8 +166,8 @@ class _StagedRun:
         self._writer.start()
         ended = self._compute_all()
         self._put(self._computed, None)
-        while self._writer.is_alive():
-            self._writer.join(_TICK)
+        while not self._all_written.wait(_TICK):
+            pass
         if self._writer_error is not None:
             raise self._writer_error
         return not ended and self._stopped()
@@ -233,12 +236,20 @@ class _StagedRun:
 
     def close(self) -> None:
         """End the threads, and release the names of cases that were not finished."""
+        try:
+            self._end_threads()
+        except BaseException:  # a second signal may come here, but only once: a thread may still write
+            self._end_threads()
+            raise
+        finally:
+            for job in list(self._jobs.values()):
+                self._release(job)
+
+    def _end_threads(self) -> None:
         self._over.set()
         self._ready.set()
-        self._writer.join(_PATIENCE)
-        self._reader.join(0 if self._waiting_for_line else _PATIENCE)
-        for job in list(self._jobs.values()):
-            self._release(job)
+        self._all_written.wait(_PATIENCE)
+        self._all_read.wait(0 if self._waiting_for_line else _PATIENCE)
 
     # ---- the reader
 
@@ -249,6 +260,8 @@ class _StagedRun:
             self._put(self._prepared, None)
         except BaseException as error:
             self._put(self._prepared, error)
+        finally:
+            self._all_read.set()
 
     def _lines(self) -> Iterator[Item]:
         items = iter(self._items)
@@ -297,6 +310,7 @@ class _StagedRun:
             self._writer_error = error
         finally:
             self._over.set()
+            self._all_written.set()
 
     def _next_computed(self) -> _Job | Record | None:
         """Wait for the next computed case; return None at the end, and if the run was given up."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medkit.errors import RUN_ENDS, MedkitError, Stopped, no_room
+from medkit.errors import RUN_ENDS, MedkitError, Stopped, not_taken
 from medkit.machine.allocator import keep_freed_memory
 from medkit.machine.threads import granted_threads
 from medkit.options import RunOptions
@@ -135,9 +135,11 @@ class CaseWorker:
 
     def failed(self, plan: CasePlan, error: BaseException) -> Record:
         """Return the record of a case that failed."""
-        reason = explain(error, self.options)
-        if no_room(error) and str(folder := plan.targets.main.parent) not in reason:  # the input's disk is not meant
+        reason, folder = explain(error, self.options), plan.targets.main.parent
+        if not_taken(error) and str(folder) not in reason:  # the input's disk is not meant
             reason += f" (the results go to {folder})"
+        if isinstance(error, FileNotFoundError) and str(folder) in str(error.filename) and not folder.exists():
+            reason = f"{folder}: this folder for results was removed while the case was worked on"
         return failed_record(plan.record, self.task.name, reason, error)
 
     @functools.cached_property
@@ -216,7 +218,11 @@ class CaseWorker:
             value.write(work.claim.part / outputs[role].name)
 
     def commit(self, work: CaseInWork, result: Result, seconds: float) -> Record:
-        """Move the written files into place, with the picture and the sidecar, and return the record of the case."""
+        """Move the written files into place, with the picture and the sidecar, and return the record of the case.
+
+        Raises MedkitError if an input is no longer the file whose digest the sidecar would state.
+        """
+        _refuse_changed(work)
         result = replace(result, warnings=tuple(dict.fromkeys([*work.case.doubts, *result.warnings])))
         record = self._record(work, result, seconds)
         plan = work.plan
@@ -266,6 +272,16 @@ class CaseWorker:
             extra=plan.extra,
             medkit=block | {name: value for name, value in result.details.items() if name not in block},
         )
+
+
+def _refuse_changed(work: CaseInWork) -> None:
+    """Raise MedkitError for an input file that was replaced: it may have been read before or after that.
+
+    One that was removed has been read; folders are not looked at, since results may lie in them.
+    """
+    for role, path in work.plan.inputs.items():
+        if path.is_file() and file_digest(path) != work.fingerprint.inputs[role]:
+            raise MedkitError(f"{path}: has changed while the case was worked on; run it again")
 
 
 def _series_of(path: Path) -> dict[str, str]:

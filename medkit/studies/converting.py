@@ -17,7 +17,7 @@ from medkit.images.dicom.places import open_file
 from medkit.images.dicom.series import Series, digest_of_files, labels_of
 from medkit.images.nifti_forms import header_for
 from medkit.options import PROGRAM
-from medkit.pipe.atomic import sync, write_atomically
+from medkit.pipe.atomic import made_folder, sync, write_atomically
 from medkit.pipe.names import suffix_of
 from medkit.pipe.records import Record, sha256_of
 from medkit.studies.choosing import reason_against
@@ -280,7 +280,14 @@ def write(converted: Converted, one: SeriesSummary, target: Path, *, overwrite: 
     for path in (*files.values(), sidecar):
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists already; choose another -o, or --overwrite")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with made_folder(target.parent):
+        return _write_files(converted, one, files, texts, sidecar)
+
+
+def _write_files(
+    converted: Converted, one: SeriesSummary, files: Mapping[str, Path], texts: Mapping[Path, str], sidecar: Path
+) -> Record:
+    target = files["image"]
     sidecar.unlink(missing_ok=True)
     written: list[Path] = []
     try:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, BinaryIO, cast
 
 from medkit.terminal.meeting import Meeting, Shared, meeting_on
+from medkit.terminal.streams import Stream
 
 _CLEAR = "\r\x1b[J"
 """Clears from the start of the cursor's line to the end of the screen."""
@@ -154,11 +155,11 @@ def _screen_at(descriptor: int) -> Screen | None:
 
 
 def binary_output(descriptor: int) -> BinaryIO:
-    """Return a descriptor as an unbuffered stream, which does not close it; on a terminal it prints above the bars."""
+    """Return a descriptor of stdout as an unbuffered stream, which does not close it; on a terminal, above the bars."""
     screen = _screen_at(descriptor)
     if screen is not None:
         return cast(BinaryIO, _Output(descriptor, screen))
-    return os.fdopen(descriptor, "wb", buffering=0, closefd=False)
+    return cast(BinaryIO, Stream(descriptor, "stdout"))
 
 
 pipes = [0, 0]

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 from medkit.errors import OutputError, TrainingError
 from medkit.pipe.atomic import locked, whole, write_atomically
@@ -90,11 +90,8 @@ class RunFolder:
         return content
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write the checkpoint, completely or not at all."""
-        import torch
-
-        with whole(self.checkpoint) as file:
-            torch.save({"format": FORMAT, **state}, file)
+        """Write the checkpoint, completely or not at all. Raises TrainingError."""
+        save_whole(self.checkpoint, {"format": FORMAT, **state})
 
     def start(self, plan: TrainingPlan, identity: Mapping[str, Any]) -> None:
         """Make the folder a copy of the bundle without its weights, ready for the training."""
@@ -104,6 +101,50 @@ class RunFolder:
             shutil.rmtree(self.root / name, ignore_errors=True)
         write_atomically(self.identity, json.dumps(identity, indent=1, default=str) + "\n")
         _copy(plan.bundle.root, self.root)
+
+
+class _Written:
+    """A file that remembers why it could not be written: torch reports it as a place in its own code."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write bytes. Raises OSError."""
+        with self._remembered():
+            return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand over to the system what was written. Raises OSError."""
+        with self._remembered():
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def save_whole(path: Path, value: Mapping[str, Any]) -> None:
+    """Save tensors as torch does, completely or not at all. Raises TrainingError if the file cannot be written."""
+    import torch
+
+    written = None
+    try:
+        with whole(path) as file:
+            written = _Written(file)
+            torch.save(value, cast(IO[bytes], written))
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else written and written.error
+        if not cause:
+            raise
+        raise TrainingError(
+            f"{path}: cannot be written: {cause.strerror}; run the same command again when it can be"
+        ) from cause
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -191,4 +191,4 @@ def fold_of(groups: Mapping[Any, set[str]], folds: int, seed: int, source: objec
 
 
 def _order(start: str) -> Callable[[str], bytes]:
-    return lambda name: hashlib.sha256(f"{start}{name}".encode()).digest()
+    return lambda name: hashlib.sha256(f"{start}{name}".encode(errors="surrogateescape")).digest()

@@ -55,8 +55,8 @@ def _hash(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a text as HTML that shows it."""
-    return html.escape(text)
+    """Return a text as HTML that shows it; bytes of a file's name that are not UTF-8 become U+FFFD."""
+    return html.escape(text.encode(errors="surrogateescape").decode(errors="replace"))
 
 
 def json_text(value: Any) -> str:

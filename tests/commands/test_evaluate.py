@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,14 @@ def test_json_and_csv_agree(toy: Run, folders: Path) -> None:
     assert [float(row["dice"]) for row in rows] == [1, 1, 0.75, 1, 1, 1]
     assert [row["dice"] for row in data["cases"][1]["rows"]] == [0.75, 1.0]
     assert rows[0]["reference"] == str(folders / "truth/c1_labels.nii.gz")
+
+
+def test_a_csv_of_names_that_are_not_utf8(toy: Run, folders: Path) -> None:
+    result = (folders / "out/c1_t1_dseg.nii.gz").rename(folders / os.fsdecode(b"caf\xe9_dseg.nii.gz"))
+    table = folders / "scores.csv"
+    done = toy("evaluate", result, folders / "truth/c1_labels.nii.gz", "--csv", table)
+    assert done.code == 0, done.err
+    assert os.fsencode(result) in table.read_bytes()
 
 
 def test_the_csv_file_is_kept(toy: Run, folders: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from medkit.pipe.atomic import append, locked, write_atomically
+from medkit.pipe.atomic import append, locked, made_folder, write_atomically
 
 Run = Callable[..., "Outcome"]  # noqa: F821
 Make = Callable[..., Path]
@@ -30,6 +30,31 @@ def test_small_files_are_written_whole(tmp_path: Path, monkeypatch: pytest.Monke
         write_atomically(tmp_path / "a", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", os.fsdecode(b"caf\xe9,\xc3\xa9"))
+    assert (tmp_path / "a").read_bytes() == b"caf\xe9,\xc3\xa9"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_new_folders_go_again_with_what_was_to_be_in_them(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+
+    def fail_in(folder: str, made: str = "") -> None:
+        with made_folder(tmp_path / folder):
+            assert (tmp_path / folder).is_dir()
+            if made:
+                (tmp_path / made).touch()
+            raise error
+
+    for words in (["old"], ["new/a/b"], ["other/c"], ["kept/d", "kept/file"]):
+        with pytest.raises(error):
+            fail_in(*words)
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert found == ["kept", "kept/file", "old", "other", "other/file"]
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from folders import names
+from waiting import wait_for
 
 Run = Callable[..., "Outcome"]  # noqa: F821
+Start = Callable[..., "subprocess.Popen[str]"]
 Make = Callable[..., Path]
 
 
@@ -234,6 +237,36 @@ def test_time_limit(toy: Run, blob: Make, tmp_path: Path) -> None:
     assert done.paths == [tmp_path / "b_copy.nii.gz"]
     assert "took longer than 0.2 s" in done.err
     assert names(tmp_path) == ["b.nii.gz", "b_copy.json", "b_copy.nii.gz", "hang.nii.gz"]
+
+
+@pytest.mark.parametrize("change", ["replaced", "written over", "removed"])
+def test_an_input_that_changes_during_the_work(start: Start, blob: Make, tmp_path: Path, change: str) -> None:
+    """A result would state the digest of other content than it was made from."""
+    source = blob("a.nii.gz", "first")
+    process = start("run", "wait", "--marks", tmp_path, source, blob("b.nii.gz"), "-o", tmp_path / "o")
+    wait_for(lambda: (tmp_path / "a.started").exists())
+    if change == "replaced":
+        blob("new", "other").replace(source)
+    elif change == "written over":
+        source.write_text("other")
+    else:
+        source.rename(tmp_path / "elsewhere")
+    (tmp_path / "go").touch()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert change == "removed" or f"{source}: has changed while the case was worked on; run it again" in err
+    assert names(tmp_path / "o") == ["b_waited.json", "b_waited.nii.gz"]
+
+
+def test_a_folder_of_results_that_goes_away(start: Start, blob: Make, tmp_path: Path) -> None:
+    process = start("run", "wait", "--marks", tmp_path, blob("a.nii.gz"), blob("b.nii.gz"), "-o", tmp_path / "o")
+    wait_for(lambda: (tmp_path / "a.started").exists())
+    (tmp_path / "o").rename(tmp_path / "elsewhere")
+    (tmp_path / "go").touch()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"a.nii.gz: {tmp_path / 'o'}: this folder for results was removed while the case was worked on" in err
+    assert names(tmp_path / "o") == ["b_waited.json", "b_waited.nii.gz"]
 
 
 def test_progress_goes_to_stderr_and_can_be_turned_off(toy: Run, blob: Make) -> None:

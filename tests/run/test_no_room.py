@@ -62,6 +62,8 @@ def test_the_reason_of_an_error_that_a_library_has_worded_is_the_systems() -> No
 
 
 _FULL_MOUNT = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=16k tmpfs small && exec "$@"', "sh"]
+_LOOKED_AT = ["sh", "-c", '"$@"; code=$?; find small; exit $code', "sh"]
+"""Lists what lies on the small disk when the command has ended."""
 
 
 @pytest.mark.parametrize("command", ["dicom convert", "deidentify"])
@@ -70,12 +72,20 @@ def test_a_full_disk_in_other_commands(shell_environment: dict[str, str], tmp_pa
     if subprocess.run([*_FULL_MOUNT, "true"], cwd=tmp_path, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk")
     folder = dicom_series(tmp_path / "ct", np.random.default_rng(1).integers(-1000, 1000, (64, 64, 6)).astype(np.int16))
-    line = [*_FULL_MOUNT, sys.executable, "-m", "medkit", *command.split(), str(folder), "-o", "small/out"]
+    line = [*_FULL_MOUNT, *_LOOKED_AT, sys.executable, "-m", "medkit", *command.split(), str(folder), "-o", "small/out"]
     done = subprocess.run(line, cwd=tmp_path, env=shell_environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (1, "small\n"), "nothing is left, no empty folder either"
     assert done.stderr.count("No space left on device") == 1
     assert "small/out" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_limit_on_files_is_told_from_a_large_input(shell: Run, blob: Make, tmp_path: Path) -> None:
+    blob("a.nii.gz", "a" * 20_000), blob("b.nii.gz")
+    done = shell("ulimit -f 8; medkit run pair a.nii.gz b.nii.gz -o o")
+    assert (done.code, [path.name for path in done.paths]) == (1, ["b_copy.nii.gz"])
+    assert f"a.nii.gz: File too large (the results go to {tmp_path / 'o'})" in done.err
+    assert leftovers(tmp_path) == []
 
 
 def test_a_disk_that_is_really_full(blob: Make, scan: Make, shell_environment: dict[str, str], tmp_path: Path) -> None:

@@ -151,6 +151,23 @@ def test_a_hard_stop_drops_all_cases(
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_second_signal_while_threads_are_waited_for_leaves_nothing(
+    start: Start, blob: Make, marks: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    process = start("run", "staged", "--marks", marks, blob("a.nii.gz"), blob("b.nii.gz"), "--hold", "a.prepare")
+    wait_for(lambda: (marks / "a.prepare").exists())
+    for _ in range(2):
+        process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    (marks / "go").touch()
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "")
+    assert "Traceback" not in err
+    assert leftovers(tmp_path) == []
+
+
 def test_fail_fast(toy: Run, blob: Make, marks: Path, tmp_path: Path) -> None:
     inputs = [blob(f"{n}.nii.gz") for n in "abcdefgh"]
     done = toy("run", "staged", "--marks", marks, *inputs, "--fail", "b.compute", "--fail-fast")

@@ -163,6 +163,14 @@ def test_without_niivue_the_error_says_what_to_install(
         assert not (tmp_path / "x.html").exists()
 
 
+def test_a_name_that_is_not_utf8(medkit: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    need_niivue()
+    source = pair[0].rename(tmp_path / os.fsdecode(b"caf\xe9.nii.gz"))
+    done = medkit("view", source, "-o", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert "caf\ufffd.nii.gz" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_the_page_is_small_and_has_the_licence(medkit: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
     need_niivue()
     done = medkit("view", pair[0], "--overlay", pair[1], "-o", tmp_path / "x.html")

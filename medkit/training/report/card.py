@@ -14,6 +14,7 @@ from medkit import __version__
 from medkit.bundles.bundle import WEIGHTS, Bundle
 from medkit.bundles.requirements import with_versions_here
 from medkit.pipe.atomic import whole, write_atomically
+from medkit.training.checkpoint import save_whole
 from medkit.training.parts.samples import Samples, UnpairedSamples
 from medkit.training.plan import TrainingPlan
 from medkit.training.report.curve import draw_curve
@@ -84,8 +85,7 @@ def write_weights(folder: Path, weights: Mapping[str, torch.Tensor], dtype: str)
     """Write the state dict that the bundle's inference loads; floating-point numbers as `dtype`."""
     import torch
 
-    with whole(folder / WEIGHTS) as file:
-        torch.save(copied(weights, getattr(torch, dtype)), file)
+    save_whole(folder / WEIGHTS, copied(weights, getattr(torch, dtype)))
 
 
 def write_samples(folder: Path, parts: TrainingParts) -> None:
