@@ -41,6 +41,9 @@ SIZES = (0.5, 2.0)
 """Range of the volume factor of a map between unlike contrasts, for which mutual information may be highest where one
 scan lies within a part of the other: two scans of one person, T2 and FLAIR in thick slices, ended at 0.42."""
 
+TURNED = 60.0
+"""Degrees from which on a turn between two scans, by their headers, is doubtful: people do not lie so differently."""
+
 SAME, OTHER = 1e-3, 0.05
 """Relative differences of spacing up to which it is the same, and from which on it is another."""
 BETTER = 1.03
@@ -72,6 +75,8 @@ def register_better(fixed: Pyramid, moving: Pyramid, settings: AffineSettings) -
     if overlap(fixed, moving, found.matrix) == 0:
         raise MedkitError(f"the scans do not overlap where they are aligned from the start {_named(settings)}")
     doubts = tuple(_doubts(found, settings, began, ended))
+    if fixed.planar_axis is None and isinstance(settings.init, str):
+        doubts += tuple(_doubts_about_turn(found.matrix))
     return replace(found, information=ended, headers_fit=starts[0] >= CONFIRMED * ended, warnings=doubts)
 
 
@@ -88,6 +93,17 @@ def _doubts(found: AffineResult, settings: AffineSettings, began: float, ended: 
         yield f"the start {_named(settings)} led nowhere; the result is that of {found.start}"
     # steps that ran out do no harm where another measure confirms the result
     yield from (text for text in found.warnings if ended <= began or not text.startswith(UNFINISHED))
+
+
+def _doubts_about_turn(matrix: np.ndarray) -> Iterator[str]:
+    """Yield that a map (4, 4) turns more than people are turned in scanners: a header may be that of a mirror image."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    turn = float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))
+    if turn > TURNED:
+        yield (
+            f"by their headers the scans are turned by {turn:.0f} degrees: if one header is wrong, left and right may "
+            "be exchanged"
+        )
 
 
 def _starts(settings: AffineSettings) -> Iterator[np.ndarray]:
