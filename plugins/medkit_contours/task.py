@@ -143,7 +143,8 @@ def process(case: Case, *, choices: ContourChoices, other: Labelled | None) -> R
     surfaces = mesh.surfaces(*_solid(traced)) if choices.mesh else []
     structures = _structure_set(traced, series, case) if series else None
     doubts = [] if traced.names else ["no structure: the label map is empty"]
-    if (outside := background_label(traced.labels.data)) in traced.names:
+    outside = background_label(traced.labels.data)
+    if outside is not None and outside in traced.names:
         name = traced.names[outside]
         doubts.append(f"{name} fills all corners of the image: is it the background, which should be 0?")
     if structures and structures.missing:
