@@ -6,6 +6,7 @@ from .image import Image as Image
 from .image import count_frames as count_frames
 from .image import read_grid as read_grid
 from .image import read_image as read_image
+from .label_values import background_label as background_label
 from .label_values import looks_like_labels as looks_like_labels
 from .modality import is_ct as is_ct
 from .modality import is_ct_with_offset as is_ct_with_offset

@@ -17,6 +17,7 @@ from medkit.images import itk, mgh, nifti, pictures
 from medkit.images.dicom import places
 from medkit.images.dicom import reader as dicom
 from medkit.images.stored import FramesError, Stored
+from medkit.images.strange_values import strange_values
 from medkit.pipe.names import GREY_PICTURES, IMAGE_SUFFIXES, WRITABLE_IMAGES
 from medkit.pipe.records import refuse_stream
 from medkit.space import Grid, check_grid, strange_size
@@ -135,8 +136,7 @@ def read_image(
             share = lost / data.size
             doubts += [f"{share:.0%} of the voxels are NaN or infinite"] if share > _FEW_LOST else []
             warnings.append(text)
-        if size := strange_size(stored.grid):
-            doubts.append(size)
+        doubts += [text for text in (strange_size(stored.grid), strange_values(data)) if text]
     own = stored.data.dtype if stored.holds_integers else None
     return Image(data, stored.grid, path, None if labels else own, tuple(warnings), tuple(doubts))
 

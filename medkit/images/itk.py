@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medkit.errors import InputError, OutputError
-from medkit.images.stored import Stored, pick_frame
+from medkit.images.stored import Stored, guessed_orientation, pick_frame
 from medkit.space import Grid, lps_affine, lps_parts, three_axes
 
 COMPONENTS = {
@@ -115,10 +115,15 @@ def _millimetres(name: str) -> float | None:
 
 def _nrrd_units(path: Path) -> str:
     """Return the field `space units` of an NRRD header, or without it the field `units`; may be empty."""
+    fields = _nrrd_fields(path)
+    return fields.get("space units") or fields.get("units") or ""
+
+
+def _nrrd_fields(path: Path) -> dict[str, str]:
+    """Return the fields of an NRRD header."""
     with open(path, "rb") as stream:
         head = re.split(rb"\r?\n\r?\n", stream.read(_NRRD_HEADER), maxsplit=1)[0]
-    fields = dict(re.findall(r"^(space units|units): *(.*)$", head.decode("utf-8", "replace"), re.MULTILINE))
-    return str(fields.get("space units") or fields.get("units") or "")
+    return dict(re.findall(r"^([a-z ]+): *(.*)$", head.decode("utf-8", "replace"), re.MULTILINE))
 
 
 def read_voxels(path: Path, reader: Any) -> np.ndarray:
@@ -200,7 +205,8 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
     if components in (3, 4) and voxels.dtype == np.uint8 and not _holds_list(reader):
         raise InputError(f"{path}: expected one value per voxel, got colours (RGB)")
     frames = voxels.reshape(*voxels.shape[:3], -1, order="F")
-    return Stored(pick_frame(path, frames, frame)[None], grid)
+    stated = reader.GetNameOfClass() != "NrrdImageIO" or "space directions" in _nrrd_fields(path)
+    return Stored(pick_frame(path, frames, frame)[None], grid, doubts=guessed_orientation(grid, stated))
 
 
 def _holds_list(reader: Any) -> bool:

@@ -18,6 +18,13 @@ def is_whole(image: Image) -> bool:
     return image.data.dtype.kind != "f" or bool((image.data == np.rint(image.data)).all())
 
 
+def background_label(labels: np.ndarray) -> int | None:
+    """Return the number other than 0 that all corners of a label map (C, I, J, K) hold, as a background's; or None."""
+    ends = [0, -1]
+    corners = labels[:, ends][:, :, ends][:, :, :, ends]
+    return int(corners.flat[0]) or None if (corners == corners.flat[0]).all() else None
+
+
 def looks_like_labels(image: Image) -> bool:
     """Return whether an image holds whole numbers from 0 on, in regions of one number each, as label images do."""
     data = image.data

@@ -9,11 +9,13 @@ import numpy as np
 
 from medkit.errors import InputError, OutputError
 from medkit.images import nifti
-from medkit.images.stored import Stored, pick_frame
+from medkit.images.stored import Stored, guessed_orientation, pick_frame
 from medkit.space import Grid, three_axes
 
 DATA_OFFSET = 284
 """Bytes of the header, after which the voxels start."""
+_STATES_ORIENTATION = slice(28, 30)
+"""Place of the header's `goodRASFlag`, 0 if it states neither spacing nor orientation; nibabel sets it to 1."""
 
 
 def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
@@ -27,7 +29,8 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
         raise InputError(f"{path}: truncated: the header promises {count} voxels, the file holds {len(content)} bytes")
     voxels: np.ndarray = np.frombuffer(content, dtype, count, DATA_OFFSET).astype(dtype.newbyteorder("="))
     frames = voxels.reshape(*grid.shape, -1, order="F")
-    return Stored(pick_frame(path, frames, frame)[None], grid)
+    doubts = guessed_orientation(grid, any(content[_STATES_ORIENTATION]))
+    return Stored(pick_frame(path, frames, frame)[None], grid, doubts=doubts)
 
 
 def read_grid(path: Path, series: str | None) -> Grid:

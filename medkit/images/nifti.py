@@ -16,7 +16,7 @@ from isal import igzip_threaded, isal_zlib
 
 from medkit.errors import InputError
 from medkit.images.nifti_forms import MILLIMETRES, geometry_fields, header_for
-from medkit.images.stored import Stored, check_real, pick_frame
+from medkit.images.stored import Stored, check_real, guessed_orientation, pick_frame
 from medkit.space import Grid, three_axes
 
 VECTOR_INTENTS = (1006, 1007)
@@ -140,11 +140,11 @@ def affine_of(path: Path, header: Any) -> tuple[np.ndarray, list[str]]:
     return affine, warnings
 
 
-def doubts_of(header: Any) -> tuple[str, ...]:
-    """Return what makes every result of a file doubtful, in phrases."""
+def doubts_of(header: Any, grid: Grid) -> tuple[str, ...]:
+    """Return what makes every result of a file with this grid doubtful, in phrases."""
     sform, qform = _forms(_usable(header))
     if sform is None or qform is None:
-        return ()
+        return guessed_orientation(grid, sform is not None or qform is not None)
     with np.errstate(invalid="ignore"):  # the grid with NaN is refused later
         mirrored = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
     if not mirrored:
@@ -321,7 +321,7 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
         raise InputError(f"{path}: expected an image, got a displacement field or another image of vectors")
     voxels = pick_frame(path, voxels.reshape(*grid.shape, -1, order="F"), frame)
     check_real(path, voxels)
-    return Stored(voxels[None], grid, tuple(warnings), scaling(path, header), doubts_of(header))
+    return Stored(voxels[None], grid, tuple(warnings), scaling(path, header), doubts_of(header, grid))
 
 
 def read_grid(path: Path, series: str | None) -> Grid:

@@ -11,6 +11,8 @@ import numpy as np
 from medkit.errors import InputError
 from medkit.space import Grid
 
+_NO_ORIENTATION = "left and right are a guess: the header states no orientation"
+
 
 @dataclass(frozen=True, eq=False)
 class Stored:
@@ -40,6 +42,11 @@ class Stored:
         for k in range(self.data.shape[3]):  # slice by slice, because the product takes double precision
             values[..., k] = self.data[..., k] * np.float64(self.scaling[0]) + self.scaling[1]
         return values
+
+
+def guessed_orientation(grid: Grid, stated: bool) -> tuple[str, ...]:
+    """Return the doubt about a volume whose header does not state its orientation; planes need none."""
+    return () if stated or grid.is_planar else (_NO_ORIENTATION,)
 
 
 class FramesError(InputError):

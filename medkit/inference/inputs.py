@@ -19,7 +19,9 @@ from medkit.bundles.contract import Contract
 from medkit.errors import InputError
 from medkit.images.image import Image, read_image
 from medkit.pipe.names import PICTURE_SUFFIXES
+from medkit.run.looks import LOOK_AT_THIS
 from medkit.run.task import Case
+from medkit.scanner.intensity import LEAST
 from medkit.space import Grid, strange_size
 
 
@@ -119,6 +121,11 @@ def feed_of(case: Case, contract: Contract) -> Feed:
     grid = next(iter(images.values())).grid
     if size := strange_size(grid):  # networks know bodies only
         raise InputError(f"{case.path}: {size}")
+    peak = max(float(np.abs(image.data).max()) for image in images.values())
+    if peak < LEAST:
+        case.doubts.append(
+            f"{LOOK_AT_THIS}its values reach only {peak:.2g}, where bundles expect more than {LEAST:g}: multiply them"
+        )
     return Feed(item, images, grid)
 
 

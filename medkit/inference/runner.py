@@ -106,7 +106,14 @@ class BundleRunner:
             return self.preprocessing(case)
 
     def compute(self, case: Case, prepared: Prepared) -> Prepared:
-        """Run the network and add its answer to the item under `pred`. Raises BundleError and MemoryError."""
+        """Run the network and add its answer to the item under `pred`. Raises BundleError and MemoryError.
+
+        A network that draws random numbers, as diffusion models do, draws the same for each case, so that no result
+        depends on the cases before it.
+        """
+        import torch
+
+        torch.manual_seed(case.runtime.seed)
         with self.errors_named("network", tuple(prepared.item["image"].shape), case):
             return self.network(prepared)
 

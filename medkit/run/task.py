@@ -222,9 +222,10 @@ class Case:
         self._options = options
         self._read: dict[Path, Image] = {}
 
-    def image(self, role: str | None = None, *, labels: bool = False) -> Image:
+    def image(self, role: str | None = None, *, labels: bool = False, blended: bool = False) -> Image:
         """Return the checked image of a role (None: the case's own input); `labels`: whole numbers are expected.
 
+        `blended`: the task mixes the values of neighbours, so that values which look like labels are a doubt.
         `--frame` picks one of the frames of every image that has several. Raises InputError, also if no image of the
         case has the frame.
         """
@@ -233,13 +234,25 @@ class Case:
             image = self._one_frame(path, labels)
             self.note(image)
             self._read[path] = image
+        if blended:
+            self._doubt_labels(self._read[path])
         return self._read[path]
 
     def note(self, image: Image) -> None:
         """Take over what the reader says about an image of the case, for a task that reads it by itself."""
-        name = f"{image.path.name}: " if image.path and image.path != self.path else ""
         self.warnings.extend(image.warnings)
-        self.doubts.extend(f"{LOOK_AT_THIS}{name}{doubt}" for doubt in image.doubts)
+        self.doubts.extend(f"{LOOK_AT_THIS}{self._named(image)}{doubt}" for doubt in image.doubts)
+
+    def _doubt_labels(self, image: Image) -> None:
+        from medkit.images.label_values import looks_like_labels
+
+        if looks_like_labels(image):
+            text = "its values look like labels, and are blended as if they were intensities"
+            self.doubts.append(f"{LOOK_AT_THIS}{self._named(image)}{text}")
+
+    def _named(self, image: Image) -> str:
+        """Return the name of an image and a colon, or nothing for the case's own input."""
+        return f"{image.path.name}: " if image.path and image.path != self.path else ""
 
     def _one_frame(self, path: Path, labels: bool) -> Image:
         from medkit.images.image import holds_several_frames, read_image

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medkit.errors import InputError, MedkitError, listed
-from medkit.images import Image
+from medkit.images import Image, background_label
 from medkit.task import LOOK_AT_THIS, Case, Output, Record, Result, Task, Text, Writable, lineage, record_of, stem
 from medkit_contours import measures, mesh, tracing
 from medkit_contours.inputs import POLYGONS, TASK, is_contours
@@ -143,6 +143,10 @@ def process(case: Case, *, choices: ContourChoices, other: Labelled | None) -> R
     surfaces = mesh.surfaces(*_solid(traced)) if choices.mesh else []
     structures = _structure_set(traced, series, case) if series else None
     doubts = [] if traced.names else ["no structure: the label map is empty"]
+    outside = background_label(traced.labels.data)
+    if outside is not None and outside in traced.names:
+        name = traced.names[outside]
+        doubts.append(f"{name} fills all corners of the image: is it the background, which should be 0?")
     if structures and structures.missing:
         doubts.append(f"no contour of {listed(structures.missing)} in the RTSTRUCT: they lie between the images")
     return Result(

@@ -79,7 +79,7 @@ class Enhancer:
 
     def prepare(self, case: Case) -> EnhanceWork:
         """Read an image and decide what it needs. Raises InputError for a step that cannot be applied to it."""
-        image = case.image()
+        image = case.image(blended=True)
         if "reference" in case.inputs:
             _check_reference(case, image)
         modality = self.modality if self.modality != "auto" else modality_of(image)

@@ -92,7 +92,7 @@ class Registration:
 
     def prepare(self, case: Case) -> Moving:
         """Read the moving image."""
-        image = case.image()
+        image = case.image(blended=self.choices.wants("image"))
         before = self.background.submit(self._before, image)
         mask = compared(image.grid, case.inputs.get("moving_mask"), case.inputs.get("lesion_mask"))
         pyramid = Pyramid(volume_of(image, mask))

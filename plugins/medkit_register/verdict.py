@@ -41,6 +41,9 @@ SIZES = (0.5, 2.0)
 """Range of the volume factor of a map between unlike contrasts, for which mutual information may be highest where one
 scan lies within a part of the other: two scans of one person, T2 and FLAIR in thick slices, ended at 0.42."""
 
+TURNED = 60.0
+"""Degrees from which on a turn between two scans, by their headers, is doubtful: people do not lie so differently."""
+
 SAME, OTHER = 1e-3, 0.05
 """Relative differences of spacing up to which it is the same, and from which on it is another."""
 BETTER = 1.03
@@ -71,7 +74,9 @@ def register_better(fixed: Pyramid, moving: Pyramid, settings: AffineSettings) -
         ended = information(fixed, moving, AffineTransform(found.matrix))
     if overlap(fixed, moving, found.matrix) == 0:
         raise MedkitError(f"the scans do not overlap where they are aligned from the start {_named(settings)}")
-    doubts = *_doubts(found, settings, began, ended), *_doubts_about_borders(fixed, moving, found)
+    doubts = (*_doubts(found, settings, began, ended), *_doubts_about_borders(fixed, moving, found))
+    if fixed.planar_axis is None and isinstance(settings.init, str):
+        doubts += tuple(_doubts_about_turn(found.matrix))
     return replace(found, information=ended, headers_fit=starts[0] >= CONFIRMED * ended, warnings=doubts)
 
 
@@ -97,6 +102,17 @@ def _doubts_about_borders(fixed: Pyramid, moving: Pyramid, found: AffineResult) 
         yield (
             f"the {cut} scan was cut out, as a brain without its skull, the {whole} scan was not, and their contrasts "
             "differ: borders may lie in the wrong place; cut out both (heads by segment --bundle brain_mri_mask)"
+        )
+
+
+def _doubts_about_turn(matrix: np.ndarray) -> Iterator[str]:
+    """Yield that a map (4, 4) turns more than people are turned in scanners: a header may be that of a mirror image."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    turn = float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))
+    if turn > TURNED:
+        yield (
+            f"by their headers the scans are turned by {turn:.0f} degrees: if one header is wrong, left and right may "
+            "be exchanged"
         )
 
 

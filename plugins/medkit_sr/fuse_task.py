@@ -93,7 +93,7 @@ def _scans(case: Case) -> list[Image]:
     roles = [role for role in case.inputs if role == "image" or role.startswith("image_")]
     if len(roles) < 2:
         raise InputError(f"{case.path}: --fuse: expected two scans or more, got one")
-    return [case.image(role) for role in roles]
+    return [case.image(role, blended=True) for role in roles]
 
 
 def _view(work: ResolveWork, matrix: np.ndarray) -> View:

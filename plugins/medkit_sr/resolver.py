@@ -53,7 +53,7 @@ class Resolver:
 
     def prepare(self, case: Case) -> ResolveWork:
         """Read an image and interpolate it. Raises InputError if no axis becomes finer."""
-        image = stacked(case) if self.choices.sequence else case.image()
+        image = stacked(case) if self.choices.sequence else case.image(blended=True)
         grid = self.choices.target.grid(image.grid, case.path)
         if "reference" in case.inputs:
             check_reference(case, grid)

@@ -30,7 +30,7 @@ def stacked(case: Case) -> Image:
 
     count = count_frames(case.path)
     if count == 1:
-        image = case.image()
+        image = case.image(blended=True)
         if image.grid.shape[ACROSS] == 1:
             raise InputError(f"{case.path}: --sequence: expected a sequence of planes, got one")
         return image

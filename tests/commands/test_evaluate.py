@@ -202,6 +202,15 @@ def test_missing_structures_count_as_nothing_found(toy: Run, folders: Path) -> N
     assert "label 2 missing in the result: Dice 0, no distance" in done.err
 
 
+def test_a_background_that_is_scored_is_told(toy: Run, folders: Path) -> None:
+    for name in ("out/c2_t1_dseg.nii.gz", "truth/c2_labels.nii.gz"):
+        voxels = np.asarray(nib.load(folders / name).dataobj)
+        save(folders / name, np.where(voxels == 0, 5, voxels))
+    pair = (folders / "out/c2_t1_dseg.nii.gz", folders / "truth/c2_labels.nii.gz")
+    assert "label 5 fills all corners: if it is the background, leave it out by --labels" in toy("evaluate", *pair).err
+    assert toy("evaluate", *pair, "--labels", "1,2").err == ""
+
+
 def test_images_and_masks(toy: Run, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(100, 20, (12, 10, 8)).astype(np.float32)

@@ -233,6 +233,36 @@ def test_forms_that_mirror_each_other_are_a_doubt(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image.grid.affine, affine)
 
 
+def test_a_volume_without_an_orientation_is_a_doubt(tmp_path: Path) -> None:
+    bare = nibabel.Nifti1Image(VOXELS, None)
+    bare.to_filename(tmp_path / "bare.nii")
+    nibabel.Nifti1Image(VOXELS[..., :1], None).to_filename(tmp_path / "plane.nii")
+    Image(VOXELS[None], Grid(VOXELS.shape, FLIPPED)).write(tmp_path / "x.mgh")
+    expected = ("left and right are a guess: the header states no orientation",)
+    assert read_image(tmp_path / "bare.nii").doubts == expected
+    assert read_image(tmp_path / "bare.nii", labels=True).doubts == expected
+    assert read_image(tmp_path / "plane.nii").doubts == ()
+    assert read_image(saved(tmp_path / "whole.nii", VOXELS)).doubts == read_image(tmp_path / "x.mgh").doubts == ()
+    assert read_image(patched(tmp_path / "x.mgh", 28, b"\0\0")).doubts == expected
+
+
+@pytest.mark.parametrize(
+    ("factor", "one", "text"),
+    [
+        (1.0, None, None),
+        (1.0, 1e6, None),
+        (1.0, 1e9, "its values reach from 0 to 1e+09, and 99 % of them lie between 0 and 199: is one voxel damaged?"),
+        (1e30, None, "its values reach from 0 to 1.99e+32: is the file damaged, or its scaling wrong?"),
+    ],
+)
+def test_values_that_no_scanner_makes_are_a_doubt(
+    tmp_path: Path, factor: float, one: float | None, text: str | None
+) -> None:
+    voxels = np.random.default_rng(0).integers(0, 200, (20, 20, 20)).astype(np.float32) * np.float32(factor)
+    voxels[3, 4, 5] = one or voxels[3, 4, 5]
+    assert read_image(saved(tmp_path / "x.nii", voxels)).doubts == ((text,) if text else ())
+
+
 def test_labels(tmp_path: Path) -> None:
     names = {
         "a.nii": VOXELS.astype(np.float32),

@@ -52,6 +52,16 @@ def test_unlike_units_and_nrrd_in_metres(tmp_path: Path) -> None:
         read_grid(nrrd(tmp_path / "x.nrrd", 'space units: "mm" "mm" "mm"'))
 
 
+def test_nrrd_without_directions_is_a_doubt(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "x.nrrd", 'space units: "um" "um" "um"')
+    assert read_image(path).doubts == ()
+    fields = [b"space", b"space directions", b"space units", b"space origin"]
+    lines = path.read_bytes().split(b"\n\n")[0].split(b"\n")
+    kept = [line for line in lines if line.partition(b":")[0] not in fields]
+    path.write_bytes(b"\n".join(kept) + b"\n\n" + VOXELS.tobytes(order="F"))
+    assert read_image(path).doubts == ("left and right are a guess: the header states no orientation",)
+
+
 @pytest.mark.parametrize(("unit", "stored", "spacing"), [("um", 200, 0.2), ("mm", 2, 2), ("cm", 2, 20), ("?", 2, 2)])
 def test_units_of_meta_image(tmp_path: Path, unit: str, stored: int, spacing: float) -> None:
     head = f"ObjectType = Image\nNDims = 3\nBinaryData = True\nDistanceUnits = {unit}\n"

@@ -248,6 +248,26 @@ def test_transforms_in_a_random_order_are_the_same_in_every_run(
     assert "inverts RandSpatialCropd, by which results would depend on chance" in run(root, source, "--overwrite").err
 
 
+def test_networks_that_draw_random_numbers_give_each_case_its_own_result(
+    run: Run, root: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from monai.inferers import SlidingWindowInferer
+
+    answer = SlidingWindowInferer.__call__
+    monkeypatch.setattr(
+        SlidingWindowInferer,
+        "__call__",
+        lambda *given, **named: answer(*given, **named) + 20 * torch.rand(1, 2, 1, 1, 14),
+    )
+    other = make_image(tmp_path / "other.nii.gz", (20, 16, 14), (3.0, 3.5, 5.0))
+    run(root, other, source, "-o", tmp_path / "both")
+    alone = output(run(root, source, "-o", tmp_path / "one"), "labels")
+    reseeded = output(run(root, source, "-o", tmp_path / "seed", "--seed", "1"), "labels")
+    (both,) = (tmp_path / "both").glob("a_*.nii.gz")
+    np.testing.assert_array_equal(voxels(both), alone)
+    assert (reseeded != alone).any()
+
+
 def test_a_plane_that_the_bundle_makes_of_a_volume(run: Run, root: Path, tmp_path: Path) -> None:
     """A network of planes whose preprocessing removes the third axis itself; other bundles take the plane as it is."""
     source = make_image(tmp_path / "plane.nii.gz", (20, 16, 1), (3.0, 3.5, 5.0))

@@ -12,6 +12,7 @@ from medkit.evaluation.measures.grids import check_space, on_grid, read_side, re
 from medkit.evaluation.measures.label_maps import names_next_to, present, translated
 from medkit.evaluation.results import EvaluationSettings, Pair, ScoreRow, Scores
 from medkit.images.image import Image
+from medkit.images.label_values import background_label
 
 _NONE = float("nan")
 _SEVERAL = 3
@@ -41,6 +42,7 @@ def score_labels(pair: Pair, settings: EvaluationSettings) -> Scores:
     steps = grid.affine[:3, :3] if grid.is_sheared else grid.spacing
     table = compare_labels(result, expected, steps, labels)
     rows = tuple(ScoreRow(str(label), names.get(label, ""), values) for label, values in table.items())
+    doubts += _doubts_about_background(reference, given, labels)
     doubts += _warnings(labels, in_result, in_reference, left_out)
     return Scores(pair, _over_labels(table), rows, tuple(doubts))
 
@@ -167,6 +169,14 @@ def _over_labels(table: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
 
     names = ("volume_error_percent", "volume_error_mm3")
     return {n: mean(n) for n in ("dice", "hd95_mm", "assd_mm")} | {f"absolute_{n}": mean(n) for n in names}
+
+
+def _doubts_about_background(reference: Image, given: Image, labels: Sequence[int]) -> list[str]:
+    """Return that a label on both sides is probably their background, whose Dice of nearly 1 raises the mean."""
+    outside = background_label(given.data)
+    if outside is None or outside not in labels or background_label(reference.data) is None:
+        return []
+    return [f"label {outside} fills all corners: if it is the background, leave it out by --labels or --label-map"]
 
 
 def _warnings(labels: Sequence[int], in_result: set[int], in_reference: set[int], left_out: Sequence[int]) -> list[str]:

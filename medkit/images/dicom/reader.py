@@ -20,7 +20,7 @@ from medkit.images.dicom.segments import label_grid, label_values
 from medkit.images.dicom.series import as_number, series_at
 from medkit.images.dicom.types import DicomFile
 from medkit.images.dicom.volumes import Stack, at_even_steps, grid_of, stacks_of
-from medkit.images.stored import Stored, checked_frame
+from medkit.images.stored import Stored, checked_frame, guessed_orientation
 from medkit.space import Grid
 
 SEGMENTATIONS = ("segments", "labels")
@@ -79,7 +79,9 @@ def read_stored(path: Path, frame: int | None, series: str | None) -> Stored:
     stack = stacks[checked_frame(path, len(stacks), frame)]
     grid, found = grid_of(path, stack, files[0].slice_step)
     voxels = at_even_steps(stack_values(files, stack), stack.heights, grid.shape[2])
-    return Stored(voxels[None], grid, tuple(warnings + found + _doubts(files[0], stack)))
+    stated = stack.slices[0].origin is not None and stack.slices[0].directions is not None
+    doubts = guessed_orientation(grid, stated)
+    return Stored(voxels[None], grid, tuple(warnings + found + _notes(files[0], stack)), doubts=doubts)
 
 
 def read_stack(path: Path, series: str | None, frame: int) -> tuple[Stack, Grid, str]:
@@ -108,7 +110,7 @@ def stack_values(files: Sequence[DicomFile], stack: Stack) -> np.ndarray:
     return real_values(stored, stack.slices)
 
 
-def _doubts(file: DicomFile, stack: Stack) -> list[str]:
+def _notes(file: DicomFile, stack: Stack) -> list[str]:
     """What a person should know of how the values and the spacing were read."""
     found = [file.spacing_note] if file.spacing_note else []
     if file.pixels.inverted:

@@ -333,6 +333,17 @@ def test_an_empty_label_map_needs_a_look(medkit: Run, tmp_path: Path) -> None:
     assert "--mesh needs a structure" in mesh.err
 
 
+def test_a_background_that_is_not_0_needs_a_look(medkit: Run, tmp_path: Path) -> None:
+    labels = np.full((12, 12, 8), 7, np.uint8)
+    labels[3:9, 3:9, 2:6] = 1
+    nibabel.Nifti1Image(labels, np.diag([5.0, 5, 8, 1])).to_filename(path := tmp_path / "a_dseg.nii.gz")
+    for options, told in ([], True), (["--labels", "1"], False):
+        (record,) = medkit("run", "contours", path, "--json", "--overwrite", *options).records
+        assert record["medkit"]["look"] is told
+        texts = ["look at this one: label_7 fills all corners of the image: is it the background, which should be 0?"]
+        assert record["medkit"]["warnings"][:1] == texts * told
+
+
 def test_images_and_contours_are_not_outlined(label_map: Path, medkit: Run, tmp_path: Path) -> None:
     scan = make_image(tmp_path / "scan.nii.gz", (18, 16, 12), (2.0, 2.0, 2.0))
     medkit("run", "contours", label_map)

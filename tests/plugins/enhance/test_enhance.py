@@ -269,6 +269,13 @@ def test_noise_and_field_go_and_a_second_run_changes_nothing(
     assert all("left alone" in s["reason"] for s in again["enhancement"]["steps"])
 
 
+def test_labels_given_as_an_image_need_a_look(enhance: Run, tmp_path: Path) -> None:
+    labels = 40 * (head() > 0.5) + 2 * (coordinates().sum(0) > 0).astype(np.int16)
+    found = block(enhance(saved(tmp_path / "a.nii.gz", labels.astype(np.int16)), "--method", "nlm"))
+    assert found["look"]
+    assert "its values look like labels, and are blended as if they were intensities" in found["warnings"][0]
+
+
 def test_a_ct_keeps_its_units(enhance: Run, tmp_path: Path) -> None:
     clean = np.where(head() > 0, head() / 10 - 20, -1000)
     source = saved(tmp_path / "ct.nii.gz", np.rint(gaussian(clean, 40)).astype(np.int16))

@@ -160,6 +160,34 @@ def test_other_sizes_of_unlike_contrasts_are_told(monkeypatch: pytest.MonkeyPatc
         assert any(doubt.startswith(text) for doubt in found.warnings) == told
 
 
+@pytest.mark.parametrize(("degrees", "told"), [(40, False), (180, True)])
+def test_scans_that_are_turned_by_their_headers_are_told(
+    monkeypatch: pytest.MonkeyPatch, degrees: float, told: bool
+) -> None:
+    turn = np.eye(4)
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn[:3, :3] = [[c, 0, s], [0, 1, 0], [-s, 0, c]]
+    middle = np.array([78.0, 86, 70])
+    turn[:3, 3] = middle - turn[:3, :3] @ middle
+    scan = AffineTransform(turn).matrix @ GRID  # the head, laid down otherwise
+    ended = AffineResult(turn, "lncc", "", ())
+    monkeypatch.setattr(verdict, "register_affine", lambda *_: ended)
+    results = [
+        register_better(pyramid(head()), pyramid(head(), scan), AffineSettings(type="rigid", init=init))
+        for init in ("auto", turn)
+    ]
+    texts = [text for text in results[0].warnings if "if one header is wrong" in text]
+    assert (
+        texts
+        == [
+            "by their headers the scans are turned by 180 degrees: if one header is wrong, left and right may be "
+            "exchanged"
+        ]
+        * told
+    )
+    assert results[1].warnings == ()  # whoever gives a start knows of the turn
+
+
 def test_steps_that_ran_out_do_no_harm_to_a_better_result(monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"{UNFINISHED} after 40 steps"
     for matrix, told in ((moved(SHIFT), False), (np.eye(4), True)):

@@ -135,6 +135,14 @@ def test_the_type_and_its_range_stay(sr: Run, tmp_path: Path, kind: type) -> Non
     assert made.max() < 1.6 * values.max()
 
 
+def test_labels_given_as_an_image_need_a_look(sr: Run, tmp_path: Path) -> None:
+    values = (head() > head().max() / 2).astype(np.int16) * 40
+    path = saved(tmp_path / "a.nii.gz", values, np.diag([2.0, 2, 2, 1]))
+    found = block(sr(path, "--scale", 2, "--method", "backprojection"))
+    assert found["look"]
+    assert "its values look like labels" in found["warnings"][0]
+
+
 def test_scanned_again_it_is_the_scan(sr: Run, tmp_path: Path) -> None:
     coarse = scanned(head(), (1, 1, 4)).astype(np.float32)
     source = saved(tmp_path / "a.nii.gz", coarse, np.diag([1.0, 1.0, 4.0, 1.0]))
