@@ -33,9 +33,9 @@ ELONGATION = 4.0
 LIKE_CONTRASTS = 0.5
 """Correlation of intensities from which on contrasts count as alike: T1 with T1 scans reach 0.56 to 0.85, T1 with PD
 0.46, T1 with T2 less than 0."""
-RANKS = 0.85
+RANKS = 0.82
 """Ratio of the correlation of ranks to that of intensities below which a few bright voxels carry the latter. Scans of
-one contrast have 0.89 and more (90 pairs); T1 with FLAIR or contrast agent has 0.74 to 0.81, as scalps are bright.
+one contrast have 0.84 and more (120 pairs); T1 with FLAIR or contrast agent has 0.74 to 0.81, as scalps are bright.
 """
 STEPS = 64
 """Steps of intensity within which voxels have the same rank: noise in flat regions must not decide."""
