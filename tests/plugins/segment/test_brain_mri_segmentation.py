@@ -81,6 +81,24 @@ def test_the_weights_are_of_this_network_and_small() -> None:
     built("inference").get_parsed_content("network_def").load_state_dict(weights, strict=True)
 
 
+@pytest.mark.parametrize("slices", [1, 4, 8])
+@pytest.mark.parametrize("around", [0.0, 0.02, 0.3])
+def test_a_brain_without_its_skull_is_known_by_the_zeros_around_it(slices: int, around: float) -> None:
+    """Also in thick slices, between which fewer zeros are left; a whole head has air, or its scalp, there."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / "inference.json")
+    stripped = parser.get_parsed_content("stripped")
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in (64, 80, 64)], indexing="ij")
+    brain = (sum(axis**2 for axis in axes) < 0.6).float()[None, None]
+    head = brain + around * torch.rand(brain.shape, generator=torch.Generator().manual_seed(0)) * (1 - brain)
+    thick = torch.nn.functional.avg_pool3d(head, (1, 1, slices))
+    image = torch.nn.functional.interpolate(thick, head.shape[2:], mode="trilinear")
+    logits = torch.cat([0.5 - (image > 0.5).float(), (image > 0.5).float() - 0.5], 1)
+    assert bool(stripped(image, logits)) == (around == 0)
+
+
 def test_scripted_export_equals_the_network(tmp_path: Path) -> None:
     ckpt_export(
         "network_def",
