@@ -121,7 +121,7 @@ def feed_of(case: Case, contract: Contract) -> Feed:
     grid = next(iter(images.values())).grid
     if size := strange_size(grid):  # networks know bodies only
         raise InputError(f"{case.path}: {size}")
-    peak = max(float(np.abs(image.data).max()) for image in images.values())
+    peak = max(max(-float(image.data.min()), float(image.data.max())) for image in images.values())
     if peak < LEAST:
         case.doubts.append(
             f"{LOOK_AT_THIS}its values reach only {peak:.2g}, where bundles expect more than {LEAST:g}: multiply them"

@@ -25,8 +25,8 @@ class _End:
     """The exception that ends all that goes on in this process: it is raised once."""
 
     def __init__(self) -> None:
-        self.requests = 0
-        """How many requests hold; the next one after the last of them begins anew."""
+        self._requests = 0
+        """Number of `StopRequest` blocks that have begun and not ended."""
         self._raised: float | None = None
 
     def raise_once(self, number: int) -> None:
@@ -37,10 +37,14 @@ class _End:
             raise KeyboardInterrupt if number == signal.SIGINT else Stopped(signal.Signals(number).name)
 
     def begin(self) -> None:
-        """Count a request."""
-        if self.requests == 0:
+        """Count a `StopRequest` block that begins; the outermost one may raise again."""
+        if self._requests == 0:
             self._raised = None
-        self.requests += 1
+        self._requests += 1
+
+    def leave(self) -> None:
+        """Count a `StopRequest` block that ends."""
+        self._requests -= 1
 
 
 _end = _End()
@@ -71,7 +75,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _end.requests -= 1
+        _end.leave()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import select
 import stat
 import sys
 import threading
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, BinaryIO, cast
 
 from medkit.terminal.meeting import Meeting, Shared, meeting_on
-from medkit.terminal.streams import Stream
+from medkit.terminal.streams import Stream, write_all
 
 _CLEAR = "\r\x1b[J"
 """Clears from the start of the cursor's line to the end of the screen."""
@@ -95,12 +94,7 @@ class Screen:
         return text
 
     def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[os.write(self._terminal, rest) :]
-            except BlockingIOError:  # another program has made the terminal non-blocking
-                select.select([], [self._terminal], [])
+        write_all(self._terminal, data)
 
 
 def frame_of(lines: Sequence[str]) -> str:
@@ -108,29 +102,18 @@ def frame_of(lines: Sequence[str]) -> str:
     return "".join(f"\n{line}" for line in lines) + (f"\r\x1b[{len(lines)}A" if lines else "")
 
 
-class _Output(io.RawIOBase):
+class _Output(Stream):
     """A stream that prints above the bars."""
 
     def __init__(self, descriptor: int, screen: Screen) -> None:
-        self._descriptor, self._screen = descriptor, screen
+        super().__init__(descriptor)
+        self._screen = screen
 
     def write(self, data: Any) -> int:
         """Print bytes above the bars."""
         text = bytes(data)
         self._screen.write(text)
         return len(text)
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def fileno(self) -> int:
-        """Return the descriptor that the stream stands for."""
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        """Return True."""
-        return True
 
 
 _screens: dict[int, Screen | None] = {}

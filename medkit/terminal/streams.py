@@ -19,11 +19,21 @@ def open_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
-    # stdin stays None: without arguments, that is an error in the use, not an empty list
+    # sys.stdin stays None: a command without arguments then fails as wrong use, instead of reading an empty list
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def write_all(descriptor: int, data: Any) -> None:
+    """Write all bytes, also where another program has made a terminal or a pipe non-blocking. Raises OSError."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
 
 
 class Stream(io.RawIOBase):
@@ -37,18 +47,12 @@ class Stream(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Write all bytes. Raises OSError if the stream has a name."""
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        while rest:
-            try:
-                rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # another program has made the pipe non-blocking
-                select.select([], [self._descriptor], [])
-            except OSError as error:
-                if self._called:
-                    raise OSError(error.errno, error.strerror, self._called) from None
-                break
-        return size
+        try:
+            write_all(self._descriptor, data)
+        except OSError as error:
+            if self._called:
+                raise OSError(error.errno, error.strerror, self._called) from None
+        return memoryview(data).nbytes
 
     def writable(self) -> bool:
         """Return True."""

@@ -30,8 +30,8 @@ from medkit_register.result import ResultMaker, Solution, similarity_of
 from medkit_register.verdict import register_better
 
 LIKE_CONTRASTS = 0.58
-"""Correlation of intensities from which on a warp follows local correlation. T1 and FLAIR reach 0.55, since scalp and
-fluid look alike in both; T1 with and without contrast agent 0.59. Scans wrongly taken for unlike lose little, scans
+"""Correlation of intensities, or of their ranks (`affine.RANKS`), from which on a warp follows local correlation. T1
+and FLAIR reach 0.51, since scalp and fluid look alike in both. Scans wrongly taken for unlike lose little, scans
 wrongly taken for alike half of their Dice, so the limit is higher than the one for the affine map's metric."""
 
 

@@ -21,6 +21,7 @@ from medkit.space import apply_affine
 from medkit.transforms import AffineTransform, Transform
 from medkit_register.affine import UNFINISHED, AffineResult, AffineSettings, register_affine
 from medkit_register.descriptor_affine import follow_descriptors
+from medkit_register.optimise import rigid_part
 from medkit_register.problem import FEWEST
 from medkit_register.pyramid import Pyramid
 
@@ -107,8 +108,8 @@ def _doubts_about_borders(fixed: Pyramid, moving: Pyramid, found: AffineResult) 
 
 def _doubts_about_turn(matrix: np.ndarray) -> Iterator[str]:
     """Yield that a map (4, 4) turns more than people are turned in scanners: a header may be that of a mirror image."""
-    left, _, right = np.linalg.svd(matrix[:3, :3])
-    turn = float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))
+    turned = float(np.trace(rigid_part(matrix[:3])[:, :3]))
+    turn = float(np.degrees(np.arccos(np.clip((turned - 1) / 2, -1, 1))))
     if turn > TURNED:
         yield (
             f"by their headers the scans are turned by {turn:.0f} degrees: if one header is wrong, left and right may "

@@ -174,7 +174,7 @@ def _over_labels(table: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
 def _doubts_about_background(reference: Image, given: Image, labels: Sequence[int]) -> list[str]:
     """Return that a label on both sides is probably their background, whose Dice of nearly 1 raises the mean."""
     outside = background_label(given.data)
-    if outside is None or outside not in labels or background_label(reference.data) is None:
+    if outside not in labels or background_label(reference.data) is None:
         return []
     return [f"label {outside} fills all corners: if it is the background, leave it out by --labels or --label-map"]
 
